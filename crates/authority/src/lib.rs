@@ -1,0 +1,1 @@
+//! The only code that can mint: profile, prepare, lint, sign.

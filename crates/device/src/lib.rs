@@ -1,0 +1,1 @@
+//! Runs on the device: key, pinned platform root, link. Ships countersign-agent.

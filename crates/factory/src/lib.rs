@@ -1,0 +1,1 @@
+//! Factory to device: claims, certificate requests, enrolment grants. No I/O.

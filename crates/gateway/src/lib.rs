@@ -1,0 +1,1 @@
+//! Meets the device: handshake, admission, session, data.

@@ -1,0 +1,145 @@
+//! The registered authorities, as trust anchors that can be found without searching.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+
+use crate::certificate::{CertificateError, CertificateFacts};
+use crate::id::{AuthorityId, Generation, TenantId};
+use crate::rule::IdentityRule;
+
+/// Whether certificates of an authority may be admitted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AnchorState {
+    /// Admitted.
+    Active,
+    /// Still admitted; nothing new is issued.
+    Retiring,
+    /// No longer admitted.
+    Retired,
+    /// No longer admitted, because its key is no longer trusted.
+    Revoked,
+}
+
+impl AnchorState {
+    /// Whether a chain to this anchor may be admitted.
+    pub fn admits(self) -> bool {
+        matches!(self, Self::Active | Self::Retiring)
+    }
+
+    /// The state's name in store, API and output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Retiring => "retiring",
+            Self::Retired => "retired",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// One registered authority of one tenant's `devices` hierarchy, root or intermediate.
+#[derive(Debug)]
+pub struct Anchor {
+    /// The tenant whose devices it may vouch for.
+    pub tenant: TenantId,
+    /// Its id in the registry.
+    pub authority: AuthorityId,
+    /// Its state in the registry.
+    pub state: AnchorState,
+    /// Its generation in the registry.
+    pub generation: Generation,
+    /// Where its certificates carry the device id.
+    pub identity_rule: IdentityRule,
+    /// What its certificate says; webpki looks at none of it in an anchor, so the chain check does.
+    pub facts: CertificateFacts,
+    trust: TrustAnchor<'static>,
+}
+
+impl Anchor {
+    /// Takes a CA certificate as an anchor.
+    ///
+    /// # Errors
+    /// If the DER cannot be read as a certificate with a usable key.
+    pub fn new(
+        tenant: TenantId,
+        authority: AuthorityId,
+        state: AnchorState,
+        generation: Generation,
+        identity_rule: IdentityRule,
+        der: &[u8],
+    ) -> Result<Self, CertificateError> {
+        let facts = CertificateFacts::parse(der)?;
+        let der = CertificateDer::from(der);
+        let trust = webpki::anchor_from_trusted_cert(&der)
+            .map_err(|e| CertificateError::of_anchor(&e))?
+            .to_owned();
+        Ok(Self { tenant, authority, state, generation, identity_rule, facts, trust })
+    }
+
+    pub(crate) fn trust(&self) -> &TrustAnchor<'static> {
+        &self.trust
+    }
+}
+
+/// Anchors by (subject name, key identifier), and by name alone for certificates without an authorityKeyIdentifier.
+///
+/// A linear search costs milliseconds at 100,000 anchors, and many anchors of one name would let a stranger spend our
+/// signature checks: so a chain only ever meets the anchors that its own bytes point at, and never more than
+/// [`AnchorIndex::CANDIDATES_MAX`] of them.
+#[derive(Debug, Default)]
+pub struct AnchorIndex {
+    by_name_and_key: HashMap<(Box<[u8]>, Box<[u8]>), Vec<Arc<Anchor>>>,
+    by_name: HashMap<Box<[u8]>, Vec<Arc<Anchor>>>,
+    count: usize,
+}
+
+impl AnchorIndex {
+    /// The most anchors that one chain is tried against.
+    pub const CANDIDATES_MAX: usize = 8;
+
+    /// Builds the index.
+    pub fn new(anchors: impl IntoIterator<Item = Arc<Anchor>>) -> Self {
+        let mut index = Self::default();
+        for anchor in anchors {
+            index.insert(anchor);
+        }
+        index
+    }
+
+    /// Adds one anchor.
+    pub fn insert(&mut self, anchor: Arc<Anchor>) {
+        let name: Box<[u8]> = anchor.facts.subject_der.as_slice().into();
+        if let Some(key) = &anchor.facts.subject_key_id {
+            self.by_name_and_key.entry((name.clone(), key.as_slice().into())).or_default().push(anchor.clone());
+        }
+        self.by_name.entry(name).or_default().push(anchor);
+        self.count += 1;
+    }
+
+    /// How many anchors there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is none: then nobody is admitted.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The anchors that may have issued `certificate`. An anchor without a subjectKeyIdentifier is found by name.
+    pub(crate) fn issuers_of<'a>(&'a self, certificate: &CertificateFacts) -> impl Iterator<Item = &'a Arc<Anchor>> {
+        let exact = certificate.authority_key_id.as_deref().map(|key| {
+            let key = (certificate.issuer_der.as_slice().into(), key.into());
+            self.by_name_and_key.get(&key).map(Vec::as_slice).unwrap_or_default()
+        });
+        let named = self.by_name.get(certificate.issuer_der.as_slice()).map(Vec::as_slice).unwrap_or_default();
+        let has_key_id = exact.is_some();
+        exact
+            .unwrap_or_default()
+            .iter()
+            .chain(named.iter().filter(move |a| !has_key_id || a.facts.subject_key_id.is_none()))
+    }
+}

@@ -1,0 +1,24 @@
+//! Who is this? Tenants, devices, certificates as identity, and the checks of a chain.
+//!
+//! No socket, no clock, no store: bytes and a [`Timestamp`] go in, verified facts or a typed fault come out.
+//! Reading order follows the handshake:
+//!
+//! 1. [`id`]: the names that everything else is keyed by, each a type of its own
+//! 2. [`certificate`]: what one X.509 certificate says, parsed once
+//! 3. [`rule`]: where an authority's certificates carry the device id
+//! 4. [`anchor`]: the registered authorities, indexed so that a fleet of authorities costs no more than one
+//! 5. [`chain`]: from presented certificates to a [`VerifiedChain`], or a [`ChainFault`] with its TLS alert
+
+pub mod anchor;
+pub mod certificate;
+pub mod chain;
+pub mod id;
+pub mod rule;
+mod timestamp;
+
+pub use anchor::{Anchor, AnchorIndex, AnchorState};
+pub use certificate::CertificateFacts;
+pub use chain::{ChainFault, VerifiedChain};
+pub use id::{AuthorityId, DeviceId, Fingerprint, Generation, IdError, TenantId};
+pub use rule::{IdentityFault, IdentityRule};
+pub use timestamp::Timestamp;

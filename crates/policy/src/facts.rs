@@ -1,0 +1,206 @@
+//! What is known of a device, its credential and its authority at the moment of a decision.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use countersign_identity::{AnchorIndex, AnchorState, AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::decide::TenantPolicy;
+use crate::lifecycle::LifecycleState;
+
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl $name {
+            /// The name in store, API, log and policy.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = String;
+            fn from_str(s: &str) -> Result<Self, String> {
+                match s {
+                    $($text => Ok(Self::$variant),)+
+                    _ => Err(format!(concat!("{:?} is none of: ", $($text, " "),+), s)),
+                }
+            }
+        }
+    };
+}
+
+named! {
+    /// Where a credential stands.
+    CredentialState {
+        /// Handed out, not used yet: admitted, and becomes `active` by first use.
+        Issued = "issued",
+        /// In use.
+        Active = "active",
+        /// Replaced by a newer one of the same device; still admitted until it is revoked or expires.
+        Superseded = "superseded",
+        /// No longer admitted.
+        Revoked = "revoked",
+        /// Handed out and never used in time: never admitted.
+        Lapsed = "lapsed",
+        /// Past its notAfter.
+        Expired = "expired",
+    }
+}
+
+named! {
+    /// What a credential is for (IEEE 802.1AR).
+    CredentialKind {
+        /// The manufacturer's identity, IDevID.
+        Factory = "factory",
+        /// The operator's identity, LDevID: what opens data sessions.
+        Operational = "operational",
+        /// Self-signed, registered by fingerprint.
+        Pinned = "pinned",
+    }
+}
+
+named! {
+    /// How a credential's private key is held, and how that is known.
+    Custody {
+        /// Proven by attestation.
+        Attested = "attested",
+        /// Somebody said so.
+        Declared = "declared",
+        /// Nothing is known.
+        Unknown = "unknown",
+    }
+}
+
+/// A device, as admission needs it. Shared: a fleet of ten million keeps one of these each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// The tenant it belongs to.
+    pub tenant: TenantId,
+    /// Its id within the tenant.
+    pub id: DeviceId,
+    /// Its model, if one is known.
+    pub model: Option<Arc<str>>,
+    /// Its groups, sorted.
+    pub groups: Arc<[Arc<str>]>,
+    /// Where it stands.
+    pub state: LifecycleState,
+    /// Grows with every change of the device.
+    pub generation: Generation,
+}
+
+/// A credential, as admission needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialFacts {
+    /// Its certificate's SHA-256.
+    pub fingerprint: Fingerprint,
+    /// The tenant of its device.
+    pub tenant: TenantId,
+    /// Its device.
+    pub device: DeviceId,
+    /// What it is for.
+    pub kind: CredentialKind,
+    /// Where it stands.
+    pub state: CredentialState,
+    /// How its key is held.
+    pub custody: Custody,
+    /// Grows with every change of the credential that could alter an admission.
+    pub generation: Generation,
+}
+
+/// The generations that an admission was made under. Read again after the session is indexed; any difference is a
+/// fresh decision.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Generations {
+    /// Of the tenant's policy.
+    pub policy: Generation,
+    /// Of the authority that the chain ended in.
+    pub authority: Generation,
+    /// Of the device.
+    pub device: Generation,
+    /// Of the credential.
+    pub credential: Generation,
+}
+
+/// What a TLS handshake agreed on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TlsFacts {
+    /// `TLSv1.3` or `TLSv1.2`.
+    pub version: &'static str,
+    /// The key exchange group, such as `X25519MLKEM768`; `None` if none took place.
+    pub group: Option<&'static str>,
+    /// The cipher suite.
+    pub cipher_suite: &'static str,
+    /// Whether the session was resumed.
+    pub resumed: bool,
+}
+
+/// What a connect decision looks at besides device and credential.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectFacts<'a> {
+    /// The device.
+    pub device: &'a DeviceFacts,
+    /// The credential it proved.
+    pub credential: &'a CredentialFacts,
+    /// The authority its chain ended in.
+    pub authority: &'a AuthorityId,
+    /// The authority's generation.
+    pub authority_generation: Generation,
+    /// Where the connection comes from.
+    pub source: IpAddr,
+    /// What the handshake agreed on.
+    pub tls: TlsFacts,
+    /// When.
+    pub now: Timestamp,
+}
+
+/// The registry could not be read or written; nobody is admitted until it can.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the registry is unavailable: {reason}")]
+pub struct RegistryUnavailable {
+    /// What failed.
+    pub reason: String,
+}
+
+/// Where facts come from: a table in memory, fed by the registry's revisions, so that a decision never waits for I/O.
+///
+/// A writer makes a change visible here *before* it looks for the sessions that the change touches; a session is
+/// indexed *before* its generations are read again. So one of the two always sees the other.
+pub trait FactSource: Send + Sync {
+    /// Whether facts may be trusted now.
+    ///
+    /// # Errors
+    /// [`RegistryUnavailable`] when the registry failed: then every decision is a denial.
+    fn health(&self) -> Result<(), RegistryUnavailable>;
+
+    /// The registered authorities of all tenants.
+    fn anchors(&self) -> Arc<AnchorIndex>;
+
+    /// The tenant that a server name belongs to; `None` if no tenant has it. Compared without regard to case.
+    fn tenant_by_host(&self, host: &str) -> Option<TenantId>;
+
+    /// A credential by its fingerprint; `None` if it is not known.
+    fn credential(&self, fingerprint: &Fingerprint) -> Option<CredentialFacts>;
+
+    /// A device; `None` if it is not known.
+    fn device(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<DeviceFacts>>;
+
+    /// State and generation of an authority now; `None` if it is not known.
+    fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)>;
+
+    /// The tenant's compiled policies; `None` if there are none, and then nobody is admitted.
+    fn policy(&self, tenant: &TenantId) -> Option<Arc<TenantPolicy>>;
+}

@@ -1,0 +1,19 @@
+//! May they? Verified facts in; a permit or a typed denial out, with an explanation. No I/O.
+//!
+//! Reading order:
+//!
+//! 1. [`lifecycle`]: the states of a device and the table of moves between them
+//! 2. [`facts`]: what is known of device, credential and authority, and the trait through which it is looked up
+//! 3. [`denial`]: every way to be refused, each with a stable code, its wire form, a cause and a cure
+//! 4. [`exchange`]: the record of one connection attempt, from TCP accept to first publish
+
+pub mod decide;
+pub mod denial;
+pub mod exchange;
+pub mod facts;
+pub mod lifecycle;
+
+pub use denial::{Denial, DenialCode};
+pub use exchange::{ExchangeId, ExchangeRecord, Outcome, Possession, Stage, StageOutcome, StageRecord};
+pub use facts::{CredentialFacts, CredentialState, Custody, DeviceFacts, FactSource, Generations};
+pub use lifecycle::{LifecycleMove, LifecycleState};

@@ -1,0 +1,1 @@
+//! Remembers: tenants, devices, credentials, exchanges, audit, revisions.

@@ -1,0 +1,2 @@
+//! The process: CLI, configuration, admin API, wiring.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Test PKI, fleet and clock. Only ever a dev-dependency.
