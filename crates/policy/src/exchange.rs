@@ -247,6 +247,9 @@ pub trait ExchangeSink: Send + Sync {
     /// Keeps a record, later.
     fn record(&self, exchange: ExchangeRecord);
 
+    /// The first publish of an admitted exchange was accepted: adds stage `first-data` to its record.
+    fn first_data(&self, tenant: &TenantId, device: &DeviceId, exchange: ExchangeId, stage: StageRecord);
+
     /// A credential in state `issued` was used for the first time; it becomes `active`.
     fn credential_used(&self, fingerprint: Fingerprint);
 }

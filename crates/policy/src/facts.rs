@@ -19,6 +19,9 @@ macro_rules! named {
         pub enum $name { $($(#[$vdoc])* $variant),+ }
 
         impl $name {
+            /// All of them, in the order of this type.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
             /// The name in store, API, log and policy.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
@@ -85,6 +88,20 @@ named! {
     }
 }
 
+named! {
+    /// Which client ids a device may use in MQTT CONNECT; set per tenant.
+    ClientIdMode {
+        /// The client id is the device id, letter by letter. The default.
+        Strict = "strict",
+        /// The device id, or the device id, `:` and anything: several sessions per device.
+        Prefix = "prefix",
+        /// Empty, and the server assigns the device id; or the device id itself.
+        Assigned = "assigned",
+        /// Anything; sessions are still keyed by tenant and device, so no device reaches another's.
+        Free = "free",
+    }
+}
+
 /// A device, as admission needs it. Shared: a fleet of ten million keeps one of these each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceFacts {
@@ -136,7 +153,7 @@ pub struct Generations {
 }
 
 /// What a TLS handshake agreed on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct TlsFacts {
     /// `TLSv1.3` or `TLSv1.2`.
     pub version: &'static str,
@@ -200,6 +217,9 @@ pub trait FactSource: Send + Sync {
 
     /// State and generation of an authority now; `None` if it is not known.
     fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)>;
+
+    /// Which client ids the tenant's devices may use.
+    fn client_id_mode(&self, tenant: &TenantId) -> ClientIdMode;
 
     /// The tenant's compiled policies; `None` if there are none, and then nobody is admitted.
     fn policy(&self, tenant: &TenantId) -> Option<Arc<TenantPolicy>>;

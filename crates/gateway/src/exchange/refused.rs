@@ -1,0 +1,64 @@
+//! The end of an exchange that was not granted: recorded, counted and logged once, in one line.
+
+use countersign_policy::denial::Wire;
+use countersign_policy::{Denial, Outcome};
+
+use super::trace::Trace;
+use crate::node::Node;
+
+/// A refused exchange. What the device is told follows from the denial's code.
+#[derive(Debug)]
+pub struct Refused {
+    pub(super) trace: Trace,
+    pub(super) denial: Denial,
+}
+
+impl Refused {
+    /// Why.
+    pub fn denial(&self) -> &Denial {
+        &self.denial
+    }
+
+    /// The return code of a 3.1.1 CONNACK (section 3.2.2.3). A fault that has no code of its own is 5, not authorised.
+    pub(crate) fn connack_v311(&self) -> u8 {
+        match self.denial.code.wire() {
+            Wire::Connack { v311, .. } => v311,
+            _ => 5,
+        }
+    }
+
+    /// The reason code of a version 5 CONNACK (section 3.2.2.2).
+    pub(crate) fn connack_v5(&self) -> u8 {
+        match self.denial.code.wire() {
+            Wire::Connack { v5, .. } | Wire::Session { v5 } => v5,
+            _ => 0x87,
+        }
+    }
+
+    /// Keeps the record: ledger row, counter, and one line that can be counted.
+    pub(crate) fn conclude(self, node: &Node) {
+        let outcome = match self.denial.code.wire() {
+            Wire::Device => Outcome::RefusedByDevice,
+            _ => Outcome::Refused,
+        };
+        node.metrics.refused(self.denial.code);
+        let record = self.trace.into_refusal(&node.options.listener, outcome, self.denial);
+        let denial = record.denial.as_ref();
+        let shown = record.certificate.as_ref();
+        tracing::warn!(
+            exchange.id = %record.id,
+            exchange.outcome = outcome.name(),
+            denial.code = denial.map_or("", |d| d.code.as_str()),
+            denial.detail = denial.map_or("", |d| d.detail.as_str()),
+            tenant.id = record.tenant.as_ref().map_or("", |t| t.as_str()),
+            device.id = record.device.as_ref().map_or("", |d| d.as_str()),
+            certificate.subject = shown.map_or("", |s| s.subject.as_str()),
+            certificate.serial = shown.map_or("", |s| s.serial.as_str()),
+            certificate.fingerprint = shown.map(|s| s.fingerprint.to_string()).unwrap_or_default(),
+            possession = ?record.possession,
+            source = %record.source,
+            "exchange refused"
+        );
+        node.sink.record(record);
+    }
+}

@@ -1,0 +1,419 @@
+//! The stages as types. Fields are private to this folder: a stage is made only by the one before it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use countersign_identity::{Anchor, CertificateFacts, Timestamp, VerifiedChain};
+use countersign_policy::decide::AdmissionPermit;
+use countersign_policy::facts::{ConnectFacts, TlsFacts};
+use countersign_policy::{
+    ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource, Outcome, Possession, Stage,
+};
+use rustls::server::UnbufferedServerConnection;
+use rustls::{AlertDescription, Error as TlsError, PeerIncompatible};
+
+use super::refused::Refused;
+use super::trace::Trace;
+use crate::handshake::context::{self, HandshakeContext};
+use crate::handshake::driver::{self, Pass};
+use crate::handshake::hello::ClientHello;
+use crate::node::Node;
+
+/// A TCP connection that admission control by source let pass. Nothing is known of it but its address.
+#[derive(Debug)]
+pub struct Accepted {
+    trace: Trace,
+}
+
+impl Accepted {
+    pub(crate) fn new(id: ExchangeId, started: Timestamp, source: SocketAddr) -> Self {
+        Self { trace: Trace::new(id, started, source) }
+    }
+
+    /// Refuses it before or at the ClientHello.
+    pub(crate) fn refuse(self, denial: Denial) -> Refused {
+        Refused { trace: self.trace, denial }
+    }
+
+    /// Takes the ClientHello: the server name chooses the tenant.
+    ///
+    /// # Errors
+    /// [`Refused`] if the server name belongs to nobody.
+    pub(crate) fn hello(mut self, hello: ClientHello, node: &Node) -> Result<Handshaking, Refused> {
+        let facts = &node.facts;
+        let asked = match &hello.server_name {
+            None => None,
+            Some(name) => {
+                let tenant = facts.tenant_by_host(name);
+                if tenant.is_none() && !node.options.host_names.iter().any(|h| h == name) {
+                    let denial = Denial::new(DenialCode::UnknownServerName, format!("no tenant has the host {name:?}"));
+                    self.trace.fact("server_name", name.as_str());
+                    return Err(self.refuse(denial));
+                }
+                tenant
+            }
+        };
+        if let Some(name) = hello.server_name {
+            self.trace.fact("server_name", name);
+        }
+        if !hello.alpn.is_empty() {
+            self.trace.fact("alpn_offered", hello.alpn.join(" "));
+        }
+        self.trace.tenant = asked.clone();
+        self.trace.passed(Stage::ClientHello);
+        let context = Box::new(HandshakeContext {
+            facts: facts.clone(),
+            asked,
+            now: node.now(),
+            shown: None,
+            verdict: None,
+            possession: Possession::Unproven,
+            certificate_at: None,
+            possession_at: None,
+        });
+        Ok(Handshaking { trace: self.trace, context: Some(context), flight_sent: false })
+    }
+}
+
+/// A TLS handshake under way. It has no data to read and nothing to answer.
+pub struct Handshaking {
+    trace: Trace,
+    context: Option<Box<HandshakeContext>>,
+    flight_sent: bool,
+}
+
+impl Handshaking {
+    /// Moves the handshake on by what is in `input`.
+    pub(crate) fn pass(
+        &mut self,
+        tls: &mut UnbufferedServerConnection,
+        input: &mut [u8],
+        plaintext: &mut Vec<u8>,
+        records: &mut Vec<u8>,
+    ) -> Pass {
+        let pass = context::lend(&mut self.context, || driver::pass(tls, input, plaintext, records));
+        if !self.flight_sent && !records.is_empty() && !matches!(pass.end, driver::PassEnd::Failed(_)) {
+            self.flight_sent = true;
+            self.trace.passed(Stage::ServerFlight);
+        }
+        pass
+    }
+
+    /// The handshake is complete: rustls says so, and so must the context, or nobody comes in.
+    ///
+    /// # Errors
+    /// [`Refused`] if there is no verdict or possession was not proven.
+    pub(crate) fn complete(mut self, tls: &UnbufferedServerConnection) -> Result<Handshaken, Box<Refused>> {
+        self.take_findings();
+        let verdict = self.context.take().and_then(|c| c.verdict);
+        let (Some(Ok(chain)), Possession::Proven) = (verdict, self.trace.possession) else {
+            let denial = Denial::new(DenialCode::NoCertificate, "the handshake ended without a verified certificate");
+            return Err(Box::new(Refused { trace: self.trace, denial }));
+        };
+        let facts = TlsFacts {
+            version: match tls.protocol_version() {
+                Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+                Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+                _ => "unknown",
+            },
+            group: tls.negotiated_key_exchange_group().and_then(|g| g.name().as_str()),
+            cipher_suite: tls.negotiated_cipher_suite().and_then(|s| s.suite().as_str()).unwrap_or("unknown"),
+            resumed: false,
+        };
+        self.trace.fact("tls_version", facts.version);
+        if let Some(group) = facts.group {
+            self.trace.fact("group", group);
+        }
+        self.trace.fact("cipher_suite", facts.cipher_suite);
+        self.trace.tenant = Some(chain.anchor().tenant.clone());
+        self.trace.authority = Some(chain.anchor().authority.clone());
+        Ok(Handshaken { trace: self.trace, chain, tls: facts })
+    }
+
+    /// TLS failed, by either side.
+    pub(crate) fn fail(mut self, error: &TlsError) -> Refused {
+        self.take_findings();
+        let verdict = self.context.take().and_then(|c| c.verdict);
+        let denial = match verdict {
+            Some(Err(denial)) if matches!(error, TlsError::InvalidCertificate(_)) => denial,
+            _ => denial_of(error, self.flight_sent),
+        };
+        Refused { trace: self.trace, denial }
+    }
+
+    /// The peer was silent for too long, or went away.
+    pub(crate) fn give_up(mut self, denial: Denial) -> Refused {
+        self.take_findings();
+        Refused { trace: self.trace, denial }
+    }
+
+    fn take_findings(&mut self) {
+        let Some(context) = &mut self.context else { return };
+        let trace = &mut self.trace;
+        trace.certificate = context.shown.take();
+        trace.possession = context.possession;
+        if let Some(at) = context.certificate_at {
+            match context.verdict {
+                Some(Ok(_)) => trace.passed_at(Stage::ClientCertificate, at),
+                Some(Err(ref d)) if d.code == DenialCode::PossessionFailed => {
+                    trace.passed_at(Stage::ClientCertificate, at);
+                }
+                _ => trace.failed_at(Stage::ClientCertificate, at),
+            }
+        }
+        if let Some(at) = context.possession_at {
+            match context.possession {
+                Possession::Proven => trace.passed_at(Stage::CertificateVerify, at),
+                Possession::Unproven => trace.failed_at(Stage::CertificateVerify, at),
+            }
+        }
+    }
+}
+
+/// Sorts an error of the TLS library by what the operator can do about it.
+fn denial_of(error: &TlsError, flight_sent: bool) -> Denial {
+    let code = match error {
+        TlsError::AlertReceived(alert) if flight_sent => match alert {
+            AlertDescription::UnknownCA => DenialCode::DeviceUnknownCa,
+            AlertDescription::CertificateExpired => DenialCode::DeviceCertificateExpired,
+            AlertDescription::BadCertificate
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnsupportedCertificate => DenialCode::DeviceBadCertificate,
+            _ => DenialCode::DeviceAlert,
+        },
+        TlsError::AlertReceived(_) => DenialCode::DeviceAlert,
+        TlsError::NoCertificatesPresented => DenialCode::NoCertificate,
+        TlsError::NoApplicationProtocol => DenialCode::NoApplicationProtocol,
+        TlsError::PeerIncompatible(
+            PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::Tls13RequiredForQuic
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13,
+        ) => DenialCode::TlsVersion,
+        TlsError::PeerIncompatible(_) => DenialCode::HandshakeParameters,
+        TlsError::InvalidCertificate(_) => DenialCode::PossessionFailed,
+        _ => DenialCode::HandshakeProtocol,
+    };
+    Denial::new(code, error.to_string())
+}
+
+/// A peer that proved to hold the key of a certificate with a path to a registered anchor. Not admitted to anything.
+#[derive(Debug)]
+pub struct Handshaken {
+    trace: Trace,
+    chain: VerifiedChain,
+    tls: TlsFacts,
+}
+
+impl Handshaken {
+    /// Reads the device id, and looks up device and credential.
+    ///
+    /// # Errors
+    /// [`Refused`] if the certificate names no device, or one that is not known by this certificate.
+    pub(crate) fn identify(mut self, facts: &dyn FactSource) -> Result<Identified, Box<Refused>> {
+        let (leaf, anchor) = self.chain.into_parts();
+        let found = (|| {
+            let id = anchor.identity_rule.read(&leaf).map_err(|fault| Denial::from(&fault))?;
+            self.trace.device = Some(id.clone());
+            let device = facts.device(&anchor.tenant, &id);
+            let credential = facts.credential(&leaf.fingerprint).filter(|c| c.tenant == anchor.tenant);
+            match (device, credential) {
+                (_, Some(c)) if c.device != id => Err(Denial::new(
+                    DenialCode::CredentialOfOther,
+                    format!("the certificate names {id} but is registered for {}", c.device),
+                )),
+                (Some(device), Some(credential)) => Ok((device, credential)),
+                (Some(_), None) => Err(Denial::new(
+                    DenialCode::UnknownCredential,
+                    format!("device {id} is known, the certificate with serial {} is not", leaf.serial),
+                )),
+                (None, _) => {
+                    Err(Denial::new(DenialCode::UnknownDevice, format!("tenant {} has no device {id}", anchor.tenant)))
+                }
+            }
+        })();
+        match found {
+            Ok((device, credential)) => {
+                self.trace.passed(Stage::Identify);
+                Ok(Identified { trace: self.trace, leaf, anchor, device, credential, tls: self.tls })
+            }
+            Err(denial) => Err(Box::new(Refused { trace: self.trace, denial })),
+        }
+    }
+}
+
+/// A known device with a known credential. Whether it may come in now is another question.
+#[derive(Debug)]
+pub struct Identified {
+    trace: Trace,
+    leaf: CertificateFacts,
+    anchor: Arc<Anchor>,
+    device: Arc<DeviceFacts>,
+    credential: CredentialFacts,
+    tls: TlsFacts,
+}
+
+impl Identified {
+    /// Lifecycle, then policies.
+    ///
+    /// # Errors
+    /// [`Refused`] with the denial of the decision.
+    pub(crate) fn decide(mut self, facts: &dyn FactSource, now: Timestamp) -> Result<Authorised, Box<Refused>> {
+        let decided = (|| {
+            facts.health().map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
+            let policy = facts.policy(&self.device.tenant).ok_or_else(|| {
+                Denial::new(DenialCode::PolicyNoPermit, format!("tenant {} has no policies", self.device.tenant))
+            })?;
+            policy.connect(&ConnectFacts {
+                device: &self.device,
+                credential: &self.credential,
+                authority: &self.anchor.authority,
+                authority_generation: self.anchor.generation,
+                source: self.trace.source.ip(),
+                tls: self.tls,
+                now,
+            })
+        })();
+        match decided {
+            Ok(permit) => {
+                self.trace.passed(Stage::Policy);
+                self.trace.policies = permit.policies().iter().map(|p| p.to_string()).collect();
+                let connected = Connected {
+                    device: self.device,
+                    credential: self.credential,
+                    anchor: self.anchor,
+                    not_after: self.leaf.not_after,
+                    tls: self.tls,
+                };
+                Ok(Authorised { trace: self.trace, connected, permit })
+            }
+            Err(denial) => {
+                self.trace.policies = denial.policies.clone();
+                Err(Box::new(Refused { trace: self.trace, denial }))
+            }
+        }
+    }
+}
+
+/// What outlives the handshake.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) device: Arc<DeviceFacts>,
+    pub(crate) credential: CredentialFacts,
+    pub(crate) anchor: Arc<Anchor>,
+    pub(crate) not_after: Timestamp,
+    pub(crate) tls: TlsFacts,
+}
+
+/// A device with a permit, which has not said yet what it wants.
+#[derive(Debug)]
+pub struct Authorised {
+    trace: Trace,
+    connected: Connected,
+    permit: AdmissionPermit,
+}
+
+/// What a CONNECT asks for, as far as admission looks at it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Greeting<'a> {
+    pub(crate) protocol: &'static str,
+    pub(crate) client_id: &'a str,
+    pub(crate) persistent: bool,
+    pub(crate) will: bool,
+    pub(crate) auth_method: Option<&'a str>,
+}
+
+impl Authorised {
+    /// Checks what a CONNECT asks for against who the device is.
+    ///
+    /// # Errors
+    /// [`Refused`] if the client id is not the device's, or something is asked for that is not offered.
+    pub(crate) fn greet(mut self, greeting: Greeting<'_>, mode: ClientIdMode) -> Result<Greeted, Box<Refused>> {
+        let device = self.connected.device.id.as_str();
+        let asked = greeting.client_id;
+        self.trace.fact("protocol", greeting.protocol);
+        self.trace.fact("client_id", asked);
+        let own = match mode {
+            ClientIdMode::Strict => asked == device,
+            ClientIdMode::Prefix => {
+                asked == device || asked.strip_prefix(device).is_some_and(|rest| rest.starts_with(':'))
+            }
+            ClientIdMode::Assigned => asked.is_empty() || asked == device,
+            ClientIdMode::Free => true,
+        };
+        let fault = if !own {
+            Some(Denial::new(
+                DenialCode::ClientIdMismatch,
+                format!("device {device} asked for client id {asked:?}; the tenant's mode is {mode}"),
+            ))
+        } else if greeting.auth_method.is_some() {
+            Some(DenialCode::AuthMethod.into())
+        } else if greeting.persistent {
+            Some(DenialCode::PersistentSession.into())
+        } else if greeting.will {
+            Some(DenialCode::WillNotSupported.into())
+        } else {
+            None
+        };
+        if let Some(denial) = fault {
+            return Err(Box::new(Refused { trace: self.trace, denial }));
+        }
+        // Empty in mode `free`: the server assigns, and the device id is what it assigns (MQTT 5 section 3.1.3.1).
+        let assigned = asked.is_empty();
+        let client_id = if assigned { device } else { asked };
+        let client_id = (client_id != device).then(|| client_id.into());
+        self.trace.passed(Stage::Greet);
+        Ok(Greeted { trace: self.trace, connected: self.connected, permit: self.permit, client_id, assigned })
+    }
+
+    /// Refuses it in place of a greeting.
+    pub(crate) fn refuse(self, denial: Denial) -> Refused {
+        Refused { trace: self.trace, denial }
+    }
+}
+
+/// A device whose CONNECT is sound. One step from a session: see [`crate::session::grant`].
+#[derive(Debug)]
+pub struct Greeted {
+    trace: Trace,
+    pub(crate) connected: Connected,
+    pub(crate) permit: AdmissionPermit,
+    /// `None`: the device id.
+    pub(crate) client_id: Option<Box<str>>,
+    /// The client sent none, so it must be told.
+    pub(crate) assigned: bool,
+}
+
+impl Greeted {
+    pub(crate) fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// Gives up its parts to the session that is about to be indexed.
+    pub(crate) fn into_parts(self) -> (Trace, Connected, AdmissionPermit) {
+        (self.trace, self.connected, self.permit)
+    }
+
+    /// Refuses it at the last moment.
+    pub(crate) fn refuse(self, denial: Denial) -> Refused {
+        Refused { trace: self.trace, denial }
+    }
+}
+
+impl Trace {
+    /// Refuses an exchange whose session was indexed but found stale.
+    pub(crate) fn refuse(self, denial: Denial) -> Refused {
+        Refused { trace: self, denial }
+    }
+
+    /// The session is granted: the exchange becomes a record.
+    pub(crate) fn granted(mut self, permit: &AdmissionPermit, node: &Node) -> (ExchangeId, Instant) {
+        self.passed(Stage::Grant);
+        self.generations = Some(permit.generations());
+        let started = (self.id(), self.accepted());
+        node.sink.record(self.into_record(&node.options.listener, Outcome::Admitted, None));
+        started
+    }
+}

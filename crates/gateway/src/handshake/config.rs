@@ -1,0 +1,124 @@
+//! The TLS configuration: one for all device connections, shared.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use serde::{Deserialize, Serialize};
+
+use super::verifier::DeviceVerifier;
+
+/// The application protocols of the device port, in order of preference (protocols of MQTT over TLS; the second is
+/// what AWS device SDKs send for MQTT with a certificate).
+pub const ALPN: [&[u8]; 2] = [b"mqtt", b"x-amzn-mqtt-ca"];
+
+/// The lowest TLS version that devices may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum TlsMinimum {
+    /// TLS 1.2 (with extended master secret) and TLS 1.3.
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    /// TLS 1.3 only.
+    #[serde(rename = "1.3")]
+    Tls13,
+}
+
+/// Why a server certificate cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerIdentityError {
+    /// The key cannot be used, or does not belong to the certificate.
+    #[error("the server's key does not fit its certificate, or is of a kind that is not supported: {0}")]
+    Key(rustls::Error),
+    /// The configuration was refused by the TLS library.
+    #[error("the TLS configuration is not possible: {0}")]
+    Configuration(rustls::Error),
+}
+
+/// The server's certificate and key, replaceable while connections come in.
+///
+/// The key is this module's: nothing else in the process holds it, and it is never shown.
+pub struct ServerIdentity {
+    current: ArcSwap<CertifiedKey>,
+}
+
+impl std::fmt::Debug for ServerIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ServerIdentity")
+    }
+}
+
+impl ServerIdentity {
+    /// Takes a chain (leaf first, without the root) and its key.
+    ///
+    /// # Errors
+    /// [`ServerIdentityError::Key`] if they do not belong together.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, ServerIdentityError> {
+        Ok(Self { current: ArcSwap::from_pointee(Self::load(chain, key)?) })
+    }
+
+    /// Replaces certificate and key for all connections from now on.
+    ///
+    /// # Errors
+    /// [`ServerIdentityError::Key`] if they do not belong together; then nothing changes.
+    pub fn replace(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<(), ServerIdentityError> {
+        self.current.store(Arc::new(Self::load(chain, key)?));
+        Ok(())
+    }
+
+    /// The leaf that is served now, in DER.
+    pub fn leaf(&self) -> Option<CertificateDer<'static>> {
+        self.current.load().cert.first().cloned()
+    }
+
+    fn load(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<CertifiedKey, ServerIdentityError> {
+        CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(ServerIdentityError::Key)
+    }
+}
+
+impl ResolvesServerCert for ServerIdentity {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load_full())
+    }
+}
+
+/// Builds the configuration: device certificate required, no resumption, no 0-RTT.
+///
+/// # Errors
+/// [`ServerIdentityError::Configuration`] if the library refuses it.
+pub fn server_config(
+    identity: Arc<ServerIdentity>,
+    minimum: TlsMinimum,
+) -> Result<Arc<ServerConfig>, ServerIdentityError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Arc::new(DeviceVerifier::new(provider.signature_verification_algorithms));
+    let versions: &[&rustls::SupportedProtocolVersion] = match minimum {
+        TlsMinimum::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+        TlsMinimum::Tls13 => &[&rustls::version::TLS13],
+    };
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .map_err(ServerIdentityError::Configuration)?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(identity);
+    config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();
+    // A resumed session skips the certificate checks; it stays off until every one of them is repeated by us.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    // 0-RTT can be replayed before possession is proven: off for ever.
+    config.max_early_data_size = 0;
+    // RFC 7627: without it a TLS 1.2 session can be bound to another peer's handshake.
+    config.require_ems = true;
+    Ok(Arc::new(config))
+}

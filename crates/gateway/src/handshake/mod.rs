@@ -1,0 +1,13 @@
+//! Stages 2 to 5: the TLS handshake, without I/O.
+//!
+//! * [`hello`] reads the ClientHello from a copy of the first bytes: server name, ALPN, versions, groups
+//! * [`driver`] moves bytes through rustls' buffer-free server connection
+//! * [`context`] carries what one connection's callbacks learn, in and out of rustls
+//! * [`verifier`] forms the verdict on the client's certificate, and answers it only after possession is proven
+//! * [`config`] builds the one shared TLS configuration and replaces the server certificate while running
+
+pub mod config;
+pub mod context;
+pub mod driver;
+pub mod hello;
+pub mod verifier;

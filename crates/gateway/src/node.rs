@@ -1,0 +1,159 @@
+//! What all connections of one gateway share.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use countersign_identity::Timestamp;
+use countersign_policy::exchange::ExchangeSink;
+use countersign_policy::{DenialCode, ExchangeId, FactSource};
+use parking_lot::Mutex;
+use rustls::ServerConfig;
+
+use crate::data::embedded::Router;
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::session::index::SessionIndex;
+use crate::timer::Wheel;
+
+/// Tells the time. The process has one; a test may hold it still or move it.
+pub trait Clock: Send + Sync {
+    /// The time now.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// How a gateway listens and what it allows.
+#[derive(Clone, Debug)]
+pub struct GatewayOptions {
+    /// The listener's name in ledger, log and metrics.
+    pub listener: String,
+    /// The platform's own host names, lower case: a device that asks for one of them has not chosen a tenant by it.
+    pub host_names: Vec<String>,
+    /// The limits.
+    pub limits: Limits,
+}
+
+pub(crate) struct Node {
+    pub(crate) options: GatewayOptions,
+    pub(crate) facts: Arc<dyn FactSource>,
+    pub(crate) sink: Arc<dyn ExchangeSink>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) wheel: Arc<Wheel>,
+    pub(crate) metrics: Metrics,
+    pub(crate) sessions: SessionIndex,
+    pub(crate) router: Router,
+    pub(crate) draining: AtomicBool,
+    sources: Mutex<std::collections::HashMap<IpAddr, u32>>,
+    exchange_counter: AtomicU32,
+    session_counter: AtomicU64,
+}
+
+impl Node {
+    pub(crate) fn new(
+        options: GatewayOptions,
+        facts: Arc<dyn FactSource>,
+        sink: Arc<dyn ExchangeSink>,
+        clock: Arc<dyn Clock>,
+        tls: Arc<ServerConfig>,
+    ) -> Self {
+        Self {
+            options,
+            facts,
+            sink,
+            clock,
+            tls,
+            wheel: Arc::new(Wheel::new()),
+            metrics: Metrics::default(),
+            sessions: SessionIndex::default(),
+            router: Router::default(),
+            draining: AtomicBool::new(false),
+            sources: Mutex::default(),
+            exchange_counter: AtomicU32::new(0),
+            session_counter: AtomicU64::new(1),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(crate) fn next_exchange(&self, started: Timestamp) -> ExchangeId {
+        ExchangeId::new(started, self.exchange_counter.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn next_session(&self) -> u64 {
+        self.session_counter.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Admission control before any cryptography: counts the connection in, or says why not.
+    pub(crate) fn admit(self: &Arc<Self>, source: SocketAddr) -> Result<ConnectionSlot, DenialCode> {
+        let limits = &self.options.limits;
+        if self.draining.load(Ordering::Acquire) {
+            return Err(DenialCode::Draining);
+        }
+        if self.metrics.connections.load(Ordering::Relaxed) >= limits.connections_max as u64 {
+            return Err(DenialCode::ConnectionLimit);
+        }
+        if self.metrics.handshakes.load(Ordering::Relaxed) >= limits.handshakes_max as u64 {
+            return Err(DenialCode::HandshakeLimit);
+        }
+        {
+            let mut sources = self.sources.lock();
+            let count = sources.entry(source.ip()).or_insert(0);
+            if *count as usize >= limits.connections_per_source_max {
+                return Err(DenialCode::SourceLimit);
+            }
+            *count += 1;
+        }
+        self.metrics.connections.fetch_add(1, Ordering::Relaxed);
+        self.metrics.handshakes.fetch_add(1, Ordering::Relaxed);
+        Ok(ConnectionSlot { node: self.clone(), source: source.ip(), handshaking: true })
+    }
+}
+
+/// One counted connection; dropping it counts it out.
+pub(crate) struct ConnectionSlot {
+    pub(crate) node: Arc<Node>,
+    source: IpAddr,
+    handshaking: bool,
+}
+
+impl ConnectionSlot {
+    /// The handshake is over, whichever way.
+    pub(crate) fn handshake_over(&mut self) {
+        if std::mem::take(&mut self.handshaking) {
+            self.node.metrics.handshakes.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for ConnectionSlot {
+    fn drop(&mut self) {
+        self.handshake_over();
+        self.node.metrics.connections.fetch_sub(1, Ordering::Relaxed);
+        let mut sources = self.node.sources.lock();
+        if let Some(count) = sources.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                sources.remove(&self.source);
+                // After a storm from many addresses the table gives its memory back.
+                if sources.capacity() > 1024 && sources.len() * 8 < sources.capacity() {
+                    sources.shrink_to_fit();
+                }
+            }
+        }
+    }
+}

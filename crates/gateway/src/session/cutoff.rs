@@ -1,0 +1,113 @@
+//! A change was committed: the sessions it touches are decided anew, and those no longer permitted are ended.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId};
+use countersign_policy::DenialCode;
+
+use super::entry::{EndReason, SessionEntry};
+use super::grant::decide_anew;
+use crate::node::Node;
+
+/// What changed, and so whose sessions are looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Touched {
+    /// One device.
+    Device(TenantId, DeviceId),
+    /// One credential of one device.
+    Credential(TenantId, DeviceId, Fingerprint),
+    /// An authority: all sessions whose chain ended in it.
+    Authority(AuthorityId),
+    /// A tenant's policies, or the tenant itself.
+    Tenant(TenantId),
+}
+
+/// Sessions that are being ended.
+#[must_use]
+pub struct Cutoff {
+    node: Arc<Node>,
+    entries: Vec<Arc<SessionEntry>>,
+    started: Instant,
+    kept: usize,
+}
+
+/// How a cut-off went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CutoffReport {
+    /// Sessions whose last word is written and whose socket is closed for writing.
+    pub ended: usize,
+    /// Sessions that were not closed when the wait was over; they cannot act any more all the same.
+    pub open: usize,
+    /// Sessions that were decided anew and may stay.
+    pub kept: usize,
+    /// From the change to the last close.
+    pub took: Duration,
+}
+
+impl Cutoff {
+    /// How many sessions are being ended.
+    pub fn count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Waits until all are closed, at most `patience`.
+    pub async fn wait(self, patience: Duration) -> CutoffReport {
+        let _ = tokio::time::timeout(patience, self.node.sessions.all_closed(&self.entries)).await;
+        let ended = self.entries.iter().filter(|e| e.is_closed()).count();
+        CutoffReport { ended, open: self.entries.len() - ended, kept: self.kept, took: self.started.elapsed() }
+    }
+}
+
+/// Decides anew for the sessions that `touched` names. The facts must already show the change.
+pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
+    let started = Instant::now();
+    let sessions = match touched {
+        Touched::Device(tenant, device) => node.sessions.of_device(tenant, device),
+        Touched::Credential(tenant, device, fingerprint) => {
+            let mut sessions = node.sessions.of_device(tenant, device);
+            sessions.retain(|e| e.fingerprint() == *fingerprint);
+            sessions
+        }
+        Touched::Authority(authority) => node.sessions.filter(|e| e.authority == *authority),
+        Touched::Tenant(tenant) => node.sessions.filter(|e| e.admission().device.tenant == *tenant),
+    };
+    let mut ended = Vec::new();
+    let mut kept = 0;
+    for entry in sessions {
+        match decide_anew(node, &entry) {
+            Ok(admission) => {
+                entry.readmit(admission);
+                kept += 1;
+            }
+            Err(denial) => {
+                entry.end(reason_of(denial.code));
+                ended.push(entry);
+            }
+        }
+    }
+    Cutoff { node: node.clone(), entries: ended, started, kept }
+}
+
+/// Ends sessions without asking policy.
+pub(crate) fn end(node: &Arc<Node>, entries: Vec<Arc<SessionEntry>>, reason: EndReason) -> Cutoff {
+    let started = Instant::now();
+    for entry in &entries {
+        entry.end(reason);
+    }
+    Cutoff { node: node.clone(), entries, started, kept: 0 }
+}
+
+fn reason_of(code: DenialCode) -> EndReason {
+    match code {
+        DenialCode::CredentialRevoked | DenialCode::CredentialLapsed | DenialCode::UnknownCredential => {
+            EndReason::CredentialChanged
+        }
+        DenialCode::CertificateExpired => EndReason::CertificateExpired,
+        DenialCode::AuthorityRevoked | DenialCode::AuthorityRetired | DenialCode::UnknownCa => {
+            EndReason::AuthorityChanged
+        }
+        DenialCode::PolicyForbids | DenialCode::PolicyNoPermit | DenialCode::PolicyError => EndReason::PolicyChanged,
+        _ => EndReason::DeviceChanged,
+    }
+}

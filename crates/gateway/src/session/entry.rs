@@ -1,0 +1,193 @@
+//! A live session as others see it: who it is, under which permit, what waits for it, and how to end it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use countersign_identity::{AuthorityId, Fingerprint, Timestamp};
+use countersign_policy::decide::AdmissionPermit;
+use countersign_policy::facts::TlsFacts;
+use countersign_policy::{DeviceFacts, ExchangeId};
+use parking_lot::Mutex;
+
+use crate::data::embedded::Delivery;
+use crate::timer::Timer;
+
+macro_rules! end_reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $v5:expr;)+) => {
+        /// Why a session ended.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u8)]
+        pub enum EndReason { $($(#[$doc])* $variant),+ }
+
+        impl EndReason {
+            /// Every reason.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+            pub(crate) const COUNT: usize = Self::ALL.len();
+
+            /// The name in logs, metrics and output.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+
+            /// The reason code of the DISCONNECT that an MQTT 5 client is sent; `None` where none may be sent.
+            pub const fn disconnect_code(self) -> Option<u8> {
+                match self { $(Self::$variant => $v5),+ }
+            }
+        }
+    };
+}
+
+end_reasons! {
+    /// The client sent DISCONNECT.
+    ClientDisconnect = "client-disconnect", None;
+    /// The connection was lost.
+    ConnectionLost = "connection-lost", None;
+    /// Nothing came for 1.5 times the keep-alive interval.
+    KeepAlive = "keep-alive", Some(0x8d);
+    /// Another connection of the same device took the client id over.
+    TakenOver = "taken-over", Some(0x8e);
+    /// The device may no longer be connected: suspended, quarantined, decommissioned.
+    DeviceChanged = "device-changed", Some(0x98);
+    /// The credential was revoked.
+    CredentialChanged = "credential-changed", Some(0x98);
+    /// The authority was retired or revoked.
+    AuthorityChanged = "authority-changed", Some(0x98);
+    /// The policies no longer permit it.
+    PolicyChanged = "policy-changed", Some(0x87);
+    /// An operator ended it.
+    Operator = "operator", Some(0x98);
+    /// The certificate expired.
+    CertificateExpired = "certificate-expired", Some(0x87);
+    /// The session reached its greatest age: the device must prove itself again.
+    SessionAge = "session-age", Some(0xa0);
+    /// The client broke the protocol.
+    Protocol = "protocol", Some(0x82);
+    /// It did something it is not authorised for, and the protocol has no softer answer.
+    NotAuthorised = "not-authorised", Some(0x87);
+    /// It let too much pile up.
+    SlowConsumer = "slow-consumer", Some(0x97);
+    /// The node is shutting down.
+    ServerShutdown = "server-shutdown", Some(0x8b);
+}
+
+impl EndReason {
+    fn from_u8(n: u8) -> Option<Self> {
+        Self::ALL.iter().copied().find(|r| *r as u8 == n)
+    }
+}
+
+const LIVE: u8 = u8::MAX;
+
+/// What a session was admitted under. Replaced as a whole when a change is decided anew and still permitted.
+#[derive(Debug)]
+pub struct Admission {
+    /// The permit; data permits borrow from it.
+    pub permit: AdmissionPermit,
+    /// The device as it was decided on.
+    pub device: Arc<DeviceFacts>,
+    /// The policies that it was decided by.
+    pub policy: Arc<countersign_policy::decide::TenantPolicy>,
+    pub(crate) spaces: Arc<super::spaces::Spaces>,
+}
+
+/// What waits to be sent to a session.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    pub(crate) queue: VecDeque<Delivery>,
+    pub(crate) bytes: usize,
+}
+
+/// A live session. Shared by its connection, the index and the router.
+#[derive(Debug)]
+pub struct SessionEntry {
+    pub(crate) id: u64,
+    pub(crate) exchange: ExchangeId,
+    pub(crate) client_id: Option<Box<str>>,
+    pub(crate) source: SocketAddr,
+    pub(crate) started: Timestamp,
+    pub(crate) protocol: &'static str,
+    pub(crate) authority: AuthorityId,
+    pub(crate) tls: TlsFacts,
+    admission: Mutex<Arc<Admission>>,
+    ending: AtomicU8,
+    closed: AtomicBool,
+    pub(crate) outbox: Mutex<Outbox>,
+    pub(crate) timer: Arc<Timer>,
+}
+
+impl SessionEntry {
+    #[expect(clippy::too_many_arguments, reason = "made in one place, from the stage before")]
+    pub(crate) fn new(
+        id: u64,
+        exchange: ExchangeId,
+        client_id: Option<Box<str>>,
+        source: SocketAddr,
+        started: Timestamp,
+        protocol: &'static str,
+        authority: AuthorityId,
+        tls: TlsFacts,
+        admission: Admission,
+        timer: Arc<Timer>,
+    ) -> Self {
+        Self {
+            id,
+            exchange,
+            client_id,
+            source,
+            started,
+            protocol,
+            authority,
+            tls,
+            admission: Mutex::new(Arc::new(admission)),
+            ending: AtomicU8::new(LIVE),
+            closed: AtomicBool::new(false),
+            outbox: Mutex::default(),
+            timer,
+        }
+    }
+
+    /// What it is admitted under now.
+    pub(crate) fn admission(&self) -> Arc<Admission> {
+        self.admission.lock().clone()
+    }
+
+    /// A change was decided anew, and it may stay.
+    pub(crate) fn readmit(&self, admission: Admission) {
+        *self.admission.lock() = Arc::new(admission);
+    }
+
+    /// The client id it goes by.
+    pub(crate) fn client_id<'a>(&'a self, admission: &'a Admission) -> &'a str {
+        self.client_id.as_deref().unwrap_or(admission.device.id.as_str())
+    }
+
+    /// The credential it was opened with.
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        *self.admission.lock().permit.fingerprint()
+    }
+
+    /// Ends it. From this moment no packet of it is acted on. `false` if it was ending already.
+    pub(crate) fn end(&self, reason: EndReason) -> bool {
+        let first = self.ending.compare_exchange(LIVE, reason as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if first {
+            self.timer.wake();
+        }
+        first
+    }
+
+    /// Why it is ending; `None` while it is live.
+    pub(crate) fn ending(&self) -> Option<EndReason> {
+        EndReason::from_u8(self.ending.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether its last word is written and its socket closed for writing.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}

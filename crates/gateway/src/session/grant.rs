@@ -1,0 +1,155 @@
+//! Register, then check: the session is indexed, generations are read again, and only then CONNACK is answered.
+//!
+//! A writer makes a change visible before it looks for sessions; we index before we look for changes. So a suspension
+//! that falls anywhere between decision and CONNACK is seen by one of the two, and never leaves a live session.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use countersign_policy::facts::ConnectFacts;
+use countersign_policy::{CredentialState, Denial, DenialCode, ExchangeId, Generations};
+
+use super::entry::{Admission, SessionEntry};
+use super::index::TooMany;
+use super::spaces;
+use crate::exchange::{Greeted, Refused};
+use crate::metrics::count;
+use crate::node::Node;
+use crate::timer::Timer;
+
+/// How often a decision is made anew while facts keep changing under it.
+const ATTEMPTS_MAX: usize = 4;
+
+/// A session that is indexed and was checked after it was.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    pub(crate) entry: Arc<SessionEntry>,
+    pub(crate) exchange: ExchangeId,
+    pub(crate) accepted: Instant,
+    /// The client sent no client id and must be told the one it has.
+    pub(crate) assigned: bool,
+}
+
+/// Grants a session, or refuses at the last moment.
+pub(crate) fn grant(
+    mut greeted: Greeted,
+    protocol: &'static str,
+    timer: Arc<Timer>,
+    node: &Node,
+) -> Result<Granted, Box<Refused>> {
+    let Some(policy) = node.facts.policy(&greeted.connected.device.tenant) else {
+        return Err(Box::new(greeted.refuse(DenialCode::PolicyNoPermit.into())));
+    };
+    let spaces = match spaces::compiled(&policy) {
+        Ok(spaces) => spaces,
+        Err(denial) => return Err(Box::new(greeted.refuse(denial))),
+    };
+    let client_id = greeted.client_id.take();
+    let assigned = greeted.assigned;
+    let source = greeted.trace().source();
+    let (trace, connected, permit) = greeted.into_parts();
+    let first_use = connected.credential.state == CredentialState::Issued;
+    let entry = Arc::new(SessionEntry::new(
+        node.next_session(),
+        trace.id(),
+        client_id,
+        source,
+        node.now(),
+        protocol,
+        connected.anchor.authority.clone(),
+        connected.tls,
+        Admission { permit, device: connected.device, policy, spaces },
+        timer,
+    ));
+    if let Err(TooMany) = node.sessions.insert(&entry, node.options.limits.sessions_per_device_max) {
+        let max = node.options.limits.sessions_per_device_max;
+        let denial = Denial::new(DenialCode::SessionLimit, format!("the device already holds {max} sessions"));
+        return Err(Box::new(trace.refuse(denial)));
+    }
+    match check(node, &entry) {
+        Ok(()) => {
+            let (exchange, accepted) = trace.granted(&entry.admission().permit, node);
+            count(&node.metrics.admitted);
+            if first_use {
+                node.sink.credential_used(entry.fingerprint());
+            }
+            Ok(Granted { entry, exchange, accepted, assigned })
+        }
+        Err(denial) => {
+            node.sessions.remove(&entry);
+            Err(Box::new(trace.refuse(denial)))
+        }
+    }
+}
+
+/// Reads the generations again; decides anew until they hold still.
+fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
+    for _ in 0..ATTEMPTS_MAX {
+        node.facts.health().map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
+        let admission = entry.admission();
+        if current_generations(node, entry, &admission) == Some(admission.permit.generations()) {
+            return match entry.ending() {
+                None => Ok(()),
+                Some(reason) => Err(Denial::new(
+                    DenialCode::GrantStale,
+                    format!("the session was ended while it was granted: {}", reason.name()),
+                )),
+            };
+        }
+        entry.readmit(decide_anew(node, entry)?);
+    }
+    Err(DenialCode::GrantStale.into())
+}
+
+fn current_generations(node: &Node, entry: &SessionEntry, admission: &Admission) -> Option<Generations> {
+    let tenant = &admission.device.tenant;
+    let (state, authority) = node.facts.authority(&entry.authority)?;
+    if !state.admits() {
+        return None;
+    }
+    Some(Generations {
+        policy: node.facts.policy(tenant)?.generation(),
+        authority,
+        device: node.facts.device(tenant, &admission.device.id)?.generation,
+        credential: node.facts.credential(admission.permit.fingerprint())?.generation,
+    })
+}
+
+/// Decides for a session as if it connected now, over the facts as they are now.
+pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission, Denial> {
+    let old = entry.admission();
+    let tenant = &old.device.tenant;
+    node.facts.health().map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
+    let device = node
+        .facts
+        .device(tenant, &old.device.id)
+        .ok_or_else(|| Denial::new(DenialCode::UnknownDevice, format!("device {} is gone", old.device.id)))?;
+    let credential = node
+        .facts
+        .credential(old.permit.fingerprint())
+        .filter(|c| c.tenant == *tenant && c.device == device.id)
+        .ok_or(DenialCode::UnknownCredential)?;
+    let (state, authority_generation) = node.facts.authority(&entry.authority).ok_or(DenialCode::UnknownCa)?;
+    if !state.admits() {
+        let code = match state {
+            countersign_identity::AnchorState::Retired => DenialCode::AuthorityRetired,
+            _ => DenialCode::AuthorityRevoked,
+        };
+        return Err(Denial::new(code, format!("the authority {} is {}", entry.authority, state.name())));
+    }
+    let policy = node
+        .facts
+        .policy(tenant)
+        .ok_or_else(|| Denial::new(DenialCode::PolicyNoPermit, format!("tenant {tenant} has no policies")))?;
+    let permit = policy.connect(&ConnectFacts {
+        device: &device,
+        credential: &credential,
+        authority: &entry.authority,
+        authority_generation,
+        source: entry.source.ip(),
+        tls: entry.tls,
+        now: node.now(),
+    })?;
+    let spaces = spaces::compiled(&policy)?;
+    Ok(Admission { permit, device, policy, spaces })
+}

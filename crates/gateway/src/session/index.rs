@@ -1,0 +1,120 @@
+//! The live sessions, found by device. Everything that ends or re-decides sessions starts here.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use countersign_identity::{DeviceId, TenantId};
+use parking_lot::Mutex;
+
+use super::entry::{EndReason, SessionEntry};
+
+const SHARDS: usize = 16;
+
+type Shard = HashMap<(TenantId, DeviceId), Vec<Arc<SessionEntry>>>;
+
+/// Sessions by (tenant, device), in shards so that connects on several threads do not wait for each other.
+#[derive(Debug)]
+pub struct SessionIndex {
+    shards: Vec<Mutex<Shard>>,
+    hasher: RandomState,
+    closed: tokio::sync::Notify,
+}
+
+impl Default for SessionIndex {
+    fn default() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            closed: tokio::sync::Notify::new(),
+        }
+    }
+}
+
+/// The device holds as many sessions as it may.
+pub(crate) struct TooMany;
+
+impl SessionIndex {
+    fn shard(&self, key: &(TenantId, DeviceId)) -> &Mutex<Shard> {
+        &self.shards[(self.hasher.hash_one(key) as usize) % SHARDS]
+    }
+
+    /// Indexes a session. One of the same device with the same client id is taken over (MQTT 3.1.4-2, 3.1.4-3); the
+    /// key always holds tenant and device, so no device ever reaches another's session.
+    pub(crate) fn insert(&self, entry: &Arc<SessionEntry>, sessions_max: usize) -> Result<(), TooMany> {
+        let admission = entry.admission();
+        let key = (admission.device.tenant.clone(), admission.device.id.clone());
+        let mut shard = self.shard(&key).lock();
+        let sessions = shard.entry(key).or_default();
+        let live = |e: &&Arc<SessionEntry>| e.ending().is_none();
+        if let Some(old) = sessions.iter().filter(live).find(|e| e.client_id == entry.client_id) {
+            old.end(EndReason::TakenOver);
+        }
+        if sessions.iter().filter(live).count() >= sessions_max {
+            return Err(TooMany);
+        }
+        sessions.reserve_exact(1);
+        sessions.push(entry.clone());
+        Ok(())
+    }
+
+    /// Takes a session out.
+    pub(crate) fn remove(&self, entry: &Arc<SessionEntry>) {
+        let admission = entry.admission();
+        let key = (admission.device.tenant.clone(), admission.device.id.clone());
+        {
+            let mut shard = self.shard(&key).lock();
+            if let Some(sessions) = shard.get_mut(&key) {
+                sessions.retain(|e| !Arc::ptr_eq(e, entry));
+                if sessions.is_empty() {
+                    shard.remove(&key);
+                    if shard.capacity() > 1024 && shard.len() * 8 < shard.capacity() {
+                        shard.shrink_to_fit();
+                    }
+                }
+            }
+        }
+        entry.close();
+        self.closed.notify_waiters();
+    }
+
+    /// The sessions of one device.
+    pub(crate) fn of_device(&self, tenant: &TenantId, device: &DeviceId) -> Vec<Arc<SessionEntry>> {
+        let key = (tenant.clone(), device.clone());
+        self.shard(&key).lock().get(&key).cloned().unwrap_or_default()
+    }
+
+    /// All sessions for which `wanted` holds.
+    pub(crate) fn filter(&self, mut wanted: impl FnMut(&SessionEntry) -> bool) -> Vec<Arc<SessionEntry>> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            found.extend(shard.values().flatten().filter(|e| wanted(e)).cloned());
+        }
+        found
+    }
+
+    /// How many sessions there are.
+    pub(crate) fn len(&self) -> usize {
+        self.shards.iter().map(|s| s.lock().values().map(Vec::len).sum::<usize>()).sum()
+    }
+
+    /// Waits until all of `entries` are closed.
+    pub(crate) async fn all_closed(&self, entries: &[Arc<SessionEntry>]) {
+        let mut rest = entries;
+        loop {
+            let mut notified = std::pin::pin!(self.closed.notified());
+            // Registered before the check, so that a close in between is not missed.
+            notified.as_mut().enable();
+            while let Some((first, others)) = rest.split_first()
+                && first.is_closed()
+            {
+                rest = others;
+            }
+            if rest.is_empty() {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
