@@ -26,7 +26,11 @@ pub struct Denial {
 impl Denial {
     /// A denial with the facts of this case.
     pub fn new(code: DenialCode, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), policies: Vec::new() }
+        Self {
+            code,
+            detail: detail.into(),
+            policies: Vec::new(),
+        }
     }
 }
 
@@ -388,7 +392,11 @@ impl fmt::Display for DenialCode {
 impl FromStr for DenialCode {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL.iter().copied().find(|c| c.as_str() == s).ok_or_else(|| format!("{s:?} is no denial code"))
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|c| c.as_str() == s)
+            .ok_or_else(|| format!("{s:?} is no denial code"))
     }
 }
 

@@ -175,7 +175,9 @@ impl FromStr for ExchangeId {
         if s.len() != 16 {
             return Err("an exchange id has 16 hexadecimal digits".into());
         }
-        u64::from_str_radix(s, 16).map(Self).map_err(|_| "an exchange id has 16 hexadecimal digits".into())
+        u64::from_str_radix(s, 16)
+            .map(Self)
+            .map_err(|_| "an exchange id has 16 hexadecimal digits".into())
     }
 }
 

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use countersign_identity::{AnchorIndex, AnchorState, AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
+use countersign_identity::{
+    AnchorIndex, AnchorState, AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::decide::TenantPolicy;

@@ -70,7 +70,10 @@ pub struct Lifecycle {
 impl Lifecycle {
     /// A device in `state`, not quarantined.
     pub const fn new(state: LifecycleState) -> Self {
-        Self { state, before_quarantine: None }
+        Self {
+            state,
+            before_quarantine: None,
+        }
     }
 
     /// Applies a move.
@@ -80,15 +83,21 @@ impl Lifecycle {
     pub fn apply(self, attempted: LifecycleMove) -> Result<Self, IllegalMove> {
         use LifecycleMove as M;
         use LifecycleState as S;
-        let illegal = IllegalMove { from: self.state, attempted };
+        let illegal = IllegalMove {
+            from: self.state,
+            attempted,
+        };
         match (self.state, attempted) {
             (S::Pending, M::Activate) | (S::Suspended, M::Resume) => Ok(Self::new(S::Active)),
             (S::Active, M::Suspend) => Ok(Self::new(S::Suspended)),
-            (S::Active | S::Suspended, M::Quarantine) => {
-                Ok(Self { state: S::Quarantined, before_quarantine: Some(self.state) })
-            }
+            (S::Active | S::Suspended, M::Quarantine) => Ok(Self {
+                state: S::Quarantined,
+                before_quarantine: Some(self.state),
+            }),
             (S::Quarantined, M::Release) => self.before_quarantine.map(Self::new).ok_or(illegal),
-            (S::Pending | S::Active | S::Suspended | S::Quarantined, M::Decommission) => Ok(Self::new(S::Decommissioned)),
+            (S::Pending | S::Active | S::Suspended | S::Quarantined, M::Decommission) => {
+                Ok(Self::new(S::Decommissioned))
+            }
             _ => Err(illegal),
         }
     }
@@ -96,8 +105,13 @@ impl Lifecycle {
 
 impl LifecycleState {
     /// All states, in the order of a device's life.
-    pub const ALL: [Self; 5] =
-        [Self::Pending, Self::Active, Self::Suspended, Self::Quarantined, Self::Decommissioned];
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Active,
+        Self::Suspended,
+        Self::Quarantined,
+        Self::Decommissioned,
+    ];
 
     /// The state's name everywhere: store, API, log, CLI.
     pub const fn name(self) -> &'static str {
@@ -113,8 +127,14 @@ impl LifecycleState {
 
 impl LifecycleMove {
     /// All moves.
-    pub const ALL: [Self; 6] =
-        [Self::Activate, Self::Suspend, Self::Resume, Self::Quarantine, Self::Release, Self::Decommission];
+    pub const ALL: [Self; 6] = [
+        Self::Activate,
+        Self::Suspend,
+        Self::Resume,
+        Self::Quarantine,
+        Self::Release,
+        Self::Decommission,
+    ];
 
     /// The move's name, as in the CLI.
     pub const fn name(self) -> &'static str {
@@ -131,10 +151,20 @@ impl LifecycleMove {
 
 fn allowed_text(from: LifecycleState) -> String {
     let before = (from == LifecycleState::Quarantined).then_some(LifecycleState::Active);
-    let lifecycle = Lifecycle { state: from, before_quarantine: before };
-    let moves: Vec<_> =
-        LifecycleMove::ALL.into_iter().filter(|m| lifecycle.apply(*m).is_ok()).map(LifecycleMove::name).collect();
-    if moves.is_empty() { "that state is final".into() } else { format!("possible: {}", moves.join(", ")) }
+    let lifecycle = Lifecycle {
+        state: from,
+        before_quarantine: before,
+    };
+    let moves: Vec<_> = LifecycleMove::ALL
+        .into_iter()
+        .filter(|m| lifecycle.apply(*m).is_ok())
+        .map(LifecycleMove::name)
+        .collect();
+    if moves.is_empty() {
+        "that state is final".into()
+    } else {
+        format!("possible: {}", moves.join(", "))
+    }
 }
 
 impl fmt::Display for LifecycleState {
@@ -152,14 +182,20 @@ impl fmt::Display for LifecycleMove {
 impl FromStr for LifecycleState {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|x| x.name() == s).ok_or_else(|| format!("{s:?} is no lifecycle state"))
+        Self::ALL
+            .into_iter()
+            .find(|x| x.name() == s)
+            .ok_or_else(|| format!("{s:?} is no lifecycle state"))
     }
 }
 
 impl FromStr for LifecycleMove {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|x| x.name() == s).ok_or_else(|| format!("{s:?} is no lifecycle move"))
+        Self::ALL
+            .into_iter()
+            .find(|x| x.name() == s)
+            .ok_or_else(|| format!("{s:?} is no lifecycle move"))
     }
 }
 
@@ -175,7 +211,12 @@ mod tests {
             for attempted in LifecycleMove::ALL {
                 for before in [LifecycleState::Active, LifecycleState::Suspended] {
                     let before_quarantine = (state == LifecycleState::Quarantined).then_some(before);
-                    if let Ok(next) = (Lifecycle { state, before_quarantine }).apply(attempted) {
+                    if let Ok(next) = (Lifecycle {
+                        state,
+                        before_quarantine,
+                    })
+                    .apply(attempted)
+                    {
                         let row = format!("{state} {attempted} -> {}", next.state);
                         if !table.contains(&row) {
                             table.push(row);
@@ -184,26 +225,39 @@ mod tests {
                 }
             }
         }
-        assert_eq!(table, [
-            "pending activate -> active",
-            "pending decommission -> decommissioned",
-            "active suspend -> suspended",
-            "active quarantine -> quarantined",
-            "active decommission -> decommissioned",
-            "suspended resume -> active",
-            "suspended quarantine -> quarantined",
-            "suspended decommission -> decommissioned",
-            "quarantined release -> active",
-            "quarantined release -> suspended",
-            "quarantined decommission -> decommissioned",
-        ]);
+        assert_eq!(
+            table,
+            [
+                "pending activate -> active",
+                "pending decommission -> decommissioned",
+                "active suspend -> suspended",
+                "active quarantine -> quarantined",
+                "active decommission -> decommissioned",
+                "suspended resume -> active",
+                "suspended quarantine -> quarantined",
+                "suspended decommission -> decommissioned",
+                "quarantined release -> active",
+                "quarantined release -> suspended",
+                "quarantined decommission -> decommissioned",
+            ]
+        );
     }
 
     #[test]
     fn an_illegal_move_says_what_is_possible() {
-        let e = Lifecycle::new(LifecycleState::Active).apply(LifecycleMove::Resume).unwrap_err();
-        assert_eq!(e.to_string(), "a device that is active cannot resume; possible: suspend, quarantine, decommission");
-        let e = Lifecycle::new(LifecycleState::Decommissioned).apply(LifecycleMove::Resume).unwrap_err();
-        assert_eq!(e.to_string(), "a device that is decommissioned cannot resume; that state is final");
+        let e = Lifecycle::new(LifecycleState::Active)
+            .apply(LifecycleMove::Resume)
+            .unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "a device that is active cannot resume; possible: suspend, quarantine, decommission"
+        );
+        let e = Lifecycle::new(LifecycleState::Decommissioned)
+            .apply(LifecycleMove::Resume)
+            .unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "a device that is decommissioned cannot resume; that state is final"
+        );
     }
 }
