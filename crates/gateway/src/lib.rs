@@ -1,1 +1,35 @@
 //! Meets the device: handshake, admission, session, data.
+//!
+//! Reading order follows a connection:
+//!
+//! 1. [`listen`]: TCP accept, admission control by source
+//! 2. [`connection`]: the life of one connection: read, decrypt, act, seal, write
+//! 3. [`handshake`]: ClientHello, the buffer-free TLS driver, the verdict on the certificate
+//! 4. [`exchange`]: the stages as types that consume each other, and their record
+//! 5. [`session`]: register, then check; packets; cut-off
+//! 6. [`data`]: the router behind PUBLISH and SUBSCRIBE
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a shell: it reads the clock and passes `now` to the cores"
+)]
+
+mod buffers;
+mod connection;
+pub mod data;
+pub mod exchange;
+mod gateway;
+pub mod handshake;
+pub mod limits;
+mod listen;
+pub mod metrics;
+pub mod node;
+pub mod session;
+mod timer;
+
+pub use gateway::{BindError, Gateway, SessionView};
+pub use handshake::config::{ServerIdentity, ServerIdentityError, TlsMinimum};
+pub use limits::Limits;
+pub use metrics::Metrics;
+pub use node::{Clock, GatewayOptions, SystemClock};
+pub use session::EndReason;
+pub use session::cutoff::{Cutoff, CutoffReport, Touched};

@@ -7,13 +7,17 @@ use std::time::SystemTime;
 
 use countersign_identity::Timestamp;
 use countersign_policy::exchange::ExchangeSink;
-use countersign_policy::{DenialCode, ExchangeId, FactSource};
+use countersign_policy::{
+    Denial, DenialCode, ExchangeId, ExchangeRecord, FactSource, Outcome, Possession, Stage, StageOutcome,
+    StageRecord,
+};
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 
 use crate::data::embedded::Router;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::session::entry::SessionEntry;
 use crate::session::index::SessionIndex;
 use crate::timer::Wheel;
 
@@ -29,7 +33,9 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 }
@@ -98,6 +104,63 @@ impl Node {
         self.session_counter.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Keeps a refusal within a session: the exchange that admitted it stays as it is, this is one of its own.
+    pub(crate) fn refused_in_session(
+        &self,
+        entry: &SessionEntry,
+        at_us: u32,
+        denial: Denial,
+        topic: Option<&str>,
+    ) {
+        let admission = entry.admission();
+        let now = self.now();
+        let mut facts = vec![
+            ("protocol".to_owned(), entry.protocol.to_owned()),
+            ("session_exchange".to_owned(), entry.exchange.to_string()),
+        ];
+        if let Some(topic) = topic {
+            facts.push(("topic".to_owned(), topic.to_owned()));
+        }
+        let record = ExchangeRecord {
+            id: self.next_exchange(now),
+            started: now,
+            source: entry.source,
+            listener: self.options.listener.clone(),
+            outcome: Outcome::Refused,
+            stages: vec![StageRecord {
+                stage: Stage::FirstData,
+                at_us,
+                took_us: 0,
+                outcome: StageOutcome::Failed,
+            }],
+            tenant: Some(admission.device.tenant.clone()),
+            device: Some(admission.device.id.clone()),
+            authority: Some(entry.authority.clone()),
+            certificate: None,
+            possession: Possession::Proven,
+            facts,
+            policies: denial.policies.clone(),
+            denial: Some(denial),
+            generations: Some(admission.permit.generations()),
+        };
+        if let Some(denial) = &record.denial {
+            tracing::warn!(
+                exchange.id = %record.id,
+                exchange.outcome = record.outcome.name(),
+                session.exchange = %entry.exchange,
+                denial.code = denial.code.as_str(),
+                denial.detail = denial.detail.as_str(),
+                tenant.id = %admission.device.tenant,
+                device.id = %admission.device.id,
+                certificate.fingerprint = %admission.permit.fingerprint(),
+                topic = topic.unwrap_or_default(),
+                source = %entry.source,
+                "refused within a session"
+            );
+        }
+        self.sink.record(record);
+    }
+
     /// Admission control before any cryptography: counts the connection in, or says why not.
     pub(crate) fn admit(self: &Arc<Self>, source: SocketAddr) -> Result<ConnectionSlot, DenialCode> {
         let limits = &self.options.limits;
@@ -120,7 +183,11 @@ impl Node {
         }
         self.metrics.connections.fetch_add(1, Ordering::Relaxed);
         self.metrics.handshakes.fetch_add(1, Ordering::Relaxed);
-        Ok(ConnectionSlot { node: self.clone(), source: source.ip(), handshaking: true })
+        Ok(ConnectionSlot {
+            node: self.clone(),
+            source: source.ip(),
+            handshaking: true,
+        })
     }
 }
 

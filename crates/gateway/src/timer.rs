@@ -68,7 +68,9 @@ impl Wheel {
 
     /// Sets the deadline to `after` from now. It fires at most two ticks late, never early.
     pub(crate) fn set(&self, timer: &Arc<Timer>, after: Duration) {
-        let deadline = self.now_ms().saturating_add(u64::try_from(after.as_millis()).unwrap_or(NEVER - 1));
+        let deadline = self
+            .now_ms()
+            .saturating_add(u64::try_from(after.as_millis()).unwrap_or(NEVER - 1));
         timer.deadline_ms.store(deadline, Ordering::Release);
         // Later than the wheel's next look: that look will see it. Earlier: look earlier.
         if deadline < timer.look_ms.load(Ordering::Acquire) {
@@ -85,7 +87,9 @@ impl Wheel {
         let done = self.done.load(Ordering::Acquire);
         let tick = (deadline_ms / TICK_MS + 1).clamp(done + 2, done + SLOTS as u64 - 2);
         timer.look_ms.store(tick * TICK_MS, Ordering::Release);
-        self.slots[(tick % SLOTS as u64) as usize].lock().push((tick, Arc::downgrade(timer)));
+        self.slots[(tick % SLOTS as u64) as usize]
+            .lock()
+            .push((tick, Arc::downgrade(timer)));
     }
 
     /// Wakes everyone whose deadline has passed.
@@ -140,11 +144,18 @@ mod tests {
         wheel.set(&timer, Duration::from_millis(300));
         std::future::poll_fn(|cx| {
             timer.register(cx.waker());
-            if wheel.expired(&timer) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+            if wheel.expired(&timer) {
+                std::task::Poll::Ready(())
+            } else {
+                std::task::Poll::Pending
+            }
         })
         .await;
         let took = started.elapsed();
-        assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(5), "{took:?}");
+        assert!(
+            took >= Duration::from_millis(300) && took < Duration::from_secs(5),
+            "{took:?}"
+        );
         wheel.set(&timer, Duration::from_secs(3600));
         assert!(!wheel.expired(&timer));
     }

@@ -76,7 +76,15 @@ impl Anchor {
         let trust = webpki::anchor_from_trusted_cert(&der)
             .map_err(|e| CertificateError::of_anchor(&e))?
             .to_owned();
-        Ok(Self { tenant, authority, state, generation, identity_rule, facts, trust })
+        Ok(Self {
+            tenant,
+            authority,
+            state,
+            generation,
+            identity_rule,
+            facts,
+            trust,
+        })
     }
 
     pub(crate) fn trust(&self) -> &TrustAnchor<'static> {
@@ -113,7 +121,10 @@ impl AnchorIndex {
     pub fn insert(&mut self, anchor: Arc<Anchor>) {
         let name: Box<[u8]> = anchor.facts.subject_der.as_slice().into();
         if let Some(key) = &anchor.facts.subject_key_id {
-            self.by_name_and_key.entry((name.clone(), key.as_slice().into())).or_default().push(anchor.clone());
+            self.by_name_and_key
+                .entry((name.clone(), key.as_slice().into()))
+                .or_default()
+                .push(anchor.clone());
         }
         self.by_name.entry(name).or_default().push(anchor);
         self.count += 1;
@@ -130,16 +141,27 @@ impl AnchorIndex {
     }
 
     /// The anchors that may have issued `certificate`. An anchor without a subjectKeyIdentifier is found by name.
-    pub(crate) fn issuers_of<'a>(&'a self, certificate: &CertificateFacts) -> impl Iterator<Item = &'a Arc<Anchor>> {
+    pub(crate) fn issuers_of<'a>(
+        &'a self,
+        certificate: &CertificateFacts,
+    ) -> impl Iterator<Item = &'a Arc<Anchor>> {
         let exact = certificate.authority_key_id.as_deref().map(|key| {
             let key = (certificate.issuer_der.as_slice().into(), key.into());
-            self.by_name_and_key.get(&key).map(Vec::as_slice).unwrap_or_default()
+            self.by_name_and_key
+                .get(&key)
+                .map(Vec::as_slice)
+                .unwrap_or_default()
         });
-        let named = self.by_name.get(certificate.issuer_der.as_slice()).map(Vec::as_slice).unwrap_or_default();
+        let named = self
+            .by_name
+            .get(certificate.issuer_der.as_slice())
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let has_key_id = exact.is_some();
-        exact
-            .unwrap_or_default()
-            .iter()
-            .chain(named.iter().filter(move |a| !has_key_id || a.facts.subject_key_id.is_none()))
+        exact.unwrap_or_default().iter().chain(
+            named
+                .iter()
+                .filter(move |a| !has_key_id || a.facts.subject_key_id.is_none()),
+        )
     }
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use x509_cert::Certificate;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName, SubjectKeyIdentifier,
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
+    SubjectKeyIdentifier,
 };
 
 use crate::id::Fingerprint;
@@ -148,11 +149,18 @@ impl CertificateFacts {
         let ca = tbs
             .get_extension::<BasicConstraints>()
             .map_err(fault)?
-            .and_then(|(_, b)| b.ca.then_some(CaConstraint { path_length: b.path_len_constraint }));
-        let key_usage = tbs.get_extension::<KeyUsage>().map_err(fault)?.map(|(_, u)| KeyUsageFacts {
-            digital_signature: u.0.contains(KeyUsages::DigitalSignature),
-            key_cert_sign: u.0.contains(KeyUsages::KeyCertSign),
-        });
+            .and_then(|(_, b)| {
+                b.ca.then_some(CaConstraint {
+                    path_length: b.path_len_constraint,
+                })
+            });
+        let key_usage = tbs
+            .get_extension::<KeyUsage>()
+            .map_err(fault)?
+            .map(|(_, u)| KeyUsageFacts {
+                digital_signature: u.0.contains(KeyUsages::DigitalSignature),
+                key_cert_sign: u.0.contains(KeyUsages::KeyCertSign),
+            });
         let extended_key_usage = tbs
             .get_extension::<ExtendedKeyUsage>()
             .map_err(fault)?
@@ -161,8 +169,10 @@ impl CertificateFacts {
             .get_extension::<AuthorityKeyIdentifier>()
             .map_err(fault)?
             .and_then(|(_, a)| a.key_identifier.map(|k| k.as_bytes().to_vec()));
-        let subject_key_id =
-            tbs.get_extension::<SubjectKeyIdentifier>().map_err(fault)?.map(|(_, s)| s.0.as_bytes().to_vec());
+        let subject_key_id = tbs
+            .get_extension::<SubjectKeyIdentifier>()
+            .map_err(fault)?
+            .map(|(_, s)| s.0.as_bytes().to_vec());
         Ok(Self {
             fingerprint: Fingerprint::of(der),
             serial: serial_hex(tbs.serial_number().as_bytes()),
@@ -208,7 +218,11 @@ impl CertificateFacts {
 fn serial_hex(bytes: &[u8]) -> String {
     let text = hex::encode(bytes);
     let trimmed = text.trim_start_matches("00");
-    if trimmed.is_empty() { "00".into() } else { trimmed.into() }
+    if trimmed.is_empty() {
+        "00".into()
+    } else {
+        trimmed.into()
+    }
 }
 
 fn time_of(t: x509_cert::time::Time) -> Timestamp {
@@ -239,7 +253,12 @@ fn key_algorithm(spki: &spki::SubjectPublicKeyInfoOwned) -> KeyAlgorithm {
     const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
     const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
     match spki.algorithm.oid {
-        EC => match spki.algorithm.parameters.as_ref().and_then(|p| p.decode_as::<ObjectIdentifier>().ok()) {
+        EC => match spki
+            .algorithm
+            .parameters
+            .as_ref()
+            .and_then(|p| p.decode_as::<ObjectIdentifier>().ok())
+        {
             Some(P256) => KeyAlgorithm::EcP256,
             Some(P384) => KeyAlgorithm::EcP384,
             _ => KeyAlgorithm::Other,
@@ -250,15 +269,22 @@ fn key_algorithm(spki: &spki::SubjectPublicKeyInfoOwned) -> KeyAlgorithm {
             let modulus = spki.subject_public_key.as_bytes().and_then(|b| {
                 use der::Reader;
                 let mut reader = der::SliceReader::new(b).ok()?;
-                reader.sequence(|r| {
-                    let modulus = der::asn1::UintRef::decode(r)?;
-                    let bits = modulus.as_bytes().len() * 8
-                        - modulus.as_bytes().first().map_or(0, |b| b.leading_zeros() as usize);
-                    let _exponent = der::asn1::UintRef::decode(r)?;
-                    Ok::<_, der::Error>(bits)
-                }).ok()
+                reader
+                    .sequence(|r| {
+                        let modulus = der::asn1::UintRef::decode(r)?;
+                        let bits = modulus.as_bytes().len() * 8
+                            - modulus
+                                .as_bytes()
+                                .first()
+                                .map_or(0, |b| b.leading_zeros() as usize);
+                        let _exponent = der::asn1::UintRef::decode(r)?;
+                        Ok::<_, der::Error>(bits)
+                    })
+                    .ok()
             });
-            modulus.and_then(|b| u32::try_from(b).ok()).map_or(KeyAlgorithm::Other, KeyAlgorithm::Rsa)
+            modulus
+                .and_then(|b| u32::try_from(b).ok())
+                .map_or(KeyAlgorithm::Other, KeyAlgorithm::Rsa)
         }
         _ => KeyAlgorithm::Other,
     }

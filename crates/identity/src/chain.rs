@@ -22,7 +22,9 @@ pub const CHAIN_BYTES_MAX: usize = 16 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChainFault {
     /// More certificates or bytes than are read.
-    #[error("{certificates} certificates with {bytes} bytes were sent; at most {CHAIN_CERTIFICATES_MAX} and {CHAIN_BYTES_MAX} bytes are read")]
+    #[error(
+        "{certificates} certificates with {bytes} bytes were sent; at most {CHAIN_CERTIFICATES_MAX} and {CHAIN_BYTES_MAX} bytes are read"
+    )]
     TooLarge {
         /// How many were sent.
         certificates: usize,
@@ -141,7 +143,10 @@ impl VerifiedChain {
     ) -> Result<Self, ChainFault> {
         let bytes = leaf_der.len() + intermediates.iter().map(|c| c.len()).sum::<usize>();
         if intermediates.len() + 1 > CHAIN_CERTIFICATES_MAX || bytes > CHAIN_BYTES_MAX {
-            return Err(ChainFault::TooLarge { certificates: intermediates.len() + 1, bytes });
+            return Err(ChainFault::TooLarge {
+                certificates: intermediates.len() + 1,
+                bytes,
+            });
         }
         let above = intermediates
             .iter()
@@ -153,7 +158,8 @@ impl VerifiedChain {
         let candidates = candidates(anchors, tenant, &leaf, &above)?;
         let trust: Vec<_> = candidates.iter().map(|a| a.trust().clone()).collect();
         let end_entity = EndEntityCert::try_from(leaf_der).map_err(|e| fault_of(e, &leaf, &candidates))?;
-        let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.unix_s().max(0).unsigned_abs()));
+        let time =
+            UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.unix_s().max(0).unsigned_abs()));
         let path = end_entity
             .verify_for_usage(
                 webpki::ALL_VERIFICATION_ALGS,
@@ -170,7 +176,9 @@ impl VerifiedChain {
             .iter()
             .find(|a| a.trust() == found)
             .cloned()
-            .ok_or_else(|| ChainFault::UnknownCa { issuer: leaf.issuer_text.clone() })?;
+            .ok_or_else(|| ChainFault::UnknownCa {
+                issuer: leaf.issuer_text.clone(),
+            })?;
         let used = path.intermediate_certificates().count();
         // keyUsage of the issuers: webpki 0.103 does not look at it.
         for issuer in path.intermediate_certificates() {
@@ -187,7 +195,11 @@ impl VerifiedChain {
         }
         check_anchor(&anchor, used, now)?;
         check_leaf(&leaf)?;
-        Ok(Self { leaf, anchor, intermediates: used })
+        Ok(Self {
+            leaf,
+            anchor,
+            intermediates: used,
+        })
     }
 
     /// What the device's certificate says.
@@ -224,17 +236,23 @@ fn candidates(
         for anchor in anchors.issuers_of(certificate) {
             if tenant.is_some_and(|t| *t != anchor.tenant) {
                 foreign = true;
-            } else if found.len() < AnchorIndex::CANDIDATES_MAX && !found.iter().any(|a| Arc::ptr_eq(a, anchor)) {
+            } else if found.len() < AnchorIndex::CANDIDATES_MAX
+                && !found.iter().any(|a| Arc::ptr_eq(a, anchor))
+            {
                 found.push(anchor.clone());
             }
         }
     }
     match (found.first(), tenant) {
-        (Some(first), None) if found.iter().any(|a| a.tenant != first.tenant) => Err(ChainFault::AmbiguousTenant),
+        (Some(first), None) if found.iter().any(|a| a.tenant != first.tenant) => {
+            Err(ChainFault::AmbiguousTenant)
+        }
         (Some(_), _) => Ok(found),
         (None, Some(asked)) if foreign => Err(ChainFault::ForeignTenant { asked: asked.clone() }),
         (None, _) if leaf.is_self_issued() => Err(ChainFault::SelfSigned),
-        (None, _) => Err(ChainFault::UnknownCa { issuer: leaf.issuer_text.clone() }),
+        (None, _) => Err(ChainFault::UnknownCa {
+            issuer: leaf.issuer_text.clone(),
+        }),
     }
 }
 
@@ -247,19 +265,29 @@ fn check_anchor(anchor: &Anchor, intermediates: usize, now: Timestamp) -> Result
         AnchorState::Revoked => return Err(ChainFault::AuthorityRevoked { authority }),
     }
     if !anchor.facts.is_valid_at(now) {
-        return Err(ChainFault::AnchorExpired { authority, not_after: anchor.facts.not_after });
+        return Err(ChainFault::AnchorExpired {
+            authority,
+            not_after: anchor.facts.not_after,
+        });
     }
     let Some(constraint) = anchor.facts.ca else {
         return Err(ChainFault::IssuerNotCa("the registered authority is no CA"));
     };
     if anchor.facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
-        return Err(ChainFault::IssuerNotCa("the registered authority's keyUsage lacks keyCertSign"));
+        return Err(ChainFault::IssuerNotCa(
+            "the registered authority's keyUsage lacks keyCertSign",
+        ));
     }
-    if constraint.path_length.is_some_and(|max| intermediates > usize::from(max)) {
+    if constraint
+        .path_length
+        .is_some_and(|max| intermediates > usize::from(max))
+    {
         return Err(ChainFault::PathLength);
     }
     if !anchor.facts.allows_client_auth() {
-        return Err(ChainFault::WrongUsage("the authority's extKeyUsage lacks clientAuth"));
+        return Err(ChainFault::WrongUsage(
+            "the authority's extKeyUsage lacks clientAuth",
+        ));
     }
     Ok(())
 }
@@ -278,8 +306,12 @@ fn fault_of(e: webpki::Error, leaf: &CertificateFacts, candidates: &[Arc<Anchor>
     use webpki::Error as E;
     let time = |t: UnixTime| Timestamp::from_unix_s(i64::try_from(t.as_secs()).unwrap_or(i64::MAX / 1000));
     match e {
-        E::CertExpired { not_after, .. } => ChainFault::Expired { not_after: time(not_after) },
-        E::CertNotValidYet { not_before, .. } => ChainFault::NotYetValid { not_before: time(not_before) },
+        E::CertExpired { not_after, .. } => ChainFault::Expired {
+            not_after: time(not_after),
+        },
+        E::CertNotValidYet { not_before, .. } => ChainFault::NotYetValid {
+            not_before: time(not_before),
+        },
         E::CaUsedAsEndEntity => ChainFault::CaAsLeaf,
         E::EndEntityUsedAsCa => ChainFault::IssuerNotCa("a certificate that is no CA signed another"),
         E::PathLenConstraintViolated => ChainFault::PathLength,
@@ -287,17 +319,23 @@ fn fault_of(e: webpki::Error, leaf: &CertificateFacts, candidates: &[Arc<Anchor>
             ChainFault::WrongUsage("extKeyUsage lacks clientAuth")
         }
         E::InvalidSignatureForPublicKey => ChainFault::BadSignature {
-            authority: candidates.first().map(|a| a.authority.to_string()).unwrap_or_default(),
+            authority: candidates
+                .first()
+                .map(|a| a.authority.to_string())
+                .unwrap_or_default(),
         },
-        E::NameConstraintViolation | E::UnsupportedNameType | E::MalformedNameConstraint => ChainFault::NameConstraint,
+        E::NameConstraintViolation | E::UnsupportedNameType | E::MalformedNameConstraint => {
+            ChainFault::NameConstraint
+        }
         E::MaximumSignatureChecksExceeded
         | E::MaximumPathBuildCallsExceeded
         | E::MaximumPathDepthExceeded
         | E::MaximumNameConstraintComparisonsExceeded => ChainFault::Budget,
-        E::UnsupportedSignatureAlgorithmContext(_) | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
-            ChainFault::SignatureAlgorithm
-        }
-        E::UnknownIssuer => ChainFault::UnknownCa { issuer: leaf.issuer_text.clone() },
+        E::UnsupportedSignatureAlgorithmContext(_)
+        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => ChainFault::SignatureAlgorithm,
+        E::UnknownIssuer => ChainFault::UnknownCa {
+            issuer: leaf.issuer_text.clone(),
+        },
         other => ChainFault::Malformed(other.to_string()),
     }
 }

@@ -166,7 +166,8 @@ impl FromStr for Fingerprint {
     type Err = IdError;
     fn from_str(s: &str) -> Result<Self, IdError> {
         let mut out = [0; 32];
-        hex::decode_to_slice(s.replace(':', "").to_ascii_lowercase(), &mut out).map_err(|_| IdError::Fingerprint)?;
+        hex::decode_to_slice(s.replace(':', "").to_ascii_lowercase(), &mut out)
+            .map_err(|_| IdError::Fingerprint)?;
         Ok(Self(out))
     }
 }
@@ -221,14 +222,22 @@ mod tests {
             assert_eq!(DeviceId::new(good).unwrap().as_str(), good);
         }
         assert!(DeviceId::new(&"x".repeat(64)).is_ok());
-        assert!(matches!(DeviceId::new(&"x".repeat(65)), Err(IdError::TooLong { max: 64, .. })));
+        assert!(matches!(
+            DeviceId::new(&"x".repeat(65)),
+            Err(IdError::TooLong { max: 64, .. })
+        ));
     }
 
     #[test]
     fn a_fingerprint_reads_what_tools_print() {
         let f = Fingerprint::of(b"certificate");
         assert_eq!(f.to_string().parse::<Fingerprint>().unwrap(), f);
-        let colons = f.to_string().as_bytes().chunks(2).map(|c| String::from_utf8_lossy(c).to_uppercase()).collect::<Vec<_>>();
+        let colons = f
+            .to_string()
+            .as_bytes()
+            .chunks(2)
+            .map(|c| String::from_utf8_lossy(c).to_uppercase())
+            .collect::<Vec<_>>();
         assert_eq!(colons.join(":").parse::<Fingerprint>().unwrap(), f);
         assert!("12ab".parse::<Fingerprint>().is_err());
     }

@@ -44,7 +44,12 @@ pub enum IdentityFault {
 
 impl IdentityRule {
     /// All rules, for help texts.
-    pub const ALL: [Self; 4] = [Self::CommonName, Self::SubjectSerialNumber, Self::SanUri, Self::SanDns];
+    pub const ALL: [Self; 4] = [
+        Self::CommonName,
+        Self::SubjectSerialNumber,
+        Self::SanUri,
+        Self::SanDns,
+    ];
 
     /// The rule's name in configuration, store and output.
     pub fn name(self) -> &'static str {
@@ -91,7 +96,10 @@ impl FromStr for IdentityRule {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|r| r.name() == s).ok_or_else(|| {
-            format!("{s:?} is no identity rule; there are {}", Self::ALL.map(Self::name).join(", "))
+            format!(
+                "{s:?} is no identity rule; there are {}",
+                Self::ALL.map(Self::name).join(", ")
+            )
         })
     }
 }

@@ -152,7 +152,9 @@ fn flags(frame: &Frame<'_>, expected: u8) -> Result<()> {
     if frame.first & 0x0f == expected {
         Ok(())
     } else {
-        Err(DecodeError::Malformed("reserved flags of the fixed header are wrong (MQTT-2.1.3-1)"))
+        Err(DecodeError::Malformed(
+            "reserved flags of the fixed header are wrong (MQTT-2.1.3-1)",
+        ))
     }
 }
 
@@ -189,16 +191,23 @@ impl<'a> Connect<'a> {
         };
         let bits = r.u8()?;
         if bits & 1 != 0 {
-            return Err(DecodeError::Malformed("the reserved connect flag is set (MQTT-3.1.2-3)"));
+            return Err(DecodeError::Malformed(
+                "the reserved connect flag is set (MQTT-3.1.2-3)",
+            ));
         }
         let (has_will, has_password, has_user) = (bits & 0x04 != 0, bits & 0x40 != 0, bits & 0x80 != 0);
-        let will_qos = QoS::from_bits(bits >> 3 & 3).ok_or(DecodeError::Malformed("will QoS is 3 (MQTT-3.1.2-12)"))?;
+        let will_qos =
+            QoS::from_bits(bits >> 3 & 3).ok_or(DecodeError::Malformed("will QoS is 3 (MQTT-3.1.2-12)"))?;
         let will_retain = bits & 0x20 != 0;
         if !has_will && (will_qos != QoS::AtMostOnce || will_retain) {
-            return Err(DecodeError::Malformed("will QoS or retain without a will (MQTT-3.1.2-11)"));
+            return Err(DecodeError::Malformed(
+                "will QoS or retain without a will (MQTT-3.1.2-11)",
+            ));
         }
         if version == Version::V311 && has_password && !has_user {
-            return Err(DecodeError::Malformed("a password without a user name (MQTT-3.1.2-22)"));
+            return Err(DecodeError::Malformed(
+                "a password without a user name (MQTT-3.1.2-22)",
+            ));
         }
         let keep_alive_s = r.u16()?;
         let properties_ = properties(&mut r, version, place::CONNECT)?;
@@ -207,7 +216,13 @@ impl<'a> Connect<'a> {
             let properties = properties(&mut r, version, place::WILL)?;
             let topic = TopicName::new(r.text()?)?;
             let payload = r.binary()?;
-            Some(Will { topic, payload, qos: will_qos, retain: will_retain, properties })
+            Some(Will {
+                topic,
+                payload,
+                qos: will_qos,
+                retain: will_retain,
+                properties,
+            })
         } else {
             None
         };
@@ -285,15 +300,30 @@ impl<'a> ClientPacket<'a> {
                 Self::Connect
             }
             3 => Self::Publish(Publish::decode(frame, version, Sender::Client)?),
-            4 => Self::Puback(Ack::decode(frame, version, 0, &[0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99])?),
-            5 => Self::Pubrec(Ack::decode(frame, version, 0, &[0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99])?),
+            4 => Self::Puback(Ack::decode(
+                frame,
+                version,
+                0,
+                &[0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99],
+            )?),
+            5 => Self::Pubrec(Ack::decode(
+                frame,
+                version,
+                0,
+                &[0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99],
+            )?),
             6 => Self::Pubrel(Ack::decode(frame, version, 2, &[0x00, 0x92])?),
             7 => Self::Pubcomp(Ack::decode(frame, version, 0, &[0x00, 0x92])?),
             8 => {
                 flags(frame, 2)?;
                 let packet_id = packet_id(&mut r)?;
                 let properties = properties(&mut r, version, place::SUBSCRIBE)?;
-                let subscribe = Subscribe { packet_id, properties, version, filters: r.0 };
+                let subscribe = Subscribe {
+                    packet_id,
+                    properties,
+                    version,
+                    filters: r.0,
+                };
                 if r.0.is_empty() {
                     return Err(DecodeError::Protocol("SUBSCRIBE without a filter (MQTT-3.8.3-2)"));
                 }
@@ -305,9 +335,14 @@ impl<'a> ClientPacket<'a> {
                 flags(frame, 2)?;
                 let packet_id = packet_id(&mut r)?;
                 properties(&mut r, version, place::UNSUBSCRIBE)?;
-                let unsubscribe = Unsubscribe { packet_id, filters: r.0 };
+                let unsubscribe = Unsubscribe {
+                    packet_id,
+                    filters: r.0,
+                };
                 if r.0.is_empty() {
-                    return Err(DecodeError::Protocol("UNSUBSCRIBE without a filter (MQTT-3.10.3-2)"));
+                    return Err(DecodeError::Protocol(
+                        "UNSUBSCRIBE without a filter (MQTT-3.10.3-2)",
+                    ));
                 }
                 unsubscribe.walk().try_for_each(|f| f.map(drop))?;
                 Self::Unsubscribe(unsubscribe)
@@ -323,7 +358,9 @@ impl<'a> ClientPacket<'a> {
                 if !r.0.is_empty() {
                     let reason = r.u8()?;
                     if ![0x00, 0x18, 0x19].contains(&reason) {
-                        return Err(DecodeError::Protocol("AUTH with another reason code (section 3.15.2.1)"));
+                        return Err(DecodeError::Protocol(
+                            "AUTH with another reason code (section 3.15.2.1)",
+                        ));
                     }
                     if !r.0.is_empty() {
                         Properties::read(&mut r, place::AUTH)?;
@@ -332,7 +369,11 @@ impl<'a> ClientPacket<'a> {
                 }
                 Self::Auth
             }
-            15 => return Err(DecodeError::Malformed("packet type 15 is reserved in MQTT 3.1.1 (section 2.2.1)")),
+            15 => {
+                return Err(DecodeError::Malformed(
+                    "packet type 15 is reserved in MQTT 3.1.1 (section 2.2.1)",
+                ));
+            }
             _ => return Err(DecodeError::Protocol("a packet that only servers send")),
         })
     }
@@ -355,10 +396,16 @@ impl<'a> Publish<'a> {
             return Err(DecodeError::Malformed("DUP is set on QoS 0 (MQTT-3.3.1-2)"));
         }
         let topic = r.text()?;
-        let id = if qos == QoS::AtMostOnce { None } else { Some(packet_id(&mut r)?) };
+        let id = if qos == QoS::AtMostOnce {
+            None
+        } else {
+            Some(packet_id(&mut r)?)
+        };
         let properties = properties(&mut r, version, place::PUBLISH)?;
         if sender == Sender::Client && properties.subscription_id.is_some() {
-            return Err(DecodeError::Protocol("a client sent a Subscription Identifier (MQTT-3.3.4-6)"));
+            return Err(DecodeError::Protocol(
+                "a client sent a Subscription Identifier (MQTT-3.3.4-6)",
+            ));
         }
         if properties.topic_alias == Some(0) {
             return Err(DecodeError::TopicAlias("it is 0 (MQTT-3.3.2-8)"));
@@ -368,13 +415,23 @@ impl<'a> Publish<'a> {
                 return Err(DecodeError::TopicName("it is empty (MQTT-4.7.3-1)"));
             }
             if properties.topic_alias.is_none() {
-                return Err(DecodeError::Protocol("an empty topic without a topic alias (section 3.3.2.1)"));
+                return Err(DecodeError::Protocol(
+                    "an empty topic without a topic alias (section 3.3.2.1)",
+                ));
             }
             None
         } else {
             Some(TopicName::new(topic)?)
         };
-        Ok(Self { dup, qos, retain: frame.first & 1 != 0, topic, packet_id: id, properties, payload: r.0 })
+        Ok(Self {
+            dup,
+            qos,
+            retain: frame.first & 1 != 0,
+            topic,
+            packet_id: id,
+            properties,
+            payload: r.0,
+        })
     }
 
     /// Appends it as a packet of `version`; `raw` of the properties goes along in MQTT 5.
@@ -395,7 +452,12 @@ impl<'a> Publish<'a> {
 }
 
 impl Ack {
-    pub(crate) fn decode(frame: &Frame<'_>, version: Version, expected_flags: u8, reasons: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(
+        frame: &Frame<'_>,
+        version: Version,
+        expected_flags: u8,
+        reasons: &[u8],
+    ) -> Result<Self> {
         flags(frame, expected_flags)?;
         let mut r = Reader(frame.body);
         let packet_id = packet_id(&mut r)?;
@@ -403,7 +465,9 @@ impl Ack {
         if version == Version::V5 && !r.0.is_empty() {
             reason = ReasonCode(r.u8()?);
             if !reasons.contains(&reason.0) {
-                return Err(DecodeError::Protocol("an acknowledgement has a reason code that it may not have"));
+                return Err(DecodeError::Protocol(
+                    "an acknowledgement has a reason code that it may not have",
+                ));
             }
             if !r.0.is_empty() {
                 Properties::read(&mut r, place::ACK)?;
@@ -468,7 +532,9 @@ fn subscribe_filter<'a>(r: &mut Reader<'a>, version: Version) -> Result<Subscrib
     let options = r.u8()?;
     let reserved = if version == Version::V5 { 0xc0 } else { 0xfc };
     if options & reserved != 0 {
-        return Err(DecodeError::Malformed("reserved subscription options are set (MQTT-3.8.3-5)"));
+        return Err(DecodeError::Malformed(
+            "reserved subscription options are set (MQTT-3.8.3-5)",
+        ));
     }
     let qos = QoS::from_bits(options & 3).ok_or(DecodeError::Malformed("QoS is 3 (MQTT-3.8.3-5)"))?;
     let retain_handling = options >> 4 & 3;
@@ -482,9 +548,19 @@ fn subscribe_filter<'a>(r: &mut Reader<'a>, version: Version) -> Result<Subscrib
     };
     let no_local = options & 4 != 0;
     if no_local && group.is_some() {
-        return Err(DecodeError::Protocol("No Local on a shared subscription (MQTT-3.8.3-4)"));
+        return Err(DecodeError::Protocol(
+            "No Local on a shared subscription (MQTT-3.8.3-4)",
+        ));
     }
-    Ok(SubscribeFilter { text, filter, group, qos, no_local, retain_as_published: options & 8 != 0, retain_handling })
+    Ok(SubscribeFilter {
+        text,
+        filter,
+        group,
+        qos,
+        no_local,
+        retain_as_published: options & 8 != 0,
+        retain_handling,
+    })
 }
 
 impl<'a> Unsubscribe<'a> {
@@ -517,13 +593,18 @@ impl Disconnect {
     pub(crate) fn decode(frame: &Frame<'_>, version: Version, sender: Sender) -> Result<Self> {
         flags(frame, 0)?;
         let mut r = Reader(frame.body);
-        let mut packet = Self { reason: ReasonCode::SUCCESS, session_expiry_s: None };
+        let mut packet = Self {
+            reason: ReasonCode::SUCCESS,
+            session_expiry_s: None,
+        };
         if version == Version::V5 && !r.0.is_empty() {
             packet.reason = ReasonCode(r.u8()?);
             if !r.0.is_empty() {
                 let p = Properties::read(&mut r, place::DISCONNECT)?;
                 if sender == Sender::Server && p.session_expiry_s.is_some() {
-                    return Err(DecodeError::Protocol("a server sent a Session Expiry Interval (MQTT-3.14.2-2)"));
+                    return Err(DecodeError::Protocol(
+                        "a server sent a Session Expiry Interval (MQTT-3.14.2-2)",
+                    ));
                 }
                 packet.session_expiry_s = p.session_expiry_s;
             }

@@ -27,14 +27,24 @@ impl Frame<'_> {
 /// # Errors
 /// [`DecodeError::TooLarge`], or [`DecodeError::Malformed`] for an impossible length or packet type 0.
 pub fn next(buffer: &[u8], limit: usize) -> Result<Option<Frame<'_>>, DecodeError> {
-    let Some((&first, rest)) = buffer.split_first() else { return Ok(None) };
+    let Some((&first, rest)) = buffer.split_first() else {
+        return Ok(None);
+    };
     if first >> 4 == 0 {
-        return Err(DecodeError::Malformed("packet type 0 is reserved (section 2.1.2)"));
+        return Err(DecodeError::Malformed(
+            "packet type 0 is reserved (section 2.1.2)",
+        ));
     }
-    let Some((length, used)) = wire::variable(rest)? else { return Ok(None) };
+    let Some((length, used)) = wire::variable(rest)? else {
+        return Ok(None);
+    };
     let size = 1 + used + length as usize;
     if size > limit {
         return Err(DecodeError::TooLarge { size, limit });
     }
-    Ok(buffer.get(..size).map(|raw| Frame { first, body: &raw[1 + used..], raw }))
+    Ok(buffer.get(..size).map(|raw| Frame {
+        first,
+        body: &raw[1 + used..],
+        raw,
+    }))
 }

@@ -59,8 +59,16 @@ const fn definition(id: u32) -> Option<(Kind, u16)> {
         0x24 => (Kind::Byte, CONNACK),
         0x25 => (Kind::Flag, CONNACK),
         0x26 => {
-            let anywhere =
-                CONNECT | CONNACK | PUBLISH | ACK | SUBSCRIBE | SUBACK | UNSUBSCRIBE | DISCONNECT | AUTH | WILL;
+            let anywhere = CONNECT
+                | CONNACK
+                | PUBLISH
+                | ACK
+                | SUBSCRIBE
+                | SUBACK
+                | UNSUBSCRIBE
+                | DISCONNECT
+                | AUTH
+                | WILL;
             (Kind::Pair, anywhere)
         }
         0x27 => (Kind::Four, CONNECT | CONNACK),
@@ -134,19 +142,26 @@ impl<'a> Properties<'a> {
         let raw = reader.take(length)?;
         let mut r = Reader(raw);
         let mut seen = 0_u64;
-        let mut p = Self { raw, ..Self::default() };
+        let mut p = Self {
+            raw,
+            ..Self::default()
+        };
         while !r.0.is_empty() {
             let id = r.variable()?;
             let Some((kind, places)) = definition(id) else {
                 return Err(DecodeError::Malformed("a property is unknown (section 2.2.2.2)"));
             };
             if places & here == 0 {
-                return Err(DecodeError::Malformed("a property may not stand in this packet (section 2.2.2.2)"));
+                return Err(DecodeError::Malformed(
+                    "a property may not stand in this packet (section 2.2.2.2)",
+                ));
             }
             // User properties may repeat, and subscription identifiers in a PUBLISH from the server.
             let repeats = id == 0x26 || (id == 0x0b && here == PUBLISH);
             if !repeats && seen & (1 << id) != 0 {
-                return Err(DecodeError::Protocol("a property is there more than once (section 2.2.2.2)"));
+                return Err(DecodeError::Protocol(
+                    "a property is there more than once (section 2.2.2.2)",
+                ));
             }
             seen |= 1 << id;
             p.take(id, kind, &mut r)?;
@@ -162,7 +177,9 @@ impl<'a> Properties<'a> {
             Kind::Flag => {
                 number = u32::from(r.u8()?);
                 if number > 1 {
-                    return Err(DecodeError::Protocol("a property that is 0 or 1 has another value"));
+                    return Err(DecodeError::Protocol(
+                        "a property that is 0 or 1 has another value",
+                    ));
                 }
             }
             Kind::Two => number = u32::from(r.u16()?),
@@ -211,19 +228,32 @@ impl<'a> Properties<'a> {
             return Err(DecodeError::Protocol("Receive Maximum is 0 (section 3.1.2.11.3)"));
         }
         if self.maximum_packet_size == Some(0) {
-            return Err(DecodeError::Protocol("Maximum Packet Size is 0 (section 3.1.2.11.4)"));
+            return Err(DecodeError::Protocol(
+                "Maximum Packet Size is 0 (section 3.1.2.11.4)",
+            ));
         }
         if self.subscription_id == Some(0) {
-            return Err(DecodeError::Protocol("a Subscription Identifier is 0 (section 3.8.2.1.2)"));
+            return Err(DecodeError::Protocol(
+                "a Subscription Identifier is 0 (section 3.8.2.1.2)",
+            ));
         }
         if self.auth_data.is_some() && self.auth_method.is_none() {
-            return Err(DecodeError::Protocol("Authentication Data without Method (section 3.1.2.11.10)"));
+            return Err(DecodeError::Protocol(
+                "Authentication Data without Method (section 3.1.2.11.10)",
+            ));
         }
         if self.maximum_qos.is_some_and(|q| q > 1) {
-            return Err(DecodeError::Protocol("Maximum QoS is neither 0 nor 1 (section 3.2.2.3.4)"));
+            return Err(DecodeError::Protocol(
+                "Maximum QoS is neither 0 nor 1 (section 3.2.2.3.4)",
+            ));
         }
-        if self.response_topic.is_some_and(|t| t.is_empty() || t.contains(['+', '#'])) {
-            return Err(DecodeError::Protocol("the Response Topic has wildcards (MQTT-3.3.2-14)"));
+        if self
+            .response_topic
+            .is_some_and(|t| t.is_empty() || t.contains(['+', '#']))
+        {
+            return Err(DecodeError::Protocol(
+                "the Response Topic has wildcards (MQTT-3.3.2-14)",
+            ));
         }
         Ok(())
     }

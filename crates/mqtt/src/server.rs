@@ -59,13 +59,19 @@ impl<'a> ServerPacket<'a> {
         };
         let flags = frame.first & 0x0f;
         let plain = |packet| {
-            if flags == 0 { Ok(packet) } else { Err(DecodeError::Malformed("reserved flags are wrong (MQTT-2.1.3-1)")) }
+            if flags == 0 {
+                Ok(packet)
+            } else {
+                Err(DecodeError::Malformed("reserved flags are wrong (MQTT-2.1.3-1)"))
+            }
         };
         match frame.packet_type() {
             2 => {
                 let ack = r.u8()?;
                 if ack > 1 {
-                    return Err(DecodeError::Malformed("reserved connect acknowledge flags are set (MQTT-3.2.2-1)"));
+                    return Err(DecodeError::Malformed(
+                        "reserved connect acknowledge flags are set (MQTT-3.2.2-1)",
+                    ));
                 }
                 let code = r.u8()?;
                 let properties = match version {
@@ -73,7 +79,11 @@ impl<'a> ServerPacket<'a> {
                     _ => Properties::default(),
                 };
                 r.end()?;
-                plain(Self::Connack(Connack { session_present: ack == 1, code, properties }))
+                plain(Self::Connack(Connack {
+                    session_present: ack == 1,
+                    code,
+                    properties,
+                }))
             }
             3 => Ok(Self::Publish(Publish::decode(frame, version, Sender::Server)?)),
             4 => Ok(Self::Puback(Ack::decode(frame, version, 0, ACKS)?)),
@@ -85,15 +95,21 @@ impl<'a> ServerPacket<'a> {
                 if version == Version::V5 {
                     Properties::read(&mut r, place::SUBACK)?;
                 }
-                plain(if frame.packet_type() == 9 { Self::Suback(packet_id, r.0) } else { Self::Unsuback(packet_id, r.0) })
+                plain(if frame.packet_type() == 9 {
+                    Self::Suback(packet_id, r.0)
+                } else {
+                    Self::Unsuback(packet_id, r.0)
+                })
             }
             13 => {
                 r.end()?;
                 plain(Self::Pingresp)
             }
-            14 if version == Version::V5 => {
-                Ok(Self::Disconnect(Disconnect::decode(frame, version, Sender::Server)?))
-            }
+            14 if version == Version::V5 => Ok(Self::Disconnect(Disconnect::decode(
+                frame,
+                version,
+                Sender::Server,
+            )?)),
             15 if version == Version::V5 => plain(Self::Auth),
             _ => Err(DecodeError::Protocol("a packet that servers do not send")),
         }

@@ -59,7 +59,9 @@ impl<'a> TopicFilter<'a> {
         let mut levels = text.split('/').peekable();
         while let Some(level) = levels.next() {
             if level.contains('#') && (level.len() > 1 || levels.peek().is_some()) {
-                return Err(DecodeError::TopicFilter("# must be a whole level, and the last (MQTT-4.7.1-1)"));
+                return Err(DecodeError::TopicFilter(
+                    "# must be a whole level, and the last (MQTT-4.7.1-1)",
+                ));
             }
             if level.contains('+') && level.len() > 1 {
                 return Err(DecodeError::TopicFilter("+ must be a whole level (MQTT-4.7.1-2)"));
@@ -106,12 +108,16 @@ fn covers_parent(filter: &str, topic: &str) -> bool {
 /// # Errors
 /// [`DecodeError::TopicFilter`] if it is one, but malformed.
 pub fn shared(text: &str) -> Result<Option<(&str, TopicFilter<'_>)>, DecodeError> {
-    let Some(rest) = text.strip_prefix("$share/") else { return Ok(None) };
+    let Some(rest) = text.strip_prefix("$share/") else {
+        return Ok(None);
+    };
     match rest.split_once('/') {
         Some((group, filter)) if !group.is_empty() && !group.contains(['+', '#']) => {
             Ok(Some((group, TopicFilter::new(filter)?)))
         }
-        _ => Err(DecodeError::TopicFilter("a shared subscription needs a group and a filter (MQTT-4.8.2-1)")),
+        _ => Err(DecodeError::TopicFilter(
+            "a shared subscription needs a group and a filter (MQTT-4.8.2-1)",
+        )),
     }
 }
 
@@ -145,12 +151,17 @@ impl SpaceFilter {
                 "+" => levels.push(Level::Plus),
                 "{id}" => levels.push(Level::Id),
                 _ if level.contains(['{', '}']) => {
-                    return Err(DecodeError::TopicFilter("{id} must be a whole level, and is the only placeholder"));
+                    return Err(DecodeError::TopicFilter(
+                        "{id} must be a whole level, and is the only placeholder",
+                    ));
                 }
                 _ => levels.push(Level::Text(level.into())),
             }
         }
-        Ok(Self { levels: levels.into(), open })
+        Ok(Self {
+            levels: levels.into(),
+            open,
+        })
     }
 
     /// Whether the space of device `id` holds `topic`. Nothing is substituted: levels are compared one by one.
@@ -190,7 +201,9 @@ mod tests {
     use super::*;
 
     fn matches(filter: &str, topic: &str) -> bool {
-        TopicFilter::new(filter).unwrap().matches(TopicName::new(topic).unwrap())
+        TopicFilter::new(filter)
+            .unwrap()
+            .matches(TopicName::new(topic).unwrap())
     }
 
     #[test]
@@ -295,7 +308,10 @@ mod tests {
                 // Never wider than the truth; narrower only where a `#` meets a `$` or the parent level.
                 assert!(!says || truth, "{allowed} was said to contain {requested}");
                 if truth && !says {
-                    assert!(requested.contains('#') || requested.starts_with('$'), "{allowed} {requested}");
+                    assert!(
+                        requested.contains('#') || requested.starts_with('$'),
+                        "{allowed} {requested}"
+                    );
                 }
             }
             for t in &topics {

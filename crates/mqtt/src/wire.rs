@@ -42,7 +42,9 @@ impl<'a> Reader<'a> {
         let text = std::str::from_utf8(bytes)
             .map_err(|_| DecodeError::Malformed("a string is not well-formed UTF-8 (MQTT-1.5.4-1)"))?;
         if has_forbidden(text) {
-            return Err(DecodeError::Malformed("a string has U+0000 or a control character (MQTT-1.5.4-2)"));
+            return Err(DecodeError::Malformed(
+                "a string has U+0000 or a control character (MQTT-1.5.4-2)",
+            ));
         }
         Ok(text)
     }
@@ -59,7 +61,11 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn end(self) -> Result<()> {
-        if self.0.is_empty() { Ok(()) } else { Err(DecodeError::Malformed("bytes follow after the last field")) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(DecodeError::Malformed("bytes follow after the last field"))
+        }
     }
 }
 
@@ -82,13 +88,17 @@ pub(crate) fn variable(bytes: &[u8]) -> Result<Option<(u32, usize)>> {
         value |= u32::from(byte & 0x7f) << (7 * n);
         if byte & 0x80 == 0 {
             if n > 0 && *byte == 0 {
-                return Err(DecodeError::Malformed("a length is not in its shortest form (MQTT-1.5.5-1)"));
+                return Err(DecodeError::Malformed(
+                    "a length is not in its shortest form (MQTT-1.5.5-1)",
+                ));
             }
             return Ok(Some((value, n + 1)));
         }
     }
     if bytes.len() >= 4 {
-        return Err(DecodeError::Malformed("a length has more than four bytes (section 1.5.5)"));
+        return Err(DecodeError::Malformed(
+            "a length has more than four bytes (section 1.5.5)",
+        ));
     }
     Ok(None)
 }

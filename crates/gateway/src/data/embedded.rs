@@ -108,7 +108,9 @@ impl Level {
                 removed
             }
             [name, rest @ ..] => {
-                let Some(level) = self.children.get_mut(*name) else { return false };
+                let Some(level) = self.children.get_mut(*name) else {
+                    return false;
+                };
                 let removed = level.remove(rest, session);
                 if level.is_empty() {
                     self.children.remove(*name);
@@ -157,7 +159,12 @@ impl Router {
         entry: &Arc<SessionEntry>,
         options: SubscriptionOptions,
     ) {
-        let tenant = self.tenants.write().entry(permit.tenant().clone()).or_default().clone();
+        let tenant = self
+            .tenants
+            .write()
+            .entry(permit.tenant().clone())
+            .or_default()
+            .clone();
         let levels: Vec<&str> = permit.filter().split('/').collect();
         let mut tree = tenant.write();
         let list = tree.list(&levels);
@@ -165,14 +172,19 @@ impl Router {
             Some(subscriber) => subscriber.options = options,
             None => {
                 list.reserve_exact(1);
-                list.push(Subscriber { entry: entry.clone(), options });
+                list.push(Subscriber {
+                    entry: entry.clone(),
+                    options,
+                });
             }
         }
     }
 
     /// Removes a subscription; `false` if there was none.
     pub(crate) fn unsubscribe(&self, tenant: &TenantId, filter: &str, session: u64) -> bool {
-        let Some(tree) = self.tenants.read().get(tenant).cloned() else { return false };
+        let Some(tree) = self.tenants.read().get(tenant).cloned() else {
+            return false;
+        };
         let levels: Vec<&str> = filter.split('/').collect();
         tree.write().remove(&levels, session)
     }
@@ -186,12 +198,16 @@ impl Router {
         limits: &Limits,
         message: impl FnOnce() -> Message,
     ) -> usize {
-        let Some(tree) = self.tenants.read().get(permit.tenant()).cloned() else { return 0 };
+        let Some(tree) = self.tenants.read().get(permit.tenant()).cloned() else {
+            return 0;
+        };
         let tree = tree.read();
         let mut levels = [""; LEVELS_MAX];
         let mut depth = 0;
         for level in permit.topic().split('/') {
-            let Some(slot) = levels.get_mut(depth) else { return 0 };
+            let Some(slot) = levels.get_mut(depth) else {
+                return 0;
+            };
             *slot = level;
             depth += 1;
         }
@@ -206,7 +222,11 @@ impl Router {
         let message = Arc::new(message());
         let mut count = 0;
         for same in found.chunk_by(|a, b| a.entry.id == b.entry.id) {
-            let granted = same.iter().map(|s| s.options.qos).max().unwrap_or(QoS::AtMostOnce);
+            let granted = same
+                .iter()
+                .map(|s| s.options.qos)
+                .max()
+                .unwrap_or(QoS::AtMostOnce);
             deliver(
                 &same[0].entry,
                 Delivery {
@@ -229,7 +249,8 @@ fn deliver(entry: &SessionEntry, delivery: Delivery, limits: &Limits) {
     let wake = {
         let mut outbox = entry.outbox.lock();
         let bytes = delivery.bytes();
-        if outbox.queue.len() >= limits.outbox_messages_max || outbox.bytes + bytes > limits.outbox_bytes_max {
+        if outbox.queue.len() >= limits.outbox_messages_max || outbox.bytes + bytes > limits.outbox_bytes_max
+        {
             drop(outbox);
             entry.end(EndReason::SlowConsumer);
             return;

@@ -13,6 +13,7 @@ mod refused;
 mod stages;
 mod trace;
 
-pub use refused::Refused;
+pub use refused::{Abandoned, Refused};
+pub(crate) use stages::Greeting;
 pub use stages::{Accepted, Authorised, Greeted, Handshaken, Handshaking, Identified};
 pub use trace::Trace;

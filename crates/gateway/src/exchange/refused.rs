@@ -4,6 +4,7 @@ use countersign_policy::denial::Wire;
 use countersign_policy::{Denial, Outcome};
 
 use super::trace::Trace;
+use crate::metrics::count;
 use crate::node::Node;
 
 /// A refused exchange. What the device is told follows from the denial's code.
@@ -42,7 +43,9 @@ impl Refused {
             _ => Outcome::Refused,
         };
         node.metrics.refused(self.denial.code);
-        let record = self.trace.into_refusal(&node.options.listener, outcome, self.denial);
+        let record = self
+            .trace
+            .into_refusal(&node.options.listener, outcome, self.denial);
         let denial = record.denial.as_ref();
         let shown = record.certificate.as_ref();
         tracing::warn!(
@@ -58,6 +61,29 @@ impl Refused {
             possession = ?record.possession,
             source = %record.source,
             "exchange refused"
+        );
+        node.sink.record(record);
+    }
+}
+
+/// An exchange whose peer went away before it got an answer: nobody refused, and nothing was granted.
+#[derive(Debug)]
+pub struct Abandoned {
+    pub(super) trace: Trace,
+}
+
+impl Abandoned {
+    /// Keeps the record.
+    pub(crate) fn conclude(self, node: &Node) {
+        count(&node.metrics.abandoned);
+        let record = self
+            .trace
+            .into_record(&node.options.listener, Outcome::Abandoned, None);
+        tracing::debug!(
+            exchange.id = %record.id,
+            exchange.outcome = Outcome::Abandoned.name(),
+            source = %record.source,
+            "exchange abandoned"
         );
         node.sink.record(record);
     }

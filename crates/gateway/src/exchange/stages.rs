@@ -4,16 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use countersign_identity::{Anchor, CertificateFacts, Timestamp, VerifiedChain};
+use countersign_identity::{Anchor, CertificateFacts, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::decide::AdmissionPermit;
 use countersign_policy::facts::{ConnectFacts, TlsFacts};
 use countersign_policy::{
-    ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource, Outcome, Possession, Stage,
+    ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource, Outcome,
+    Possession, Stage,
 };
 use rustls::server::UnbufferedServerConnection;
 use rustls::{AlertDescription, Error as TlsError, PeerIncompatible};
 
-use super::refused::Refused;
+use super::refused::{Abandoned, Refused};
 use super::trace::Trace;
 use crate::handshake::context::{self, HandshakeContext};
 use crate::handshake::driver::{self, Pass};
@@ -28,12 +29,22 @@ pub struct Accepted {
 
 impl Accepted {
     pub(crate) fn new(id: ExchangeId, started: Timestamp, source: SocketAddr) -> Self {
-        Self { trace: Trace::new(id, started, source) }
+        Self {
+            trace: Trace::new(id, started, source),
+        }
     }
 
     /// Refuses it before or at the ClientHello.
     pub(crate) fn refuse(self, denial: Denial) -> Refused {
-        Refused { trace: self.trace, denial }
+        Refused {
+            trace: self.trace,
+            denial,
+        }
+    }
+
+    /// The peer went away.
+    pub(crate) fn abandon(self) -> Abandoned {
+        Abandoned { trace: self.trace }
     }
 
     /// Takes the ClientHello: the server name chooses the tenant.
@@ -47,7 +58,10 @@ impl Accepted {
             Some(name) => {
                 let tenant = facts.tenant_by_host(name);
                 if tenant.is_none() && !node.options.host_names.iter().any(|h| h == name) {
-                    let denial = Denial::new(DenialCode::UnknownServerName, format!("no tenant has the host {name:?}"));
+                    let denial = Denial::new(
+                        DenialCode::UnknownServerName,
+                        format!("no tenant has the host {name:?}"),
+                    );
                     self.trace.fact("server_name", name.as_str());
                     return Err(self.refuse(denial));
                 }
@@ -72,7 +86,11 @@ impl Accepted {
             certificate_at: None,
             possession_at: None,
         });
-        Ok(Handshaking { trace: self.trace, context: Some(context), flight_sent: false })
+        Ok(Handshaking {
+            trace: self.trace,
+            context: Some(context),
+            flight_sent: false,
+        })
     }
 }
 
@@ -108,8 +126,14 @@ impl Handshaking {
         self.take_findings();
         let verdict = self.context.take().and_then(|c| c.verdict);
         let (Some(Ok(chain)), Possession::Proven) = (verdict, self.trace.possession) else {
-            let denial = Denial::new(DenialCode::NoCertificate, "the handshake ended without a verified certificate");
-            return Err(Box::new(Refused { trace: self.trace, denial }));
+            let denial = Denial::new(
+                DenialCode::NoCertificate,
+                "the handshake ended without a verified certificate",
+            );
+            return Err(Box::new(Refused {
+                trace: self.trace,
+                denial,
+            }));
         };
         let facts = TlsFacts {
             version: match tls.protocol_version() {
@@ -117,8 +141,13 @@ impl Handshaking {
                 Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
                 _ => "unknown",
             },
-            group: tls.negotiated_key_exchange_group().and_then(|g| g.name().as_str()),
-            cipher_suite: tls.negotiated_cipher_suite().and_then(|s| s.suite().as_str()).unwrap_or("unknown"),
+            group: tls
+                .negotiated_key_exchange_group()
+                .and_then(|g| g.name().as_str()),
+            cipher_suite: tls
+                .negotiated_cipher_suite()
+                .and_then(|s| s.suite().as_str())
+                .unwrap_or("unknown"),
             resumed: false,
         };
         self.trace.fact("tls_version", facts.version);
@@ -128,7 +157,11 @@ impl Handshaking {
         self.trace.fact("cipher_suite", facts.cipher_suite);
         self.trace.tenant = Some(chain.anchor().tenant.clone());
         self.trace.authority = Some(chain.anchor().authority.clone());
-        Ok(Handshaken { trace: self.trace, chain, tls: facts })
+        Ok(Handshaken {
+            trace: self.trace,
+            chain,
+            tls: facts,
+        })
     }
 
     /// TLS failed, by either side.
@@ -139,13 +172,25 @@ impl Handshaking {
             Some(Err(denial)) if matches!(error, TlsError::InvalidCertificate(_)) => denial,
             _ => denial_of(error, self.flight_sent),
         };
-        Refused { trace: self.trace, denial }
+        Refused {
+            trace: self.trace,
+            denial,
+        }
     }
 
     /// The peer was silent for too long, or went away.
     pub(crate) fn give_up(mut self, denial: Denial) -> Refused {
         self.take_findings();
-        Refused { trace: self.trace, denial }
+        Refused {
+            trace: self.trace,
+            denial,
+        }
+    }
+
+    /// The peer went away.
+    pub(crate) fn abandon(mut self) -> Abandoned {
+        self.take_findings();
+        Abandoned { trace: self.trace }
     }
 
     fn take_findings(&mut self) {
@@ -215,10 +260,15 @@ impl Handshaken {
     pub(crate) fn identify(mut self, facts: &dyn FactSource) -> Result<Identified, Box<Refused>> {
         let (leaf, anchor) = self.chain.into_parts();
         let found = (|| {
-            let id = anchor.identity_rule.read(&leaf).map_err(|fault| Denial::from(&fault))?;
+            let id = anchor
+                .identity_rule
+                .read(&leaf)
+                .map_err(|fault| Denial::from(&fault))?;
             self.trace.device = Some(id.clone());
             let device = facts.device(&anchor.tenant, &id);
-            let credential = facts.credential(&leaf.fingerprint).filter(|c| c.tenant == anchor.tenant);
+            let credential = facts
+                .credential(&leaf.fingerprint)
+                .filter(|c| c.tenant == anchor.tenant);
             match (device, credential) {
                 (_, Some(c)) if c.device != id => Err(Denial::new(
                     DenialCode::CredentialOfOther,
@@ -227,19 +277,33 @@ impl Handshaken {
                 (Some(device), Some(credential)) => Ok((device, credential)),
                 (Some(_), None) => Err(Denial::new(
                     DenialCode::UnknownCredential,
-                    format!("device {id} is known, the certificate with serial {} is not", leaf.serial),
+                    format!(
+                        "device {id} is known, the certificate with serial {} is not",
+                        leaf.serial
+                    ),
                 )),
-                (None, _) => {
-                    Err(Denial::new(DenialCode::UnknownDevice, format!("tenant {} has no device {id}", anchor.tenant)))
-                }
+                (None, _) => Err(Denial::new(
+                    DenialCode::UnknownDevice,
+                    format!("tenant {} has no device {id}", anchor.tenant),
+                )),
             }
         })();
         match found {
             Ok((device, credential)) => {
                 self.trace.passed(Stage::Identify);
-                Ok(Identified { trace: self.trace, leaf, anchor, device, credential, tls: self.tls })
+                Ok(Identified {
+                    trace: self.trace,
+                    leaf,
+                    anchor,
+                    device,
+                    credential,
+                    tls: self.tls,
+                })
             }
-            Err(denial) => Err(Box::new(Refused { trace: self.trace, denial })),
+            Err(denial) => Err(Box::new(Refused {
+                trace: self.trace,
+                denial,
+            })),
         }
     }
 }
@@ -260,11 +324,20 @@ impl Identified {
     ///
     /// # Errors
     /// [`Refused`] with the denial of the decision.
-    pub(crate) fn decide(mut self, facts: &dyn FactSource, now: Timestamp) -> Result<Authorised, Box<Refused>> {
+    pub(crate) fn decide(
+        mut self,
+        facts: &dyn FactSource,
+        now: Timestamp,
+    ) -> Result<Authorised, Box<Refused>> {
         let decided = (|| {
-            facts.health().map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
+            facts
+                .health()
+                .map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
             let policy = facts.policy(&self.device.tenant).ok_or_else(|| {
-                Denial::new(DenialCode::PolicyNoPermit, format!("tenant {} has no policies", self.device.tenant))
+                Denial::new(
+                    DenialCode::PolicyNoPermit,
+                    format!("tenant {} has no policies", self.device.tenant),
+                )
             })?;
             policy.connect(&ConnectFacts {
                 device: &self.device,
@@ -287,11 +360,18 @@ impl Identified {
                     not_after: self.leaf.not_after,
                     tls: self.tls,
                 };
-                Ok(Authorised { trace: self.trace, connected, permit })
+                Ok(Authorised {
+                    trace: self.trace,
+                    connected,
+                    permit,
+                })
             }
             Err(denial) => {
                 self.trace.policies = denial.policies.clone();
-                Err(Box::new(Refused { trace: self.trace, denial }))
+                Err(Box::new(Refused {
+                    trace: self.trace,
+                    denial,
+                }))
             }
         }
     }
@@ -330,7 +410,11 @@ impl Authorised {
     ///
     /// # Errors
     /// [`Refused`] if the client id is not the device's, or something is asked for that is not offered.
-    pub(crate) fn greet(mut self, greeting: Greeting<'_>, mode: ClientIdMode) -> Result<Greeted, Box<Refused>> {
+    pub(crate) fn greet(
+        mut self,
+        greeting: Greeting<'_>,
+        mode: ClientIdMode,
+    ) -> Result<Greeted, Box<Refused>> {
         let device = self.connected.device.id.as_str();
         let asked = greeting.client_id;
         self.trace.fact("protocol", greeting.protocol);
@@ -338,7 +422,10 @@ impl Authorised {
         let own = match mode {
             ClientIdMode::Strict => asked == device,
             ClientIdMode::Prefix => {
-                asked == device || asked.strip_prefix(device).is_some_and(|rest| rest.starts_with(':'))
+                asked == device
+                    || asked
+                        .strip_prefix(device)
+                        .is_some_and(|rest| rest.starts_with(':'))
             }
             ClientIdMode::Assigned => asked.is_empty() || asked == device,
             ClientIdMode::Free => true,
@@ -358,19 +445,41 @@ impl Authorised {
             None
         };
         if let Some(denial) = fault {
-            return Err(Box::new(Refused { trace: self.trace, denial }));
+            return Err(Box::new(Refused {
+                trace: self.trace,
+                denial,
+            }));
         }
         // Empty in mode `free`: the server assigns, and the device id is what it assigns (MQTT 5 section 3.1.3.1).
         let assigned = asked.is_empty();
         let client_id = if assigned { device } else { asked };
         let client_id = (client_id != device).then(|| client_id.into());
         self.trace.passed(Stage::Greet);
-        Ok(Greeted { trace: self.trace, connected: self.connected, permit: self.permit, client_id, assigned })
+        Ok(Greeted {
+            trace: self.trace,
+            connected: self.connected,
+            permit: self.permit,
+            client_id,
+            assigned,
+        })
+    }
+
+    /// The tenant whose rules apply to it.
+    pub(crate) fn tenant(&self) -> &TenantId {
+        &self.connected.device.tenant
+    }
+
+    /// The device went away.
+    pub(crate) fn abandon(self) -> Abandoned {
+        Abandoned { trace: self.trace }
     }
 
     /// Refuses it in place of a greeting.
     pub(crate) fn refuse(self, denial: Denial) -> Refused {
-        Refused { trace: self.trace, denial }
+        Refused {
+            trace: self.trace,
+            denial,
+        }
     }
 }
 
@@ -398,7 +507,10 @@ impl Greeted {
 
     /// Refuses it at the last moment.
     pub(crate) fn refuse(self, denial: Denial) -> Refused {
-        Refused { trace: self.trace, denial }
+        Refused {
+            trace: self.trace,
+            denial,
+        }
     }
 }
 
@@ -409,11 +521,12 @@ impl Trace {
     }
 
     /// The session is granted: the exchange becomes a record.
-    pub(crate) fn granted(mut self, permit: &AdmissionPermit, node: &Node) -> (ExchangeId, Instant) {
+    pub(crate) fn granted(mut self, permit: &AdmissionPermit, node: &Node) -> Instant {
         self.passed(Stage::Grant);
         self.generations = Some(permit.generations());
-        let started = (self.id(), self.accepted());
-        node.sink.record(self.into_record(&node.options.listener, Outcome::Admitted, None));
-        started
+        let accepted = self.accepted();
+        node.sink
+            .record(self.into_record(&node.options.listener, Outcome::Admitted, None));
+        accepted
     }
 }

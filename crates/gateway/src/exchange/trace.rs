@@ -38,7 +38,12 @@ impl Trace {
     pub(crate) fn new(id: ExchangeId, started: Timestamp, source: SocketAddr) -> Self {
         let now = Instant::now();
         let mut stages = Vec::with_capacity(Stage::ALL.len());
-        stages.push(StageRecord { stage: Stage::Accept, at_us: 0, took_us: 0, outcome: StageOutcome::Passed });
+        stages.push(StageRecord {
+            stage: Stage::Accept,
+            at_us: 0,
+            took_us: 0,
+            outcome: StageOutcome::Passed,
+        });
         Self {
             id,
             started,
@@ -110,7 +115,12 @@ impl Trace {
     }
 
     /// The record as it stands.
-    pub(super) fn into_record(self, listener: &str, outcome: Outcome, denial: Option<Denial>) -> ExchangeRecord {
+    pub(super) fn into_record(
+        self,
+        listener: &str,
+        outcome: Outcome,
+        denial: Option<Denial>,
+    ) -> ExchangeRecord {
         ExchangeRecord {
             id: self.id,
             started: self.started,

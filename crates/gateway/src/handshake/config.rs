@@ -57,8 +57,13 @@ impl ServerIdentity {
     ///
     /// # Errors
     /// [`ServerIdentityError::Key`] if they do not belong together.
-    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, ServerIdentityError> {
-        Ok(Self { current: ArcSwap::from_pointee(Self::load(chain, key)?) })
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, ServerIdentityError> {
+        Ok(Self {
+            current: ArcSwap::from_pointee(Self::load(chain, key)?),
+        })
     }
 
     /// Replaces certificate and key for all connections from now on.

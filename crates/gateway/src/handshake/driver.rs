@@ -49,7 +49,9 @@ pub fn pass(
 ) -> Pass {
     let mut used = 0;
     loop {
-        let UnbufferedStatus { mut discard, state, .. } = tls.process_tls_records(&mut input[used..]);
+        let UnbufferedStatus {
+            mut discard, state, ..
+        } = tls.process_tls_records(&mut input[used..]);
         let end = match state {
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                 let mut failed = None;
@@ -80,11 +82,16 @@ pub fn pass(
             Ok(ConnectionState::WriteTraffic(_)) => Some(PassEnd::Open),
             Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Some(PassEnd::PeerClosed),
             // 0-RTT is never offered (max_early_data_size is 0), so this cannot be reached; were it, we refuse.
-            Ok(_) => Some(PassEnd::Failed(rustls::Error::General("early data is refused".into()))),
+            Ok(_) => Some(PassEnd::Failed(rustls::Error::General(
+                "early data is refused".into(),
+            ))),
             Err(error) => {
                 used += discard;
                 fetch_alert(tls, &mut input[used..], records);
-                return Pass { used, end: PassEnd::Failed(error) };
+                return Pass {
+                    used,
+                    end: PassEnd::Failed(error),
+                };
             }
         };
         used += discard;
@@ -115,7 +122,9 @@ fn encode(mut into: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>, records
                 records.truncate(start + written);
                 return;
             }
-            Err(EncodeError::InsufficientSize(size)) if size.required_size > room => room = size.required_size,
+            Err(EncodeError::InsufficientSize(size)) if size.required_size > room => {
+                room = size.required_size
+            }
             Err(_) => {
                 records.truncate(start);
                 return;
@@ -140,7 +149,13 @@ pub fn seal(
     records: &mut Vec<u8>,
 ) -> Result<(), CannotSend> {
     for chunk in plaintext.chunks(RECORD_PLAINTEXT) {
-        write_traffic(tls, rest, records, |traffic, out| traffic.encrypt(chunk, out), chunk.len() + RECORD_OVERHEAD)?;
+        write_traffic(
+            tls,
+            rest,
+            records,
+            |traffic, out| traffic.encrypt(chunk, out),
+            chunk.len() + RECORD_OVERHEAD,
+        )?;
     }
     Ok(())
 }
@@ -149,8 +164,18 @@ pub fn seal(
 ///
 /// # Errors
 /// [`CannotSend`] if the connection is not open.
-pub fn close(tls: &mut UnbufferedServerConnection, rest: &mut [u8], records: &mut Vec<u8>) -> Result<(), CannotSend> {
-    write_traffic(tls, rest, records, |traffic, out| traffic.queue_close_notify(out), 64)
+pub fn close(
+    tls: &mut UnbufferedServerConnection,
+    rest: &mut [u8],
+    records: &mut Vec<u8>,
+) -> Result<(), CannotSend> {
+    write_traffic(
+        tls,
+        rest,
+        records,
+        |traffic, out| traffic.queue_close_notify(out),
+        64,
+    )
 }
 
 fn write_traffic(

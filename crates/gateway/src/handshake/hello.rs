@@ -51,7 +51,9 @@ pub fn read(bytes: &[u8]) -> Hello {
     let mut message = Vec::new();
     let mut rest = bytes;
     loop {
-        let Some((&kind, after)) = rest.split_first() else { return Hello::Incomplete };
+        let Some((&kind, after)) = rest.split_first() else {
+            return Hello::Incomplete;
+        };
         if kind != RECORD_HANDSHAKE {
             // 0x10 is the first byte of an MQTT CONNECT (MQTT 3.1).
             return if kind == 0x10 && message.is_empty() {
@@ -60,7 +62,9 @@ pub fn read(bytes: &[u8]) -> Hello {
                 Hello::NotTls("the first record is no TLS handshake record")
             };
         }
-        let Some((header, body)) = after.split_at_checked(4) else { return Hello::Incomplete };
+        let Some((header, body)) = after.split_at_checked(4) else {
+            return Hello::Incomplete;
+        };
         if header[0] != 3 {
             return Hello::NotTls("the record's version is no TLS version");
         }
@@ -127,7 +131,10 @@ fn body_read(body: &[u8]) -> Option<ClientHello> {
                 let length = usize::from(data.u8()?);
                 let list = data.take(length)?;
                 let has = |v: u16| list.chunks_exact(2).any(|c| c == v.to_be_bytes());
-                hello.offers = OfferedVersions { tls13: has(0x0304), tls12: has(0x0303) };
+                hello.offers = OfferedVersions {
+                    tls13: has(0x0304),
+                    tls12: has(0x0303),
+                };
             }
             _ => {}
         }
@@ -230,7 +237,10 @@ mod tests {
                 Hello::Complete(ClientHello {
                     server_name: Some("gate.test".into()),
                     alpn: vec!["mqtt".into()],
-                    offers: OfferedVersions { tls13: true, tls12: true },
+                    offers: OfferedVersions {
+                        tls13: true,
+                        tls12: true
+                    },
                 })
             );
         }

@@ -13,7 +13,9 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
 
 use super::context::{self, HandshakeContext};
 
@@ -30,7 +32,10 @@ impl DeviceVerifier {
     }
 
     /// The second half: possession first, then the verdict.
-    fn answer(&self, signature: Result<HandshakeSignatureValid, Error>) -> Result<HandshakeSignatureValid, Error> {
+    fn answer(
+        &self,
+        signature: Result<HandshakeSignatureValid, Error>,
+    ) -> Result<HandshakeSignatureValid, Error> {
         context::with(|context| {
             context.possession_at = Some(Instant::now());
             let valid = signature.inspect_err(|e| {
@@ -44,7 +49,11 @@ impl DeviceVerifier {
                 None => Err(Error::General("no verdict was formed".into())),
             }
         })
-        .unwrap_or_else(|| Err(Error::General("the verifier was called outside of a connection".into())))
+        .unwrap_or_else(|| {
+            Err(Error::General(
+                "the verifier was called outside of a connection".into(),
+            ))
+        })
     }
 }
 
@@ -74,7 +83,12 @@ impl ClientCertVerifier for DeviceVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.answer(rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms))
+        self.answer(rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.algorithms,
+        ))
     }
 
     fn verify_tls13_signature(
@@ -83,7 +97,12 @@ impl ClientCertVerifier for DeviceVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.answer(rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms))
+        self.answer(rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.algorithms,
+        ))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -118,14 +137,24 @@ fn verdict(
         chain_length,
     });
     let anchors = context.facts.anchors();
-    let chain =
-        VerifiedChain::verify(&anchors, context.asked.as_ref(), leaf, end_entity, intermediates, context.now)
-            .map_err(|fault| Denial::from(&fault))?;
+    let chain = VerifiedChain::verify(
+        &anchors,
+        context.asked.as_ref(),
+        leaf,
+        end_entity,
+        intermediates,
+        context.now,
+    )
+    .map_err(|fault| Denial::from(&fault))?;
     let credential = context.facts.credential(&chain.leaf().fingerprint);
     if let Some(credential) = credential.filter(|c| c.state == CredentialState::Revoked) {
         return Err(Denial::new(
             DenialCode::CredentialRevoked,
-            format!("the certificate of device {} with serial {} is revoked", credential.device, chain.leaf().serial),
+            format!(
+                "the certificate of device {} with serial {} is revoked",
+                credential.device,
+                chain.leaf().serial
+            ),
         ));
     }
     Ok(chain)

@@ -55,7 +55,12 @@ impl Cutoff {
     pub async fn wait(self, patience: Duration) -> CutoffReport {
         let _ = tokio::time::timeout(patience, self.node.sessions.all_closed(&self.entries)).await;
         let ended = self.entries.iter().filter(|e| e.is_closed()).count();
-        CutoffReport { ended, open: self.entries.len() - ended, kept: self.kept, took: self.started.elapsed() }
+        CutoffReport {
+            ended,
+            open: self.entries.len() - ended,
+            kept: self.kept,
+            took: self.started.elapsed(),
+        }
     }
 }
 
@@ -86,7 +91,12 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
             }
         }
     }
-    Cutoff { node: node.clone(), entries: ended, started, kept }
+    Cutoff {
+        node: node.clone(),
+        entries: ended,
+        started,
+        kept,
+    }
 }
 
 /// Ends sessions without asking policy.
@@ -95,7 +105,12 @@ pub(crate) fn end(node: &Arc<Node>, entries: Vec<Arc<SessionEntry>>, reason: End
     for entry in &entries {
         entry.end(reason);
     }
-    Cutoff { node: node.clone(), entries, started, kept: 0 }
+    Cutoff {
+        node: node.clone(),
+        entries,
+        started,
+        kept: 0,
+    }
 }
 
 fn reason_of(code: DenialCode) -> EndReason {
@@ -107,7 +122,9 @@ fn reason_of(code: DenialCode) -> EndReason {
         DenialCode::AuthorityRevoked | DenialCode::AuthorityRetired | DenialCode::UnknownCa => {
             EndReason::AuthorityChanged
         }
-        DenialCode::PolicyForbids | DenialCode::PolicyNoPermit | DenialCode::PolicyError => EndReason::PolicyChanged,
+        DenialCode::PolicyForbids | DenialCode::PolicyNoPermit | DenialCode::PolicyError => {
+            EndReason::PolicyChanged
+        }
         _ => EndReason::DeviceChanged,
     }
 }

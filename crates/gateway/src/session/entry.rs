@@ -118,7 +118,10 @@ pub struct SessionEntry {
 }
 
 impl SessionEntry {
-    #[expect(clippy::too_many_arguments, reason = "made in one place, from the stage before")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "made in one place, from the stage before"
+    )]
     pub(crate) fn new(
         id: u64,
         exchange: ExchangeId,
@@ -170,7 +173,10 @@ impl SessionEntry {
 
     /// Ends it. From this moment no packet of it is acted on. `false` if it was ending already.
     pub(crate) fn end(&self, reason: EndReason) -> bool {
-        let first = self.ending.compare_exchange(LIVE, reason as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        let first = self
+            .ending
+            .compare_exchange(LIVE, reason as u8, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok();
         if first {
             self.timer.wake();
         }

@@ -6,8 +6,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use countersign_identity::Timestamp;
 use countersign_policy::facts::ConnectFacts;
-use countersign_policy::{CredentialState, Denial, DenialCode, ExchangeId, Generations};
+use countersign_policy::{CredentialState, Denial, DenialCode, Generations};
 
 use super::entry::{Admission, SessionEntry};
 use super::index::TooMany;
@@ -24,8 +25,9 @@ const ATTEMPTS_MAX: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Granted {
     pub(crate) entry: Arc<SessionEntry>,
-    pub(crate) exchange: ExchangeId,
     pub(crate) accepted: Instant,
+    /// Until when the certificate holds: the session never outlives it.
+    pub(crate) not_after: Timestamp,
     /// The client sent no client id and must be told the one it has.
     pub(crate) assigned: bool,
 }
@@ -48,6 +50,7 @@ pub(crate) fn grant(
     let assigned = greeted.assigned;
     let source = greeted.trace().source();
     let (trace, connected, permit) = greeted.into_parts();
+    let not_after = connected.not_after;
     let first_use = connected.credential.state == CredentialState::Issued;
     let entry = Arc::new(SessionEntry::new(
         node.next_session(),
@@ -58,22 +61,38 @@ pub(crate) fn grant(
         protocol,
         connected.anchor.authority.clone(),
         connected.tls,
-        Admission { permit, device: connected.device, policy, spaces },
+        Admission {
+            permit,
+            device: connected.device,
+            policy,
+            spaces,
+        },
         timer,
     ));
-    if let Err(TooMany) = node.sessions.insert(&entry, node.options.limits.sessions_per_device_max) {
+    if let Err(TooMany) = node
+        .sessions
+        .insert(&entry, node.options.limits.sessions_per_device_max)
+    {
         let max = node.options.limits.sessions_per_device_max;
-        let denial = Denial::new(DenialCode::SessionLimit, format!("the device already holds {max} sessions"));
+        let denial = Denial::new(
+            DenialCode::SessionLimit,
+            format!("the device already holds {max} sessions"),
+        );
         return Err(Box::new(trace.refuse(denial)));
     }
     match check(node, &entry) {
         Ok(()) => {
-            let (exchange, accepted) = trace.granted(&entry.admission().permit, node);
+            let accepted = trace.granted(&entry.admission().permit, node);
             count(&node.metrics.admitted);
             if first_use {
                 node.sink.credential_used(entry.fingerprint());
             }
-            Ok(Granted { entry, exchange, accepted, assigned })
+            Ok(Granted {
+                entry,
+                accepted,
+                not_after,
+                assigned,
+            })
         }
         Err(denial) => {
             node.sessions.remove(&entry);
@@ -85,7 +104,9 @@ pub(crate) fn grant(
 /// Reads the generations again; decides anew until they hold still.
 fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
     for _ in 0..ATTEMPTS_MAX {
-        node.facts.health().map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
+        node.facts
+            .health()
+            .map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
         let admission = entry.admission();
         if current_generations(node, entry, &admission) == Some(admission.permit.generations()) {
             return match entry.ending() {
@@ -119,28 +140,40 @@ fn current_generations(node: &Node, entry: &SessionEntry, admission: &Admission)
 pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission, Denial> {
     let old = entry.admission();
     let tenant = &old.device.tenant;
-    node.facts.health().map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
-    let device = node
-        .facts
-        .device(tenant, &old.device.id)
-        .ok_or_else(|| Denial::new(DenialCode::UnknownDevice, format!("device {} is gone", old.device.id)))?;
+    node.facts
+        .health()
+        .map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
+    let device = node.facts.device(tenant, &old.device.id).ok_or_else(|| {
+        Denial::new(
+            DenialCode::UnknownDevice,
+            format!("device {} is gone", old.device.id),
+        )
+    })?;
     let credential = node
         .facts
         .credential(old.permit.fingerprint())
         .filter(|c| c.tenant == *tenant && c.device == device.id)
         .ok_or(DenialCode::UnknownCredential)?;
-    let (state, authority_generation) = node.facts.authority(&entry.authority).ok_or(DenialCode::UnknownCa)?;
+    let (state, authority_generation) = node
+        .facts
+        .authority(&entry.authority)
+        .ok_or(DenialCode::UnknownCa)?;
     if !state.admits() {
         let code = match state {
             countersign_identity::AnchorState::Retired => DenialCode::AuthorityRetired,
             _ => DenialCode::AuthorityRevoked,
         };
-        return Err(Denial::new(code, format!("the authority {} is {}", entry.authority, state.name())));
+        return Err(Denial::new(
+            code,
+            format!("the authority {} is {}", entry.authority, state.name()),
+        ));
     }
-    let policy = node
-        .facts
-        .policy(tenant)
-        .ok_or_else(|| Denial::new(DenialCode::PolicyNoPermit, format!("tenant {tenant} has no policies")))?;
+    let policy = node.facts.policy(tenant).ok_or_else(|| {
+        Denial::new(
+            DenialCode::PolicyNoPermit,
+            format!("tenant {tenant} has no policies"),
+        )
+    })?;
     let permit = policy.connect(&ConnectFacts {
         device: &device,
         credential: &credential,
@@ -151,5 +184,10 @@ pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission
         now: node.now(),
     })?;
     let spaces = spaces::compiled(&policy)?;
-    Ok(Admission { permit, device, policy, spaces })
+    Ok(Admission {
+        permit,
+        device,
+        policy,
+        spaces,
+    })
 }

@@ -15,7 +15,7 @@ type Shard = HashMap<(TenantId, DeviceId), Vec<Arc<SessionEntry>>>;
 
 /// Sessions by (tenant, device), in shards so that connects on several threads do not wait for each other.
 #[derive(Debug)]
-pub struct SessionIndex {
+pub(crate) struct SessionIndex {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
     closed: tokio::sync::Notify,
@@ -47,7 +47,11 @@ impl SessionIndex {
         let mut shard = self.shard(&key).lock();
         let sessions = shard.entry(key).or_default();
         let live = |e: &&Arc<SessionEntry>| e.ending().is_none();
-        if let Some(old) = sessions.iter().filter(live).find(|e| e.client_id == entry.client_id) {
+        if let Some(old) = sessions
+            .iter()
+            .filter(live)
+            .find(|e| e.client_id == entry.client_id)
+        {
             old.end(EndReason::TakenOver);
         }
         if sessions.iter().filter(live).count() >= sessions_max {
@@ -96,7 +100,10 @@ impl SessionIndex {
 
     /// How many sessions there are.
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|s| s.lock().values().map(Vec::len).sum::<usize>()).sum()
+        self.shards
+            .iter()
+            .map(|s| s.lock().values().map(Vec::len).sum::<usize>())
+            .sum()
     }
 
     /// Waits until all of `entries` are closed.

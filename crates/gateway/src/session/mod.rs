@@ -14,4 +14,3 @@ pub(crate) mod mqtt;
 pub(crate) mod spaces;
 
 pub use entry::{EndReason, SessionEntry};
-pub(crate) use mqtt::Session;

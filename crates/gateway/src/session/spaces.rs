@@ -39,8 +39,10 @@ pub(crate) fn compiled(policy: &Arc<TenantPolicy>) -> Result<Arc<Spaces>, Denial
     type Known = Vec<(Weak<TenantPolicy>, Weak<Spaces>)>;
     static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
     let mut known = KNOWN.lock();
-    if let Some(spaces) =
-        known.iter().find(|(p, _)| p.as_ptr() == Arc::as_ptr(policy)).and_then(|(p, s)| p.upgrade().and(s.upgrade()))
+    if let Some(spaces) = known
+        .iter()
+        .find(|(p, _)| p.as_ptr() == Arc::as_ptr(policy))
+        .and_then(|(p, s)| p.upgrade().and(s.upgrade()))
     {
         return Ok(spaces);
     }
@@ -49,7 +51,10 @@ pub(crate) fn compiled(policy: &Arc<TenantPolicy>) -> Result<Arc<Spaces>, Denial
         .iter()
         .map(|space| {
             SpaceFilter::parse(&space.filter).map_err(|e| {
-                Denial::new(DenialCode::PolicyError, format!("topic space {:?} has no valid filter: {e}", space.name))
+                Denial::new(
+                    DenialCode::PolicyError,
+                    format!("topic space {:?} has no valid filter: {e}", space.name),
+                )
             })
         })
         .collect::<Result<Vec<_>, _>>()?;

@@ -1,0 +1,702 @@
+//! The life of one connection, as one hand-made future: read, decrypt, act, seal, write.
+//!
+//! Hand-made, because an idle session is this struct and nothing else: an `async fn` would keep its argument twice, and
+//! a deadline would be a timer of its own. What a turn works in belongs to the thread ([`crate::buffers`]).
+//!
+//! Nothing is read while anything waits to be written, so a peer that does not read slows only itself.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use countersign_mqtt::client::Connect;
+use countersign_mqtt::properties::PropertyWriter;
+use countersign_mqtt::{DecodeError, ReasonCode, Version, frame, server};
+use countersign_policy::denial::Wire;
+use countersign_policy::{Denial, DenialCode};
+use rustls::server::UnbufferedServerConnection;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::buffers::{self, Buffers, INPUT_BYTES, Spill};
+use crate::exchange::{Accepted, Authorised, Greeting, Handshaking, Refused};
+use crate::handshake::driver::{self, PassEnd};
+use crate::handshake::hello::{self, Hello};
+use crate::node::ConnectionSlot;
+use crate::session::entry::EndReason;
+use crate::session::grant;
+use crate::session::mqtt::{End, Session};
+use crate::timer::Timer;
+
+/// Turns of one poll before other connections get theirs.
+const TURNS_MAX: usize = 8;
+/// The most bytes of unfinished TLS records and handshake messages that are kept for a peer.
+const UNREAD_MAX: usize = 48 * 1024;
+/// A fatal alert as a plain record: what a peer is told before there is any TLS state (RFC 9846 section 6).
+const fn plain_alert(description: u8) -> [u8; 7] {
+    [21, 3, 3, 0, 2, 2, description]
+}
+
+enum Phase {
+    Hello(Box<Accepted>),
+    Handshaking(Box<Handshaking>),
+    /// TLS is open; CONNECT is awaited, to learn in which version to answer what is already decided.
+    Greeting(Box<Result<Authorised, Refused>>),
+    Session(Box<Session>),
+    /// The last word is in the output.
+    Leaving {
+        drain: bool,
+    },
+    /// Half closed: the peer may still be sending, and a reset would take our last word from it.
+    Draining {
+        left: usize,
+    },
+    Over,
+}
+
+/// One connection, from accept to close.
+pub(crate) struct Connection {
+    phase: Phase,
+    tls: Option<UnbufferedServerConnection>,
+    socket: TcpStream,
+    slot: ConnectionSlot,
+    timer: Arc<Timer>,
+    spill: Option<Box<Spill>>,
+    /// The session whose last word is being written.
+    leaving: Option<Arc<crate::session::SessionEntry>>,
+}
+
+impl Connection {
+    pub(crate) fn new(slot: ConnectionSlot, socket: TcpStream, source: SocketAddr) -> Self {
+        let node = slot.node.clone();
+        let started = node.now();
+        let accepted = Accepted::new(node.next_exchange(started), started, source);
+        let timer = node.wheel.timer();
+        node.wheel.set(&timer, node.options.limits.handshake_timeout);
+        Self {
+            phase: Phase::Hello(Box::new(accepted)),
+            tls: None,
+            socket,
+            slot,
+            timer,
+            spill: None,
+            leaving: None,
+        }
+    }
+
+    fn set_deadline(&self, after: Duration) {
+        self.slot.node.wheel.set(&self.timer, after);
+    }
+
+    /// Turns until the socket has nothing more to give or to take. Records stay in the thread's buffer from the turn
+    /// that makes them to the one that writes them.
+    fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        buffers::lend(|b| {
+            for _ in 0..TURNS_MAX {
+                if let Phase::Over = self.phase {
+                    return Poll::Ready(());
+                }
+                if self.turn(b, cx).is_pending() {
+                    return Poll::Pending;
+                }
+            }
+            if !b.records.is_empty() && !matches!(self.phase, Phase::Over) {
+                self.spill.get_or_insert_default().output.append(&mut b.records);
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+    }
+
+    /// One turn. `Pending`: nothing can be done before a waker calls.
+    fn turn(&mut self, b: &mut Buffers, cx: &mut Context<'_>) -> Poll<()> {
+        self.watch(b);
+        match self.flush(b, cx) {
+            Ok(true) => {}
+            Ok(false) => return Poll::Pending,
+            Err(_) => {
+                self.lost();
+                return Poll::Ready(());
+            }
+        }
+        match self.phase {
+            Phase::Over => return Poll::Ready(()),
+            Phase::Leaving { drain } => return self.half_close(drain, cx),
+            Phase::Draining { .. } => return self.drain(b, cx),
+            Phase::Session(ref mut session) if session.has_deliveries() => {
+                session.deliver(&self.slot.node, &mut b.replies);
+                self.seal(b);
+                return Poll::Ready(());
+            }
+            _ => {}
+        }
+        let kept = self.take_input(b);
+        let mut read = ReadBuf::new(&mut b.input[kept..]);
+        match Pin::new(&mut self.socket).poll_read(cx, &mut read) {
+            Poll::Pending => {
+                self.keep_input(b, 0, kept);
+                Poll::Pending
+            }
+            Poll::Ready(Ok(())) if read.filled().is_empty() => {
+                self.lost();
+                Poll::Ready(())
+            }
+            Poll::Ready(Ok(())) => {
+                let end = kept + read.filled().len();
+                self.process(b, end);
+                Poll::Ready(())
+            }
+            Poll::Ready(Err(_)) => {
+                self.lost();
+                Poll::Ready(())
+            }
+        }
+    }
+
+    /// Deadlines, and ends that others asked for.
+    fn watch(&mut self, b: &mut Buffers) {
+        let node = self.slot.node.clone();
+        if let Phase::Session(session) = &mut self.phase {
+            let end = match session.entry().ending() {
+                Some(reason) => Some(End::from(reason)),
+                None => session.recheck(&node).err(),
+            };
+            if let Some(end) = end {
+                return self.end_session(&end, b);
+            }
+        }
+        if !node.wheel.expired(&self.timer) {
+            return;
+        }
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Hello(accepted) => {
+                let denial = Denial::from(DenialCode::HelloTimeout);
+                self.refuse_silently(accepted.refuse(denial));
+            }
+            Phase::Handshaking(handshaking) => {
+                let denial = Denial::from(DenialCode::HandshakeTimeout);
+                self.refuse_silently(handshaking.give_up(denial));
+            }
+            Phase::Greeting(greeting) => {
+                self.refuse_silently(match *greeting {
+                    Ok(authorised) => authorised.refuse(DenialCode::ConnectTimeout.into()),
+                    Err(refused) => refused,
+                });
+            }
+            Phase::Session(session) => {
+                let end = session.overdue(node.now());
+                self.phase = Phase::Session(session);
+                self.end_session(&end, b);
+            }
+            Phase::Leaving { .. } | Phase::Draining { .. } | Phase::Over => self.gone(),
+        }
+    }
+
+    /// Writes what waits. `Ok(false)`: the socket takes no more now.
+    fn flush(&mut self, b: &mut Buffers, cx: &mut Context<'_>) -> io::Result<bool> {
+        let waiting = match &mut self.spill {
+            Some(spill) if !spill.output.is_empty() => {
+                let mut output = std::mem::take(&mut spill.output);
+                output.append(&mut b.records);
+                output
+            }
+            _ if b.records.is_empty() => return Ok(true),
+            _ => std::mem::take(&mut b.records),
+        };
+        let mut written = 0;
+        while written < waiting.len() {
+            match Pin::new(&mut self.socket).poll_write(cx, &waiting[written..]) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(n)) => written += n,
+                Poll::Ready(Err(e)) => return Err(e),
+                Poll::Pending => {
+                    self.spill.get_or_insert_default().output = waiting[written..].to_vec();
+                    return Ok(false);
+                }
+            }
+        }
+        b.records = waiting;
+        b.records.clear();
+        self.drop_empty_spill();
+        Ok(true)
+    }
+
+    fn drop_empty_spill(&mut self) {
+        if self.spill.as_ref().is_some_and(|s| s.is_empty()) {
+            self.spill = None;
+        }
+    }
+
+    /// Puts what was left of the input to the front of the buffer.
+    fn take_input(&mut self, b: &mut Buffers) -> usize {
+        let Some(spill) = &mut self.spill else { return 0 };
+        let kept = spill.input.len();
+        b.input[..kept].copy_from_slice(&spill.input);
+        spill.input = Vec::new();
+        kept
+    }
+
+    fn keep_input(&mut self, b: &Buffers, from: usize, to: usize) {
+        if from < to {
+            self.spill.get_or_insert_default().input = b.input[from..to].to_vec();
+        } else {
+            self.drop_empty_spill();
+        }
+    }
+
+    /// Acts on `b.input[..end]`; leaves what is to be written in `b.records`.
+    fn process(&mut self, b: &mut Buffers, end: usize) {
+        if let Phase::Hello(_) = self.phase
+            && !self.hello(b, end)
+        {
+            return;
+        }
+        let Some(mut tls) = self.tls.take() else { return };
+        let pass = match &mut self.phase {
+            Phase::Handshaking(handshaking) => {
+                handshaking.pass(&mut tls, &mut b.input[..end], &mut b.plaintext, &mut b.records)
+            }
+            _ => driver::pass(&mut tls, &mut b.input[..end], &mut b.plaintext, &mut b.records),
+        };
+        if let (Phase::Handshaking(_), PassEnd::Open | PassEnd::PeerClosed) = (&self.phase, &pass.end)
+            && let Phase::Handshaking(handshaking) = std::mem::replace(&mut self.phase, Phase::Over)
+        {
+            self.slot.handshake_over();
+            self.set_deadline(self.slot.node.options.limits.connect_timeout);
+            self.phase = if tls.is_handshaking() {
+                // close_notify in the middle of a handshake.
+                Phase::Handshaking(handshaking)
+            } else {
+                Phase::Greeting(Box::new(self.authorise(*handshaking, &tls)))
+            };
+        }
+        self.tls = Some(tls);
+        self.keep_input(b, pass.used, end);
+        match pass.end {
+            PassEnd::Handshaking if end - pass.used > UNREAD_MAX => {
+                let error = rustls::Error::General("a handshake message is larger than any".into());
+                self.tls_failed(&error);
+            }
+            PassEnd::Handshaking => {}
+            PassEnd::Open => self.packets(b),
+            PassEnd::PeerClosed => {
+                self.packets(b);
+                self.lost();
+            }
+            PassEnd::Failed(error) => {
+                self.packets(b);
+                self.tls_failed(&error);
+            }
+        }
+        self.seal(b);
+    }
+
+    /// Stage 2. `false`: no TLS state was made, there is nothing to pass on.
+    fn hello(&mut self, b: &mut Buffers, end: usize) -> bool {
+        let read = hello::read(&b.input[..end]);
+        if let Hello::Incomplete = read
+            && end < INPUT_BYTES - 1
+        {
+            self.keep_input(b, 0, end);
+            return false;
+        }
+        let Phase::Hello(accepted) = std::mem::replace(&mut self.phase, Phase::Over) else {
+            return false;
+        };
+        let node = self.slot.node.clone();
+        let hello = match read {
+            Hello::Complete(hello) => hello,
+            Hello::PlaintextMqtt => {
+                self.refuse_wordless(accepted.refuse(DenialCode::Plaintext.into()));
+                return false;
+            }
+            Hello::NotTls(what) => {
+                self.refuse_wordless(accepted.refuse(Denial::new(DenialCode::NotTls, what)));
+                return false;
+            }
+            Hello::Incomplete => {
+                let denial = Denial::new(DenialCode::NotTls, "the ClientHello is larger than any");
+                self.refuse_wordless(accepted.refuse(denial));
+                return false;
+            }
+        };
+        let tls = match UnbufferedServerConnection::new(node.tls.clone()) {
+            Ok(tls) => tls,
+            Err(e) => {
+                self.refuse_wordless(
+                    accepted.refuse(Denial::new(DenialCode::HandshakeProtocol, e.to_string())),
+                );
+                return false;
+            }
+        };
+        match accepted.hello(hello, &node) {
+            Ok(handshaking) => {
+                self.tls = Some(tls);
+                self.phase = Phase::Handshaking(Box::new(handshaking));
+                true
+            }
+            Err(refused) => {
+                if let Wire::Alert(description) = refused.denial().code.wire() {
+                    b.records.extend(plain_alert(description));
+                }
+                self.refuse_wordless(refused);
+                false
+            }
+        }
+    }
+
+    /// Stages 5 to 7: everything about the device is decided before it says what it wants.
+    fn authorise(
+        &self,
+        handshaking: Handshaking,
+        tls: &UnbufferedServerConnection,
+    ) -> Result<Authorised, Refused> {
+        let node = &self.slot.node;
+        let facts = node.facts.as_ref();
+        handshaking
+            .complete(tls)
+            .and_then(|handshaken| handshaken.identify(facts))
+            .and_then(|identified| identified.decide(facts, node.now()))
+            .map_err(|refused| *refused)
+    }
+
+    /// Acts on the whole packets of the plaintext.
+    fn packets(&mut self, b: &mut Buffers) {
+        if b.plaintext.is_empty() {
+            return;
+        }
+        let plaintext = match &mut self.spill {
+            Some(spill) if !spill.plaintext.is_empty() => {
+                let mut all = std::mem::take(&mut spill.plaintext);
+                all.append(&mut b.plaintext);
+                all
+            }
+            _ => std::mem::take(&mut b.plaintext),
+        };
+        self.drop_empty_spill();
+        let mut used = 0;
+        if let Phase::Greeting(_) = self.phase {
+            used = self.greet(&plaintext, b);
+        }
+        while let Phase::Session(session) = &mut self.phase {
+            let node = &self.slot.node;
+            let limit = node.options.limits.packet_bytes_max;
+            let acted = match frame::next(&plaintext[used..], limit) {
+                Ok(Some(frame)) => {
+                    used += frame.raw.len();
+                    session.packet(&frame, node, &mut b.replies)
+                }
+                Ok(None) => break,
+                Err(e) => Err(session.broken(&e, node)),
+            };
+            if let Err(end) = acted {
+                return self.end_session(&end, b);
+            }
+        }
+        if let Phase::Session(session) = &self.phase {
+            let patience = session.patience(self.slot.node.now());
+            self.set_deadline(patience);
+        }
+        if matches!(self.phase, Phase::Session(_) | Phase::Greeting(_)) && used < plaintext.len() {
+            self.spill.get_or_insert_default().plaintext = plaintext[used..].to_vec();
+        }
+        b.plaintext = plaintext;
+        b.plaintext.clear();
+    }
+
+    /// Stages 8 and 9: CONNECT, and its answer. Returns how many bytes it took.
+    fn greet(&mut self, plaintext: &[u8], b: &mut Buffers) -> usize {
+        let node = self.slot.node.clone();
+        let read = match frame::next(plaintext, node.options.limits.connect_bytes_max) {
+            Ok(None) => return 0,
+            Ok(Some(frame)) => Connect::decode(&frame).map(|connect| (connect, frame.raw.len())),
+            Err(e) => Err(e),
+        };
+        let Phase::Greeting(greeting) = std::mem::replace(&mut self.phase, Phase::Over) else {
+            return 0;
+        };
+        let (connect, length) = match read {
+            Ok((Some(connect), length)) => (connect, length),
+            Ok((None, _)) => {
+                self.refuse_in_tls(or_refuse(*greeting, DenialCode::NotConnect.into()), None, b);
+                return 0;
+            }
+            Err(e) => {
+                let (denial, version) = connect_fault(&e, plaintext);
+                self.refuse_in_tls(or_refuse(*greeting, denial), version, b);
+                return 0;
+            }
+        };
+        let version = connect.version;
+        let granted = (*greeting).and_then(|authorised| {
+            let mode = node.facts.client_id_mode(authorised.tenant());
+            let greeting = Greeting {
+                protocol: version.name(),
+                client_id: connect.client_id,
+                // In MQTT 5 a longer session is answered with Session Expiry 0; 3.1.1 has no such word.
+                persistent: version == Version::V311 && !connect.clean,
+                will: connect.will.is_some(),
+                auth_method: connect.properties.auth_method,
+            };
+            authorised
+                .greet(greeting, mode)
+                .and_then(|greeted| grant::grant(greeted, version.name(), self.timer.clone(), &node))
+                .map_err(|refused| *refused)
+        });
+        match granted {
+            Ok(granted) => {
+                self.phase = Phase::Session(Box::new(Session::open(granted, &connect, &node, &mut b.replies)))
+            }
+            Err(refused) => self.refuse_in_tls(refused, Some(version), b),
+        }
+        length
+    }
+
+    /// Encrypts the replies. What was encrypted already goes first.
+    fn seal(&mut self, b: &mut Buffers) {
+        if !b.replies.is_empty()
+            && let Some(tls) = &mut self.tls
+        {
+            let replies = std::mem::take(&mut b.replies);
+            let rest = match &mut self.spill {
+                Some(spill) => spill.input.as_mut_slice(),
+                None => &mut [],
+            };
+            if driver::seal(tls, rest, &replies, &mut b.records).is_err() {
+                b.records.clear();
+                self.lost();
+            }
+            b.replies = replies;
+            b.replies.clear();
+        }
+        if matches!(self.phase, Phase::Leaving { .. })
+            && let Some(mut tls) = self.tls.take()
+        {
+            let rest = match &mut self.spill {
+                Some(spill) => spill.input.as_mut_slice(),
+                None => &mut [],
+            };
+            // Fails when TLS failed: then the alert was the last word.
+            let _ = driver::close(&mut tls, rest, &mut b.records);
+        }
+    }
+
+    /// CONNACK, or nothing, by what the denial's code says.
+    fn refuse_in_tls(&mut self, refused: Refused, version: Option<Version>, b: &mut Buffers) {
+        if let Wire::Close = refused.denial().code.wire() {
+            return self.refuse_wordless(refused);
+        }
+        match version {
+            Some(Version::V311) => server::encode_connack_v311(refused.connack_v311(), &mut b.replies),
+            Some(Version::V5) => {
+                let mut properties = PropertyWriter::default();
+                properties.text(0x1f, refused.denial().code.as_str());
+                server::encode_connack_v5(ReasonCode(refused.connack_v5()), &properties, &mut b.replies);
+            }
+            None => {}
+        }
+        self.refuse_wordless(refused);
+    }
+
+    /// Whatever is to be said is in the output: half-close after it, and drain.
+    fn refuse_wordless(&mut self, refused: Refused) {
+        refused.conclude(&self.slot.node);
+        self.leave(true);
+    }
+
+    /// There is nobody to tell.
+    fn refuse_silently(&mut self, refused: Refused) {
+        refused.conclude(&self.slot.node);
+        self.gone();
+    }
+
+    fn leave(&mut self, drain: bool) {
+        self.slot.handshake_over();
+        self.set_deadline(self.slot.node.options.limits.drain_timeout);
+        self.phase = Phase::Leaving { drain };
+    }
+
+    fn end_session(&mut self, end: &End, b: &mut Buffers) {
+        let Phase::Session(mut session) = std::mem::replace(&mut self.phase, Phase::Over) else {
+            return;
+        };
+        let reason = session.end(end, &self.slot.node, &mut b.replies);
+        self.leaving = Some(session.entry().clone());
+        // Who said goodbye is not sending any more.
+        self.leave(reason != EndReason::ClientDisconnect);
+        self.seal(b);
+    }
+
+    /// TLS itself failed; the alert, if any, is in the output.
+    fn tls_failed(&mut self, error: &rustls::Error) {
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Handshaking(handshaking) => {
+                let refused = handshaking.fail(error);
+                self.refuse_wordless(refused);
+            }
+            Phase::Greeting(greeting) => {
+                let denial = Denial::new(alert_after_handshake(error), error.to_string());
+                self.refuse_wordless(or_refuse(*greeting, denial));
+            }
+            Phase::Session(mut session) => {
+                let mut unsaid = Vec::new();
+                session.end(&EndReason::ConnectionLost.into(), &self.slot.node, &mut unsaid);
+                self.leaving = Some(session.entry().clone());
+                self.leave(true);
+            }
+            other => self.phase = other,
+        }
+    }
+
+    /// The peer is gone, or will read no more.
+    fn lost(&mut self) {
+        let node = self.slot.node.clone();
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Hello(accepted) => accepted.abandon().conclude(&node),
+            Phase::Handshaking(handshaking) => handshaking.abandon().conclude(&node),
+            Phase::Greeting(greeting) => match *greeting {
+                Ok(authorised) => authorised.abandon().conclude(&node),
+                Err(refused) => refused.conclude(&node),
+            },
+            Phase::Session(mut session) => {
+                let mut unsaid = Vec::new();
+                session.end(&EndReason::ConnectionLost.into(), &node, &mut unsaid);
+                self.leaving = Some(session.entry().clone());
+            }
+            Phase::Leaving { .. } | Phase::Draining { .. } | Phase::Over => {}
+        }
+        self.gone();
+    }
+
+    fn gone(&mut self) {
+        self.phase = Phase::Over;
+        self.tls = None;
+        self.spill = None;
+        if let Some(entry) = self.leaving.take() {
+            self.slot.node.sessions.remove(&entry);
+        }
+    }
+
+    /// The output is written: nothing more comes from us.
+    fn half_close(&mut self, drain: bool, cx: &mut Context<'_>) -> Poll<()> {
+        match Pin::new(&mut self.socket).poll_shutdown(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(_) => {}
+        }
+        if let Some(entry) = self.leaving.take() {
+            self.slot.node.sessions.remove(&entry);
+        }
+        self.tls = None;
+        self.spill = None;
+        if drain {
+            self.phase = Phase::Draining {
+                left: self.slot.node.options.limits.drain_bytes_max,
+            };
+        } else {
+            self.gone();
+        }
+        Poll::Ready(())
+    }
+
+    /// Reads and forgets, so that no reset overtakes our last word.
+    fn drain(&mut self, b: &mut Buffers, cx: &mut Context<'_>) -> Poll<()> {
+        let Phase::Draining { left } = &mut self.phase else {
+            return Poll::Ready(());
+        };
+        let mut read = ReadBuf::new(&mut b.input);
+        match Pin::new(&mut self.socket).poll_read(cx, &mut read) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) if !read.filled().is_empty() && read.filled().len() < *left => {
+                *left -= read.filled().len();
+                Poll::Ready(())
+            }
+            Poll::Ready(_) => {
+                self.gone();
+                Poll::Ready(())
+            }
+        }
+    }
+}
+
+impl Future for Connection {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        this.timer.register(cx.waker());
+        // A panic is a bug, and it costs one connection: the node lives on, and counts it.
+        catch_unwind(AssertUnwindSafe(|| this.advance(cx))).unwrap_or_else(|_| {
+            crate::metrics::count(&this.slot.node.metrics.panics);
+            this.lost();
+            Poll::Ready(())
+        })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !matches!(self.phase, Phase::Over) {
+            self.lost();
+        }
+    }
+}
+
+/// What was decided before CONNECT goes before what is wrong with CONNECT.
+fn or_refuse(greeting: Result<Authorised, Refused>, denial: Denial) -> Refused {
+    match greeting {
+        Ok(authorised) => authorised.refuse(denial),
+        Err(refused) => refused,
+    }
+}
+
+/// In TLS 1.3 the device may reject us after it finished: an alert as the first thing it sends.
+fn alert_after_handshake(error: &rustls::Error) -> DenialCode {
+    match error {
+        rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA) => DenialCode::DeviceUnknownCa,
+        rustls::Error::AlertReceived(rustls::AlertDescription::CertificateExpired) => {
+            DenialCode::DeviceCertificateExpired
+        }
+        rustls::Error::AlertReceived(rustls::AlertDescription::BadCertificate) => {
+            DenialCode::DeviceBadCertificate
+        }
+        rustls::Error::AlertReceived(_) => DenialCode::DeviceAlert,
+        _ => DenialCode::HandshakeProtocol,
+    }
+}
+
+/// What is wrong with a CONNECT, and the version to say it in; `None` if there is none to say it in.
+fn connect_fault(e: &DecodeError, plaintext: &[u8]) -> (Denial, Option<Version>) {
+    match e {
+        // A level above 5 is told in the words of 5, one below in the words of 3.1.1 (MQTT-3.1.2-2).
+        DecodeError::ProtocolLevel(level) => {
+            let version = if (6..0x80).contains(level) {
+                Version::V5
+            } else {
+                Version::V311
+            };
+            (Denial::new(DenialCode::MqttVersion, e.to_string()), Some(version))
+        }
+        DecodeError::ProtocolName => (Denial::new(DenialCode::MqttProtocolName, e.to_string()), None),
+        DecodeError::TooLarge { .. } => (
+            Denial::new(DenialCode::PacketTooLarge, e.to_string()),
+            version_of_start(plaintext),
+        ),
+        _ => (Denial::new(DenialCode::MqttMalformed, e.to_string()), None),
+    }
+}
+
+/// The version in the first bytes of a CONNECT whose rest is not read.
+fn version_of_start(plaintext: &[u8]) -> Option<Version> {
+    let (&first, rest) = plaintext.split_first()?;
+    let length_bytes = rest.iter().take(4).position(|b| b & 0x80 == 0)? + 1;
+    match (first, rest.get(length_bytes..length_bytes + 7)?) {
+        (0x10, [0, 4, b'M', b'Q', b'T', b'T', 4]) => Some(Version::V311),
+        (0x10, [0, 4, b'M', b'Q', b'T', b'T', 5]) => Some(Version::V5),
+        _ => None,
+    }
+}

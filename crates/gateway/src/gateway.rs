@@ -1,0 +1,171 @@
+//! What the process sees of the gateway.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use countersign_identity::{DeviceId, TenantId, Timestamp};
+use countersign_policy::exchange::ExchangeSink;
+use countersign_policy::{ExchangeId, FactSource};
+use serde::Serialize;
+use tokio::task::JoinHandle;
+
+use crate::handshake::config::{ServerIdentity, ServerIdentityError, TlsMinimum, server_config};
+use crate::listen;
+use crate::metrics::Metrics;
+use crate::node::{Clock, GatewayOptions, Node};
+use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
+use crate::session::entry::EndReason;
+use crate::timer::Wheel;
+
+/// Why the device port cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The operating system refused the address.
+    #[error("cannot listen on {address}: {source}")]
+    Address {
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// The TLS configuration is not possible.
+    #[error(transparent)]
+    Tls(#[from] ServerIdentityError),
+}
+
+/// A session, as shown to operators.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SessionView {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The device.
+    pub device: DeviceId,
+    /// The client id it goes by.
+    pub client_id: String,
+    /// The exchange that admitted it.
+    pub exchange: ExchangeId,
+    /// Where it comes from.
+    pub source: SocketAddr,
+    /// `mqtt-3.1.1` or `mqtt-5`.
+    pub protocol: &'static str,
+    /// `TLSv1.3` or `TLSv1.2`.
+    pub tls_version: &'static str,
+    /// Since when.
+    pub started: Timestamp,
+}
+
+/// One open device port and all that is connected to it.
+pub struct Gateway {
+    node: Arc<Node>,
+    identity: Arc<ServerIdentity>,
+    address: SocketAddr,
+    accepting: JoinHandle<()>,
+}
+
+impl Gateway {
+    /// Opens the port and serves it. Port 0 takes any free one.
+    ///
+    /// # Errors
+    /// [`BindError`] if the address or the TLS configuration cannot be used.
+    pub fn start(
+        address: SocketAddr,
+        options: GatewayOptions,
+        minimum: TlsMinimum,
+        identity: Arc<ServerIdentity>,
+        facts: Arc<dyn FactSource>,
+        sink: Arc<dyn ExchangeSink>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, BindError> {
+        let tls = server_config(identity.clone(), minimum)?;
+        let failed = |source| BindError::Address { address, source };
+        let listener = listen::bind(address).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let node = Arc::new(Node::new(options, facts, sink, clock, tls));
+        tokio::spawn(Wheel::run(Arc::downgrade(&node.wheel)));
+        let accepting = tokio::spawn(listen::accept(listener, node.clone()));
+        Ok(Self {
+            node,
+            identity,
+            address,
+            accepting,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.node.metrics
+    }
+
+    /// How many sessions are live.
+    pub fn session_count(&self) -> usize {
+        self.node.sessions.len()
+    }
+
+    /// The live sessions, of one tenant if one is named, in order of tenant, device and client id.
+    pub fn sessions(&self, tenant: Option<&TenantId>) -> Vec<SessionView> {
+        let found = self
+            .node
+            .sessions
+            .filter(|e| e.ending().is_none() && tenant.is_none_or(|t| e.admission().device.tenant == *t));
+        let mut views: Vec<_> = found
+            .iter()
+            .map(|e| {
+                let admission = e.admission();
+                SessionView {
+                    tenant: admission.device.tenant.clone(),
+                    device: admission.device.id.clone(),
+                    client_id: e.client_id(&admission).to_owned(),
+                    exchange: e.exchange,
+                    source: e.source,
+                    protocol: e.protocol,
+                    tls_version: e.tls.version,
+                    started: e.started,
+                }
+            })
+            .collect();
+        views.sort_by(|a, b| (&a.tenant, &a.device, &a.client_id).cmp(&(&b.tenant, &b.device, &b.client_id)));
+        views
+    }
+
+    /// A change was committed, and the facts show it: sessions it touches are decided anew.
+    pub fn reconsider(&self, touched: &Touched) -> Cutoff {
+        cutoff::reconsider(&self.node, touched)
+    }
+
+    /// Ends the sessions of one device. The device may connect again at once.
+    pub fn disconnect(&self, tenant: &TenantId, device: &DeviceId) -> Cutoff {
+        cutoff::end(
+            &self.node,
+            self.node.sessions.of_device(tenant, device),
+            EndReason::Operator,
+        )
+    }
+
+    /// The server certificate and its key, to be replaced while running.
+    pub fn identity(&self) -> &Arc<ServerIdentity> {
+        &self.identity
+    }
+
+    /// Closes the port, then ends all sessions with "server shutting down", and waits for them at most `patience`.
+    pub async fn shut_down(&self, patience: Duration) -> CutoffReport {
+        self.node.draining.store(true, Ordering::Release);
+        self.accepting.abort();
+        let all = self.node.sessions.filter(|_| true);
+        cutoff::end(&self.node, all, EndReason::ServerShutdown)
+            .wait(patience)
+            .await
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
