@@ -1,1 +1,18 @@
-//! The only code that can mint: profile, prepare, lint, sign.
+//! The only code that can mint: profile, prepare, lint, sign, verify.
+//!
+//! There are two [`Hierarchy`]s that share nothing: `platform` issues what devices trust, `devices` issues what the
+//! platform trusts. So no holder of a device-side CA can pose as the platform.
+//!
+//! 1. [`hierarchy`]: root and issuing CA of one hierarchy, made once, kept in a folder
+//! 2. [`profile`]: what each kind of certificate holds
+//! 3. [`mint`]: from a grant to a certificate: prepare → lint → sign → parse and verify again
+//! 4. [`folder`]: files with keys: owner-only, written whole or not at all
+
+pub mod folder;
+pub mod hierarchy;
+pub mod mint;
+pub mod profile;
+
+pub use folder::FolderError;
+pub use hierarchy::{Hierarchy, HierarchyError, IssuingAuthority};
+pub use mint::{Issued, MintError};

@@ -1,1 +1,13 @@
-//! Factory to device: claims, certificate requests, enrolment grants. No I/O.
+//! Factory to device: keys, requests for certificates, and the grants that alone let an authority mint. No I/O.
+//!
+//! 1. [`key`]: a P-256 key in software, made here or on the device
+//! 2. [`request`]: PKCS#10, from which nothing but the proven public key is taken
+//! 3. [`grant`]: who may be issued what; [`grant::EnrolmentGrant`] has no other way to exist
+
+pub mod grant;
+pub mod key;
+pub mod request;
+
+pub use grant::{EnrolmentGrant, ServerGrant};
+pub use key::SoftwareKey;
+pub use request::{CertificateRequest, ProvenKey, RequestFault};

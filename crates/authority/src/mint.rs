@@ -1,0 +1,493 @@
+//! From a grant to a certificate: prepare → lint → sign → parse and verify again.
+//!
+//! The steps are types that consume each other, so that nothing unlinted is ever signed and nothing unverified is ever
+//! handed out.
+
+use std::time::Duration;
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use countersign_factory::key::KeyFault;
+use countersign_factory::request::pem;
+use countersign_factory::{EnrolmentGrant, ServerGrant, SoftwareKey};
+use countersign_identity::certificate::{EKU_CLIENT_AUTH, EKU_SERVER_AUTH};
+use countersign_identity::{CertificateFacts, Fingerprint, Timestamp};
+use der::asn1::{BitString, GeneralizedTime, UtcTime};
+use der::{Decode, Encode};
+use rustls_pki_types::CertificateDer;
+use spki::{
+    DynSignatureAlgorithmIdentifier, EncodePublicKey, SubjectPublicKeyInfoOwned, SubjectPublicKeyInfoRef,
+};
+use x509_cert::builder::profile::BuilderProfile;
+use x509_cert::builder::{Builder, CertificateBuilder};
+use x509_cert::certificate::{TbsCertificate, Version};
+use x509_cert::ext::Extension;
+use x509_cert::ext::pkix::{
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectKeyIdentifier,
+};
+use x509_cert::name::Name;
+use x509_cert::serial_number::SerialNumber;
+use x509_cert::time::{Time, Validity};
+
+use crate::hierarchy::{Hierarchy, IssuingAuthority};
+use crate::profile::{self, BACKDATING, Extensions, ISSUING_LIFETIME, ROOT_LIFETIME};
+
+/// Why nothing was minted.
+#[derive(Debug, thiserror::Error)]
+pub enum MintError {
+    /// A device certificate was asked of the platform's CA, or a server certificate of the devices'.
+    #[error("the {hierarchy} hierarchy issues no {kind} certificates")]
+    WrongHierarchy {
+        /// The hierarchy that was asked.
+        hierarchy: Hierarchy,
+        /// `device` or `server`.
+        kind: &'static str,
+    },
+    /// What was prepared breaks a rule.
+    #[error("the certificate was not signed, because it breaks a rule: {0}")]
+    Lint(String),
+    /// What was signed does not verify. It was thrown away.
+    #[error("the signed certificate does not verify: {0}")]
+    Unverified(String),
+    /// The issuing CA expires before the certificate would.
+    #[error(
+        "the issuing CA is valid until {issuer}, too short for a certificate until {wanted}; make a new issuing CA"
+    )]
+    IssuerTooShort {
+        /// The issuing CA's notAfter.
+        issuer: Timestamp,
+        /// What the certificate's would be.
+        wanted: Timestamp,
+    },
+    /// A key operation failed.
+    #[error(transparent)]
+    Key(#[from] KeyFault),
+    /// Encoding failed.
+    #[error("encoding failed: {0}")]
+    Encoding(String),
+}
+
+impl From<der::Error> for MintError {
+    fn from(e: der::Error) -> Self {
+        Self::Encoding(e.to_string())
+    }
+}
+
+impl From<x509_cert::builder::Error> for MintError {
+    fn from(e: x509_cert::builder::Error) -> Self {
+        Self::Encoding(e.to_string())
+    }
+}
+
+/// A certificate that was linted, signed and verified again.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    certificate: CertificateDer<'static>,
+    issuer: CertificateDer<'static>,
+    facts: CertificateFacts,
+}
+
+impl Issued {
+    /// The certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// What it says.
+    pub fn facts(&self) -> &CertificateFacts {
+        &self.facts
+    }
+
+    /// Certificate and issuing CA: what a peer sends. The root is never sent.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.certificate.clone(), self.issuer.clone()]
+    }
+
+    /// The same as PEM.
+    pub fn chain_pem(&self) -> String {
+        self.chain().iter().map(|c| pem("CERTIFICATE", c)).collect()
+    }
+}
+
+impl IssuingAuthority {
+    /// Issues an operational certificate to a device, valid from a little before `now`.
+    ///
+    /// # Errors
+    /// [`MintError`].
+    pub fn issue_device(&self, grant: &EnrolmentGrant, now: Timestamp) -> Result<Issued, MintError> {
+        if self.hierarchy != Hierarchy::Devices {
+            return Err(MintError::WrongHierarchy {
+                hierarchy: self.hierarchy,
+                kind: "device",
+            });
+        }
+        let subject = profile::device_name(grant.tenant(), grant.device())?;
+        let extensions = profile::device(self.key_id()?)?;
+        self.issue(
+            subject,
+            grant.key().info().clone(),
+            extensions,
+            now,
+            grant.lifetime(),
+        )
+    }
+
+    /// Issues a certificate to the platform's own server, valid from a little before `now`.
+    ///
+    /// # Errors
+    /// [`MintError`].
+    pub fn issue_server(&self, grant: &ServerGrant, now: Timestamp) -> Result<Issued, MintError> {
+        if self.hierarchy != Hierarchy::Platform {
+            return Err(MintError::WrongHierarchy {
+                hierarchy: self.hierarchy,
+                kind: "server",
+            });
+        }
+        let hosts = grant.host_names();
+        let subject = profile::server_name(hosts.first().map_or("", String::as_str))?;
+        let extensions = profile::server(self.key_id()?, hosts)?;
+        self.issue(
+            subject,
+            grant.key().info().clone(),
+            extensions,
+            now,
+            countersign_factory::grant::SERVER_LIFETIME,
+        )
+    }
+
+    fn key_id(&self) -> Result<&[u8], MintError> {
+        self.facts
+            .subject_key_id
+            .as_deref()
+            .ok_or_else(|| MintError::Lint("the issuing CA has no subjectKeyIdentifier".into()))
+    }
+
+    fn issue(
+        &self,
+        subject: Name,
+        key: SubjectPublicKeyInfoOwned,
+        extensions: Extensions,
+        now: Timestamp,
+        lifetime: Duration,
+    ) -> Result<Issued, MintError> {
+        let validity = validity(now, lifetime);
+        if validity.1 > self.facts.not_after {
+            return Err(MintError::IssuerTooShort {
+                issuer: self.facts.not_after,
+                wanted: validity.1,
+            });
+        }
+        let issuer = Name::from_der(&self.facts.subject_der)?;
+        let (certificate, facts) = Prepared::new(&self.key, issuer, subject, key, extensions, validity)?
+            .lint(|tbs| lint_leaf(tbs, self))?
+            .sign(&self.key)?
+            .verify(&self.certificate, &self.facts)?;
+        Ok(Issued {
+            certificate,
+            issuer: self.certificate.clone(),
+            facts,
+        })
+    }
+}
+
+/// A self-signed root.
+pub(crate) fn root(
+    key: &SoftwareKey,
+    subject: der::Result<Name>,
+    now: Timestamp,
+) -> Result<CertificateDer<'static>, MintError> {
+    let subject = subject?;
+    let key_id = key_id(key)?;
+    let extensions = profile::ca(&key_id, &key_id, None)?;
+    let signed = Prepared::new(
+        key,
+        subject.clone(),
+        subject,
+        key.public_key_info()?,
+        extensions,
+        validity(now, ROOT_LIFETIME),
+    )?
+    .lint(lint_ca)?
+    .sign(key)?;
+    let der = CertificateDer::from(signed.0.clone());
+    let facts = CertificateFacts::parse(&der).map_err(|e| MintError::Unverified(e.to_string()))?;
+    signed.verify(&der, &facts).map(|(certificate, _)| certificate)
+}
+
+/// An issuing CA under a root: it issues leaves only.
+pub(crate) fn issuing(
+    (root_key, root, root_facts): (&SoftwareKey, &CertificateDer<'static>, &CertificateFacts),
+    key: &SoftwareKey,
+    subject: der::Result<Name>,
+    now: Timestamp,
+) -> Result<CertificateDer<'static>, MintError> {
+    let subject = subject?;
+    let root_key_id = root_facts.subject_key_id.as_deref().unwrap_or_default();
+    let extensions = profile::ca(&key_id(key)?, root_key_id, Some(0))?;
+    let issuer = Name::from_der(&root_facts.subject_der)?;
+    Prepared::new(
+        root_key,
+        issuer,
+        subject,
+        key.public_key_info()?,
+        extensions,
+        validity(now, ISSUING_LIFETIME),
+    )?
+    .lint(lint_ca)?
+    .sign(root_key)?
+    .verify(root, root_facts)
+    .map(|(certificate, _)| certificate)
+}
+
+/// RFC 7093 section 2 method 1: the leftmost 160 bits of the SHA-256 of the public key's bits.
+fn key_id(key: &SoftwareKey) -> Result<Vec<u8>, MintError> {
+    let info = key.public_key_info()?;
+    let bits = info.subject_public_key.as_bytes().unwrap_or_default();
+    Ok(Fingerprint::of(bits).as_bytes()[..20].to_vec())
+}
+
+/// Both ends are inclusive (RFC 5280 section 4.1.2.5), so the last second is one less.
+fn validity(now: Timestamp, lifetime: Duration) -> (Timestamp, Timestamp) {
+    let not_before = Timestamp::from_unix_s(now.minus(BACKDATING).unix_s());
+    (
+        not_before,
+        not_before.plus(lifetime).minus(Duration::from_secs(1)),
+    )
+}
+
+/// UTCTime through 2049, GeneralizedTime from 2050 (RFC 5280 section 4.1.2.5).
+fn time(t: Timestamp) -> Result<Time, MintError> {
+    let since = Duration::from_secs(u64::try_from(t.unix_s()).unwrap_or(0));
+    Ok(match UtcTime::from_unix_duration(since) {
+        Ok(time) => Time::UtcTime(time),
+        Err(_) => Time::GeneralTime(GeneralizedTime::from_unix_duration(since)?),
+    })
+}
+
+/// 16 random octets, positive, and never with a leading zero.
+fn serial_number() -> Result<SerialNumber, MintError> {
+    let mut bytes = [0; 16];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| KeyFault::Failed)?;
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    Ok(SerialNumber::new(&bytes)?)
+}
+
+/// What x509-cert asks of a profile; ours are finished extensions.
+struct Fixed {
+    issuer: Name,
+    subject: Name,
+    extensions: Vec<Extension>,
+}
+
+impl BuilderProfile for Fixed {
+    fn get_issuer(&self, _subject: &Name) -> Name {
+        self.issuer.clone()
+    }
+
+    fn get_subject(&self) -> Name {
+        self.subject.clone()
+    }
+
+    fn build_extensions(
+        &self,
+        _key: SubjectPublicKeyInfoRef<'_>,
+        _issuer_key: SubjectPublicKeyInfoRef<'_>,
+        _tbs: &TbsCertificate,
+    ) -> x509_cert::builder::Result<Vec<Extension>> {
+        Ok(self.extensions.clone())
+    }
+}
+
+/// What x509-cert asks of a signer before the signature: the algorithm and the public key.
+struct Signer<'a>(&'a SoftwareKey);
+
+#[derive(Clone)]
+struct PublicKey(Vec<u8>);
+
+impl signature::Keypair for Signer<'_> {
+    type VerifyingKey = PublicKey;
+
+    fn verifying_key(&self) -> PublicKey {
+        PublicKey(self.0.public_key().unwrap_or_default())
+    }
+}
+
+impl EncodePublicKey for PublicKey {
+    fn to_public_key_der(&self) -> spki::Result<der::Document> {
+        Ok(der::Document::try_from(self.0.as_slice())?)
+    }
+}
+
+impl DynSignatureAlgorithmIdentifier for Signer<'_> {
+    fn signature_algorithm_identifier(&self) -> spki::Result<spki::AlgorithmIdentifierOwned> {
+        Ok(SoftwareKey::signature_algorithm())
+    }
+}
+
+struct Prepared {
+    builder: CertificateBuilder<Fixed>,
+    tbs: Vec<u8>,
+}
+
+impl Prepared {
+    fn new(
+        signer: &SoftwareKey,
+        issuer: Name,
+        subject: Name,
+        key: SubjectPublicKeyInfoOwned,
+        extensions: Extensions,
+        (not_before, not_after): (Timestamp, Timestamp),
+    ) -> Result<Self, MintError> {
+        let profile = Fixed {
+            issuer,
+            subject,
+            extensions: extensions.into_vec(),
+        };
+        let validity = Validity::new(time(not_before)?, time(not_after)?);
+        let mut builder = CertificateBuilder::new(profile, serial_number()?, validity, key)?;
+        let tbs = builder.finalize(&Signer(signer))?;
+        Ok(Self { builder, tbs })
+    }
+
+    /// Looks at the very bytes that will be signed.
+    fn lint(self, rules: impl FnOnce(&TbsCertificate) -> Result<(), String>) -> Result<Linted, MintError> {
+        let tbs = TbsCertificate::from_der(&self.tbs)?;
+        lint_all(&tbs)
+            .and_then(|()| rules(&tbs))
+            .map_err(MintError::Lint)?;
+        Ok(Linted(self))
+    }
+}
+
+struct Linted(Prepared);
+
+impl Linted {
+    fn sign(self, key: &SoftwareKey) -> Result<Signed, MintError> {
+        let Self(Prepared { builder, tbs }) = self;
+        let signature = BitString::from_bytes(&key.sign(&tbs)?)?;
+        let certificate = builder.assemble(signature, &Signer(key))?;
+        Ok(Signed(certificate.to_der()?))
+    }
+}
+
+struct Signed(Vec<u8>);
+
+impl Signed {
+    /// Parses it with our own eyes and verifies it with the library that will verify it in the field.
+    fn verify(
+        self,
+        issuer: &CertificateDer<'static>,
+        issuer_facts: &CertificateFacts,
+    ) -> Result<(CertificateDer<'static>, CertificateFacts), MintError> {
+        let unverified = |what: String| MintError::Unverified(what);
+        let der = CertificateDer::from(self.0);
+        let facts = CertificateFacts::parse(&der).map_err(|e| unverified(e.to_string()))?;
+        if facts.issuer_der != issuer_facts.subject_der {
+            return Err(unverified(
+                "the issuer's name is not its subject, byte for byte".into(),
+            ));
+        }
+        let parsed = x509_cert::Certificate::from_der(&der)?;
+        let tbs = parsed.tbs_certificate().to_der()?;
+        let issuer_parsed = x509_cert::Certificate::from_der(issuer)?;
+        let key = issuer_parsed.tbs_certificate().subject_public_key_info();
+        let key = key.subject_public_key.as_bytes().unwrap_or_default();
+        aws_lc_rs::signature::UnparsedPublicKey::new(&aws_lc_rs::signature::ECDSA_P256_SHA256_ASN1, key)
+            .verify(&tbs, parsed.signature().as_bytes().unwrap_or_default())
+            .map_err(|_| unverified("the signature does not hold".into()))?;
+        if facts.ca.is_none() {
+            webpki::EndEntityCert::try_from(&der).map_err(|e| unverified(e.to_string()))?;
+        }
+        Ok((der, facts))
+    }
+}
+
+fn rule(holds: bool, text: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(text.to_owned()) }
+}
+
+fn extension<'a, E>(tbs: &'a TbsCertificate) -> Result<Option<(bool, E)>, String>
+where
+    E: Decode<'a, Error = der::Error> + const_oid::AssociatedOid,
+{
+    tbs.get_extension::<E>().map_err(|e| e.to_string())
+}
+
+/// What holds for every certificate (RFC 5280 section 4.1).
+fn lint_all(tbs: &TbsCertificate) -> Result<(), String> {
+    rule(tbs.version() == Version::V3, "the version is v3")?;
+    let serial = tbs.serial_number().as_bytes();
+    rule(
+        serial.len() == 16 && serial[0] != 0 && serial[0] < 0x80,
+        "the serial number has 16 octets and is positive",
+    )?;
+    rule(
+        tbs.signature() == &SoftwareKey::signature_algorithm(),
+        "the signature algorithm is ecdsa-with-SHA256, bare",
+    )?;
+    let (from, to) = (
+        tbs.validity().not_before.to_unix_duration(),
+        tbs.validity().not_after.to_unix_duration(),
+    );
+    rule(from < to, "notBefore is before notAfter")?;
+    rule(
+        !tbs.subject().is_empty() && !tbs.issuer().is_empty(),
+        "subject and issuer are not empty",
+    )?;
+    let names = tbs
+        .subject()
+        .iter()
+        .filter(|a| a.oid == countersign_identity::certificate::ATTRIBUTE_COMMON_NAME);
+    rule(names.count() == 1, "the subject has one common name")
+}
+
+fn lint_ca(tbs: &TbsCertificate) -> Result<(), String> {
+    let constraints = extension::<BasicConstraints>(tbs)?;
+    rule(
+        constraints.is_some_and(|(critical, c)| critical && c.ca),
+        "a CA has critical basicConstraints with cA",
+    )?;
+    let usage = extension::<KeyUsage>(tbs)?;
+    rule(
+        usage.is_some_and(|(critical, u)| critical && u.0 == KeyUsages::KeyCertSign | KeyUsages::CRLSign),
+        "a CA has critical keyUsage keyCertSign and cRLSign",
+    )?;
+    rule(
+        extension::<ExtendedKeyUsage>(tbs)?.is_none(),
+        "a CA has no extKeyUsage",
+    )?;
+    rule(
+        extension::<SubjectKeyIdentifier>(tbs)?.is_some(),
+        "a CA has a subjectKeyIdentifier",
+    )
+}
+
+fn lint_leaf(tbs: &TbsCertificate, issuer: &IssuingAuthority) -> Result<(), String> {
+    rule(
+        extension::<BasicConstraints>(tbs)?.is_none_or(|(_, c)| !c.ca),
+        "a leaf is no CA",
+    )?;
+    let usage = extension::<KeyUsage>(tbs)?;
+    rule(
+        usage.is_some_and(|(critical, u)| critical && u.0 == KeyUsages::DigitalSignature),
+        "a leaf has critical keyUsage digitalSignature, alone",
+    )?;
+    let expected = match issuer.hierarchy {
+        Hierarchy::Devices => EKU_CLIENT_AUTH,
+        Hierarchy::Platform => EKU_SERVER_AUTH,
+    };
+    let purposes = extension::<ExtendedKeyUsage>(tbs)?.map(|(_, e)| e.0);
+    rule(
+        purposes.as_deref() == Some(&[expected]),
+        "below devices the only purpose is clientAuth, below platform serverAuth",
+    )?;
+    let key_id = extension::<AuthorityKeyIdentifier>(tbs)?.and_then(|(_, a)| a.key_identifier);
+    rule(
+        key_id.as_ref().map(|k| k.as_bytes()) == issuer.facts.subject_key_id.as_deref(),
+        "the authorityKeyIdentifier is the issuer's subjectKeyIdentifier",
+    )
+}
+
+#[cfg(test)]
+mod tests;

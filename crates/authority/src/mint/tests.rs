@@ -1,0 +1,140 @@
+use countersign_factory::{CertificateRequest, ProvenKey};
+use countersign_identity::{
+    Anchor, AnchorIndex, AnchorState, AuthorityId, DeviceId, Generation, IdentityRule, TenantId,
+    VerifiedChain,
+};
+
+use super::*;
+
+const NOW: Timestamp = Timestamp::from_unix_s(1_795_000_000);
+
+fn hierarchy(kind: Hierarchy) -> IssuingAuthority {
+    let folder = tempfile::tempdir().unwrap();
+    IssuingAuthority::create(folder.path(), kind, "test", NOW).unwrap()
+}
+
+fn grant(id: &str) -> EnrolmentGrant {
+    let key = SoftwareKey::generate().unwrap();
+    EnrolmentGrant::by_operator(
+        TenantId::default_tenant(),
+        DeviceId::new(id).unwrap(),
+        ProvenKey::of(&key).unwrap(),
+    )
+}
+
+#[test]
+fn a_device_certificate_verifies_at_the_gateway_and_names_the_device_twice() {
+    let devices = hierarchy(Hierarchy::Devices);
+    let issued = devices.issue_device(&grant("SN-000017"), NOW).unwrap();
+    let facts = issued.facts();
+    assert_eq!(facts.subject_common_names, ["SN-000017"]);
+    assert_eq!(facts.subject_serial_numbers, ["SN-000017"]);
+    assert_eq!(
+        facts.extended_key_usage.as_deref(),
+        Some(&["1.3.6.1.5.5.7.3.2".to_owned()][..])
+    );
+    assert!(facts.subject_key_id.is_none() && facts.ca.is_none());
+    assert_eq!(
+        facts.not_after.since(facts.not_before),
+        Duration::from_secs(90 * 24 * 3600 - 1)
+    );
+    assert!(facts.is_valid_at(NOW));
+
+    for anchor in [devices.root(), devices.certificate()] {
+        let anchor = Anchor::new(
+            TenantId::default_tenant(),
+            AuthorityId::new("a").unwrap(),
+            AnchorState::Active,
+            Generation(1),
+            IdentityRule::CommonName,
+            anchor,
+        )
+        .unwrap();
+        let index = AnchorIndex::new([std::sync::Arc::new(anchor)]);
+        let chain = issued.chain();
+        VerifiedChain::verify(&index, None, facts.clone(), &chain[0], &chain[1..], NOW).unwrap();
+    }
+}
+
+#[test]
+fn an_id_with_an_underscore_stands_in_the_common_name_alone() {
+    let issued = hierarchy(Hierarchy::Devices)
+        .issue_device(&grant("sn_1"), NOW)
+        .unwrap();
+    assert_eq!(issued.facts().subject_common_names, ["sn_1"]);
+    assert!(issued.facts().subject_serial_numbers.is_empty());
+}
+
+#[test]
+fn the_hierarchies_do_not_issue_each_others_certificates() {
+    let key = ProvenKey::of(&SoftwareKey::generate().unwrap()).unwrap();
+    let server = ServerGrant::new(&["gate.example".into(), "127.0.0.1".into()], key).unwrap();
+    let (devices, platform) = (hierarchy(Hierarchy::Devices), hierarchy(Hierarchy::Platform));
+    assert!(matches!(
+        devices.issue_server(&server, NOW),
+        Err(MintError::WrongHierarchy { kind: "server", .. })
+    ));
+    assert!(matches!(
+        platform.issue_device(&grant("d"), NOW),
+        Err(MintError::WrongHierarchy { kind: "device", .. })
+    ));
+    let facts = platform.issue_server(&server, NOW).unwrap().facts().clone();
+    assert_eq!(facts.san_dns_names, ["gate.example"]);
+
+    // Even where the check above were passed by, the lint refuses a serverAuth certificate below `devices`.
+    let subject = profile::server_name("gate.example").unwrap();
+    let extensions = profile::server(devices.key_id().unwrap(), server.host_names()).unwrap();
+    let lifetime = Duration::from_secs(3600);
+    let refused = devices.issue(subject, server.key().info().clone(), extensions, NOW, lifetime);
+    assert!(
+        matches!(refused, Err(MintError::Lint(ref rule)) if rule.contains("clientAuth")),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn nothing_of_a_request_enters_the_certificate_but_its_key() {
+    let key = SoftwareKey::generate().unwrap();
+    let request = CertificateRequest::create(&key, &DeviceId::new("somebody-else").unwrap()).unwrap();
+    let request = CertificateRequest::parse(request.as_bytes()).unwrap();
+    let grant = EnrolmentGrant::by_operator(
+        TenantId::default_tenant(),
+        DeviceId::new("me").unwrap(),
+        request.key().clone(),
+    );
+    let issued = hierarchy(Hierarchy::Devices).issue_device(&grant, NOW).unwrap();
+    assert_eq!(issued.facts().subject_common_names, ["me"]);
+    assert_eq!(
+        issued.facts().public_key_sha256,
+        Fingerprint::of(&key.public_key().unwrap())
+    );
+}
+
+#[test]
+fn no_certificate_outlives_its_issuer() {
+    let devices = hierarchy(Hierarchy::Devices);
+    let late = NOW.plus(ISSUING_LIFETIME).minus(Duration::from_secs(24 * 3600));
+    assert!(matches!(
+        devices.issue_device(&grant("d"), late),
+        Err(MintError::IssuerTooShort { .. })
+    ));
+}
+
+#[test]
+fn a_hierarchy_is_never_overwritten_and_an_exposed_key_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    IssuingAuthority::create(path, Hierarchy::Devices, "test", NOW).unwrap();
+    for file in ["root.key", "issuing.key"] {
+        assert_eq!(
+            std::fs::metadata(path.join(file)).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+    let again = IssuingAuthority::create(path, Hierarchy::Devices, "test", NOW);
+    assert!(matches!(again, Err(crate::HierarchyError::Exists(_))));
+    std::fs::set_permissions(path.join("issuing.key"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let opened = IssuingAuthority::open(path, Hierarchy::Devices);
+    assert!(opened.unwrap_err().to_string().contains("hint: chmod 600"));
+}

@@ -1,0 +1,146 @@
+//! What each kind of certificate holds (`protocols` of the field: RFC 5280, IEEE 802.1AR, RFC 9525).
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use const_oid::{AssociatedOid, ObjectIdentifier};
+use countersign_identity::certificate::{
+    ATTRIBUTE_COMMON_NAME, ATTRIBUTE_SERIAL_NUMBER, EKU_CLIENT_AUTH, EKU_SERVER_AUTH,
+};
+use countersign_identity::{DeviceId, TenantId};
+use der::asn1::{Ia5String, OctetString, PrintableStringRef, Utf8StringRef};
+use der::{Any, Decode, Encode};
+use x509_cert::attr::AttributeTypeAndValue;
+use x509_cert::ext::Extension;
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
+    SubjectKeyIdentifier,
+};
+use x509_cert::name::{Name, RdnSequence, RelativeDistinguishedName};
+
+use crate::hierarchy::Hierarchy;
+
+/// A root lasts as long as a fleet may.
+pub(crate) const ROOT_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+/// An issuing CA is replaced a few times within that.
+pub(crate) const ISSUING_LIFETIME: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
+/// Certificates begin a little in the past: clocks differ, and a device that is provisioned connects at once.
+pub(crate) const BACKDATING: Duration = Duration::from_secs(5 * 60);
+
+const ATTRIBUTE_ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
+
+fn attribute(oid: ObjectIdentifier, value: Any) -> der::Result<RelativeDistinguishedName> {
+    RelativeDistinguishedName::try_from(vec![AttributeTypeAndValue { oid, value }])
+}
+
+fn utf8(oid: ObjectIdentifier, text: &str) -> der::Result<RelativeDistinguishedName> {
+    attribute(oid, Any::encode_from(&Utf8StringRef::new(text)?)?)
+}
+
+fn name(parts: Vec<RelativeDistinguishedName>) -> der::Result<Name> {
+    Name::from_der(&RdnSequence::from(parts).to_der()?)
+}
+
+/// The name of a CA: distinct in the world by its suffix.
+pub(crate) fn ca_name(hierarchy: Hierarchy, kind: &str, label: &str, suffix: &str) -> der::Result<Name> {
+    // A common name has at most 64 characters (ub-common-name).
+    let label: String = label.chars().take(20).collect();
+    name(vec![
+        utf8(ATTRIBUTE_ORGANIZATION, "Countersign")?,
+        utf8(
+            ATTRIBUTE_COMMON_NAME,
+            &format!("{label} {hierarchy} {kind} CA {suffix}"),
+        )?,
+    ])
+}
+
+/// `O = tenant, CN = id, serialNumber = id`: IEEE 802.1AR section 8.6 has the serial in serialNumber, which is a
+/// PrintableString and so has no underscore; such an id stands in CN alone.
+pub(crate) fn device_name(tenant: &TenantId, device: &DeviceId) -> der::Result<Name> {
+    let mut parts = vec![
+        utf8(ATTRIBUTE_ORGANIZATION, tenant.as_str())?,
+        utf8(ATTRIBUTE_COMMON_NAME, device.as_str())?,
+    ];
+    if let Ok(printable) = PrintableStringRef::new(device.as_str()) {
+        parts.push(attribute(ATTRIBUTE_SERIAL_NUMBER, Any::encode_from(&printable)?)?);
+    }
+    name(parts)
+}
+
+/// Only for people: clients look at the alternative names alone (RFC 9525 section 2).
+pub(crate) fn server_name(host: &str) -> der::Result<Name> {
+    let host: String = host.chars().take(64).collect();
+    name(vec![utf8(ATTRIBUTE_COMMON_NAME, &host)?])
+}
+
+/// Collects extensions in the order they are added.
+#[derive(Debug, Default)]
+pub(crate) struct Extensions(Vec<Extension>);
+
+impl Extensions {
+    fn add<E: AssociatedOid + Encode>(&mut self, critical: bool, extension: &E) -> der::Result<()> {
+        let extn_value = OctetString::new(extension.to_der()?)?;
+        self.0.push(Extension {
+            extn_id: E::OID,
+            critical,
+            extn_value,
+        });
+        Ok(())
+    }
+
+    pub(crate) fn into_vec(self) -> Vec<Extension> {
+        self.0
+    }
+}
+
+fn authority_key(id: &[u8]) -> der::Result<AuthorityKeyIdentifier> {
+    // Copied from the issuer's own extension, never computed: imported CAs compute theirs in other ways.
+    Ok(AuthorityKeyIdentifier {
+        key_identifier: Some(OctetString::new(id)?),
+        ..Default::default()
+    })
+}
+
+/// Of a CA (RFC 5280 section 4.2.1.9, 4.2.1.3).
+pub(crate) fn ca(subject_key: &[u8], issuer_key: &[u8], path_length: Option<u8>) -> der::Result<Extensions> {
+    let mut e = Extensions::default();
+    e.add(
+        true,
+        &BasicConstraints {
+            ca: true,
+            path_len_constraint: path_length,
+        },
+    )?;
+    e.add(true, &KeyUsage(KeyUsages::KeyCertSign | KeyUsages::CRLSign))?;
+    e.add(false, &SubjectKeyIdentifier(OctetString::new(subject_key)?))?;
+    e.add(false, &authority_key(issuer_key)?)?;
+    Ok(e)
+}
+
+/// Of a device: client authentication and nothing else; no subjectKeyIdentifier, as the IoT profile asks.
+pub(crate) fn device(issuer_key: &[u8]) -> der::Result<Extensions> {
+    let mut e = Extensions::default();
+    e.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
+    e.add(false, &ExtendedKeyUsage(vec![EKU_CLIENT_AUTH]))?;
+    e.add(false, &authority_key(issuer_key)?)?;
+    Ok(e)
+}
+
+/// Of a server: its names are alternative names.
+pub(crate) fn server(issuer_key: &[u8], hosts: &[String]) -> der::Result<Extensions> {
+    let mut e = Extensions::default();
+    e.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
+    e.add(false, &ExtendedKeyUsage(vec![EKU_SERVER_AUTH]))?;
+    e.add(false, &authority_key(issuer_key)?)?;
+    let names = hosts
+        .iter()
+        .map(|host| match host.parse::<IpAddr>() {
+            Ok(IpAddr::V4(a)) => Ok(GeneralName::IpAddress(OctetString::new(a.octets())?)),
+            Ok(IpAddr::V6(a)) => Ok(GeneralName::IpAddress(OctetString::new(a.octets())?)),
+            Err(_) => Ok(GeneralName::DnsName(Ia5String::new(host)?)),
+        })
+        .collect::<der::Result<Vec<_>>>()?;
+    e.add(false, &SubjectAltName(names))?;
+    Ok(e)
+}

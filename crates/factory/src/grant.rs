@@ -1,0 +1,130 @@
+//! Grants: what an authority needs to mint. Fields are private; each constructor states what must have been checked.
+
+use std::time::Duration;
+
+use countersign_identity::{DeviceId, TenantId};
+
+use crate::request::ProvenKey;
+
+/// The lifetime of an operational device certificate.
+pub const OPERATIONAL_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+/// The lifetime of a server certificate.
+pub const SERVER_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// A device may be issued an operational certificate for a key it was proven to hold.
+#[derive(Debug)]
+pub struct EnrolmentGrant {
+    tenant: TenantId,
+    device: DeviceId,
+    key: ProvenKey,
+    lifetime: Duration,
+}
+
+impl EnrolmentGrant {
+    /// An operator provisions a device that the registry knows. The key is proven by its type; that the device exists
+    /// in the tenant is the caller's to check, in the same transaction that will keep the certificate.
+    pub fn by_operator(tenant: TenantId, device: DeviceId, key: ProvenKey) -> Self {
+        Self {
+            tenant,
+            device,
+            key,
+            lifetime: OPERATIONAL_LIFETIME,
+        }
+    }
+
+    /// The same with another lifetime, at least a second.
+    #[must_use]
+    pub fn with_lifetime(self, lifetime: Duration) -> Self {
+        Self {
+            lifetime: lifetime.max(Duration::from_secs(1)),
+            ..self
+        }
+    }
+
+    /// The tenant of the device.
+    pub fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    /// The device.
+    pub fn device(&self) -> &DeviceId {
+        &self.device
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &ProvenKey {
+        &self.key
+    }
+
+    /// How long the certificate lasts.
+    pub fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+}
+
+/// This platform's own server may be issued a certificate for its host names.
+#[derive(Debug)]
+pub struct ServerGrant {
+    host_names: Vec<String>,
+    key: ProvenKey,
+}
+
+/// Why host names are refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HostNameFault {
+    /// There is none.
+    #[error("a server certificate needs at least one host name or IP address")]
+    None,
+    /// Not a host name.
+    #[error("{0:?} is neither a host name (letters, digits, hyphens, dots) nor an IP address")]
+    Invalid(String),
+}
+
+impl ServerGrant {
+    /// For the host names and IP addresses that devices connect to.
+    ///
+    /// # Errors
+    /// [`HostNameFault`] if there is none, or one is neither.
+    pub fn new(host_names: &[String], key: ProvenKey) -> Result<Self, HostNameFault> {
+        if host_names.is_empty() {
+            return Err(HostNameFault::None);
+        }
+        for name in host_names {
+            check_host_name(name)?;
+        }
+        Ok(Self {
+            host_names: host_names.to_vec(),
+            key,
+        })
+    }
+
+    /// The host names and addresses.
+    pub fn host_names(&self) -> &[String] {
+        &self.host_names
+    }
+
+    /// The server's key.
+    pub fn key(&self) -> &ProvenKey {
+        &self.key
+    }
+}
+
+/// Checks a host name (RFC 1123 section 2.1) or an IP address. A wildcard is neither.
+///
+/// # Errors
+/// [`HostNameFault::Invalid`].
+pub fn check_host_name(name: &str) -> Result<(), HostNameFault> {
+    let label = |l: &str| {
+        !l.is_empty()
+            && l.len() <= 63
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
+    let is_address = name.parse::<std::net::IpAddr>().is_ok();
+    if is_address || (name.len() <= 253 && name.split('.').all(label)) {
+        Ok(())
+    } else {
+        Err(HostNameFault::Invalid(name.to_owned()))
+    }
+}

@@ -1,0 +1,119 @@
+//! A P-256 key in software.
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use der::Decode;
+use der::asn1::BitString;
+use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
+use x509_cert::der::{Any, Encode};
+use zeroize::Zeroizing;
+
+/// Why a key cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyFault {
+    /// Not a P-256 key in PKCS#8.
+    #[error("not a P-256 private key in PKCS#8 (\"BEGIN PRIVATE KEY\"): {0}")]
+    NotP256(String),
+    /// The random source or the library failed.
+    #[error("the key operation failed")]
+    Failed,
+}
+
+/// A P-256 key pair. The private half never leaves it but as PKCS#8, and is never shown.
+pub struct SoftwareKey {
+    pair: EcdsaKeyPair,
+    pkcs8: Zeroizing<Vec<u8>>,
+}
+
+impl std::fmt::Debug for SoftwareKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SoftwareKey")
+    }
+}
+
+/// id-ecPublicKey (RFC 5480 section 2.1.1).
+const EC_PUBLIC_KEY: const_oid::ObjectIdentifier =
+    const_oid::ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+/// secp256r1 (RFC 5480 section 2.1.1.1).
+const SECP256R1: const_oid::ObjectIdentifier = const_oid::ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
+/// ecdsa-with-SHA256 (RFC 5758 section 3.2).
+const ECDSA_SHA256: const_oid::ObjectIdentifier =
+    const_oid::ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
+
+impl SoftwareKey {
+    /// Makes a new key.
+    ///
+    /// # Errors
+    /// [`KeyFault::Failed`] if the system's random source fails.
+    pub fn generate() -> Result<Self, KeyFault> {
+        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
+            .map_err(|_| KeyFault::Failed)?;
+        Self::from_pkcs8(document.as_ref())
+    }
+
+    /// Reads a key in PKCS#8 DER.
+    ///
+    /// # Errors
+    /// [`KeyFault::NotP256`] if it is not a P-256 key.
+    pub fn from_pkcs8(der: &[u8]) -> Result<Self, KeyFault> {
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der)
+            .map_err(|e| KeyFault::NotP256(e.to_string()))?;
+        Ok(Self {
+            pair,
+            pkcs8: Zeroizing::new(der.to_vec()),
+        })
+    }
+
+    /// The private key in PKCS#8 DER, for the one file that keeps it.
+    pub fn to_pkcs8(&self) -> &[u8] {
+        &self.pkcs8
+    }
+
+    /// The private key in PKCS#8 PEM.
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        Zeroizing::new(crate::request::pem("PRIVATE KEY", &self.pkcs8))
+    }
+
+    /// The public key as SubjectPublicKeyInfo in DER, with an uncompressed point (RFC 5480 section 2.2).
+    ///
+    /// # Errors
+    /// [`KeyFault::Failed`] if it cannot be encoded.
+    pub fn public_key(&self) -> Result<Vec<u8>, KeyFault> {
+        let info = SubjectPublicKeyInfoOwned {
+            algorithm: AlgorithmIdentifierOwned {
+                oid: EC_PUBLIC_KEY,
+                parameters: Some(Any::from(&SECP256R1)),
+            },
+            subject_public_key: BitString::from_bytes(self.pair.public_key().as_ref())
+                .map_err(|_| KeyFault::Failed)?,
+        };
+        info.to_der().map_err(|_| KeyFault::Failed)
+    }
+
+    /// Signs with ECDSA and SHA-256; the signature is in DER.
+    ///
+    /// # Errors
+    /// [`KeyFault::Failed`] if the random source fails.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyFault> {
+        self.pair
+            .sign(&SystemRandom::new(), message)
+            .map(|s| s.as_ref().to_vec())
+            .map_err(|_| KeyFault::Failed)
+    }
+
+    /// The algorithm of [`SoftwareKey::sign`]: ecdsa-with-SHA256, parameters absent.
+    pub fn signature_algorithm() -> AlgorithmIdentifierOwned {
+        AlgorithmIdentifierOwned {
+            oid: ECDSA_SHA256,
+            parameters: None,
+        }
+    }
+
+    /// The public key as the type that certificates and requests carry.
+    ///
+    /// # Errors
+    /// [`KeyFault::Failed`] if it cannot be encoded.
+    pub fn public_key_info(&self) -> Result<SubjectPublicKeyInfoOwned, KeyFault> {
+        SubjectPublicKeyInfoOwned::from_der(&self.public_key()?).map_err(|_| KeyFault::Failed)
+    }
+}

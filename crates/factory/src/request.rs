@@ -1,0 +1,211 @@
+//! Requests for certificates, PKCS#10 (RFC 2986). From a request only the public key is taken: names and extensions in
+//! it are wishes, and certificates are built from the profile and the registry.
+
+use aws_lc_rs::signature as sig;
+use countersign_identity::DeviceId;
+use der::asn1::{BitString, SetOfVec, Utf8StringRef};
+use der::{Any, Decode, Encode};
+use spki::SubjectPublicKeyInfoOwned;
+use x509_cert::attr::AttributeTypeAndValue;
+use x509_cert::name::{Name, RdnSequence, RelativeDistinguishedName};
+use x509_cert::request::{CertReq, CertReqInfo, Version};
+
+use crate::key::{KeyFault, SoftwareKey};
+
+/// Why a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestFault {
+    /// Not PKCS#10 in DER or PEM.
+    #[error("not a certificate request (PKCS#10, DER or PEM): {0}")]
+    Malformed(String),
+    /// The request is not signed by the key it asks for.
+    #[error(
+        "the request's signature does not fit its public key: the sender does not prove to hold the private key"
+    )]
+    Signature,
+    /// A key or signature algorithm that is not accepted.
+    #[error(
+        "the key is of a kind that is not accepted; use P-256, P-384, Ed25519 or RSA of 2048 bits or more"
+    )]
+    Key,
+}
+
+/// A public key whose private half was proven to be held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProvenKey {
+    info: SubjectPublicKeyInfoOwned,
+}
+
+impl ProvenKey {
+    /// The key itself, for the certificate.
+    pub fn info(&self) -> &SubjectPublicKeyInfoOwned {
+        &self.info
+    }
+
+    /// Of a key that we hold ourselves.
+    ///
+    /// # Errors
+    /// [`KeyFault`] if its public half cannot be encoded.
+    pub fn of(key: &SoftwareKey) -> Result<Self, KeyFault> {
+        Ok(Self {
+            info: key.public_key_info()?,
+        })
+    }
+}
+
+/// A request whose signature holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateRequest {
+    key: ProvenKey,
+    subject: String,
+}
+
+impl CertificateRequest {
+    /// Reads PEM or DER and checks the signature.
+    ///
+    /// # Errors
+    /// [`RequestFault`] if it is no request, or does not prove possession of an acceptable key.
+    pub fn parse(bytes: &[u8]) -> Result<Self, RequestFault> {
+        use der::DecodePem;
+        let malformed = |e: der::Error| RequestFault::Malformed(e.to_string());
+        let request = if bytes.starts_with(b"-----") {
+            CertReq::from_pem(bytes).map_err(malformed)?
+        } else {
+            CertReq::from_der(bytes).map_err(malformed)?
+        };
+        let signed = request.info.to_der().map_err(malformed)?;
+        let info = request.info.public_key;
+        let key = info.subject_public_key.as_bytes().ok_or(RequestFault::Key)?;
+        let signature = request.signature.as_bytes().ok_or(RequestFault::Signature)?;
+        let algorithm = verification(&info, &request.algorithm.oid.to_string())?;
+        sig::UnparsedPublicKey::new(algorithm, key)
+            .verify(&signed, signature)
+            .map_err(|_| RequestFault::Signature)?;
+        Ok(Self {
+            key: ProvenKey { info },
+            subject: request.info.subject.to_string(),
+        })
+    }
+
+    /// The proven key.
+    pub fn key(&self) -> &ProvenKey {
+        &self.key
+    }
+
+    /// The subject it wishes for, for people. Nothing of it enters the certificate.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// Makes a request, in PEM, with the device id as common name. The key's half of enrolment, run on the device.
+    ///
+    /// # Errors
+    /// [`KeyFault`] if signing or encoding fails.
+    pub fn create(key: &SoftwareKey, device: &DeviceId) -> Result<String, KeyFault> {
+        let failed = |_| KeyFault::Failed;
+        let name = common_name(device.as_str()).map_err(failed)?;
+        let info = CertReqInfo {
+            version: Version::V1,
+            subject: name,
+            public_key: key.public_key_info()?,
+            attributes: SetOfVec::new(),
+        };
+        let signature = key.sign(&info.to_der().map_err(failed)?)?;
+        let request = CertReq {
+            info,
+            algorithm: SoftwareKey::signature_algorithm(),
+            signature: BitString::from_bytes(&signature).map_err(failed)?,
+        };
+        Ok(pem("CERTIFICATE REQUEST", &request.to_der().map_err(failed)?))
+    }
+}
+
+fn common_name(text: &str) -> der::Result<Name> {
+    let value = Any::encode_from(&Utf8StringRef::new(text)?)?;
+    let attribute = AttributeTypeAndValue {
+        oid: countersign_identity::certificate::ATTRIBUTE_COMMON_NAME,
+        value,
+    };
+    let rdn = RelativeDistinguishedName::try_from(vec![attribute])?;
+    Name::from_der(&RdnSequence::from(vec![rdn]).to_der()?)
+}
+
+/// The algorithm to check the signature with, by the key's kind; the request's own word must agree.
+fn verification(
+    key: &SubjectPublicKeyInfoOwned,
+    signature_oid: &str,
+) -> Result<&'static dyn sig::VerificationAlgorithm, RequestFault> {
+    const P256: &str = "1.2.840.10045.3.1.7";
+    const P384: &str = "1.3.132.0.34";
+    let curve = key
+        .algorithm
+        .parameters
+        .as_ref()
+        .and_then(|p| p.decode_as::<const_oid::ObjectIdentifier>().ok())
+        .map(|o| o.to_string())
+        .unwrap_or_default();
+    Ok(
+        match (
+            key.algorithm.oid.to_string().as_str(),
+            curve.as_str(),
+            signature_oid,
+        ) {
+            ("1.2.840.10045.2.1", P256, "1.2.840.10045.4.3.2") => &sig::ECDSA_P256_SHA256_ASN1,
+            ("1.2.840.10045.2.1", P384, "1.2.840.10045.4.3.3") => &sig::ECDSA_P384_SHA384_ASN1,
+            ("1.2.840.10045.2.1", P384, "1.2.840.10045.4.3.2") => &sig::ECDSA_P384_SHA256_ASN1,
+            ("1.3.101.112", _, "1.3.101.112") => &sig::ED25519,
+            ("1.2.840.113549.1.1.1", _, "1.2.840.113549.1.1.11") => &sig::RSA_PKCS1_2048_8192_SHA256,
+            _ => return Err(RequestFault::Key),
+        },
+    )
+}
+
+/// DER as PEM (RFC 7468) with the given label.
+pub fn pem(label: &'static str, der: &[u8]) -> String {
+    // Fails only for lengths beyond any certificate's; then the empty text is refused by whoever reads it.
+    der::pem::encode_string(label, der::pem::LineEnding::LF, der).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_proves_its_key_or_is_refused() {
+        let key = SoftwareKey::generate().unwrap();
+        let id = DeviceId::new("SN-1").unwrap();
+        let text = CertificateRequest::create(&key, &id).unwrap();
+        let read = CertificateRequest::parse(text.as_bytes()).unwrap();
+        assert_eq!(read.key(), &ProvenKey::of(&key).unwrap());
+        assert_eq!(read.subject(), "CN=SN-1");
+
+        // The same request with another device's public key in it: signature and key do not belong together.
+        use der::DecodePem;
+        let mut forged = CertReq::from_pem(text.as_bytes()).unwrap();
+        forged.info.public_key = SoftwareKey::generate().unwrap().public_key_info().unwrap();
+        assert_eq!(
+            CertificateRequest::parse(&forged.to_der().unwrap()),
+            Err(RequestFault::Signature)
+        );
+        assert!(matches!(
+            CertificateRequest::parse(b"hello"),
+            Err(RequestFault::Malformed(_))
+        ));
+    }
+
+    #[test]
+    fn requests_of_other_tools_and_key_kinds_are_read() {
+        for algorithm in [
+            &rcgen::PKCS_ECDSA_P256_SHA256,
+            &rcgen::PKCS_ECDSA_P384_SHA384,
+            &rcgen::PKCS_ED25519,
+        ] {
+            let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+            let request = rcgen::CertificateParams::new(vec![])
+                .unwrap()
+                .serialize_request(&key)
+                .unwrap();
+            assert!(CertificateRequest::parse(request.der()).is_ok(), "{algorithm:?}");
+        }
+    }
+}
