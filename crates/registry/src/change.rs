@@ -1,0 +1,719 @@
+//! The changes there are. Each runs inside the writer's transaction, takes its revision there, and leaves its audit
+//! entry beside it.
+
+use std::sync::Arc;
+
+use countersign_identity::{
+    Anchor, AnchorState, AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, IdentityRule,
+    TenantId, Timestamp,
+};
+use countersign_mqtt::topic::SpaceFilter;
+use countersign_policy::decide::{DEFAULT_POLICY, TenantPolicy};
+use countersign_policy::facts::CredentialKind;
+use countersign_policy::lifecycle::Lifecycle;
+use countersign_policy::spaces::default_spaces;
+use countersign_policy::{
+    ClientIdMode, CredentialFacts, CredentialState, Custody, DeviceFacts, LifecycleMove, LifecycleState,
+    TopicSpace,
+};
+use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::json;
+
+use crate::audit;
+use crate::error::RegistryError;
+use crate::store::Registry;
+use crate::table::Fact;
+use crate::writer::{Committed, Scope};
+
+/// Who asked for a change, as the audit names them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor(pub String);
+
+/// What a committed change touched; live sessions of these are decided anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A tenant's policies or client-id mode.
+    Tenant(TenantId),
+    /// An authority.
+    Authority(AuthorityId),
+    /// A device.
+    Device(TenantId, DeviceId),
+    /// A credential of a device.
+    Credential(TenantId, DeviceId, Fingerprint),
+}
+
+/// An authority to be registered in the `devices` hierarchy.
+#[derive(Debug, Clone)]
+pub struct NewAuthority {
+    /// Its id, unique across tenants.
+    pub id: AuthorityId,
+    /// The tenant whose devices it may vouch for.
+    pub tenant: TenantId,
+    /// Whether we hold its key.
+    pub managed: bool,
+    /// Where its certificates carry the device id.
+    pub rule: IdentityRule,
+    /// Its certificate, DER.
+    pub certificate: Vec<u8>,
+}
+
+/// A device to be added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewDevice {
+    /// Its id.
+    pub id: DeviceId,
+    /// Its model.
+    pub model: Option<String>,
+    /// Its groups, in any order.
+    pub groups: Vec<String>,
+    /// Where it starts: `pending` or `active`.
+    pub state: LifecycleState,
+}
+
+/// A certificate to be registered for a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewCredential {
+    /// What the certificate says.
+    pub certificate: CertificateFacts,
+    /// What it is for.
+    pub kind: CredentialKind,
+    /// `issued` or `active`.
+    pub state: CredentialState,
+    /// How its key is held.
+    pub custody: Custody,
+}
+
+pub(crate) fn newest_revision(db: &Connection) -> Result<u64, RegistryError> {
+    let n: Option<i64> = db
+        .prepare_cached("SELECT max(revision) FROM revisions")?
+        .query_row([], |r| r.get(0))?;
+    Ok(u64::try_from(n.unwrap_or(0)).unwrap_or(0))
+}
+
+impl Scope<'_> {
+    /// The next revision, for one subject.
+    fn revise(&mut self, kind: &str, tenant: &str, subject: &str) -> Result<Generation, RegistryError> {
+        self.tx
+            .prepare_cached("INSERT INTO revisions (at, kind, tenant, subject) VALUES (?, ?, ?, ?)")?
+            .execute(params![self.now.unix_ms(), kind, tenant, subject])?;
+        Ok(Generation(
+            u64::try_from(self.tx.last_insert_rowid()).unwrap_or(0),
+        ))
+    }
+
+    pub(crate) fn audit(
+        &mut self,
+        actor: &Actor,
+        action: &str,
+        tenant: &str,
+        subject: &str,
+        detail: &serde_json::Value,
+    ) -> Result<(), RegistryError> {
+        audit::append(self.tx, self.now, &actor.0, action, tenant, subject, detail)
+    }
+
+    pub(crate) fn need_tenant(&self, tenant: &TenantId) -> Result<(), RegistryError> {
+        let found: bool = self
+            .tx
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM tenants WHERE id = ?)")?
+            .query_row([tenant.as_str()], |r| r.get(0))?;
+        if found {
+            Ok(())
+        } else {
+            Err(RegistryError::NoTenant(tenant.clone()))
+        }
+    }
+
+    fn put_tenant(
+        &mut self,
+        id: &TenantId,
+        mode: ClientIdMode,
+        policies: &str,
+        spaces: Vec<TopicSpace>,
+    ) -> Result<(), RegistryError> {
+        for space in &spaces {
+            SpaceFilter::parse(&space.filter).map_err(|e| {
+                RegistryError::Refused(format!(
+                    "topic space {:?}: {} is no filter: {e}",
+                    space.name, space.filter
+                ))
+            })?;
+        }
+        let generation = self.revise("tenant", id.as_str(), id.as_str())?;
+        let spaces_text =
+            serde_json::to_string(&spaces).map_err(|e| RegistryError::Database(e.to_string()))?;
+        let policy = TenantPolicy::compile(generation, policies, spaces)
+            .map_err(|e| RegistryError::Refused(e.to_string()))?;
+        self.tx
+            .prepare_cached(
+                "INSERT INTO tenants (id, client_id_mode, policies, spaces, revision, created)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                 ON CONFLICT (id) DO UPDATE SET client_id_mode = ?2, policies = ?3, spaces = ?4, revision = ?5",
+            )?
+            .execute(params![
+                id.as_str(),
+                mode.name(),
+                policies,
+                spaces_text,
+                generation.0.cast_signed(),
+                self.now.unix_ms()
+            ])?;
+        self.facts.push(Fact::Tenant {
+            id: id.clone(),
+            mode,
+            policy: Arc::new(policy),
+        });
+        self.changes.push(Change::Tenant(id.clone()));
+        Ok(())
+    }
+
+    /// Writes a device's row; its facts take effect with the commit.
+    pub(crate) fn put_device(
+        &mut self,
+        tenant: &TenantId,
+        device: &NewDevice,
+        lifecycle: Lifecycle,
+        created: Timestamp,
+    ) -> Result<(), RegistryError> {
+        let generation = self.revise("device", tenant.as_str(), device.id.as_str())?;
+        let mut groups: Vec<Arc<str>> = device.groups.iter().map(|g| g.as_str().into()).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        let groups_text =
+            serde_json::to_string(&groups).map_err(|e| RegistryError::Database(e.to_string()))?;
+        self.tx
+            .prepare_cached(
+                "INSERT INTO devices (tenant, id, model, groups, state, before_quarantine, revision, created)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                 ON CONFLICT (tenant, id) DO UPDATE SET
+                 model = ?3, groups = ?4, state = ?5, before_quarantine = ?6, revision = ?7",
+            )?
+            .execute(params![
+                tenant.as_str(),
+                device.id.as_str(),
+                device.model,
+                groups_text,
+                lifecycle.state.name(),
+                lifecycle.before_quarantine.map(LifecycleState::name),
+                generation.0.cast_signed(),
+                created.unix_ms()
+            ])?;
+        self.facts.push(Fact::Device(Arc::new(DeviceFacts {
+            tenant: tenant.clone(),
+            id: device.id.clone(),
+            model: device.model.as_deref().map(Into::into),
+            groups: groups.into(),
+            state: lifecycle.state,
+            generation,
+        })));
+        self.changes
+            .push(Change::Device(tenant.clone(), device.id.clone()));
+        Ok(())
+    }
+
+    pub(crate) fn device(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+    ) -> Result<Option<(NewDevice, Lifecycle, Timestamp)>, RegistryError> {
+        read_device(self.tx, tenant, device)
+    }
+
+    /// Registers a certificate for a device. A key belongs to one device only, or a clone could not be told.
+    pub(crate) fn put_credential(
+        &mut self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        new: &NewCredential,
+    ) -> Result<(), RegistryError> {
+        let c = &new.certificate;
+        let other: Option<(String, String)> = self
+            .tx
+            .prepare_cached(
+                "SELECT tenant, device FROM credentials WHERE public_key = ?1 AND NOT (tenant = ?2 AND device = ?3)",
+            )?
+            .query_row(params![c.public_key_sha256.as_bytes(), tenant.as_str(), device.as_str()], |r| {
+                Ok((r.get(0)?, r.get(1)?))
+            })
+            .optional()?;
+        if let Some((other_tenant, other)) = other {
+            return Err(RegistryError::Refused(format!(
+                "the key of this certificate is registered for device {other} of tenant {other_tenant}: two devices with one key cannot be told apart"
+            )));
+        }
+        let generation = self.revise("credential", tenant.as_str(), &c.fingerprint.to_string())?;
+        self.tx
+            .prepare_cached(
+                "INSERT INTO credentials (fingerprint, tenant, device, kind, state, custody, serial, issuer,
+                 public_key, not_before, not_after, revision, created)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![
+                c.fingerprint.as_bytes(),
+                tenant.as_str(),
+                device.as_str(),
+                new.kind.name(),
+                new.state.name(),
+                new.custody.name(),
+                c.serial,
+                c.issuer_text,
+                c.public_key_sha256.as_bytes(),
+                c.not_before.unix_ms(),
+                c.not_after.unix_ms(),
+                generation.0.cast_signed(),
+                self.now.unix_ms()
+            ])?;
+        self.facts.push(Fact::Credential(CredentialFacts {
+            fingerprint: c.fingerprint,
+            tenant: tenant.clone(),
+            device: device.clone(),
+            kind: new.kind,
+            state: new.state,
+            custody: new.custody,
+            generation,
+        }));
+        self.changes
+            .push(Change::Credential(tenant.clone(), device.clone(), c.fingerprint));
+        Ok(())
+    }
+
+    /// The device that has a credential; `None` if nobody has it.
+    pub(crate) fn credential_owner(
+        &self,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<(String, String)>, RegistryError> {
+        if self.facts.is_empty() && !self.table.knows(fingerprint) {
+            return Ok(None);
+        }
+        Ok(self
+            .tx
+            .prepare_cached("SELECT tenant, device FROM credentials WHERE fingerprint = ?")?
+            .query_row([fingerprint.as_bytes()], |r| Ok((r.get(0)?, r.get(1)?)))
+            .optional()?)
+    }
+}
+
+pub(crate) fn read_device(
+    db: &Connection,
+    tenant: &TenantId,
+    device: &DeviceId,
+) -> Result<Option<(NewDevice, Lifecycle, Timestamp)>, RegistryError> {
+    type Row = (Option<String>, String, String, Option<String>, i64);
+    let row: Option<Row> = db
+        .prepare_cached(
+            "SELECT model, groups, state, before_quarantine, created FROM devices WHERE tenant = ? AND id = ?",
+        )?
+        .query_row([tenant.as_str(), device.as_str()], |r| {
+            Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?))
+        })
+        .optional()?;
+    let Some((model, groups, state, before, created)) = row else {
+        return Ok(None);
+    };
+    let state: LifecycleState = damaged(state.parse())?;
+    let lifecycle = Lifecycle {
+        state,
+        before_quarantine: before.map(|b| damaged(b.parse())).transpose()?,
+    };
+    let groups: Vec<String> = damaged(serde_json::from_str(&groups))?;
+    let device = NewDevice {
+        id: device.clone(),
+        model,
+        groups,
+        state,
+    };
+    Ok(Some((device, lifecycle, Timestamp::from_unix_ms(created))))
+}
+
+/// A value in the database that no version of this program writes.
+pub(crate) fn damaged<T, E: std::fmt::Display>(read: Result<T, E>) -> Result<T, RegistryError> {
+    read.map_err(|e| RegistryError::Database(format!("the database is damaged: {e}")))
+}
+
+impl Registry {
+    /// Adds a tenant with the built-in policies and topic spaces.
+    ///
+    /// # Errors
+    /// [`RegistryError::Exists`].
+    pub fn add_tenant(
+        &self,
+        actor: Actor,
+        id: TenantId,
+        mode: ClientIdMode,
+    ) -> Result<Committed<()>, RegistryError> {
+        self.write(move |scope| {
+            if scope.need_tenant(&id).is_ok() {
+                return Err(RegistryError::Exists(format!("tenant {id}")));
+            }
+            scope.put_tenant(&id, mode, DEFAULT_POLICY, default_spaces())?;
+            scope.audit(
+                &actor,
+                "tenant.add",
+                id.as_str(),
+                id.as_str(),
+                &json!({ "client_id_mode": mode.name() }),
+            )
+        })
+    }
+
+    /// Replaces what is given of a tenant's client-id mode, policies and topic spaces.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoTenant`]; [`RegistryError::Refused`] if the policies do not compile: then nothing changes.
+    pub fn configure_tenant(
+        &self,
+        actor: Actor,
+        id: TenantId,
+        mode: Option<ClientIdMode>,
+        policies: Option<String>,
+        spaces: Option<Vec<TopicSpace>>,
+    ) -> Result<Committed<()>, RegistryError> {
+        self.write(move |scope| {
+            let row: Option<(String, String, String)> = scope
+                .tx
+                .prepare_cached("SELECT client_id_mode, policies, spaces FROM tenants WHERE id = ?")?
+                .query_row([id.as_str()], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+                .optional()?;
+            let Some((old_mode, old_policies, old_spaces)) = row else {
+                return Err(RegistryError::NoTenant(id));
+            };
+            let detail = json!({
+                "client_id_mode": mode.map(ClientIdMode::name),
+                "policies_sha256": policies.as_ref().map(|p| Fingerprint::of(p.as_bytes())),
+                "spaces": spaces,
+            });
+            let mode = match mode {
+                Some(mode) => mode,
+                None => damaged(old_mode.parse())?,
+            };
+            let spaces = match spaces {
+                Some(spaces) => spaces,
+                None => damaged(serde_json::from_str(&old_spaces))?,
+            };
+            scope.put_tenant(&id, mode, policies.as_deref().unwrap_or(&old_policies), spaces)?;
+            scope.audit(&actor, "tenant.configure", id.as_str(), id.as_str(), &detail)
+        })
+    }
+
+    /// Gives a host name (SNI) to a tenant.
+    ///
+    /// # Errors
+    /// [`RegistryError::Exists`] if a tenant has it already.
+    pub fn add_host(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        host: String,
+    ) -> Result<Committed<()>, RegistryError> {
+        let host = host.to_ascii_lowercase();
+        self.write(move |scope| {
+            scope.need_tenant(&tenant)?;
+            let owner: Option<String> = scope
+                .tx
+                .prepare_cached("SELECT tenant FROM hosts WHERE host = ?")?
+                .query_row([&host], |r| r.get(0))
+                .optional()?;
+            if let Some(owner) = owner {
+                return Err(RegistryError::Exists(format!(
+                    "the host name {host}, of tenant {owner},"
+                )));
+            }
+            scope.tx.execute(
+                "INSERT INTO hosts (host, tenant) VALUES (?, ?)",
+                [&host, tenant.as_str()],
+            )?;
+            scope.revise("tenant", tenant.as_str(), &host)?;
+            scope.audit(&actor, "tenant.host-add", tenant.as_str(), &host, &json!({}))?;
+            scope.facts.push(Fact::Host {
+                host,
+                tenant: Some(tenant),
+            });
+            Ok(())
+        })
+    }
+
+    /// Takes a host name from a tenant.
+    ///
+    /// # Errors
+    /// [`RegistryError::Refused`] if the tenant does not have it.
+    pub fn remove_host(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        host: String,
+    ) -> Result<Committed<()>, RegistryError> {
+        let host = host.to_ascii_lowercase();
+        self.write(move |scope| {
+            let removed = scope.tx.execute(
+                "DELETE FROM hosts WHERE host = ? AND tenant = ?",
+                [&host, tenant.as_str()],
+            )?;
+            if removed == 0 {
+                return Err(RegistryError::Refused(format!(
+                    "tenant {tenant} does not have the host name {host}"
+                )));
+            }
+            scope.revise("tenant", tenant.as_str(), &host)?;
+            scope.audit(&actor, "tenant.host-remove", tenant.as_str(), &host, &json!({}))?;
+            scope.facts.push(Fact::Host { host, tenant: None });
+            Ok(())
+        })
+    }
+
+    /// Registers an authority of the `devices` hierarchy.
+    ///
+    /// # Errors
+    /// [`RegistryError::Exists`] if the id or, in the same tenant, the certificate is known;
+    /// [`RegistryError::Refused`] if the certificate is no CA's.
+    pub fn register_authority(
+        &self,
+        actor: Actor,
+        new: NewAuthority,
+    ) -> Result<Committed<()>, RegistryError> {
+        self.write(move |scope| {
+            scope.need_tenant(&new.tenant)?;
+            let generation = scope.revise("authority", new.tenant.as_str(), new.id.as_str())?;
+            let anchor = anchor(&new, AnchorState::Active, generation)?;
+            let facts = &anchor.facts;
+            if facts.ca.is_none() || facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
+                return Err(RegistryError::Refused(format!(
+                    "the certificate of {} is no CA certificate; hint: register the CA that issued the devices' certificates",
+                    facts.subject_text
+                )));
+            }
+            if !facts.allows_client_auth() {
+                return Err(RegistryError::Refused(
+                    "the CA's extKeyUsage lacks clientAuth: it cannot vouch for devices".into(),
+                ));
+            }
+            let origin = if new.managed { "managed" } else { "registered" };
+            scope
+                .tx
+                .execute(
+                    "INSERT INTO authorities
+                     (id, tenant, origin, state, identity_rule, certificate, fingerprint, revision, created)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    params![
+                        new.id.as_str(),
+                        new.tenant.as_str(),
+                        origin,
+                        AnchorState::Active.name(),
+                        new.rule.name(),
+                        new.certificate,
+                        facts.fingerprint.as_bytes(),
+                        generation.0.cast_signed(),
+                        scope.now.unix_ms()
+                    ],
+                )
+                .map_err(|e| match e.sqlite_error_code() {
+                    Some(rusqlite::ErrorCode::ConstraintViolation) => {
+                        RegistryError::Exists(format!("authority {} or its certificate", new.id))
+                    }
+                    _ => e.into(),
+                })?;
+            let detail = json!({ "origin": origin, "subject": facts.subject_text, "fingerprint": facts.fingerprint });
+            scope.audit(&actor, "authority.register", new.tenant.as_str(), new.id.as_str(), &detail)?;
+            scope.changes.push(Change::Authority(new.id.clone()));
+            scope.facts.push(Fact::Authority(Arc::new(anchor)));
+            Ok(())
+        })
+    }
+
+    /// Adds one device without a credential.
+    ///
+    /// # Errors
+    /// [`RegistryError::Exists`].
+    pub fn add_device(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        new: NewDevice,
+    ) -> Result<Committed<()>, RegistryError> {
+        self.write(move |scope| {
+            scope.need_tenant(&tenant)?;
+            if scope.device(&tenant, &new.id)?.is_some() {
+                return Err(RegistryError::Exists(format!(
+                    "device {} of tenant {tenant}",
+                    new.id
+                )));
+            }
+            scope.put_device(&tenant, &new, Lifecycle::new(new.state), scope.now)?;
+            let detail = json!({ "model": new.model, "groups": new.groups, "state": new.state.name() });
+            scope.audit(&actor, "device.add", tenant.as_str(), new.id.as_str(), &detail)
+        })
+    }
+
+    /// Moves a device through its lifecycle.
+    ///
+    /// # Errors
+    /// [`RegistryError::Move`] if the table does not have the move.
+    pub fn move_device(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        device: DeviceId,
+        attempted: LifecycleMove,
+        reason: String,
+    ) -> Result<Committed<Lifecycle>, RegistryError> {
+        self.write(move |scope| {
+            let Some((row, lifecycle, created)) = scope.device(&tenant, &device)? else {
+                return Err(RegistryError::NoDevice { tenant, device });
+            };
+            let moved = lifecycle.apply(attempted).map_err(|fault| RegistryError::Move {
+                device: device.clone(),
+                fault,
+            })?;
+            scope.put_device(&tenant, &row, moved, created)?;
+            let detail =
+                json!({ "from": lifecycle.state.name(), "to": moved.state.name(), "reason": reason });
+            let action = format!("device.{}", attempted.name());
+            scope.audit(&actor, &action, tenant.as_str(), device.as_str(), &detail)?;
+            Ok(moved)
+        })
+    }
+
+    /// Issues and registers a credential: `issue` runs inside the transaction, and what it made is on disk before
+    /// it is handed out.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoDevice`]; [`RegistryError::Refused`] if the device is decommissioned or nothing was issued.
+    pub fn provision<T: Send + 'static>(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        device: DeviceId,
+        issue: impl FnOnce(Timestamp) -> Result<(NewCredential, T), String> + Send + 'static,
+    ) -> Result<Committed<T>, RegistryError> {
+        self.write(move |scope| {
+            let Some((_, lifecycle, _)) = scope.device(&tenant, &device)? else {
+                return Err(RegistryError::NoDevice { tenant, device });
+            };
+            if lifecycle.state == LifecycleState::Decommissioned {
+                return Err(RegistryError::Refused(format!(
+                    "device {device} is decommissioned, and that is final; hint: give the hardware a new id"
+                )));
+            }
+            let (new, value) = issue(scope.now).map_err(RegistryError::Refused)?;
+            scope.put_credential(&tenant, &device, &new)?;
+            let detail = json!({
+                "serial": new.certificate.serial,
+                "fingerprint": new.certificate.fingerprint,
+                "not_after": new.certificate.not_after.to_string(),
+                "custody": new.custody.name(),
+            });
+            scope.audit(
+                &actor,
+                "credential.issue",
+                tenant.as_str(),
+                device.as_str(),
+                &detail,
+            )?;
+            Ok(value)
+        })
+    }
+
+    /// Revokes a credential.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoCredential`].
+    pub fn revoke_credential(
+        &self,
+        actor: Actor,
+        fingerprint: Fingerprint,
+        reason: String,
+    ) -> Result<Committed<()>, RegistryError> {
+        self.write(move |scope| {
+            let Some(facts) = read_credential(scope.tx, &fingerprint)? else {
+                return Err(RegistryError::NoCredential(fingerprint));
+            };
+            let generation = scope.revise("credential", facts.tenant.as_str(), &fingerprint.to_string())?;
+            scope
+                .tx
+                .prepare_cached(
+                    "UPDATE credentials SET state = 'revoked', revision = ? WHERE fingerprint = ?",
+                )?
+                .execute(params![generation.0.cast_signed(), fingerprint.as_bytes()])?;
+            let (tenant, device) = (facts.tenant.clone(), facts.device.clone());
+            scope.facts.push(Fact::Credential(CredentialFacts {
+                state: CredentialState::Revoked,
+                generation,
+                ..facts
+            }));
+            let detail = json!({ "fingerprint": fingerprint, "reason": reason });
+            scope.audit(
+                &actor,
+                "credential.revoke",
+                tenant.as_str(),
+                device.as_str(),
+                &detail,
+            )?;
+            scope
+                .changes
+                .push(Change::Credential(tenant, device, fingerprint));
+            Ok(())
+        })
+    }
+
+    /// First use: `issued` becomes `active`. Not waited for: it alters no admission.
+    pub(crate) fn credential_used(&self, fingerprint: Fingerprint) {
+        self.write_behind("keep a credential's first use", move |scope| {
+            let Some(facts) = read_credential(scope.tx, &fingerprint)? else {
+                return Ok(());
+            };
+            if facts.state != CredentialState::Issued {
+                return Ok(());
+            }
+            scope
+                .tx
+                .prepare_cached("UPDATE credentials SET state = 'active' WHERE fingerprint = ?")?
+                .execute([fingerprint.as_bytes()])?;
+            scope.facts.push(Fact::Credential(CredentialFacts {
+                state: CredentialState::Active,
+                ..facts
+            }));
+            Ok(())
+        });
+    }
+}
+
+pub(crate) fn anchor(
+    new: &NewAuthority,
+    state: AnchorState,
+    generation: Generation,
+) -> Result<Anchor, RegistryError> {
+    Anchor::new(
+        new.tenant.clone(),
+        new.id.clone(),
+        state,
+        generation,
+        new.rule,
+        &new.certificate,
+    )
+    .map_err(|e| RegistryError::Refused(format!("authority {}: {e}", new.id)))
+}
+
+pub(crate) fn read_credential(
+    db: &Connection,
+    fingerprint: &Fingerprint,
+) -> Result<Option<CredentialFacts>, RegistryError> {
+    db.prepare_cached(
+        "SELECT fingerprint, tenant, device, kind, state, custody, revision FROM credentials WHERE fingerprint = ?",
+    )?
+    .query_row([fingerprint.as_bytes()], |r| Ok(credential_facts(r)))
+    .optional()?
+    .transpose()
+}
+
+/// Of a row `fingerprint, tenant, device, kind, state, custody, revision`.
+pub(crate) fn credential_facts(r: &rusqlite::Row<'_>) -> Result<CredentialFacts, RegistryError> {
+    let text = |n: usize| -> Result<String, RegistryError> { Ok(r.get(n)?) };
+    Ok(CredentialFacts {
+        fingerprint: Fingerprint::from_bytes(r.get(0)?),
+        tenant: damaged(text(1)?.parse())?,
+        device: damaged(text(2)?.parse())?,
+        kind: damaged(text(3)?.parse())?,
+        state: damaged(text(4)?.parse())?,
+        custody: damaged(text(5)?.parse())?,
+        generation: Generation(r.get::<_, i64>(6)?.cast_unsigned()),
+    })
+}

@@ -1,0 +1,106 @@
+//! What can go wrong, each with its cure.
+
+use std::path::PathBuf;
+
+use countersign_identity::{DeviceId, Fingerprint, TenantId};
+use countersign_policy::lifecycle::IllegalMove;
+
+/// Why the registry did not do what it was asked. Whatever it is, nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// Another process has the data directory.
+    #[error("the data directory {} is in use by another countersign process{}; hint: stop it, or let this command talk to it", path.display(), pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
+    InUse {
+        /// The data directory.
+        path: PathBuf,
+        /// The other process, if it can be told.
+        pid: Option<u32>,
+    },
+    /// The database was written by a newer version.
+    #[error("{} was written by a newer countersign (schema {found}, this one knows {known}); hint: use that version, or restore a backup of before", path.display())]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// The newest schema that is known here.
+        known: i64,
+    },
+    /// A file that is not ours.
+    #[error("{} is no countersign database; hint: choose another data directory", .0.display())]
+    Foreign(PathBuf),
+    /// There is no data directory yet.
+    #[error("there is no countersign data directory at {}; hint: countersign init --data {}", .0.display(), .0.display())]
+    Missing(PathBuf),
+    /// The disk is full.
+    #[error(
+        "the disk is full: nothing was changed; hint: free space on the file system of the data directory"
+    )]
+    DiskFull,
+    /// The database failed.
+    #[error("the database failed: {0}; hint: look at the disk and at the permissions of the data directory")]
+    Database(String),
+    /// The writer is gone: it failed to make changes durable, and no further change is promised.
+    #[error("the registry takes no changes: {0}; hint: see to the disk, then restart the server")]
+    Closed(String),
+    /// A file operation failed.
+    #[error("cannot {what} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// No such tenant.
+    #[error("there is no tenant {0}; hint: countersign tenant list")]
+    NoTenant(TenantId),
+    /// No such device.
+    #[error("tenant {tenant} has no device {device}; hint: countersign device list --tenant {tenant}")]
+    NoDevice {
+        /// The tenant.
+        tenant: TenantId,
+        /// The device.
+        device: DeviceId,
+    },
+    /// No such authority.
+    #[error("there is no authority {0}; hint: countersign authority list")]
+    NoAuthority(String),
+    /// No such credential.
+    #[error("there is no credential with the fingerprint {0}")]
+    NoCredential(Fingerprint),
+    /// It exists already.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// The lifecycle table does not have this move.
+    #[error("device {device}: {fault}")]
+    Move {
+        /// The device.
+        device: DeviceId,
+        /// Why not.
+        fault: IllegalMove,
+    },
+    /// The input breaks a rule.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<rusqlite::Error> for RegistryError {
+    fn from(e: rusqlite::Error) -> Self {
+        match e.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::DiskFull,
+            _ => Self::Database(e.to_string()),
+        }
+    }
+}
+
+impl RegistryError {
+    /// Whether it says that storage failed, not that the question was wrong.
+    pub fn is_storage(&self) -> bool {
+        matches!(
+            self,
+            Self::DiskFull | Self::Database(_) | Self::Closed(_) | Self::File { .. }
+        )
+    }
+}

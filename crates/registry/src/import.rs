@@ -1,0 +1,107 @@
+//! Thousands of devices in one change: idempotent, all or nothing per device, told device by device what was refused.
+
+use countersign_identity::{DeviceId, TenantId};
+use countersign_policy::LifecycleState;
+use countersign_policy::lifecycle::Lifecycle;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::change::{Actor, NewCredential, NewDevice};
+use crate::error::RegistryError;
+use crate::store::Registry;
+use crate::writer::{Committed, Scope};
+
+/// How an import went.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportReport {
+    /// Devices that were added.
+    pub added: u64,
+    /// Devices that were known and are as they were.
+    pub unchanged: u64,
+    /// Certificates that were registered.
+    pub credentials_added: u64,
+    /// Devices that were left out, each with the reason.
+    pub refused: Vec<(DeviceId, String)>,
+}
+
+impl Registry {
+    /// Adds devices with their certificates. What is known already and agrees is left as it is, so an import that was
+    /// cut off is simply repeated.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if nothing was imported; devices that were refused one by one are in the report.
+    pub fn import_devices(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        devices: Vec<(NewDevice, Option<NewCredential>)>,
+    ) -> Result<Committed<ImportReport>, RegistryError> {
+        self.write(move |scope| {
+            scope.need_tenant(&tenant)?;
+            let mut report = ImportReport::default();
+            for (device, credential) in &devices {
+                match import_one(scope, &tenant, device, credential.as_ref(), &mut report) {
+                    Ok(()) => {}
+                    Err(e) if e.is_storage() => return Err(e),
+                    Err(e) => report.refused.push((device.id.clone(), e.to_string())),
+                }
+            }
+            let detail = json!({
+                "added": report.added,
+                "unchanged": report.unchanged,
+                "credentials_added": report.credentials_added,
+                "refused": report.refused.len(),
+            });
+            scope.audit(&actor, "device.import", tenant.as_str(), "", &detail)?;
+            Ok(report)
+        })
+    }
+}
+
+fn import_one(
+    scope: &mut Scope<'_>,
+    tenant: &TenantId,
+    device: &NewDevice,
+    credential: Option<&NewCredential>,
+    report: &mut ImportReport,
+) -> Result<(), RegistryError> {
+    // Everything that may refuse comes before anything is written, so a refused device leaves nothing behind.
+    let known = scope.device(tenant, &device.id)?;
+    let mut new_credential = None;
+    if let Some(credential) = credential {
+        match scope.credential_owner(&credential.certificate.fingerprint)? {
+            None => new_credential = Some(credential),
+            Some((t, d)) if t == tenant.as_str() && d == device.id.as_str() => {}
+            Some((t, d)) => {
+                return Err(RegistryError::Refused(format!(
+                    "its certificate is registered for device {d} of tenant {t}"
+                )));
+            }
+        }
+    }
+    match known {
+        None => {
+            scope.put_device(tenant, device, Lifecycle::new(device.state), scope.now)?;
+            report.added += 1;
+        }
+        Some((row, lifecycle, _)) => {
+            if lifecycle.state == LifecycleState::Decommissioned {
+                return Err(RegistryError::Refused(
+                    "it is decommissioned, and that is final".into(),
+                ));
+            }
+            if device.model.is_some() && row.model != device.model {
+                return Err(RegistryError::Refused(format!(
+                    "it is registered with model {:?}, the import says {:?}",
+                    row.model, device.model
+                )));
+            }
+            report.unchanged += 1;
+        }
+    }
+    if let Some(credential) = new_credential {
+        scope.put_credential(tenant, &device.id, credential)?;
+        report.credentials_added += 1;
+    }
+    Ok(())
+}

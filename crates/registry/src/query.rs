@@ -1,0 +1,262 @@
+//! Reading for people: lists and single things, with what decisions do not need.
+
+use countersign_identity::{
+    AnchorState, AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp,
+};
+use countersign_policy::facts::CredentialKind;
+use countersign_policy::{ClientIdMode, CredentialState, Custody, LifecycleState, TopicSpace};
+use rusqlite::{OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+
+use crate::audit::{self, AuditEntry, AuditFault};
+use crate::change::{damaged, read_device};
+use crate::error::RegistryError;
+use crate::store::{Registry, anchor_state};
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantView {
+    /// Its id.
+    pub id: TenantId,
+    /// Which client ids its devices may use.
+    pub client_id_mode: ClientIdMode,
+    /// Its host names.
+    pub hosts: Vec<String>,
+    /// Its topic spaces.
+    pub spaces: Vec<TopicSpace>,
+    /// How many devices it has.
+    pub devices: u64,
+    /// Since when.
+    pub created: Timestamp,
+}
+
+/// An authority of the `devices` hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityView {
+    /// Its id.
+    pub id: AuthorityId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// `managed` or `registered`.
+    pub origin: String,
+    /// Its state.
+    pub state: AnchorState,
+    /// Where its certificates carry the device id.
+    pub identity_rule: String,
+    /// Its certificate's subject.
+    pub subject: String,
+    /// Its certificate's fingerprint.
+    pub fingerprint: Fingerprint,
+    /// The end of its certificate's validity.
+    pub not_after: Timestamp,
+}
+
+/// A device in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceView {
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its id.
+    pub id: DeviceId,
+    /// Its model.
+    pub model: Option<String>,
+    /// Its groups.
+    pub groups: Vec<String>,
+    /// Where it stands.
+    pub state: LifecycleState,
+    /// While quarantined: what release returns to.
+    pub before_quarantine: Option<LifecycleState>,
+    /// Since when.
+    pub created: Timestamp,
+}
+
+/// A credential of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialView {
+    /// Its certificate's fingerprint.
+    pub fingerprint: Fingerprint,
+    /// Its certificate's serial number, hex.
+    pub serial: String,
+    /// Its certificate's issuer.
+    pub issuer: String,
+    /// What it is for.
+    pub kind: CredentialKind,
+    /// Where it stands.
+    pub state: CredentialState,
+    /// How its key is held.
+    pub custody: Custody,
+    /// First moment of validity.
+    pub not_before: Timestamp,
+    /// Last moment of validity.
+    pub not_after: Timestamp,
+}
+
+impl Registry {
+    /// All tenants.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read; so for all queries.
+    pub fn tenants(&self) -> Result<Vec<TenantView>, RegistryError> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT id, client_id_mode, spaces, created,
+                 (SELECT json_group_array(host) FROM hosts WHERE tenant = tenants.id),
+                 (SELECT count(*) FROM devices WHERE tenant = tenants.id) FROM tenants ORDER BY id",
+            )?;
+            let mut rows = statement.query([])?;
+            let mut found = Vec::new();
+            while let Some(r) = rows.next()? {
+                found.push(TenantView {
+                    id: damaged(r.get::<_, String>(0)?.parse())?,
+                    client_id_mode: damaged(r.get::<_, String>(1)?.parse())?,
+                    spaces: damaged(serde_json::from_str(&r.get::<_, String>(2)?))?,
+                    created: Timestamp::from_unix_ms(r.get(3)?),
+                    hosts: damaged(serde_json::from_str(&r.get::<_, String>(4)?))?,
+                    devices: r.get::<_, i64>(5)?.cast_unsigned(),
+                });
+            }
+            Ok(found)
+        })
+    }
+
+    /// All authorities.
+    ///
+    /// # Errors
+    /// As for [`Registry::tenants`].
+    pub fn authorities(&self) -> Result<Vec<AuthorityView>, RegistryError> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT id, tenant, origin, state, identity_rule, certificate FROM authorities ORDER BY tenant, id",
+            )?;
+            let mut rows = statement.query([])?;
+            let mut found = Vec::new();
+            while let Some(r) = rows.next()? {
+                let facts = damaged(CertificateFacts::parse(&r.get::<_, Vec<u8>>(5)?))?;
+                found.push(AuthorityView {
+                    id: damaged(r.get::<_, String>(0)?.parse())?,
+                    tenant: damaged(r.get::<_, String>(1)?.parse())?,
+                    origin: r.get(2)?,
+                    state: anchor_state(&r.get::<_, String>(3)?)?,
+                    identity_rule: r.get(4)?,
+                    subject: facts.subject_text,
+                    fingerprint: facts.fingerprint,
+                    not_after: facts.not_after,
+                });
+            }
+            Ok(found)
+        })
+    }
+
+    /// Devices of a tenant after `after` in order of id, at most `limit`, in one state if one is named.
+    ///
+    /// # Errors
+    /// As for [`Registry::tenants`].
+    pub fn devices(
+        &self,
+        tenant: &TenantId,
+        state: Option<LifecycleState>,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<DeviceView>, RegistryError> {
+        let ids: Vec<String> = self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT id FROM devices WHERE tenant = ?1 AND id > ?2 AND (?3 IS NULL OR state = ?3)
+                 ORDER BY id LIMIT ?4",
+            )?;
+            let rows = statement.query_map(
+                params![
+                    tenant.as_str(),
+                    after.unwrap_or(""),
+                    state.map(LifecycleState::name),
+                    limit
+                ],
+                |r| r.get(0),
+            )?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })?;
+        ids.iter()
+            .filter_map(|id| self.device(tenant, &DeviceId::new(id).ok()?).transpose())
+            .collect()
+    }
+
+    /// One device.
+    ///
+    /// # Errors
+    /// As for [`Registry::tenants`].
+    pub fn device(&self, tenant: &TenantId, id: &DeviceId) -> Result<Option<DeviceView>, RegistryError> {
+        let found = self.read(|db| read_device(db, tenant, id))?;
+        Ok(found.map(|(device, lifecycle, created)| DeviceView {
+            tenant: tenant.clone(),
+            id: device.id,
+            model: device.model,
+            groups: device.groups,
+            state: lifecycle.state,
+            before_quarantine: lifecycle.before_quarantine,
+            created,
+        }))
+    }
+
+    /// The credentials of a device, newest first.
+    ///
+    /// # Errors
+    /// As for [`Registry::tenants`].
+    pub fn credentials(
+        &self,
+        tenant: &TenantId,
+        id: &DeviceId,
+    ) -> Result<Vec<CredentialView>, RegistryError> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT fingerprint, serial, issuer, kind, state, custody, not_before, not_after FROM credentials
+                 WHERE tenant = ? AND device = ? ORDER BY revision DESC",
+            )?;
+            let mut rows = statement.query([tenant.as_str(), id.as_str()])?;
+            let mut found = Vec::new();
+            while let Some(r) = rows.next()? {
+                found.push(CredentialView {
+                    fingerprint: Fingerprint::from_bytes(r.get(0)?),
+                    serial: r.get(1)?,
+                    issuer: r.get(2)?,
+                    kind: damaged(r.get::<_, String>(3)?.parse())?,
+                    state: damaged(r.get::<_, String>(4)?.parse())?,
+                    custody: damaged(r.get::<_, String>(5)?.parse())?,
+                    not_before: Timestamp::from_unix_ms(r.get(6)?),
+                    not_after: Timestamp::from_unix_ms(r.get(7)?),
+                });
+            }
+            Ok(found)
+        })
+    }
+
+    /// The device of a credential, by its certificate's serial number in hex.
+    ///
+    /// # Errors
+    /// As for [`Registry::tenants`].
+    pub fn device_by_serial(&self, serial: &str) -> Result<Option<(TenantId, DeviceId)>, RegistryError> {
+        let serial = serial.replace(':', "").to_ascii_lowercase();
+        let row: Option<(String, String)> = self.read(|db| {
+            Ok(db
+                .prepare_cached("SELECT tenant, device FROM credentials WHERE serial = ?")?
+                .query_row([serial.trim_start_matches('0')], |r| Ok((r.get(0)?, r.get(1)?)))
+                .optional()?)
+        })?;
+        row.map(|(t, d)| Ok((damaged(t.parse())?, damaged(d.parse())?)))
+            .transpose()
+    }
+
+    /// The newest audit entries, newest first.
+    ///
+    /// # Errors
+    /// As for [`Registry::tenants`].
+    pub fn audit(&self, limit: u32) -> Result<Vec<AuditEntry>, RegistryError> {
+        self.read(|db| audit::newest(db, limit))
+    }
+
+    /// Checks the audit's chain of hashes. Returns how many entries there are.
+    ///
+    /// # Errors
+    /// As for [`Registry::tenants`]; the inner error names the first entry that does not fit.
+    pub fn verify_audit(&self) -> Result<Result<u64, AuditFault>, RegistryError> {
+        self.read(audit::verify)
+    }
+}

@@ -1,0 +1,201 @@
+//! The facts in memory: what the gateway decides on, without I/O. Only the writer changes it, after each commit and
+//! before the change is answered.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use countersign_identity::{
+    Anchor, AnchorIndex, AnchorState, AuthorityId, DeviceId, Fingerprint, Generation, TenantId,
+};
+use countersign_policy::decide::TenantPolicy;
+use countersign_policy::facts::RegistryUnavailable;
+use countersign_policy::{ClientIdMode, CredentialFacts, DeviceFacts, FactSource};
+use parking_lot::{Mutex, RwLock};
+
+/// A map in shards, so that a write of one fact does not hold up the reads of all others.
+#[derive(Debug)]
+struct Sharded<K, V> {
+    shards: Vec<RwLock<HashMap<K, V>>>,
+    hasher: RandomState,
+}
+
+impl<K: Hash + Eq, V: Clone> Sharded<K, V> {
+    fn new() -> Self {
+        Self {
+            shards: (0..64).map(|_| RwLock::default()).collect(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    fn shard(&self, key: &K) -> &RwLock<HashMap<K, V>> {
+        &self.shards[(self.hasher.hash_one(key) as usize) % self.shards.len()]
+    }
+
+    fn get(&self, key: &K) -> Option<V> {
+        self.shard(key).read().get(key).cloned()
+    }
+
+    fn insert(&self, key: K, value: V) {
+        self.shard(&key).write().insert(key, value);
+    }
+
+    fn len(&self) -> usize {
+        self.shards.iter().map(|s| s.read().len()).sum()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct TenantFacts {
+    mode: ClientIdMode,
+    policy: Arc<TenantPolicy>,
+}
+
+/// One change of the table.
+#[derive(Debug)]
+pub(crate) enum Fact {
+    Tenant {
+        id: TenantId,
+        mode: ClientIdMode,
+        policy: Arc<TenantPolicy>,
+    },
+    Host {
+        host: String,
+        tenant: Option<TenantId>,
+    },
+    Authority(Arc<Anchor>),
+    Device(Arc<DeviceFacts>),
+    Credential(CredentialFacts),
+}
+
+/// All facts of all tenants.
+#[derive(Debug)]
+pub struct FactTable {
+    tenants: RwLock<HashMap<TenantId, TenantFacts>>,
+    hosts: RwLock<HashMap<String, TenantId>>,
+    devices: Sharded<(TenantId, DeviceId), Arc<DeviceFacts>>,
+    credentials: Sharded<Fingerprint, CredentialFacts>,
+    authorities: RwLock<HashMap<AuthorityId, Arc<Anchor>>>,
+    anchors: ArcSwap<AnchorIndex>,
+    available: AtomicBool,
+    reason: Mutex<String>,
+}
+
+impl FactTable {
+    pub(crate) fn new() -> Self {
+        Self {
+            tenants: RwLock::default(),
+            hosts: RwLock::default(),
+            devices: Sharded::new(),
+            credentials: Sharded::new(),
+            authorities: RwLock::default(),
+            anchors: ArcSwap::from_pointee(AnchorIndex::default()),
+            available: AtomicBool::new(true),
+            reason: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn apply(&self, facts: Vec<Fact>) {
+        let mut authorities_changed = false;
+        for fact in facts {
+            match fact {
+                Fact::Tenant { id, mode, policy } => {
+                    self.tenants.write().insert(id, TenantFacts { mode, policy });
+                }
+                Fact::Host {
+                    host,
+                    tenant: Some(tenant),
+                } => {
+                    self.hosts.write().insert(host, tenant);
+                }
+                Fact::Host { host, tenant: None } => {
+                    self.hosts.write().remove(&host);
+                }
+                Fact::Authority(anchor) => {
+                    self.authorities.write().insert(anchor.authority.clone(), anchor);
+                    authorities_changed = true;
+                }
+                Fact::Device(device) => self
+                    .devices
+                    .insert((device.tenant.clone(), device.id.clone()), device),
+                Fact::Credential(credential) => self.credentials.insert(credential.fingerprint, credential),
+            }
+        }
+        if authorities_changed {
+            let all: Vec<_> = self.authorities.read().values().cloned().collect();
+            self.anchors.store(Arc::new(AnchorIndex::new(all)));
+        }
+    }
+
+    /// From now on every decision is a denial, until [`FactTable::set_available`].
+    pub(crate) fn set_unavailable(&self, reason: String) {
+        *self.reason.lock() = reason;
+        self.available.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn set_available(&self) {
+        self.available.store(true, Ordering::Release);
+    }
+
+    /// How many devices there are.
+    pub fn device_count(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// How many credentials there are.
+    pub fn credential_count(&self) -> usize {
+        self.credentials.len()
+    }
+
+    /// Finds out whether a credential with this key belongs to anybody, by its fingerprint alone.
+    pub(crate) fn knows(&self, fingerprint: &Fingerprint) -> bool {
+        self.credentials.get(fingerprint).is_some()
+    }
+}
+
+impl FactSource for FactTable {
+    fn health(&self) -> Result<(), RegistryUnavailable> {
+        if self.available.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(RegistryUnavailable {
+            reason: self.reason.lock().clone(),
+        })
+    }
+
+    fn anchors(&self) -> Arc<AnchorIndex> {
+        self.anchors.load_full()
+    }
+
+    fn tenant_by_host(&self, host: &str) -> Option<TenantId> {
+        self.hosts.read().get(&host.to_ascii_lowercase()).cloned()
+    }
+
+    fn credential(&self, fingerprint: &Fingerprint) -> Option<CredentialFacts> {
+        self.credentials.get(fingerprint)
+    }
+
+    fn device(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<DeviceFacts>> {
+        self.devices.get(&(tenant.clone(), device.clone()))
+    }
+
+    fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)> {
+        self.authorities
+            .read()
+            .get(authority)
+            .map(|a| (a.state, a.generation))
+    }
+
+    fn client_id_mode(&self, tenant: &TenantId) -> ClientIdMode {
+        self.tenants
+            .read()
+            .get(tenant)
+            .map_or(ClientIdMode::Strict, |t| t.mode)
+    }
+
+    fn policy(&self, tenant: &TenantId) -> Option<Arc<TenantPolicy>> {
+        self.tenants.read().get(tenant).map(|t| t.policy.clone())
+    }
+}

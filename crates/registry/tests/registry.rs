@@ -1,0 +1,363 @@
+//! The registry as its users see it: what is answered is on disk, what is refused changes nothing.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use countersign_identity::{CertificateFacts, DeviceId, IdentityRule, TenantId};
+use countersign_policy::facts::CredentialKind;
+use countersign_policy::{ClientIdMode, CredentialState, Custody, FactSource, LifecycleMove, LifecycleState};
+use countersign_registry::{
+    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Registry, RegistryError,
+};
+
+fn actor() -> Actor {
+    Actor("test".into())
+}
+
+fn open(path: &Path) -> Registry {
+    Registry::create(path, LedgerLimits::default()).unwrap()
+}
+
+fn tenant() -> TenantId {
+    TenantId::default_tenant()
+}
+
+fn id(text: &str) -> DeviceId {
+    DeviceId::new(text).unwrap()
+}
+
+fn device(text: &str) -> NewDevice {
+    NewDevice {
+        id: id(text),
+        model: Some("m1".into()),
+        groups: vec!["b".into(), "a".into()],
+        state: LifecycleState::Active,
+    }
+}
+
+fn certificate(name: &str) -> (CertificateFacts, rcgen::KeyPair) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    (certificate_of(name, &key), key)
+}
+
+fn certificate_of(name: &str, key: &rcgen::KeyPair) -> CertificateFacts {
+    let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    CertificateFacts::parse(params.self_signed(key).unwrap().der()).unwrap()
+}
+
+fn credential(certificate: CertificateFacts) -> NewCredential {
+    NewCredential {
+        certificate,
+        kind: CredentialKind::Operational,
+        state: CredentialState::Issued,
+        custody: Custody::Unknown,
+    }
+}
+
+#[test]
+fn what_was_answered_is_there_after_opening_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (facts, _) = certificate("d1");
+    let fingerprint = facts.fingerprint;
+    {
+        let registry = open(folder.path());
+        registry.add_device(actor(), tenant(), device("d1")).unwrap();
+        let issued = credential(facts);
+        registry
+            .provision(actor(), tenant(), id("d1"), move |_| Ok((issued, ())))
+            .unwrap();
+        registry
+            .move_device(actor(), tenant(), id("d1"), LifecycleMove::Suspend, "lost".into())
+            .unwrap();
+        registry
+            .add_host(actor(), tenant(), "Gate.Example".into())
+            .unwrap();
+    }
+    let registry = open(folder.path());
+    let facts = registry.facts();
+    let d1 = facts.device(&tenant(), &id("d1")).unwrap();
+    assert_eq!(d1.state, LifecycleState::Suspended);
+    assert_eq!(d1.groups.iter().map(|g| &**g).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(facts.credential(&fingerprint).unwrap().device, id("d1"));
+    assert_eq!(facts.tenant_by_host("GATE.example"), Some(tenant()));
+    assert!(facts.policy(&tenant()).is_some());
+    // tenant.add, device.add, credential.issue, device.suspend, tenant.host-add
+    assert_eq!(registry.verify_audit().unwrap(), Ok(5));
+}
+
+#[test]
+fn facts_and_observers_see_a_change_before_it_is_answered_and_generations_grow() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Arc::new(open(folder.path()));
+    let seen: Arc<Mutex<Vec<(u64, LifecycleState)>>> = Arc::default();
+    registry.add_device(actor(), tenant(), device("d1")).unwrap();
+    let (facts, log) = (registry.facts().clone(), seen.clone());
+    registry.on_change(move |revision, changes| {
+        for change in changes {
+            if let Change::Device(tenant, device) = change {
+                log.lock()
+                    .unwrap()
+                    .push((revision, facts.device(tenant, device).unwrap().state));
+            }
+        }
+    });
+    let before = registry.facts().device(&tenant(), &id("d1")).unwrap().generation;
+    let committed = registry
+        .move_device(actor(), tenant(), id("d1"), LifecycleMove::Suspend, String::new())
+        .unwrap();
+    assert_eq!(
+        *seen.lock().unwrap(),
+        [(committed.revision, LifecycleState::Suspended)]
+    );
+    assert_ne!(
+        registry.facts().device(&tenant(), &id("d1")).unwrap().generation,
+        before
+    );
+}
+
+#[test]
+fn a_refused_change_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    registry.add_device(actor(), tenant(), device("d1")).unwrap();
+    let audited = registry.verify_audit().unwrap().unwrap();
+    let refused = registry.move_device(actor(), tenant(), id("d1"), LifecycleMove::Release, String::new());
+    assert!(matches!(refused, Err(RegistryError::Move { .. })), "{refused:?}");
+    assert!(matches!(
+        registry.add_device(actor(), tenant(), device("d1")),
+        Err(RegistryError::Exists(_))
+    ));
+    let nobody = TenantId::new("nobody").unwrap();
+    assert!(matches!(
+        registry.add_device(actor(), nobody, device("x")),
+        Err(RegistryError::NoTenant(_))
+    ));
+    let broken =
+        registry.configure_tenant(actor(), tenant(), None, Some("permit (everything);".into()), None);
+    assert!(matches!(broken, Err(RegistryError::Refused(_))), "{broken:?}");
+    let failed = registry.provision::<()>(actor(), tenant(), id("d1"), |_| Err("no key".into()));
+    assert!(matches!(failed, Err(RegistryError::Refused(_))));
+    assert_eq!(registry.verify_audit().unwrap(), Ok(audited));
+    assert!(registry.credentials(&tenant(), &id("d1")).unwrap().is_empty());
+}
+
+#[test]
+fn one_key_belongs_to_one_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    for name in ["d1", "d2"] {
+        registry.add_device(actor(), tenant(), device(name)).unwrap();
+    }
+    let (first, key) = certificate("d1");
+    let first = credential(first);
+    registry
+        .provision(actor(), tenant(), id("d1"), move |_| Ok((first, ())))
+        .unwrap();
+    let clone = credential(certificate_of("d2", &key));
+    let refused = registry
+        .provision(actor(), tenant(), id("d2"), move |_| Ok((clone, ())))
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("registered for device d1"),
+        "{refused}"
+    );
+    // The same device may be issued another certificate for its key.
+    let again = credential(certificate_of("d1 again", &key));
+    registry
+        .provision(actor(), tenant(), id("d1"), move |_| Ok((again, ())))
+        .unwrap();
+}
+
+#[test]
+fn an_import_is_repeated_without_harm_and_names_what_it_leaves_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let (facts, key) = certificate("d1");
+    let stolen = certificate_of("d2", &key);
+    let batch = vec![
+        (device("d1"), Some(credential(facts))),
+        (device("d2"), Some(credential(stolen))),
+        (device("d3"), None),
+    ];
+    let first = registry
+        .import_devices(actor(), tenant(), batch.clone())
+        .unwrap()
+        .value;
+    assert_eq!(
+        (first.added, first.credentials_added, first.refused.len()),
+        (3, 1, 1),
+        "{first:?}"
+    );
+    let second = registry.import_devices(actor(), tenant(), batch).unwrap().value;
+    assert_eq!(
+        (second.added, second.credentials_added, second.unchanged),
+        (0, 0, 3),
+        "{second:?}"
+    );
+}
+
+#[test]
+fn twenty_thousand_devices_are_imported_in_seconds() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let batch = (0..20_000)
+        .map(|n| (device(&format!("dev-{n:06}")), None))
+        .collect();
+    let started = std::time::Instant::now();
+    assert_eq!(
+        registry
+            .import_devices(actor(), tenant(), batch)
+            .unwrap()
+            .value
+            .added,
+        20_000
+    );
+    assert!(
+        started.elapsed().as_secs() < 20,
+        "{:?} in a debug build",
+        started.elapsed()
+    );
+    assert_eq!(registry.facts().device_count(), 20_000);
+    assert_eq!(
+        registry
+            .devices(&tenant(), None, Some("dev-019997"), 10)
+            .unwrap()
+            .len(),
+        2
+    );
+}
+
+#[test]
+fn many_threads_share_syncs_and_lose_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Arc::new(open(folder.path()));
+    let threads: Vec<_> = (0..8)
+        .map(|t| {
+            let registry = registry.clone();
+            std::thread::spawn(move || {
+                for n in 0..25 {
+                    registry
+                        .add_device(actor(), tenant(), device(&format!("d-{t}-{n}")))
+                        .unwrap();
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    drop(registry);
+    assert_eq!(open(folder.path()).facts().device_count(), 200);
+}
+
+#[test]
+fn the_data_directory_belongs_to_one_process_and_one_program() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let second = Registry::open(folder.path(), LedgerLimits::default()).unwrap_err();
+    assert!(
+        matches!(&second, RegistryError::InUse { pid: Some(pid), .. } if *pid == std::process::id()),
+        "{second}"
+    );
+    drop(registry);
+
+    let db = rusqlite::Connection::open(folder.path().join("registry.db")).unwrap();
+    db.pragma_update(None, "user_version", 999).unwrap();
+    drop(db);
+    let newer = Registry::open(folder.path(), LedgerLimits::default()).unwrap_err();
+    assert!(
+        matches!(newer, RegistryError::Newer { found: 999, .. }),
+        "{newer}"
+    );
+
+    for content in [
+        &b"this is no database, but long enough to be taken for one at first sight"[..],
+        b"",
+    ] {
+        let other = tempfile::tempdir().unwrap();
+        std::fs::write(other.path().join("registry.db"), content).unwrap();
+        if content.is_empty() {
+            rusqlite::Connection::open(other.path().join("registry.db"))
+                .unwrap()
+                .execute_batch("CREATE TABLE t (x)")
+                .unwrap();
+        }
+        let foreign = Registry::open(other.path(), LedgerLimits::default()).unwrap_err();
+        assert!(matches!(foreign, RegistryError::Foreign(_)), "{foreign}");
+    }
+    let missing = Registry::open(&folder.path().join("nowhere"), LedgerLimits::default()).unwrap_err();
+    assert!(
+        missing.to_string().contains("hint: countersign init"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn a_changed_audit_entry_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    for n in 0..5 {
+        registry
+            .add_device(actor(), tenant(), device(&format!("d{n}")))
+            .unwrap();
+    }
+    drop(registry);
+    let db = rusqlite::Connection::open(folder.path().join("registry.db")).unwrap();
+    assert!(
+        db.execute("UPDATE audit SET actor = 'nobody' WHERE seq = 3", [])
+            .is_err(),
+        "the table is append-only"
+    );
+    db.execute_batch("DROP TRIGGER audit_is_append_only_update")
+        .unwrap();
+    db.execute("UPDATE audit SET actor = 'nobody' WHERE seq = 3", [])
+        .unwrap();
+    drop(db);
+    assert_eq!(open(folder.path()).verify_audit().unwrap().unwrap_err().seq, 3);
+}
+
+#[test]
+fn only_a_ca_is_registered_as_an_authority() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    let new = |certificate: Vec<u8>| NewAuthority {
+        id: "factory".parse().unwrap(),
+        tenant: tenant(),
+        managed: false,
+        rule: IdentityRule::CommonName,
+        certificate,
+    };
+    let leaf = params.clone().self_signed(&key).unwrap();
+    let refused = registry
+        .register_authority(actor(), new(leaf.der().to_vec()))
+        .unwrap_err();
+    assert!(refused.to_string().contains("no CA certificate"), "{refused}");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&key).unwrap();
+    registry
+        .register_authority(actor(), new(ca.der().to_vec()))
+        .unwrap();
+    assert_eq!(registry.facts().anchors().len(), 1);
+    let twice = registry
+        .register_authority(actor(), new(ca.der().to_vec()))
+        .unwrap_err();
+    assert!(matches!(twice, RegistryError::Exists(_)), "{twice}");
+    drop(registry);
+    assert_eq!(open(folder.path()).facts().anchors().len(), 1);
+}
+
+#[test]
+fn a_tenant_keeps_what_a_configuration_does_not_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    registry
+        .configure_tenant(actor(), tenant(), Some(ClientIdMode::Free), None, None)
+        .unwrap();
+    let facts = registry.facts();
+    assert_eq!(facts.client_id_mode(&tenant()), ClientIdMode::Free);
+    assert_eq!(facts.policy(&tenant()).unwrap().spaces().len(), 5);
+}
