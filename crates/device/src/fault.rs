@@ -1,0 +1,212 @@
+//! Every way a link fails: what happened, what it means, what to do. A device has nobody to ask, so the text must do.
+
+use countersign_mqtt::{ReasonCode, Version};
+use rustls::{AlertDescription, Error as TlsError};
+
+/// Why a link could not be opened, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkFault {
+    /// The platform cannot be reached.
+    #[error("cannot reach {host}:{port}: {source}; hint: check host, port and network")]
+    Unreachable {
+        /// The host.
+        host: String,
+        /// The port.
+        port: u16,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// We do not trust the platform.
+    #[error("the platform is not trusted, the connection was ended: {detail}; hint: {hint}")]
+    PlatformNotTrusted {
+        /// What is wrong with its certificate.
+        detail: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The platform refused our certificate. In TLS 1.3 that is learnt on the first read after the handshake.
+    #[error(
+        "the platform refused this device's certificate with alert {number} ({name}): {meaning}; hint: {hint}"
+    )]
+    CertificateRefused {
+        /// The alert's number.
+        number: u8,
+        /// The alert's name in the standard.
+        name: String,
+        /// What it means.
+        meaning: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The platform knows who we are, and refused the session.
+    #[error("the platform refused the session with code {code} ({name}){}; hint: {hint}", reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
+    SessionRefused {
+        /// The reason code, or the return code of 3.1.1.
+        code: u8,
+        /// Its name in the standard.
+        name: &'static str,
+        /// The platform's reason string: with Countersign its stable code.
+        reason: Option<String>,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A publish or subscribe was refused.
+    #[error(
+        "the platform refused {what} with code {code} ({name}); hint: a device may use its own topics, devices/ID/…; ask what its policies permit"
+    )]
+    NotPermitted {
+        /// What was tried.
+        what: String,
+        /// The reason code.
+        code: u8,
+        /// Its name.
+        name: &'static str,
+    },
+    /// The platform ended the session.
+    #[error("the platform ended the session{}; hint: ask `countersign explain DEVICE` there", reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default())]
+    Ended {
+        /// The reason, if it gave one.
+        reason: Option<String>,
+    },
+    /// TLS or MQTT was broken by the other side, or the connection was cut.
+    #[error("the connection failed: {0}")]
+    Broken(String),
+}
+
+impl LinkFault {
+    /// The exit code of the agent, stable: 4 not reachable, 5 platform not trusted, 6 certificate refused, 7 session
+    /// refused, 8 not permitted, 9 ended or broken.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Unreachable { .. } => 4,
+            Self::PlatformNotTrusted { .. } => 5,
+            Self::CertificateRefused { .. } => 6,
+            Self::SessionRefused { .. } => 7,
+            Self::NotPermitted { .. } => 8,
+            Self::Ended { .. } | Self::Broken(_) => 9,
+        }
+    }
+
+    /// Whether trying again may help without anybody doing anything.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Broken(_) | Self::Ended { .. } => true,
+            // 3.1.1: server unavailable. 5: unavailable, busy, shutting down, quota, rate.
+            Self::SessionRefused { code, .. } => matches!(code, 3 | 0x88 | 0x89 | 0x8b | 0x97 | 0x9f),
+            _ => false,
+        }
+    }
+
+    /// Sorts what came out of reading or writing TLS.
+    pub(crate) fn of_io(e: std::io::Error) -> Self {
+        match e.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
+            Some(error) => Self::of_tls(error),
+            None if e.kind() == std::io::ErrorKind::UnexpectedEof => Self::Ended { reason: None },
+            None => Self::Broken(e.to_string()),
+        }
+    }
+
+    fn of_tls(error: &TlsError) -> Self {
+        match error {
+            TlsError::AlertReceived(alert) => Self::of_alert(*alert),
+            TlsError::InvalidCertificate(e) => {
+                use rustls::CertificateError as C;
+                let hint = match e {
+                    C::UnknownIssuer | C::BadSignature => {
+                        "the pinned platform root did not issue the platform's certificate: either somebody else answers, or platform-root.crt is outdated"
+                    }
+                    C::Expired | C::ExpiredContext { .. } | C::NotValidYet | C::NotValidYetContext { .. } => {
+                        "check this device's clock first, then the platform's certificate"
+                    }
+                    C::NotValidForName | C::NotValidForNameContext { .. } => {
+                        "connect by a name that is in the platform's certificate"
+                    }
+                    _ => "look at the platform's certificate",
+                };
+                Self::PlatformNotTrusted {
+                    detail: e.to_string(),
+                    hint,
+                }
+            }
+            other => Self::Broken(format!("TLS: {other}")),
+        }
+    }
+
+    fn of_alert(alert: AlertDescription) -> Self {
+        let (meaning, hint) = match alert {
+            AlertDescription::CertificateExpired => (
+                "this certificate, or one above it, is expired or not yet valid",
+                "have a new certificate issued: countersign device provision",
+            ),
+            AlertDescription::CertificateRevoked => (
+                "this certificate was revoked",
+                "have a new one issued, if the device is trusted again",
+            ),
+            AlertDescription::UnknownCA => (
+                "no authority registered there issued this certificate",
+                "register the authority, or send the intermediate certificates too",
+            ),
+            AlertDescription::UnsupportedCertificate => (
+                "this certificate is not for client authentication",
+                "issue it with extended key usage clientAuth",
+            ),
+            AlertDescription::CertificateRequired => (
+                "no certificate was sent",
+                "check that the identity folder's certificate and key are used",
+            ),
+            AlertDescription::DecryptError => (
+                "the proof of possession failed",
+                "check that key and certificate belong together",
+            ),
+            AlertDescription::UnrecognisedName => (
+                "no tenant there has the host name that was asked for",
+                "connect to the tenant's own host name",
+            ),
+            AlertDescription::NoApplicationProtocol => (
+                "the application protocol is not served there",
+                "connect to the device port",
+            ),
+            AlertDescription::ProtocolVersion => ("no TLS version in common", "enable TLS 1.3"),
+            _ => (
+                "the handshake was refused",
+                "ask `countersign explain FINGERPRINT` there",
+            ),
+        };
+        Self::CertificateRefused {
+            number: u8::from(alert),
+            name: format!("{alert:?}"),
+            meaning,
+            hint,
+        }
+    }
+
+    pub(crate) fn of_connack(version: Version, code: u8, reason: Option<&str>) -> Self {
+        let (name, hint) = match version {
+            Version::V311 => (
+                countersign_mqtt::reason::connack_v311_name(code),
+                match code {
+                    1 => "the platform serves MQTT 3.1.1 and 5",
+                    2 => "the client id must be the device id",
+                    3 => "ask `countersign explain DEVICE` there; it may pass",
+                    _ => {
+                        "ask `countersign explain DEVICE` there: suspended, unknown, or no policy permits it"
+                    }
+                },
+            ),
+            Version::V5 => (
+                ReasonCode(code).name(),
+                match code {
+                    0x85 => "the client id must be the device id",
+                    0x88 | 0x89 => "it may pass: try again",
+                    _ => "ask `countersign explain DEVICE` there",
+                },
+            ),
+        };
+        Self::SessionRefused {
+            code,
+            name,
+            reason: reason.map(str::to_owned),
+            hint,
+        }
+    }
+}
