@@ -1,2 +1,29 @@
-//! Project automation.
-fn main() {}
+//! Project automation: `cargo xtask arrows | lab | soak`. Never part of the product's binary.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line")]
+#![allow(clippy::disallowed_methods, reason = "a shell: it waits for processes")]
+
+mod arrows;
+mod lab;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check which crate uses which
+    Arrows,
+    /// Start the release server with a load tool's PKI, for outside suites and benchmarks
+    Lab(lab::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Arrows => arrows::check(),
+        Command::Lab(options) => lab::run(&options),
+    }
+}

@@ -500,7 +500,10 @@ impl Connection {
             }
             None => {}
         }
-        self.refuse_wordless(refused);
+        self.refuse_wordless(match version {
+            Some(version) => refused.in_protocol(version.name()),
+            None => refused,
+        });
     }
 
     /// Whatever is to be said is in the output: half-close after it, and drain.

@@ -30,7 +30,7 @@ use crate::writer::{Committed, Scope};
 pub struct Actor(pub String);
 
 /// What a committed change touched; live sessions of these are decided anew.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Change {
     /// A tenant's policies or client-id mode.
     Tenant(TenantId),

@@ -20,6 +20,14 @@ impl Refused {
         &self.denial
     }
 
+    /// The version that the device turned out to speak, for the record.
+    pub(crate) fn in_protocol(mut self, name: &'static str) -> Self {
+        if !self.trace.facts.iter().any(|(key, _)| *key == "protocol") {
+            self.trace.fact("protocol", name);
+        }
+        self
+    }
+
     /// The return code of a 3.1.1 CONNACK (section 3.2.2.3). A fault that has no code of its own is 5, not authorised.
     pub(crate) fn connack_v311(&self) -> u8 {
         match self.denial.code.wire() {

@@ -51,6 +51,11 @@ impl Cutoff {
         self.entries.len()
     }
 
+    /// Whether it touched no session at all.
+    pub fn is_idle(&self) -> bool {
+        self.entries.is_empty() && self.kept == 0
+    }
+
     /// Waits until all are closed, at most `patience`.
     pub async fn wait(self, patience: Duration) -> CutoffReport {
         let _ = tokio::time::timeout(patience, self.node.sessions.all_closed(&self.entries)).await;

@@ -1,0 +1,131 @@
+//! The OpenAPI document, made from one table. A test holds the committed file and the router against it.
+
+use serde_json::{Map, Value, json};
+
+/// One endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint {
+    /// The method, lower case.
+    pub method: &'static str,
+    /// The path below `/api/v1`.
+    pub path: &'static str,
+    /// What it does.
+    pub summary: &'static str,
+    /// The fields of the request's body, with their meaning; empty for none. A `?` marks the optional.
+    pub body: &'static [(&'static str, &'static str)],
+    /// The query's parameters.
+    pub query: &'static [(&'static str, &'static str)],
+}
+
+macro_rules! endpoint {
+    ($method:literal $path:literal $summary:literal $(body [$($body:tt)*])? $(, query [$($query:tt)*])?) => {
+        Endpoint {
+            method: $method,
+            path: $path,
+            summary: $summary,
+            body: &[$($($body)*)?],
+            query: &[$($($query)*)?],
+        }
+    };
+}
+
+/// All endpoints.
+pub const ENDPOINTS: &[Endpoint] = &[
+    endpoint!("get" "/status" "version, address, and how many devices and sessions there are"),
+    endpoint!("get" "/doctor" "looks at everything that is known to go wrong"),
+    endpoint!("get" "/tenants" "lists tenants"),
+    endpoint!("post" "/tenants" "adds a tenant with an issuing authority of its own"
+        body [("id", "tenant id"), ("client_id_mode?", "strict, prefix, assigned or free; default strict")]),
+    endpoint!("patch" "/tenants/{tenant}" "replaces what is given of a tenant's settings; live sessions are decided anew"
+        body [("client_id_mode?", "strict, prefix, assigned or free"), ("policies?", "Cedar policies"), ("spaces?", "topic spaces: a list of {name, filter}")]),
+    endpoint!("post" "/tenants/{tenant}/hosts" "gives a host name (SNI) to a tenant" body [("host", "host name")]),
+    endpoint!("delete" "/tenants/{tenant}/hosts/{host}" "takes a host name from a tenant"),
+    endpoint!("get" "/authorities" "lists the authorities that may vouch for devices"),
+    endpoint!("post" "/authorities" "registers an authority that was brought along"
+        body [("id", "authority id"), ("tenant", "tenant id"), ("identity_rule?", "common-name, subject-serial-number, san-uri or san-dns; default common-name"), ("certificate", "CA certificate, PEM")]),
+    endpoint!("get" "/authorities/platform" "the platform root that devices pin, PEM"),
+    endpoint!("get" "/tenants/{tenant}/device-ca" "a tenant's own issuing CA and its root, PEM"),
+    endpoint!("get" "/tenants/{tenant}/devices" "lists devices in order of id"
+        , query [("state", "only devices in this state"), ("after", "the id after which the list goes on: `next` of the answer before"), ("limit", "1 to 1000, default 100")]),
+    endpoint!("post" "/tenants/{tenant}/devices" "adds a device"
+        body [("id", "device id"), ("model?", "model"), ("groups?", "list of group names"), ("state?", "pending or active; default active")]),
+    endpoint!("post" "/tenants/{tenant}/devices/import" "adds many devices with their certificates; safe to repeat"
+        body [("devices", "list of {id, model?, groups?, state?, certificate?}; certificate is PEM")]),
+    endpoint!("get" "/tenants/{tenant}/devices/{device}" "a device with its credentials and sessions"),
+    endpoint!("post" "/tenants/{tenant}/devices/{device}/moves" "moves a device through its lifecycle; answers when the sessions that this ends are closed"
+        body [("move", "activate, suspend, resume, quarantine, release or decommission"), ("reason?", "why, for the audit")]),
+    endpoint!("post" "/tenants/{tenant}/devices/{device}/certificates" "issues a certificate"
+        body [("request?", "PKCS#10, PEM; without it the server makes the key and returns it once")]),
+    endpoint!("delete" "/tenants/{tenant}/devices/{device}/sessions" "ends the sessions of a device; it may connect again at once"),
+    endpoint!("post" "/credentials/{fingerprint}/revoke" "revokes a certificate; answers when the sessions that this ends are closed"
+        body [("reason?", "why, for the audit")]),
+    endpoint!("get" "/sessions" "lists live sessions" , query [("tenant", "only of this tenant")]),
+    endpoint!("get" "/exchanges" "the exchanges that a subject names, or the newest, newest first"
+        , query [("subject", "device id, certificate fingerprint, serial number or exchange id"), ("tenant", "tenant of the device"), ("refused", "true: only refused ones, if no subject is given"), ("limit", "1 to 1000, default 20")]),
+    endpoint!("get" "/audit" "the newest 200 audit entries, newest first"),
+    endpoint!("post" "/server-certificate/reload" "loads the server certificate and serves it from now on"),
+];
+
+/// The document.
+pub fn document() -> Value {
+    let mut paths = Map::new();
+    for e in ENDPOINTS {
+        let in_path = e
+            .path
+            .split('/')
+            .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        let mut parameters: Vec<Value> = in_path
+            .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
+            .collect();
+        parameters.extend(e.query.iter().map(|(name, description)| {
+            json!({ "name": name, "in": "query", "required": false, "description": description, "schema": { "type": "string" } })
+        }));
+        let mut operation = json!({
+            "summary": e.summary,
+            "operationId": format!("{}{}", e.method, e.path.replace(['/', '{', '}', '-'], "_")),
+            "parameters": parameters,
+            "responses": {
+                "200": { "description": "done", "content": { "application/json": {} } },
+                "default": { "description": "a problem (RFC 9457), with `hint`", "content": { "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } } },
+            },
+        });
+        if !e.body.is_empty() {
+            let properties: Map<String, Value> = e
+                .body
+                .iter()
+                .map(|(name, description)| {
+                    (
+                        name.trim_end_matches('?').to_owned(),
+                        json!({ "description": description }),
+                    )
+                })
+                .collect();
+            let required: Vec<_> = e
+                .body
+                .iter()
+                .map(|(name, _)| *name)
+                .filter(|n| !n.ends_with('?'))
+                .collect();
+            operation["requestBody"] = json!({
+                "required": true,
+                "content": { "application/json": { "schema": { "type": "object", "properties": properties, "required": required, "additionalProperties": false } } },
+            });
+        }
+        let entry = paths.entry(e.path.to_owned()).or_insert_with(|| json!({}));
+        entry[e.method] = operation;
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": { "title": "Countersign admin API", "version": env!("CARGO_PKG_VERSION"), "license": { "name": "Apache-2.0 OR MIT" } },
+        "servers": [{ "url": "http://127.0.0.1:9080/api/v1" }],
+        "security": [{ "token": [] }],
+        "paths": paths,
+        "components": {
+            "securitySchemes": { "token": { "type": "http", "scheme": "bearer", "description": "the file admin.token of the data directory" } },
+            "schemas": { "Problem": { "type": "object", "properties": {
+                "type": { "type": "string" }, "title": { "type": "string" }, "status": { "type": "integer" },
+                "detail": { "type": "string" }, "hint": { "type": ["string", "null"] },
+            } } },
+        },
+    })
+}

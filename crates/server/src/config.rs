@@ -1,0 +1,408 @@
+//! The configuration: one TOML file. Every key has a default, unknown keys are refused, units are in the names.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use countersign_factory::grant::check_host_name;
+use countersign_gateway::{Limits, TlsMinimum};
+use countersign_registry::LedgerLimits;
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The device port.
+    pub server: ServerConfig,
+    /// The admin listener.
+    pub admin: AdminConfig,
+    /// What grows has a limit.
+    pub limits: LimitsConfig,
+    /// The ledger of exchanges.
+    pub ledger: LedgerConfig,
+    /// The log.
+    pub log: LogConfig,
+}
+
+/// `[server]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    /// Where devices connect. Port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// The names and addresses that devices connect to: they are in the server certificate.
+    pub host_names: Vec<String>,
+    /// The lowest TLS version for devices: "1.2" or "1.3".
+    pub tls_minimum: TlsMinimum,
+    /// A server certificate of your own (PEM, leaf first); with `key`. Without it the platform hierarchy issues one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8883)),
+            host_names: vec!["localhost".into(), "127.0.0.1".into(), "::1".into()],
+            tls_minimum: TlsMinimum::default(),
+            certificate: None,
+            key: None,
+        }
+    }
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Where API, metrics and health answer. Loopback only: it has no TLS.
+    pub listen: SocketAddr,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9080)),
+        }
+    }
+}
+
+macro_rules! limits {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty => $field:ident, $to:expr, $from:expr;)+) => {
+        /// `[limits]`
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct LimitsConfig { $($(#[$doc])* pub $name: $kind,)+ }
+
+        impl Default for LimitsConfig {
+            fn default() -> Self {
+                let limits = Limits::default();
+                Self { $($name: $from(limits.$field),)+ }
+            }
+        }
+
+        impl LimitsConfig {
+            /// As the gateway takes them.
+            pub fn to_limits(&self) -> Limits {
+                Limits { $($field: $to(self.$name),)+ }
+            }
+        }
+    };
+}
+
+fn same<T>(t: T) -> T {
+    t
+}
+
+fn seconds(d: Duration) -> u64 {
+    d.as_secs()
+}
+
+limits! {
+    /// Connections held at once.
+    connections_max: usize => connections_max, same, same;
+    /// Handshakes (accept to CONNECT) under way at once.
+    handshakes_max: usize => handshakes_max, same, same;
+    /// Connections from one address at once.
+    connections_per_source_max: usize => connections_per_source_max, same, same;
+    /// From accept to the end of the TLS handshake, in seconds.
+    handshake_timeout_s: u64 => handshake_timeout, Duration::from_secs, seconds;
+    /// From the end of the TLS handshake to CONNECT, in seconds.
+    connect_timeout_s: u64 => connect_timeout, Duration::from_secs, seconds;
+    /// The largest CONNECT packet, in bytes.
+    connect_bytes_max: usize => connect_bytes_max, same, same;
+    /// The largest packet of an admitted device, in bytes.
+    packet_bytes_max: usize => packet_bytes_max, same, same;
+    /// The longest keep-alive that is granted, in seconds.
+    idle_max_s: u64 => idle_max, Duration::from_secs, seconds;
+    /// The longest session before the device must prove itself again, in seconds.
+    session_age_max_s: u64 => session_age_max, Duration::from_secs, seconds;
+    /// Sessions of one device at once.
+    sessions_per_device_max: usize => sessions_per_device_max, same, same;
+    /// Subscriptions of one session.
+    subscriptions_max: usize => subscriptions_max, same, same;
+    /// Messages waiting for one session.
+    outbox_messages_max: usize => outbox_messages_max, same, same;
+    /// Bytes waiting for one session.
+    outbox_bytes_max: usize => outbox_bytes_max, same, same;
+    /// QoS 1 messages of one session that are not yet acknowledged.
+    inflight_max: u16 => inflight_max, same, same;
+    /// After a refusal, how long the last words may take, in seconds.
+    drain_timeout_s: u64 => drain_timeout, Duration::from_secs, seconds;
+    /// After a refusal, how many bytes of the peer are read and thrown away.
+    drain_bytes_max: usize => drain_bytes_max, same, same;
+}
+
+/// `[ledger]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LedgerConfig {
+    /// The most exchanges kept.
+    pub rows_max: u64,
+    /// The greatest age, in days.
+    pub age_max_days: u64,
+    /// Refused exchanges kept per source address and minute; more are only counted.
+    pub refused_per_source_minute_max: u32,
+}
+
+impl Default for LedgerConfig {
+    fn default() -> Self {
+        let limits = LedgerLimits::default();
+        Self {
+            rows_max: limits.rows_max,
+            age_max_days: limits.age_max.as_secs() / 86_400,
+            refused_per_source_minute_max: limits.refused_per_source_minute_max,
+        }
+    }
+}
+
+impl LedgerConfig {
+    /// As the registry takes them.
+    pub fn to_limits(&self) -> LedgerLimits {
+        LedgerLimits {
+            rows_max: self.rows_max,
+            age_max: Duration::from_secs(self.age_max_days * 86_400),
+            refused_per_source_minute_max: self.refused_per_source_minute_max,
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// "text" or "json".
+    pub format: LogFormat,
+    /// What is logged, such as "info" or "info,countersign_gateway=debug".
+    pub filter: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Text,
+            filter: "info".into(),
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}: {source}; hint: countersign init writes one", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// The file is no configuration.
+    #[error("{}: {}; hint: countersign config check --config FILE", path.display(), message.trim_end())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        message: String,
+    },
+    /// A value that cannot be.
+    #[error("configuration key {key}: {what}; hint: {hint}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        hint: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config: Self = toml::from_str(&text).map_err(|e| ConfigError::Malformed {
+            path: path.to_owned(),
+            message: e.to_string(),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let value = |key, what: String, hint| Err(ConfigError::Value { key, what, hint });
+        if !self.admin.listen.ip().is_loopback() {
+            return value(
+                "admin.listen",
+                format!(
+                    "{} is not a loopback address, and the admin listener has no TLS",
+                    self.admin.listen
+                ),
+                "use 127.0.0.1 or ::1; reach it from elsewhere through an SSH tunnel",
+            );
+        }
+        if self.server.host_names.is_empty() {
+            return value(
+                "server.host_names",
+                "it is empty".into(),
+                "name the hosts that devices connect to",
+            );
+        }
+        for name in &self.server.host_names {
+            if let Err(e) = check_host_name(name) {
+                return value(
+                    "server.host_names",
+                    e.to_string(),
+                    "write names such as gate.example.com",
+                );
+            }
+        }
+        if self.server.certificate.is_some() != self.server.key.is_some() {
+            return value(
+                "server.certificate",
+                "certificate and key come together".into(),
+                "give both server.certificate and server.key, or neither",
+            );
+        }
+        let limits = &self.limits;
+        let positive = [
+            ("limits.connections_max", limits.connections_max),
+            ("limits.handshakes_max", limits.handshakes_max),
+            (
+                "limits.connections_per_source_max",
+                limits.connections_per_source_max,
+            ),
+            ("limits.connect_bytes_max", limits.connect_bytes_max),
+            ("limits.packet_bytes_max", limits.packet_bytes_max),
+            ("limits.sessions_per_device_max", limits.sessions_per_device_max),
+            ("limits.inflight_max", usize::from(limits.inflight_max)),
+            (
+                "limits.handshake_timeout_s",
+                usize::try_from(limits.handshake_timeout_s).unwrap_or(usize::MAX),
+            ),
+            (
+                "limits.connect_timeout_s",
+                usize::try_from(limits.connect_timeout_s).unwrap_or(usize::MAX),
+            ),
+            (
+                "limits.idle_max_s",
+                usize::try_from(limits.idle_max_s).unwrap_or(usize::MAX),
+            ),
+            (
+                "limits.session_age_max_s",
+                usize::try_from(limits.session_age_max_s).unwrap_or(usize::MAX),
+            ),
+        ];
+        for (key, n) in positive {
+            if n == 0 {
+                return value(
+                    key,
+                    "it is 0, so nobody could be served".into(),
+                    "leave it out for the default",
+                );
+            }
+        }
+        if limits.idle_max_s > 65_535 {
+            return value(
+                "limits.idle_max_s",
+                "MQTT's keep-alive ends at 65535 s".into(),
+                "use at most 65535",
+            );
+        }
+        Ok(())
+    }
+
+    /// As a file with comments, for `init`.
+    pub fn to_annotated_toml(&self) -> String {
+        let host_names = self
+            .server
+            .host_names
+            .iter()
+            .map(|n| format!("{n:?}"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        format!(
+            r#"# Countersign. Every key may be left out; docs/configuration.md lists them all.
+# Check it: countersign config check --data {{this folder}}
+
+[server]
+# Where devices connect (MQTT over mutual TLS).
+listen = "{listen}"
+# The names and addresses that devices connect to: they are in the server certificate.
+host_names = [{host_names}]
+
+[admin]
+# API, metrics and health. Loopback only: it has no TLS.
+listen = "{admin}"
+
+[log]
+# "text" or "json"
+format = "text"
+"#,
+            listen = self.server.listen,
+            admin = self.admin.listen,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_that_init_writes_is_read_back_as_it_was_meant() {
+        let config = Config::default();
+        assert_eq!(
+            toml::from_str::<Config>(&config.to_annotated_toml()).unwrap(),
+            config
+        );
+        let whole = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<Config>(&whole).unwrap(), config);
+        assert_eq!(
+            config.limits.to_limits().connections_max,
+            Limits::default().connections_max
+        );
+    }
+
+    #[test]
+    fn unknown_keys_and_impossible_values_are_refused() {
+        assert!(toml::from_str::<Config>("[server]\nlisten_on = 1").is_err());
+        for (text, key) in [
+            ("[admin]\nlisten = \"0.0.0.0:9080\"", "admin.listen"),
+            ("[server]\nhost_names = []", "server.host_names"),
+            ("[server]\nhost_names = [\"*.example.com\"]", "server.host_names"),
+            ("[server]\ncertificate = \"a\"", "server.certificate"),
+            ("[limits]\nhandshakes_max = 0", "limits.handshakes_max"),
+            ("[limits]\nidle_max_s = 70000", "limits.idle_max_s"),
+        ] {
+            let config: Config = toml::from_str(text).unwrap();
+            let message = config.check().unwrap_err().to_string();
+            assert!(message.contains(key) && message.contains("hint: "), "{message}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What can fail, as API and CLI tell it: a status, a message, a hint. Exit codes follow from the status.
+
+use countersign_authority::{FolderError, HierarchyError, MintError};
+use countersign_registry::RegistryError;
+
+/// A failure with its cure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The HTTP status.
+    pub status: u16,
+    /// What went wrong.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl Failure {
+    fn new(status: u16, text: &str) -> Self {
+        match text.split_once("; hint: ") {
+            Some((message, hint)) => Self {
+                status,
+                message: message.into(),
+                hint: Some(hint.into()),
+            },
+            None => Self {
+                status,
+                message: text.into(),
+                hint: None,
+            },
+        }
+    }
+
+    /// The input breaks a rule.
+    pub fn invalid(text: impl AsRef<str>) -> Self {
+        Self::new(422, text.as_ref())
+    }
+
+    /// There is no such thing.
+    pub fn not_found(text: impl AsRef<str>, hint: &str) -> Self {
+        Self {
+            hint: Some(hint.into()),
+            ..Self::new(404, text.as_ref())
+        }
+    }
+
+    /// A fault of ours or of the machine.
+    pub fn internal(text: impl AsRef<str>) -> Self {
+        Self::new(500, text.as_ref())
+    }
+
+    /// Somebody else has what is needed: a port, the data directory, the server.
+    pub fn unavailable(text: impl AsRef<str>, hint: &str) -> Self {
+        Self {
+            hint: Some(hint.into()),
+            ..Self::new(503, text.as_ref())
+        }
+    }
+
+    /// The CLI's exit code, stable: 3 not found, 4 refused, 5 storage, port or server not available, 1 anything else.
+    pub fn exit_code(&self) -> u8 {
+        match self.status {
+            404 => 3,
+            400..=499 => 4,
+            503 | 507 => 5,
+            _ => 1,
+        }
+    }
+}
+
+impl From<RegistryError> for Failure {
+    fn from(e: RegistryError) -> Self {
+        let status = match &e {
+            RegistryError::NoTenant(_)
+            | RegistryError::NoDevice { .. }
+            | RegistryError::NoAuthority(_)
+            | RegistryError::NoCredential(_) => 404,
+            RegistryError::Exists(_) | RegistryError::Move { .. } => 409,
+            RegistryError::Refused(_) => 422,
+            RegistryError::DiskFull => 507,
+            RegistryError::InUse { .. }
+            | RegistryError::Newer { .. }
+            | RegistryError::Foreign(_)
+            | RegistryError::Missing(_)
+            | RegistryError::Database(_)
+            | RegistryError::Closed(_)
+            | RegistryError::File { .. } => 503,
+        };
+        Self::new(status, &e.to_string())
+    }
+}
+
+impl From<FolderError> for Failure {
+    fn from(e: FolderError) -> Self {
+        Self::new(503, &e.to_string())
+    }
+}
+
+impl From<HierarchyError> for Failure {
+    fn from(e: HierarchyError) -> Self {
+        Self::new(503, &e.to_string())
+    }
+}
+
+impl From<MintError> for Failure {
+    fn from(e: MintError) -> Self {
+        Self::new(422, &e.to_string())
+    }
+}

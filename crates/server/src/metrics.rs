@@ -1,0 +1,207 @@
+//! Metrics in the OpenMetrics text format. All names are here, and in the table of docs/metrics.md.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use countersign_policy::FactSource;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::service::Service;
+
+#[derive(Debug)]
+struct Exported(Arc<Service>);
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Service")
+    }
+}
+
+type Labelled = Family<Vec<(&'static str, &'static str)>, prometheus_client::metrics::counter::Counter>;
+
+fn counter(e: &mut DescriptorEncoder<'_>, name: &str, help: &str, n: u64) -> std::fmt::Result {
+    let metric = ConstCounter::new(n);
+    metric.encode(e.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
+}
+
+fn gauge(e: &mut DescriptorEncoder<'_>, name: &str, help: &str, n: u64) -> std::fmt::Result {
+    let metric = ConstGauge::new(i64::try_from(n).unwrap_or(i64::MAX));
+    metric.encode(e.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
+}
+
+fn labelled(
+    e: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: impl IntoIterator<Item = (&'static str, u64)>,
+) -> std::fmt::Result {
+    let family = Labelled::default();
+    for (value, n) in values {
+        family.get_or_create(&vec![(label, value)]).inc_by(n);
+    }
+    family.encode(e.encode_descriptor(name, help, None::<&Unit>, family.metric_type())?)
+}
+
+impl Collector for Exported {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let e = &mut encoder;
+        let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        if let Some(gateway) = self.0.gateway() {
+            let m = gateway.metrics();
+            counter(
+                e,
+                "countersign_connections_accepted",
+                "TCP connections accepted",
+                of(&m.accepted),
+            )?;
+            gauge(
+                e,
+                "countersign_connections",
+                "Connections held now, in any stage",
+                of(&m.connections),
+            )?;
+            gauge(
+                e,
+                "countersign_handshakes",
+                "Handshakes under way now",
+                of(&m.handshakes),
+            )?;
+            gauge(
+                e,
+                "countersign_sessions",
+                "Live sessions",
+                gateway.session_count() as u64,
+            )?;
+            counter(
+                e,
+                "countersign_exchanges_admitted",
+                "Exchanges that ended in a session",
+                of(&m.admitted),
+            )?;
+            labelled(
+                e,
+                "countersign_exchanges_refused",
+                "Refusals, by stable code",
+                "code",
+                m.refusals(),
+            )?;
+            counter(
+                e,
+                "countersign_exchanges_abandoned",
+                "Peers that left before an answer",
+                of(&m.abandoned),
+            )?;
+            labelled(
+                e,
+                "countersign_sessions_ended",
+                "Sessions that ended, by reason",
+                "reason",
+                m.ends(),
+            )?;
+            counter(
+                e,
+                "countersign_publishes_received",
+                "PUBLISH packets accepted",
+                of(&m.publishes_in),
+            )?;
+            counter(
+                e,
+                "countersign_publishes_sent",
+                "PUBLISH packets sent to subscribers",
+                of(&m.publishes_out),
+            )?;
+            counter(
+                e,
+                "countersign_publishes_denied",
+                "PUBLISH packets refused by policy",
+                of(&m.publishes_denied),
+            )?;
+            counter(
+                e,
+                "countersign_subscriptions_denied",
+                "Subscriptions refused by policy",
+                of(&m.subscriptions_denied),
+            )?;
+            counter(
+                e,
+                "countersign_messages_too_large",
+                "Messages not sent because the subscriber takes no packet of that size",
+                of(&m.messages_too_large),
+            )?;
+            counter(
+                e,
+                "countersign_panics",
+                "Connection tasks that panicked; each is a bug",
+                of(&m.panics),
+            )?;
+        }
+        let registry = self.0.registry();
+        let facts = registry.facts();
+        gauge(
+            e,
+            "countersign_registry_available",
+            "1 while decisions may be made",
+            u64::from(facts.health().is_ok()),
+        )?;
+        gauge(
+            e,
+            "countersign_devices",
+            "Registered devices",
+            facts.device_count() as u64,
+        )?;
+        gauge(
+            e,
+            "countersign_credentials",
+            "Registered credentials",
+            facts.credential_count() as u64,
+        )?;
+        let ledger = registry.ledger();
+        counter(
+            e,
+            "countersign_ledger_written",
+            "Exchanges written to the ledger",
+            ledger.written(),
+        )?;
+        counter(
+            e,
+            "countersign_ledger_dropped",
+            "Exchanges lost by the ledger",
+            ledger.dropped(),
+        )?;
+        counter(
+            e,
+            "countersign_ledger_limited",
+            "Exchanges left out by source limit",
+            ledger.limited(),
+        )
+    }
+}
+
+/// Answers a scrape.
+pub async fn handler(State(service): State<Arc<Service>>) -> Response {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Exported(service)));
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &registry) {
+        Ok(()) => (
+            [(
+                header::CONTENT_TYPE,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            )],
+            text,
+        )
+            .into_response(),
+        Err(e) => {
+            crate::failure::Failure::internal(format!("metrics cannot be encoded: {e}")).into_response()
+        }
+    }
+}
