@@ -50,7 +50,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ///
 /// # Errors
 /// Every arrow that is not allowed, and every crate that is not in the table.
-pub fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let output = Command::new(cargo)
         .args(["metadata", "--no-deps", "--format-version", "1"])

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 #[derive(Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// The folder with the PKI: ca or root certificate, devices.bin, monitor certificate
     #[arg(long)]
     pki: PathBuf,
@@ -141,7 +141,7 @@ when { context.spaces.contains("nosubscribe") };
 ///
 /// # Errors
 /// If the server does not come up.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     let program = release_binary()?;
     let place = tempfile::tempdir()?;
     let data = place.path().join("data");

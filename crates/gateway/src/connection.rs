@@ -291,6 +291,9 @@ impl Connection {
             PassEnd::Failed(error) => {
                 self.packets(b);
                 self.tls_failed(&error);
+                // Nothing more is said over a connection that failed: the alert was the last word.
+                b.replies.clear();
+                self.tls = None;
             }
         }
         self.seal(b);
@@ -481,7 +484,6 @@ impl Connection {
                 Some(spill) => spill.input.as_mut_slice(),
                 None => &mut [],
             };
-            // Fails when TLS failed: then the alert was the last word.
             let _ = driver::close(&mut tls, rest, &mut b.records);
         }
     }

@@ -1,1 +1,13 @@
-//! Test PKI, fleet and clock. Only ever a dev-dependency.
+//! What tests share: a PKI with every fault, a client that says exactly what it saw, a server as its users run it.
+//! Only ever a dev-dependency.
+#![allow(clippy::disallowed_methods, reason = "tests run in real time")]
+#![allow(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "in a test a panic is the report"
+)]
+
+pub mod client;
+pub mod crash;
+pub mod pki;
+pub mod server;

@@ -6,8 +6,9 @@
 //!
 //! Two rules of this API, kept here so that nobody else needs to know them:
 //! * the connection remembers ranges of the bytes it was given: every call gets what was left of the *same* bytes
-//! * after an error the alert is fetched by calling again, once, with the rest of the same bytes. With an empty slice
-//!   rustls 0.23 panics if it remembers a part of a handshake message, which any client can cause.
+//! * after an error the alert is fetched by calling again with the rest of the same bytes; then the connection is
+//!   dropped. With an empty slice rustls 0.23 panics if it remembers a part of a handshake message, which any client
+//!   can cause.
 
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
@@ -101,10 +102,11 @@ pub fn pass(
     }
 }
 
-/// Fetches the alert that rustls queued with an error. `rest` is what the failed pass left of its input.
+/// Fetches what rustls queued with an error, the alert last. `rest` is what the failed pass left of its input. What is
+/// queued is handed out before any input is looked at, and once it is, no call may follow: input after a fatal alert is
+/// not for rustls to see.
 fn fetch_alert(tls: &mut UnbufferedServerConnection, rest: &mut [u8], records: &mut Vec<u8>) {
-    // One alert, encoded at once; the second turn sees nothing to encode and ends it. Bounded in any case.
-    for _ in 0..2 {
+    while tls.wants_write() {
         match tls.process_tls_records(rest).state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => encode(|out| data.encode(out), records),
             _ => return,

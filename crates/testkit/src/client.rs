@@ -1,0 +1,366 @@
+//! A client that does exactly what it is told, and says exactly what it saw.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ClientConnection, ResolvesClientCert};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    SupportedProtocolVersion,
+};
+
+use crate::pki::Identity;
+
+/// What a client saw of one connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The handshake was complete from the client's side.
+    pub handshake: bool,
+    /// The TLS alert that came.
+    pub alert: Option<u8>,
+    /// The bytes that came over TLS.
+    pub data: Vec<u8>,
+    /// The connection was reset: something that was sent may be lost.
+    pub reset: bool,
+    /// The peer said nothing more within the time.
+    pub silent: bool,
+}
+
+impl Seen {
+    /// The code of the CONNACK that came first.
+    pub fn connack(&self) -> Option<u8> {
+        (self.data.first() == Some(&0x20))
+            .then(|| self.data.get(3).copied())
+            .flatten()
+    }
+
+    /// The packets that came.
+    pub fn packets(&self) -> Vec<&[u8]> {
+        let mut rest = self.data.as_slice();
+        let mut packets = Vec::new();
+        while rest.len() > 1 {
+            let (mut length, mut used) = (0usize, 1);
+            while let Some(b) = rest.get(used) {
+                length |= usize::from(b & 0x7f) << (7 * (used - 1));
+                used += 1;
+                if b & 0x80 == 0 {
+                    break;
+                }
+            }
+            let end = (used + length).min(rest.len());
+            packets.push(&rest[..end]);
+            rest = &rest[end..];
+        }
+        packets
+    }
+}
+
+/// Trusts whoever answers, or nobody.
+#[derive(Debug)]
+struct Trust {
+    anyone: bool,
+}
+
+impl ServerCertVerifier for Trust {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if self.anyone {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(CertificateError::UnknownIssuer.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// Shows a certificate whether or not the key belongs to it.
+#[derive(Debug)]
+struct Shows(Arc<CertifiedKey>);
+
+impl ResolvesClientCert for Shows {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// One attempt.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// Where to.
+    pub server: SocketAddr,
+    /// The server name to ask for.
+    pub name: String,
+    /// The certificate to show.
+    pub identity: Option<Identity>,
+    /// Whether the server is trusted, whoever it is.
+    pub trust: bool,
+    /// The TLS versions to offer.
+    pub versions: &'static [&'static SupportedProtocolVersion],
+    /// ALPN to offer.
+    pub alpn: Vec<Vec<u8>>,
+    /// What is sent after the handshake.
+    pub send: Vec<u8>,
+    /// Sent when the answer to `send` has begun to come; empty for nothing.
+    pub then: Vec<u8>,
+    /// How long to wait for more.
+    pub patience: Duration,
+}
+
+/// TLS 1.3 alone.
+pub const TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+/// TLS 1.2 alone.
+pub const TLS12: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12];
+
+impl Attempt {
+    /// A good client without a certificate.
+    pub fn new(server: SocketAddr) -> Self {
+        Self {
+            server,
+            name: "localhost".into(),
+            identity: None,
+            trust: true,
+            versions: TLS13,
+            alpn: vec![],
+            send: vec![],
+            then: vec![],
+            patience: Duration::from_secs(10),
+        }
+    }
+
+    /// Shows this certificate.
+    #[must_use]
+    pub fn identity(self, identity: &Identity) -> Self {
+        Self {
+            identity: Some(identity.clone()),
+            ..self
+        }
+    }
+
+    /// Sends this after the handshake.
+    #[must_use]
+    pub fn send(self, bytes: impl Into<Vec<u8>>) -> Self {
+        Self {
+            send: bytes.into(),
+            ..self
+        }
+    }
+
+    fn config(&self) -> ClientConfig {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(self.versions)
+            .expect("versions")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Trust { anyone: self.trust }));
+        let mut config = match &self.identity {
+            None => builder.with_no_client_auth(),
+            Some(identity) => {
+                let key: PrivateKeyDer<'static> = identity.key.clone_key();
+                let key = provider.key_provider.load_private_key(key).expect("a key");
+                // Not checked to belong together: that is one of the cases.
+                let certified = CertifiedKey::new(identity.chain.clone(), key);
+                builder.with_client_cert_resolver(Arc::new(Shows(Arc::new(certified))))
+            }
+        };
+        config.alpn_protocols = self.alpn.clone();
+        config.resumption = rustls::client::Resumption::disabled();
+        config
+    }
+
+    /// Connects, and reads until the server has nothing more to say.
+    pub fn run(&self) -> Seen {
+        let mut seen = Seen::default();
+        let Ok(mut socket) = TcpStream::connect(self.server) else {
+            seen.reset = true;
+            return seen;
+        };
+        let _ = socket.set_nodelay(true);
+        let _ = socket.set_read_timeout(Some(self.patience));
+        let name = ServerName::try_from(self.name.clone()).expect("a server name");
+        let mut tls = ClientConnection::new(Arc::new(self.config()), name).expect("a TLS client");
+        let mut sent = false;
+        let mut then = self.then.is_empty();
+        loop {
+            while tls.wants_write() {
+                if let Err(e) = tls.write_tls(&mut socket) {
+                    seen.reset |= is_reset(&e);
+                    break;
+                }
+            }
+            if !tls.is_handshaking() && !sent {
+                seen.handshake = true;
+                sent = true;
+                if !self.send.is_empty() {
+                    let _ = tls.writer().write_all(&self.send);
+                    continue;
+                }
+            }
+            match tls.read_tls(&mut socket) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    seen.silent = true;
+                    break;
+                }
+                Err(e) => {
+                    seen.reset |= is_reset(&e);
+                    break;
+                }
+            }
+            let processed = tls.process_new_packets();
+            let mut chunk = [0; 4096];
+            while let Ok(n) = tls.reader().read(&mut chunk) {
+                if n == 0 {
+                    break;
+                }
+                seen.data.extend_from_slice(&chunk[..n]);
+            }
+            if !then && !seen.data.is_empty() {
+                then = true;
+                let _ = tls.writer().write_all(&self.then);
+            }
+            match processed {
+                Ok(_) => {}
+                Err(Error::AlertReceived(alert)) => {
+                    seen.alert = (alert != AlertDescription::CloseNotify).then(|| u8::from(alert));
+                    break;
+                }
+                Err(_) => {
+                    // Our own refusal: the alert must go out.
+                    let _ = tls.write_tls(&mut socket);
+                    break;
+                }
+            }
+        }
+        let _ = socket.shutdown(Shutdown::Write);
+        seen
+    }
+}
+
+fn is_reset(e: &std::io::Error) -> bool {
+    matches!(
+        e.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted
+    )
+}
+
+/// Sends bytes without TLS, and returns what came until the server closed; `None` if it did not.
+pub fn plain(server: SocketAddr, bytes: &[u8], patience: Duration) -> Option<Vec<u8>> {
+    let mut socket = TcpStream::connect(server).ok()?;
+    socket.set_read_timeout(Some(patience)).ok()?;
+    let _ = socket.write_all(bytes);
+    let mut data = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        match socket.read(&mut chunk) {
+            Ok(0) => return Some(data),
+            Ok(n) => data.extend_from_slice(&chunk[..n]),
+            Err(e) if is_reset(&e) => return Some(data),
+            Err(_) => return None,
+        }
+    }
+}
+
+fn packet(first: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = vec![first];
+    let mut n = body.len();
+    loop {
+        let more = if n > 0x7f { 0x80 } else { 0 };
+        out.push(u8::try_from(n & 0x7f).expect("seven bits") | more);
+        n >>= 7;
+        if n == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(body);
+    out
+}
+
+fn text(out: &mut Vec<u8>, text: &str) {
+    out.extend(u16::try_from(text.len()).expect("a short text").to_be_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// A CONNECT of protocol level 4 or 5, with a clean session.
+pub fn connect(level: u8, client_id: &str) -> Vec<u8> {
+    connect_with(level, client_id, 0x02, &[])
+}
+
+/// A CONNECT with these flags, and this after the client id.
+pub fn connect_with(level: u8, client_id: &str, flags: u8, rest: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    text(&mut body, "MQTT");
+    body.extend([level, flags, 0, 60]);
+    if level >= 5 {
+        body.push(0);
+    }
+    text(&mut body, client_id);
+    body.extend_from_slice(rest);
+    packet(0x10, &body)
+}
+
+/// A PUBLISH; QoS 1 with packet identifier 1 if `qos` is 1. `first_flags` are ORed into the first byte.
+pub fn publish(level: u8, topic: &str, qos: u8, first_flags: u8) -> Vec<u8> {
+    let mut body = Vec::new();
+    text(&mut body, topic);
+    if qos > 0 {
+        body.extend([0, 1]);
+    }
+    if level >= 5 {
+        body.push(0);
+    }
+    body.extend_from_slice(b"hello");
+    packet(0x30 | qos << 1 | first_flags, &body)
+}
+
+/// A SUBSCRIBE with packet identifier 2.
+pub fn subscribe(level: u8, filter: &str) -> Vec<u8> {
+    let mut body = vec![0, 2];
+    if level >= 5 {
+        body.push(0);
+    }
+    text(&mut body, filter);
+    body.push(0);
+    packet(0x82, &body)
+}

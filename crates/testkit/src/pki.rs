@@ -1,0 +1,180 @@
+//! A throw-away PKI, and certificates with every fault that a gateway must see.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SerialNumber,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use time::{Duration, OffsetDateTime};
+
+/// A certificate chain with its key.
+#[derive(Debug)]
+pub struct Identity {
+    /// Leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's key.
+    pub key: PrivateKeyDer<'static>,
+    /// The leaf, PEM.
+    pub pem: String,
+    /// The key, PEM.
+    pub key_pem: String,
+}
+
+impl Clone for Identity {
+    fn clone(&self) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+            pem: self.pem.clone(),
+            key_pem: self.key_pem.clone(),
+        }
+    }
+}
+
+/// A CA.
+#[derive(Debug)]
+pub struct Ca {
+    params: CertificateParams,
+    key: KeyPair,
+    certificate: CertificateDer<'static>,
+    /// The CA's certificate, PEM.
+    pub pem: String,
+}
+
+/// What a device certificate is like. [`Leaf::named`] is a good one.
+#[derive(Debug, Clone)]
+pub struct Leaf {
+    /// Common names; usually one.
+    pub common_names: Vec<String>,
+    /// Days from now to notBefore and notAfter.
+    pub days: (i64, i64),
+    /// extKeyUsage; `None` leaves it out.
+    pub usage: Option<Vec<ExtendedKeyUsagePurpose>>,
+    /// Whether it is a CA itself.
+    pub ca: bool,
+}
+
+impl Leaf {
+    /// A good device certificate.
+    pub fn named(name: &str) -> Self {
+        Self {
+            common_names: vec![name.to_owned()],
+            days: (-1, 30),
+            usage: Some(vec![ExtendedKeyUsagePurpose::ClientAuth]),
+            ca: false,
+        }
+    }
+}
+
+fn key() -> KeyPair {
+    KeyPair::generate().expect("a key")
+}
+
+fn ca_params(name: &str, path_length: Option<u8>) -> CertificateParams {
+    let mut params = CertificateParams::new(vec![]).expect("parameters");
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca =
+        IsCa::Ca(path_length.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+impl Ca {
+    /// A root.
+    pub fn root(name: &str, path_length: Option<u8>) -> Self {
+        let (params, key) = (ca_params(name, path_length), key());
+        let certificate = params.self_signed(&key).expect("a root");
+        Self {
+            pem: certificate.pem(),
+            certificate: certificate.der().clone(),
+            params,
+            key,
+        }
+    }
+
+    /// A CA below this one.
+    pub fn below(&self, name: &str, path_length: Option<u8>) -> Self {
+        let (params, key) = (ca_params(name, path_length), key());
+        let certificate = params.signed_by(&key, &self.issuer()).expect("a CA");
+        Self {
+            pem: certificate.pem(),
+            certificate: certificate.der().clone(),
+            params,
+            key,
+        }
+    }
+
+    /// Another CA of the same name and another key.
+    pub fn twin(&self) -> Self {
+        let (params, key) = (self.params.clone(), key());
+        let certificate = params.self_signed(&key).expect("a twin");
+        Self {
+            pem: certificate.pem(),
+            certificate: certificate.der().clone(),
+            params,
+            key,
+        }
+    }
+
+    fn issuer(&self) -> Issuer<'_, &KeyPair> {
+        Issuer::from_params(&self.params, &self.key)
+    }
+
+    /// Its certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Issues a certificate; `above` is sent along after it.
+    pub fn issue(&self, leaf: &Leaf, above: &[&Self]) -> Identity {
+        let leaf_key = key();
+        let mut params = CertificateParams::new(vec![]).expect("parameters");
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for name in &leaf.common_names {
+            params.distinguished_name.push(DnType::CommonName, name.as_str());
+        }
+        if leaf.common_names.is_empty() {
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, "no common name");
+        }
+        let now = OffsetDateTime::now_utc();
+        params.not_before = now + Duration::days(leaf.days.0);
+        params.not_after = now + Duration::days(leaf.days.1);
+        params.serial_number = Some(SerialNumber::from(leaf_key.public_key_raw()[1..13].to_vec()));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = leaf.usage.clone().unwrap_or_default();
+        params.use_authority_key_identifier_extension = true;
+        if leaf.ca {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages.push(KeyUsagePurpose::KeyCertSign);
+        }
+        let certificate = params
+            .signed_by(&leaf_key, &self.issuer())
+            .expect("a certificate");
+        let chain = std::iter::once(certificate.der().clone())
+            .chain(above.iter().map(|ca| ca.certificate.clone()))
+            .collect();
+        identity(certificate.pem(), chain, &leaf_key)
+    }
+}
+
+fn identity(pem: String, chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Identity {
+    Identity {
+        chain,
+        key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        pem,
+        key_pem: key.serialize_pem(),
+    }
+}
+
+/// A self-signed certificate.
+pub fn self_signed(name: &str) -> Identity {
+    let key = key();
+    let mut params = CertificateParams::new(vec![]).expect("parameters");
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = params.self_signed(&key).expect("a certificate");
+    identity(certificate.pem(), vec![certificate.der().clone()], &key)
+}
