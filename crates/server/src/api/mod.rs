@@ -5,7 +5,8 @@
 
 mod body;
 mod handlers;
-pub(crate) mod openapi;
+#[cfg(test)]
+mod openapi;
 mod token;
 
 pub(crate) use body::{ImportBody, ImportDevice};

@@ -129,3 +129,72 @@ pub fn document() -> Value {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::body::Body;
+    use axum::http::Request;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    use super::{ENDPOINTS, document};
+    use crate::api::{Token, router};
+    use crate::config::Config;
+    use crate::service::Service;
+
+    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi/countersign.json");
+
+    /// `COUNTERSIGN_BLESS=1` writes the file.
+    #[test]
+    fn the_committed_document_is_what_the_code_says() {
+        let text = format!("{:#}\n", document());
+        if std::env::var_os("COUNTERSIGN_BLESS").is_some() {
+            std::fs::write(FILE, &text).unwrap();
+        }
+        assert_eq!(
+            std::fs::read_to_string(FILE).unwrap(),
+            text,
+            "COUNTERSIGN_BLESS=1 cargo test writes it"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn every_endpoint_of_the_table_is_routed_and_guarded() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = Arc::new(Service::create(folder.path(), Config::default()).unwrap());
+        let token = Token::load(folder.path()).unwrap();
+        let router = router(service, token.clone());
+        for e in ENDPOINTS {
+            let path = e
+                .path
+                .replace("{tenant}", "nobody")
+                .replace("{device}", "d")
+                .replace("{host}", "h");
+            let path = format!("/api/v1{}", path.replace("{fingerprint}", &"0".repeat(64)));
+            for (shown, expected_401) in [(Some(token.header()), false), (None, true)] {
+                let mut request = Request::builder()
+                    .method(e.method.to_uppercase().as_str())
+                    .uri(&path);
+                if let Some(shown) = shown {
+                    request = request.header("authorization", shown);
+                }
+                let request = request
+                    .header("content-type", "application/json")
+                    .body(Body::from("{}"))
+                    .unwrap();
+                let answer = router.clone().oneshot(request).await.unwrap();
+                let status = answer.status().as_u16();
+                let body = answer.into_body().collect().await.unwrap().to_bytes();
+                let text = String::from_utf8_lossy(&body);
+                assert!(
+                    !text.contains("no such endpoint") && status != 405,
+                    "{} {path}: {status} {text}",
+                    e.method
+                );
+                assert_eq!(status == 401, expected_401, "{} {path}: {status}", e.method);
+            }
+        }
+    }
+}
