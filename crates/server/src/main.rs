@@ -1,6 +1,7 @@
 //! Countersign: the self-hosted front door of a device fleet.
 //!
 //! [`cli`] reads the command line, [`client`] reaches the platform, [`service`] does what is asked, [`serve`] runs it.
+#![allow(unreachable_pub, reason = "a binary: nothing of it is reachable from outside")]
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock and passes `now` to the cores"
