@@ -4,6 +4,7 @@
 
 mod arrows;
 mod lab;
+mod soak;
 
 use clap::{Parser, Subcommand};
 
@@ -19,11 +20,14 @@ enum Command {
     Arrows,
     /// Start the release server with a load tool's PKI, for outside suites and benchmarks
     Lab(lab::Options),
+    /// Kill the server again and again while devices are provisioned and suspended; nothing acknowledged may be lost
+    Soak(soak::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Arrows => arrows::check(),
         Command::Lab(options) => lab::run(&options),
+        Command::Soak(options) => soak::run(&options),
     }
 }

@@ -134,7 +134,7 @@ impl Wheel {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = false)]
+    #[tokio::test]
     async fn wakes_late_but_never_early_and_follows_a_moved_deadline() {
         let wheel = Arc::new(Wheel::new());
         tokio::spawn(Wheel::run(Arc::downgrade(&wheel)));

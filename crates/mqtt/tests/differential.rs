@@ -11,11 +11,19 @@ use rmqtt_codec::{v3, v5};
 use tokio_util::codec::Decoder;
 
 fn v3_decode(bytes: &[u8]) -> Option<v3::Packet> {
-    v3::Codec::new(1 << 20).decode(&mut BytesMut::from(bytes)).ok().flatten().map(|(p, _)| p)
+    v3::Codec::new(1 << 20)
+        .decode(&mut BytesMut::from(bytes))
+        .ok()
+        .flatten()
+        .map(|(p, _)| p)
 }
 
 fn v5_decode(bytes: &[u8]) -> Option<v5::Packet> {
-    v5::Codec::new(1 << 20, 0).decode(&mut BytesMut::from(bytes)).ok().flatten().map(|(p, _)| p)
+    v5::Codec::new(1 << 20, 0)
+        .decode(&mut BytesMut::from(bytes))
+        .ok()
+        .flatten()
+        .map(|(p, _)| p)
 }
 
 fn topic() -> impl Strategy<Value = String> {
@@ -24,44 +32,52 @@ fn topic() -> impl Strategy<Value = String> {
 
 /// Encodes a publish or subscribe as a client would.
 fn valid(version: Version) -> impl Strategy<Value = Vec<u8>> {
-    (topic(), any::<Vec<u8>>(), 0u8..2, 1u16.., any::<bool>()).prop_map(move |(topic, payload, qos, id, publish)| {
-        let mut out = Vec::new();
-        let id = PacketId::new(id).unwrap();
-        if publish {
-            Publish {
-                dup: false,
-                qos: QoS::from_bits(qos).unwrap(),
-                retain: false,
-                topic: Some(TopicName::new(&topic).unwrap()),
-                packet_id: (qos > 0).then_some(id),
-                properties: Properties::default(),
-                payload: &payload,
+    (topic(), any::<Vec<u8>>(), 0u8..2, 1u16.., any::<bool>()).prop_map(
+        move |(topic, payload, qos, id, publish)| {
+            let mut out = Vec::new();
+            let id = PacketId::new(id).unwrap();
+            if publish {
+                Publish {
+                    dup: false,
+                    qos: QoS::from_bits(qos).unwrap(),
+                    retain: false,
+                    topic: Some(TopicName::new(&topic).unwrap()),
+                    packet_id: (qos > 0).then_some(id),
+                    properties: Properties::default(),
+                    payload: &payload,
+                }
+                .encode(version, &mut out);
+            } else {
+                Subscribe::encode(id, &topic, QoS::from_bits(qos).unwrap(), version, &mut out);
             }
-            .encode(version, &mut out);
-        } else {
-            Subscribe::encode(id, &topic, QoS::from_bits(qos).unwrap(), version, &mut out);
-        }
-        out
-    })
+            out
+        },
+    )
 }
 
 /// A valid packet, then a few bytes changed: the interesting neighbourhood.
 fn mutated(version: Version) -> impl Strategy<Value = Vec<u8>> {
-    (valid(version), prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4)).prop_map(
-        |(mut bytes, changes)| {
+    (
+        valid(version),
+        prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+    )
+        .prop_map(|(mut bytes, changes)| {
             for (at, value) in changes {
                 let at = at.index(bytes.len());
                 bytes[at] = value;
             }
             bytes
-        },
-    )
+        })
 }
 
 /// What both say of a packet that we accepted. `Ok` also where the other is looser or knows less than we do.
 fn agree(bytes: &[u8], version: Version) -> Result<(), TestCaseError> {
-    let Ok(Some(frame)) = frame::next(bytes, 1 << 20) else { return Ok(()) };
-    let Ok(ours) = ClientPacket::decode(&frame, version) else { return Ok(()) };
+    let Ok(Some(frame)) = frame::next(bytes, 1 << 20) else {
+        return Ok(());
+    };
+    let Ok(ours) = ClientPacket::decode(&frame, version) else {
+        return Ok(());
+    };
     match (ours, version) {
         (ClientPacket::Publish(ours), Version::V311) => {
             let Some(v3::Packet::Publish(theirs)) = v3_decode(frame.raw) else {
@@ -87,25 +103,40 @@ fn agree(bytes: &[u8], version: Version) -> Result<(), TestCaseError> {
             let properties = theirs.properties.as_ref();
             prop_assert_eq!(
                 ours.properties.topic_alias,
-                properties.and_then(|p| p.topic_alias).map(std::num::NonZeroU16::get)
+                properties
+                    .and_then(|p| p.topic_alias)
+                    .map(std::num::NonZeroU16::get)
             );
         }
         (ClientPacket::Subscribe(ours), Version::V311) => {
-            let Some(v3::Packet::Subscribe { packet_id, topic_filters }) = v3_decode(frame.raw) else {
+            let Some(v3::Packet::Subscribe {
+                packet_id,
+                topic_filters,
+            }) = v3_decode(frame.raw)
+            else {
                 return Err(TestCaseError::fail(format!("only we accept {bytes:02x?}")));
             };
             prop_assert_eq!(ours.packet_id, packet_id);
             let ours: Vec<_> = ours.filters().map(|f| (f.text.to_owned(), f.qos as u8)).collect();
-            let theirs: Vec<_> = topic_filters.iter().map(|(t, q)| (t.to_string(), *q as u8)).collect();
+            let theirs: Vec<_> = topic_filters
+                .iter()
+                .map(|(t, q)| (t.to_string(), *q as u8))
+                .collect();
             prop_assert_eq!(ours, theirs);
         }
         (ClientPacket::Subscribe(ours), Version::V5) => {
             let Some(v5::Packet::Subscribe(theirs)) = v5_decode(frame.raw) else {
                 return Err(TestCaseError::fail(format!("only we accept {bytes:02x?}")));
             };
-            let ours: Vec<_> = ours.filters().map(|f| (f.text.to_owned(), f.qos as u8, f.no_local)).collect();
-            let theirs: Vec<_> =
-                theirs.topic_filters.iter().map(|(t, o)| (t.to_string(), o.qos as u8, o.no_local)).collect();
+            let ours: Vec<_> = ours
+                .filters()
+                .map(|f| (f.text.to_owned(), f.qos as u8, f.no_local))
+                .collect();
+            let theirs: Vec<_> = theirs
+                .topic_filters
+                .iter()
+                .map(|(t, o)| (t.to_string(), o.qos as u8, o.no_local))
+                .collect();
             prop_assert_eq!(ours, theirs);
         }
         _ => {}

@@ -31,7 +31,10 @@ fn after_connect(bytes: &[u8], version: Version) -> Result<(), DecodeError> {
 }
 
 fn code(bytes: &[u8], version: Version) -> u8 {
-    after_connect(bytes, version).expect_err(&format!("{bytes:02x?} was accepted")).reason().0
+    after_connect(bytes, version)
+        .expect_err(&format!("{bytes:02x?} was accepted"))
+        .reason()
+        .0
 }
 
 /// `MQTT`, level, flags, keep-alive 60, then the rest.
@@ -43,13 +46,22 @@ fn connect(level: u8, flags: u8, rest: &[u8]) -> Vec<u8> {
 }
 
 fn connect_code(bytes: &[u8]) -> u8 {
-    Connect::decode(&frame(bytes)).expect_err(&format!("{bytes:02x?} was accepted")).reason().0
+    Connect::decode(&frame(bytes))
+        .expect_err(&format!("{bytes:02x?} was accepted"))
+        .reason()
+        .0
 }
 
 #[test]
 fn lengths_and_types() {
     // 1: Remaining Length of more than four bytes; over the limit
-    assert_eq!(frame::next(&[0x30, 0xff, 0xff, 0xff, 0xff, 1], 1 << 20).unwrap_err().reason().0, 0x81);
+    assert_eq!(
+        frame::next(&[0x30, 0xff, 0xff, 0xff, 0xff, 1], 1 << 20)
+            .unwrap_err()
+            .reason()
+            .0,
+        0x81
+    );
     let over = frame::next(&[0x30, 0xff, 0xff, 0xff, 0x7f], 1 << 20).unwrap_err();
     assert_eq!(over.reason(), ReasonCode::PACKET_TOO_LARGE);
     // 3: packet type 0; type 15 in 3.1.1
@@ -64,7 +76,17 @@ fn lengths_and_types() {
 #[test]
 fn reserved_flags_of_every_type() {
     // 2. PUBLISH has no reserved flags.
-    for (kind, right) in [(1u8, 0u8), (4, 0), (5, 0), (6, 2), (7, 0), (8, 2), (10, 2), (12, 0), (14, 0)] {
+    for (kind, right) in [
+        (1u8, 0u8),
+        (4, 0),
+        (5, 0),
+        (6, 2),
+        (7, 0),
+        (8, 2),
+        (10, 2),
+        (12, 0),
+        (14, 0),
+    ] {
         for flags in (0..16).filter(|f| *f != right) {
             let bytes = packet(kind << 4 | flags, &[0, 1, 0, 0, 1, b'a', 0]);
             assert_eq!(code(&bytes, Version::V5), 0x81, "type {kind} flags {flags}");
@@ -104,19 +126,34 @@ fn connect_packets() {
     // 10: twice
     assert_eq!(connect_code(&property(b"\x21\x00\x05\x21\x00\x06")), 0x82);
     // 11: out of range
-    assert_eq!(connect_code(&property(b"\x21\x00\x00")), 0x82, "receive maximum 0");
-    assert_eq!(connect_code(&property(b"\x27\x00\x00\x00\x00")), 0x82, "maximum packet size 0");
+    assert_eq!(
+        connect_code(&property(b"\x21\x00\x00")),
+        0x82,
+        "receive maximum 0"
+    );
+    assert_eq!(
+        connect_code(&property(b"\x27\x00\x00\x00\x00")),
+        0x82,
+        "maximum packet size 0"
+    );
     assert_eq!(connect_code(&property(b"\x17\x02")), 0x82, "a boolean of 2");
     // 21: Authentication Data without Method
     assert_eq!(connect_code(&property(b"\x16\x00\x01x")), 0x82);
     // A level that is not served, a name that is not MQTT
-    assert_eq!(Connect::decode(&frame(&connect(6, 2, id))), Err(DecodeError::ProtocolLevel(6)));
+    assert_eq!(
+        Connect::decode(&frame(&connect(6, 2, id))),
+        Err(DecodeError::ProtocolLevel(6))
+    );
     let mut other = connect(4, 2, id);
     other[7] = b'X';
     assert_eq!(Connect::decode(&frame(&other)), Err(DecodeError::ProtocolName));
     // 4: another packet first
     assert_eq!(Connect::decode(&frame(&[0xc0, 0])), Ok(None));
-    assert!(Connect::decode(&frame(&property(b"\x21\x00\x05\x27\x00\x00\x10\x00"))).unwrap().is_some());
+    assert!(
+        Connect::decode(&frame(&property(b"\x21\x00\x05\x27\x00\x00\x10\x00")))
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[test]
@@ -131,7 +168,10 @@ fn publish_packets() {
     }
     // 15: no topic and no alias; alias 0
     assert_eq!(code(&packet(0x30, b"\x00\x00\x00"), Version::V5), 0x82);
-    assert_eq!(code(&packet(0x30, b"\x00\x00\x03\x23\x00\x00"), Version::V5), 0x94);
+    assert_eq!(
+        code(&packet(0x30, b"\x00\x00\x03\x23\x00\x00"), Version::V5),
+        0x94
+    );
     assert_eq!(code(&packet(0x30, b"\x00\x00"), Version::V311), 0x90);
     // 19: packet identifier 0
     assert_eq!(code(&publish(0x32, b"\x00\x00\x00"), Version::V5), 0x82);
@@ -153,7 +193,11 @@ fn subscribe_and_unsubscribe_packets() {
     assert_eq!(code(&unsubscribe(b""), Version::V5), 0x82);
     // 17: reserved options, QoS 3, Retain Handling 3
     for options in [0x40, 0x80, 0x03] {
-        assert_eq!(code(&subscribe(&[0, 1, b't', options]), Version::V5), 0x81, "{options:#x}");
+        assert_eq!(
+            code(&subscribe(&[0, 1, b't', options]), Version::V5),
+            0x81,
+            "{options:#x}"
+        );
     }
     assert_eq!(code(&subscribe(&[0, 1, b't', 0x30]), Version::V5), 0x82);
     assert_eq!(code(&packet(0x82, b"\x00\x01\x00\x01t\x04"), Version::V311), 0x81);
@@ -161,27 +205,46 @@ fn subscribe_and_unsubscribe_packets() {
     assert_eq!(code(&subscribe(b"\x00\x0a$share/g/t\x04"), Version::V5), 0x82);
     // filters that are none
     for filter in [&b"\x00\x02a+"[..], b"\x00\x02#/", b"\x00\x03a#b", b"\x00\x00"] {
-        assert_eq!(code(&subscribe(&[filter, &[0]].concat()), Version::V5), 0x8f, "{filter:02x?}");
+        assert_eq!(
+            code(&subscribe(&[filter, &[0]].concat()), Version::V5),
+            0x8f,
+            "{filter:02x?}"
+        );
         assert_eq!(code(&unsubscribe(filter), Version::V5), 0x8f, "{filter:02x?}");
     }
     // 19: packet identifier 0
-    assert_eq!(code(&packet(0x82, b"\x00\x00\x00\x00\x01t\x00"), Version::V5), 0x82);
+    assert_eq!(
+        code(&packet(0x82, b"\x00\x00\x00\x00\x01t\x00"), Version::V5),
+        0x82
+    );
     assert_eq!(code(&packet(0xa2, b"\x00\x00\x00\x00\x01t"), Version::V5), 0x82);
     assert_eq!(code(&packet(0x40, b"\x00\x00"), Version::V5), 0x82);
     // 26: Subscription Identifier 0
-    assert_eq!(code(&packet(0x82, b"\x00\x01\x02\x0b\x00\x00\x01t\x00"), Version::V5), 0x82);
+    assert_eq!(
+        code(&packet(0x82, b"\x00\x01\x02\x0b\x00\x00\x01t\x00"), Version::V5),
+        0x82
+    );
 }
 
 /// Whatever is cut off, nothing is accepted that was not all there, and nothing panics.
 #[test]
 fn every_truncation_is_refused() {
     let whole: [(Vec<u8>, Version); 6] = [
-        (packet(0x32, b"\x00\x03a/b\x00\x07\x05\x02\x00\x00\x00\x09payload"), Version::V5),
-        (packet(0x82, b"\x00\x01\x02\x0b\x05\x00\x03a/+\x01\x00\x01#\x00"), Version::V5),
+        (
+            packet(0x32, b"\x00\x03a/b\x00\x07\x05\x02\x00\x00\x00\x09payload"),
+            Version::V5,
+        ),
+        (
+            packet(0x82, b"\x00\x01\x02\x0b\x05\x00\x03a/+\x01\x00\x01#\x00"),
+            Version::V5,
+        ),
         (packet(0xa2, b"\x00\x01\x00\x00\x03a/b"), Version::V5),
         (packet(0xe0, b"\x00\x05\x11\x00\x00\x00\x00"), Version::V5),
         (packet(0x62, b"\x00\x01\x92\x03\x1f\x00\x00"), Version::V5),
-        (packet(0x82, b"\x00\x01\x00\x03a/+\x01\x00\x01#\x00"), Version::V311),
+        (
+            packet(0x82, b"\x00\x01\x00\x03a/+\x01\x00\x01#\x00"),
+            Version::V311,
+        ),
     ];
     for (bytes, version) in whole {
         after_connect(&bytes, version).unwrap();
@@ -198,7 +261,11 @@ fn every_truncation_is_refused() {
             }
         }
     }
-    let whole = connect(5, 0xc6, b"\x05\x11\x00\x00\x00\x09\x00\x01d\x00\x00\x01t\x00\x01m\x00\x01u\x00\x01p");
+    let whole = connect(
+        5,
+        0xc6,
+        b"\x05\x11\x00\x00\x00\x09\x00\x01d\x00\x00\x01t\x00\x01m\x00\x01u\x00\x01p",
+    );
     assert!(Connect::decode(&frame(&whole)).unwrap().is_some());
     for end in 0..whole.len() - 2 {
         let cut = packet(0x10, &whole[2..2 + end]);

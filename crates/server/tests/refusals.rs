@@ -98,6 +98,10 @@ fn world() -> &'static World {
             import(&server, "default", name, state, &identity);
             known.insert(name, identity);
         }
+        // A certificate that names one device, registered for another.
+        let alias = root.issue(&Leaf::named("alias"), &[]);
+        import(&server, "default", "owner", "active", &alias);
+        known.insert("alias", alias);
         for (tenant, name) in [("closed", "closed"), ("forbids", "forbids")] {
             let ca = Ca::root(&format!("refusals {tenant}"), None);
             register(&format!("refusals-{tenant}"), tenant, &ca);
@@ -199,6 +203,10 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
         }
         "unknown device" => leaf(&world.root, "nobody-knows-me", &[]).run(),
         "unknown credential of a known device" => leaf(&world.root, "good", &[]).run(),
+        "credential registered for another device" => attempt
+            .identity(&world.known["alias"])
+            .send(connect(level, "alias"))
+            .run(),
         "pending" | "suspended" | "quarantined" | "decommissioned" => known(&case.name).run(),
         "policy forbids" => known("forbids").run(),
         "no policy permits" => known("closed").run(),

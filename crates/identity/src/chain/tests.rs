@@ -1,1 +1,255 @@
+use std::sync::Arc;
+use std::time::Duration;
 
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints,
+};
+
+use super::*;
+use crate::anchor::{Anchor, AnchorState};
+use crate::id::{AuthorityId, Generation};
+use crate::rule::IdentityRule;
+
+fn key() -> KeyPair {
+    KeyPair::generate().unwrap()
+}
+
+fn ca(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params
+}
+
+fn leaf() -> CertificateParams {
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "d1");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+fn sign(params: &CertificateParams, ca: &CertificateParams, ca_key: &KeyPair) -> Certificate {
+    params
+        .signed_by(&key(), &Issuer::from_params(ca, ca_key))
+        .unwrap()
+}
+
+fn anchor(tenant: &str, state: AnchorState, certificate: &Certificate) -> Arc<Anchor> {
+    let id = AuthorityId::new(&format!("{tenant}-ca")).unwrap();
+    let tenant = TenantId::new(tenant).unwrap();
+    Arc::new(
+        Anchor::new(
+            tenant,
+            id,
+            state,
+            Generation(1),
+            IdentityRule::CommonName,
+            certificate.der(),
+        )
+        .unwrap(),
+    )
+}
+
+/// The present, for certificates that rcgen makes valid from 1975 to 4096.
+const NOW: Timestamp = Timestamp::from_unix_s(1_795_000_000);
+
+fn verify(
+    anchors: &[Arc<Anchor>],
+    asked: Option<&str>,
+    certificates: &[&Certificate],
+    now: Timestamp,
+) -> Result<VerifiedChain, ChainFault> {
+    let index = AnchorIndex::new(anchors.iter().cloned());
+    let asked = asked.map(|t| TenantId::new(t).unwrap());
+    let ders: Vec<_> = certificates.iter().map(|c| c.der().clone()).collect();
+    let facts = CertificateFacts::parse(&ders[0]).unwrap();
+    VerifiedChain::verify(&index, asked.as_ref(), facts, &ders[0], &ders[1..], now)
+}
+
+#[test]
+fn a_good_chain_names_its_anchor() {
+    let (params, ca_key) = (ca("root"), key());
+    let root = params.self_signed(&ca_key).unwrap();
+    let device = sign(&leaf(), &params, &ca_key);
+    let anchors = [anchor("a", AnchorState::Active, &root)];
+    for asked in [None, Some("a")] {
+        let chain = verify(&anchors, asked, &[&device], NOW).unwrap();
+        assert_eq!(chain.anchor().tenant.as_str(), "a");
+        assert_eq!(chain.intermediates(), 0);
+    }
+    let retiring = [anchor("a", AnchorState::Retiring, &root)];
+    assert!(verify(&retiring, None, &[&device], NOW).is_ok());
+}
+
+#[test]
+fn an_anchor_that_does_not_admit_says_why() {
+    let (params, ca_key) = (ca("root"), key());
+    let root = params.self_signed(&ca_key).unwrap();
+    let device = sign(&leaf(), &params, &ca_key);
+    let fault = |state| verify(&[anchor("a", state, &root)], None, &[&device], NOW).unwrap_err();
+    assert!(matches!(
+        fault(AnchorState::Retired),
+        ChainFault::AuthorityRetired { .. }
+    ));
+    assert!(matches!(
+        fault(AnchorState::Revoked),
+        ChainFault::AuthorityRevoked { .. }
+    ));
+
+    // webpki looks at neither dates nor key usage of an anchor.
+    let mut short = ca("short");
+    short.not_after = rcgen::date_time_ymd(2026, 1, 1);
+    let short_root = short.self_signed(&ca_key).unwrap();
+    let device = sign(&leaf(), &short, &ca_key);
+    let expired = verify(
+        &[anchor("a", AnchorState::Active, &short_root)],
+        None,
+        &[&device],
+        NOW,
+    )
+    .unwrap_err();
+    assert!(matches!(expired, ChainFault::AnchorExpired { .. }), "{expired:?}");
+    let mut signs_nothing = ca("signs nothing");
+    signs_nothing.key_usages = vec![KeyUsagePurpose::CrlSign];
+    let root = signs_nothing.self_signed(&ca_key).unwrap();
+    let device = sign(&leaf(), &signs_nothing, &ca_key);
+    let fault = verify(&[anchor("a", AnchorState::Active, &root)], None, &[&device], NOW).unwrap_err();
+    assert!(matches!(fault, ChainFault::IssuerNotCa(_)), "{fault:?}");
+    let mut servers_only = ca("servers only");
+    servers_only.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let root = servers_only.self_signed(&ca_key).unwrap();
+    let device = sign(&leaf(), &servers_only, &ca_key);
+    let fault = verify(&[anchor("a", AnchorState::Active, &root)], None, &[&device], NOW).unwrap_err();
+    assert!(matches!(fault, ChainFault::WrongUsage(_)), "{fault:?}");
+}
+
+#[test]
+fn an_intermediate_that_may_not_sign_is_refused_though_webpki_lets_it() {
+    let (params, ca_key) = (ca("root"), key());
+    let root = params.self_signed(&ca_key).unwrap();
+    let mut middle = ca("middle");
+    middle.key_usages = vec![KeyUsagePurpose::CrlSign];
+    let middle_key = key();
+    let middle_certificate = middle
+        .signed_by(&middle_key, &Issuer::from_params(&params, &ca_key))
+        .unwrap();
+    let device = sign(&leaf(), &middle, &middle_key);
+    let anchors = [anchor("a", AnchorState::Active, &root)];
+    let fault = verify(&anchors, None, &[&device, &middle_certificate], NOW).unwrap_err();
+    assert!(matches!(fault, ChainFault::IssuerNotCa(_)), "{fault:?}");
+}
+
+#[test]
+fn a_forged_issuer_is_told_from_an_unknown_one() {
+    let mut params = ca("root");
+    params.key_identifier_method = KeyIdMethod::PreSpecified(vec![7; 20]);
+    let (real, forger) = (key(), key());
+    let root = params.self_signed(&real).unwrap();
+    let device = sign(&leaf(), &params, &forger);
+    let anchors = [anchor("a", AnchorState::Active, &root)];
+    let fault = verify(&anchors, None, &[&device], NOW).unwrap_err();
+    assert!(matches!(fault, ChainFault::BadSignature { .. }), "{fault:?}");
+    let other = ca("somebody else");
+    let device = sign(&leaf(), &other, &forger);
+    let fault = verify(&anchors, None, &[&device], NOW).unwrap_err();
+    assert!(matches!(fault, ChainFault::UnknownCa { .. }), "{fault:?}");
+}
+
+#[test]
+fn an_authority_of_two_tenants_needs_the_server_name() {
+    let (params, ca_key) = (ca("shared root"), key());
+    let root = params.self_signed(&ca_key).unwrap();
+    let device = sign(&leaf(), &params, &ca_key);
+    let anchors = [
+        anchor("a", AnchorState::Active, &root),
+        anchor("b", AnchorState::Active, &root),
+    ];
+    assert_eq!(
+        verify(&anchors, None, &[&device], NOW).unwrap_err(),
+        ChainFault::AmbiguousTenant
+    );
+    assert_eq!(
+        verify(&anchors, Some("b"), &[&device], NOW)
+            .unwrap()
+            .anchor()
+            .tenant
+            .as_str(),
+        "b"
+    );
+    let foreign = verify(&anchors, Some("c"), &[&device], NOW).unwrap_err();
+    assert!(matches!(foreign, ChainFault::ForeignTenant { .. }), "{foreign:?}");
+}
+
+#[test]
+fn name_constraints_keys_and_sizes() {
+    let mut params = ca("constrained");
+    params.name_constraints = Some(NameConstraints {
+        permitted_subtrees: vec![GeneralSubtree::DnsName("fleet.example".into())],
+        excluded_subtrees: vec![],
+    });
+    let ca_key = key();
+    let root = params.self_signed(&ca_key).unwrap();
+    let mut outside = leaf();
+    outside.subject_alt_names = vec![rcgen::SanType::DnsName("other.example".try_into().unwrap())];
+    // A constraint on an intermediate is webpki's; one on the anchor is carried by the trust anchor.
+    let device = sign(&outside, &params, &ca_key);
+    let anchors = [anchor("a", AnchorState::Active, &root)];
+    assert_eq!(
+        verify(&anchors, None, &[&device], NOW).unwrap_err(),
+        ChainFault::NameConstraint
+    );
+
+    let (params, ca_key) = (ca("root"), key());
+    let root = params.self_signed(&ca_key).unwrap();
+    let anchors = [anchor("a", AnchorState::Active, &root)];
+    let unusual = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512).unwrap();
+    let device = leaf()
+        .signed_by(&unusual, &Issuer::from_params(&params, &ca_key))
+        .unwrap();
+    assert_eq!(
+        verify(&anchors, None, &[&device], NOW).unwrap_err(),
+        ChainFault::WeakKey
+    );
+
+    let device = sign(&leaf(), &params, &ca_key);
+    let many: Vec<&Certificate> = std::iter::once(&device)
+        .chain(std::iter::repeat_n(&root, 20))
+        .collect();
+    let fault = verify(&anchors, None, &many, NOW).unwrap_err();
+    assert!(matches!(fault, ChainFault::TooLarge { .. }), "{fault:?}");
+}
+
+#[test]
+fn dates_are_inclusive_at_both_ends() {
+    let (params, ca_key) = (ca("root"), key());
+    let root = params.self_signed(&ca_key).unwrap();
+    let mut dated = leaf();
+    dated.not_before = rcgen::date_time_ymd(2026, 11, 1);
+    dated.not_after = rcgen::date_time_ymd(2026, 11, 30);
+    let device = sign(&dated, &params, &ca_key);
+    let anchors = [anchor("a", AnchorState::Active, &root)];
+    let facts = CertificateFacts::parse(device.der()).unwrap();
+    let second = Duration::from_secs(1);
+    assert!(verify(&anchors, None, &[&device], facts.not_before).is_ok());
+    assert!(verify(&anchors, None, &[&device], facts.not_after).is_ok());
+    let early = verify(&anchors, None, &[&device], facts.not_before.minus(second)).unwrap_err();
+    assert!(matches!(early, ChainFault::NotYetValid { .. }), "{early:?}");
+    let late = verify(&anchors, None, &[&device], facts.not_after.plus(second)).unwrap_err();
+    assert!(matches!(late, ChainFault::Expired { .. }), "{late:?}");
+}
+
+#[test]
+fn a_malformed_intermediate_is_refused() {
+    let (params, ca_key) = (ca("root"), key());
+    let root = params.self_signed(&ca_key).unwrap();
+    let device = sign(&leaf(), &params, &ca_key);
+    let index = AnchorIndex::new([anchor("a", AnchorState::Active, &root)]);
+    let facts = CertificateFacts::parse(device.der()).unwrap();
+    let garbage = [CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])];
+    let fault = VerifiedChain::verify(&index, None, facts, device.der(), &garbage, NOW).unwrap_err();
+    assert!(matches!(fault, ChainFault::Malformed(_)), "{fault:?}");
+}

@@ -1,0 +1,10 @@
+//! Only a decision makes a permit.
+use countersign_policy::decide::{AdmissionPermit, PublishPermit};
+
+fn forge(admission: &AdmissionPermit) -> PublishPermit<'_> {
+    PublishPermit { admission, topic: "devices/d1/telemetry" }
+}
+
+fn main() {
+    let _ = forge;
+}

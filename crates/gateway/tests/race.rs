@@ -1,0 +1,320 @@
+//! A suspension that falls anywhere between the TLS handshake and CONNACK never leaves a live session.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use countersign_gateway::{
+    Gateway, GatewayOptions, Limits, ServerIdentity, SystemClock, TlsMinimum, Touched,
+};
+use countersign_identity::{
+    AnchorIndex, AnchorState, AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, IdentityRule,
+    TenantId,
+};
+use countersign_policy::decide::TenantPolicy;
+use countersign_policy::facts::{CredentialKind, RegistryUnavailable};
+use countersign_policy::{
+    ClientIdMode, CredentialFacts, CredentialState, Custody, DeviceFacts, FactSource, LifecycleMove,
+    LifecycleState,
+};
+use countersign_registry::{Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Registry};
+use countersign_testkit::client::{Attempt, connect};
+use countersign_testkit::pki::{Ca, Identity, Leaf};
+
+/// Facts that suspend the device at one chosen lookup.
+struct Meddling {
+    registry: Arc<Registry>,
+    armed: AtomicBool,
+    /// Lookups that go by before it happens.
+    countdown: AtomicUsize,
+}
+
+impl Meddling {
+    fn lookup(&self) {
+        if self.armed.load(Ordering::Acquire)
+            && self.countdown.fetch_sub(1, Ordering::AcqRel) == 0
+            && self.armed.swap(false, Ordering::AcqRel)
+        {
+            suspend(&self.registry);
+        }
+    }
+}
+
+fn actor() -> Actor {
+    Actor("race".into())
+}
+
+fn tenant() -> TenantId {
+    TenantId::default_tenant()
+}
+
+fn device() -> DeviceId {
+    DeviceId::new("d1").unwrap()
+}
+
+fn suspend(registry: &Registry) {
+    registry
+        .move_device(actor(), tenant(), device(), LifecycleMove::Suspend, String::new())
+        .unwrap();
+}
+
+impl FactSource for Meddling {
+    fn health(&self) -> Result<(), RegistryUnavailable> {
+        self.lookup();
+        self.registry.facts().health()
+    }
+    fn anchors(&self) -> Arc<AnchorIndex> {
+        self.registry.facts().anchors()
+    }
+    fn tenant_by_host(&self, host: &str) -> Option<TenantId> {
+        self.registry.facts().tenant_by_host(host)
+    }
+    fn credential(&self, fingerprint: &Fingerprint) -> Option<CredentialFacts> {
+        let found = self.registry.facts().credential(fingerprint);
+        self.lookup();
+        found
+    }
+    fn device(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<DeviceFacts>> {
+        let found = self.registry.facts().device(tenant, device);
+        self.lookup();
+        found
+    }
+    fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)> {
+        let found = self.registry.facts().authority(authority);
+        self.lookup();
+        found
+    }
+    fn client_id_mode(&self, tenant: &TenantId) -> ClientIdMode {
+        self.lookup();
+        self.registry.facts().client_id_mode(tenant)
+    }
+    fn policy(&self, tenant: &TenantId) -> Option<Arc<TenantPolicy>> {
+        let found = self.registry.facts().policy(tenant);
+        self.lookup();
+        found
+    }
+}
+
+struct World {
+    _folder: tempfile::TempDir,
+    _runtime: tokio::runtime::Runtime,
+    registry: Arc<Registry>,
+    facts: Arc<Meddling>,
+    gateway: Arc<Gateway>,
+    identity: Identity,
+}
+
+fn world() -> World {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Arc::new(Registry::create(folder.path(), LedgerLimits::default()).unwrap());
+    let ca = Ca::root("race root", None);
+    let identity = ca.issue(&Leaf::named("d1"), &[]);
+    registry
+        .register_authority(
+            actor(),
+            NewAuthority {
+                id: "race".parse().unwrap(),
+                tenant: tenant(),
+                managed: false,
+                rule: IdentityRule::CommonName,
+                certificate: ca.certificate().to_vec(),
+            },
+        )
+        .unwrap();
+    let new = NewDevice {
+        id: device(),
+        model: None,
+        groups: vec![],
+        state: LifecycleState::Active,
+    };
+    let credential = NewCredential {
+        certificate: CertificateFacts::parse(&identity.chain[0]).unwrap(),
+        kind: CredentialKind::Operational,
+        state: CredentialState::Active,
+        custody: Custody::Unknown,
+    };
+    registry
+        .import_devices(actor(), tenant(), vec![(new, Some(credential))])
+        .unwrap();
+    let facts = Arc::new(Meddling {
+        registry: registry.clone(),
+        armed: AtomicBool::new(false),
+        countdown: AtomicUsize::new(0),
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let server = Ca::root("server", None).issue(&Leaf::named("localhost"), &[]);
+    let gateway = {
+        let _inside = runtime.enter();
+        Gateway::start(
+            "127.0.0.1:0".parse().unwrap(),
+            GatewayOptions {
+                listener: "devices".into(),
+                host_names: vec!["localhost".into()],
+                limits: Limits::default(),
+            },
+            TlsMinimum::Tls12,
+            Arc::new(ServerIdentity::new(server.chain, server.key).unwrap()),
+            facts.clone(),
+            registry.clone(),
+            Arc::new(SystemClock),
+        )
+        .unwrap()
+    };
+    let gateway = Arc::new(gateway);
+    let cut: Arc<OnceLock<Arc<Gateway>>> = Arc::default();
+    let _ = cut.set(gateway.clone());
+    registry.on_change(move |_, changes| {
+        for change in changes {
+            if let (Change::Device(tenant, device), Some(gateway)) = (change, cut.get()) {
+                let _ = gateway.reconsider(&Touched::Device(tenant.clone(), device.clone()));
+            }
+        }
+    });
+    World {
+        _folder: folder,
+        _runtime: runtime,
+        registry,
+        facts,
+        gateway,
+        identity,
+    }
+}
+
+impl World {
+    fn attempt(&self) -> Attempt {
+        let attempt = Attempt {
+            patience: Duration::from_millis(700),
+            ..Attempt::new(self.gateway.local_addr())
+        };
+        attempt.identity(&self.identity).send(connect(5, "d1"))
+    }
+
+    /// The suspension was answered and the attempt is over: nothing of it may be left.
+    fn nothing_lives(&self, what: &str) {
+        let started = Instant::now();
+        while !self.gateway.sessions(None).is_empty() {
+            assert!(
+                started.elapsed() < Duration::from_millis(500),
+                "{what}: a live session of a suspended device"
+            );
+        }
+    }
+
+    fn resume(&self) {
+        self.registry
+            .move_device(actor(), tenant(), device(), LifecycleMove::Resume, String::new())
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_thousand_suspensions_between_decision_and_connack() {
+    let world = world();
+    let (mut refused, mut ended) = (0, 0);
+    for n in 0..1000 {
+        // An attempt makes twelve lookups, from the certificate to the check after it was indexed.
+        world.facts.countdown.store(n % 12, Ordering::Release);
+        world.facts.armed.store(true, Ordering::Release);
+        let seen = world.attempt().run();
+        if world.facts.armed.swap(false, Ordering::AcqRel) {
+            // Fewer lookups than that: it was admitted, and nothing was suspended.
+            assert_eq!(seen.connack(), Some(0), "{n}: {seen:?}");
+            continue;
+        }
+        match seen.connack() {
+            Some(0) => {
+                // Granted before the suspension: then it was ended, and told so.
+                assert_eq!(seen.packets()[1][2], 0x98, "{n}: {seen:?}");
+                ended += 1;
+            }
+            Some(code) => {
+                assert!([0x87, 0x88].contains(&code), "{n}: {seen:?}");
+                refused += 1;
+            }
+            None => panic!("{n}: no CONNACK: {seen:?}"),
+        }
+        world.nothing_lives(&format!("attempt {n}"));
+        world.resume();
+    }
+    assert!(refused > 700, "{refused} refused, {ended} granted and ended");
+    assert_eq!(world.gateway.metrics().panics.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_thousand_suspensions_between_tls_end_and_connect() {
+    use std::io::{Read, Write};
+    let world = world();
+    for n in 0..1000 {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_client_auth_cert(world.identity.chain.clone(), world.identity.key.clone_key())
+            .unwrap();
+        let mut config = config;
+        config.dangerous().set_certificate_verifier(Arc::new(Anyone));
+        let mut tls =
+            rustls::ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+        let mut socket = std::net::TcpStream::connect(world.gateway.local_addr()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(stream.sock).unwrap();
+        }
+        // The server has decided as soon as our last flight is in; every other time it is given the time for it.
+        if n % 2 == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        suspend(&world.registry);
+        stream.write_all(&connect(5, "d1")).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert_eq!(answer.first(), Some(&0x20), "{n}: {answer:?}");
+        assert!([0x87, 0x88].contains(&answer[3]), "{n}: CONNACK {:#x}", answer[3]);
+        world.nothing_lives(&format!("attempt {n}"));
+        world.resume();
+    }
+}
+
+#[derive(Debug)]
+struct Anyone;
+
+impl rustls::client::danger::ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
