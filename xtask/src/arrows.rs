@@ -75,11 +75,7 @@ pub(crate) fn check() -> Result<()> {
             };
             let dev = dependency["kind"] == "dev";
             arrows += 1;
-            let fine = if used == "testkit" {
-                dev
-            } else {
-                dev || may.contains(&used)
-            };
+            let fine = dev || may.contains(&used);
             if !fine {
                 faults.push(format!("{short} may not use {used}"));
             }
