@@ -32,7 +32,7 @@ impl Backoff {
     }
 
     /// The next wait: anything from nothing to [`Backoff::bound`], each as likely.
-    pub fn next(&mut self) -> Duration {
+    pub fn wait(&mut self) -> Duration {
         let bound = self.bound();
         self.failures = self.failures.saturating_add(1);
         let mut bytes = [0; 8];
@@ -60,7 +60,7 @@ mod tests {
         let mut waits = std::collections::HashSet::new();
         for _ in 0..12 {
             bounds.push(backoff.bound().as_secs());
-            let wait = backoff.next();
+            let wait = backoff.wait();
             assert!(wait.as_secs() <= *bounds.last().unwrap());
             waits.insert(wait);
         }

@@ -133,16 +133,14 @@ impl Link {
         // In TLS 1.3 our certificate is judged after our handshake is done. A refusal may come before this write, and
         // fail it; the alert that says why is still there to be read.
         let written = link.write(&packet).await;
-        loop {
-            match link.event().await {
-                Ok(Event::Connack { code: 0, .. }) => return Ok(link),
-                Ok(Event::Connack { code, reason }) => {
-                    return Err(LinkFault::of_connack(options.version, code, reason.as_deref()));
-                }
-                Ok(_) => return Err(LinkFault::Broken("the first packet was no CONNACK".into())),
-                Err(fault @ LinkFault::Broken(_)) => return Err(written.err().unwrap_or(fault)),
-                Err(fault) => return Err(fault),
+        match link.event().await {
+            Ok(Event::Connack { code: 0, .. }) => Ok(link),
+            Ok(Event::Connack { code, reason }) => {
+                Err(LinkFault::of_connack(options.version, code, reason.as_deref()))
             }
+            Ok(_) => Err(LinkFault::Broken("the first packet was no CONNACK".into())),
+            Err(fault @ LinkFault::Broken(_)) => Err(written.err().unwrap_or(fault)),
+            Err(fault) => Err(fault),
         }
     }
 

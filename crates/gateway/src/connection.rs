@@ -46,7 +46,7 @@ enum Phase {
     Hello(Box<Accepted>),
     Handshaking(Box<Handshaking>),
     /// TLS is open; CONNECT is awaited, to learn in which version to answer what is already decided.
-    Greeting(Box<Result<Authorised, Refused>>),
+    Greeting(Box<Result<Authorised, Box<Refused>>>),
     Session(Box<Session>),
     /// The last word is in the output.
     Leaving {
@@ -185,7 +185,7 @@ impl Connection {
             Phase::Greeting(greeting) => {
                 self.refuse_silently(match *greeting {
                     Ok(authorised) => authorised.refuse(DenialCode::ConnectTimeout.into()),
-                    Err(refused) => refused,
+                    Err(refused) => *refused,
                 });
             }
             Phase::Session(session) => {
@@ -347,7 +347,7 @@ impl Connection {
                 if let Wire::Alert(description) = refused.denial().code.wire() {
                     b.records.extend(plain_alert(description));
                 }
-                self.refuse_wordless(refused);
+                self.refuse_wordless(*refused);
                 false
             }
         }
@@ -358,14 +358,13 @@ impl Connection {
         &self,
         handshaking: Handshaking,
         tls: &UnbufferedServerConnection,
-    ) -> Result<Authorised, Refused> {
+    ) -> Result<Authorised, Box<Refused>> {
         let node = &self.slot.node;
         let facts = node.facts.as_ref();
         handshaking
             .complete(tls)
             .and_then(|handshaken| handshaken.identify(facts))
             .and_then(|identified| identified.decide(facts, node.now()))
-            .map_err(|refused| *refused)
     }
 
     /// Acts on the whole packets of the plaintext.
@@ -449,13 +448,12 @@ impl Connection {
             authorised
                 .greet(greeting, mode)
                 .and_then(|greeted| grant::grant(greeted, version.name(), self.timer.clone(), &node))
-                .map_err(|refused| *refused)
         });
         match granted {
             Ok(granted) => {
                 self.phase = Phase::Session(Box::new(Session::open(granted, &connect, &node, &mut b.replies)))
             }
-            Err(refused) => self.refuse_in_tls(refused, Some(version), b),
+            Err(refused) => self.refuse_in_tls(*refused, Some(version), b),
         }
         length
     }
@@ -652,10 +650,10 @@ impl Drop for Connection {
 }
 
 /// What was decided before CONNECT goes before what is wrong with CONNECT.
-fn or_refuse(greeting: Result<Authorised, Refused>, denial: Denial) -> Refused {
+fn or_refuse(greeting: Result<Authorised, Box<Refused>>, denial: Denial) -> Refused {
     match greeting {
         Ok(authorised) => authorised.refuse(denial),
-        Err(refused) => refused,
+        Err(refused) => *refused,
     }
 }
 

@@ -35,11 +35,14 @@ impl Timer {
     }
 }
 
+/// Timers with the tick they were placed for.
+type Slot = Vec<(u64, Weak<Timer>)>;
+
 /// All deadlines of a gateway, in slots of 250 ms.
 #[derive(Debug)]
 pub(crate) struct Wheel {
     start: Instant,
-    slots: Vec<Mutex<Vec<(u64, Weak<Timer>)>>>,
+    slots: Vec<Mutex<Slot>>,
     /// The last tick that was worked off.
     done: AtomicU64,
 }

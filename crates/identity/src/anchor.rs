@@ -92,6 +92,9 @@ impl Anchor {
     }
 }
 
+/// A subject's DER and its key identifier.
+type NameAndKey = (Box<[u8]>, Box<[u8]>);
+
 /// Anchors by (subject name, key identifier), and by name alone for certificates without an authorityKeyIdentifier.
 ///
 /// A linear search costs milliseconds at 100,000 anchors, and many anchors of one name would let a stranger spend our
@@ -99,7 +102,7 @@ impl Anchor {
 /// [`AnchorIndex::CANDIDATES_MAX`] of them.
 #[derive(Debug, Default)]
 pub struct AnchorIndex {
-    by_name_and_key: HashMap<(Box<[u8]>, Box<[u8]>), Vec<Arc<Anchor>>>,
+    by_name_and_key: HashMap<NameAndKey, Vec<Arc<Anchor>>>,
     by_name: HashMap<Box<[u8]>, Vec<Arc<Anchor>>>,
     count: usize,
 }

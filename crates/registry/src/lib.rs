@@ -9,10 +9,10 @@
 //! Reading order:
 //!
 //! 1. [`store`]: opens the data directory, locks it, brings the schema up to date
-//! 2. [`writer`]: the one writer: group commit, then facts, then observers, then answers
+//! 2. `writer`: the one writer: group commit, then facts, then observers, then answers
 //! 3. [`change`]: the changes there are, each with its revision and its audit entry
 //! 4. [`import`]: thousands of devices in one change
-//! 5. [`table`]: the facts in memory that the gateway decides on
+//! 5. `table`: the facts in memory that the gateway decides on
 //! 6. [`ledger`]: exchanges: bounded queue, limits, queries
 //! 7. [`query`]: reading for people
 #![allow(

@@ -46,7 +46,6 @@ struct World {
     root: Ca,
     issuing: Ca,
     tight: Ca,
-    other: Ca,
     good: Identity,
     known: BTreeMap<&'static str, Identity>,
 }
@@ -119,7 +118,7 @@ fn world() -> &'static World {
         let fingerprint = fingerprint["credentials"][0]["fingerprint"].as_str().unwrap().to_owned();
         server.ask("POST", &format!("/credentials/{fingerprint}/revoke"), Some(&json!({}))).unwrap();
         let good = known["good"].clone();
-        World { _folder: folder, server, root, issuing, tight, other, good, known }
+        World { _folder: folder, server, root, issuing, tight, good, known }
     })
 }
 

@@ -1,5 +1,10 @@
 //! What is promised is on disk, and a disk that fails is a denial.
-#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stderr
+)]
 
 use std::path::Path;
 use std::process::Command;

@@ -210,7 +210,7 @@ async fn subscribe(
         if !fault.is_passing() {
             return Err(fault);
         }
-        let wait = backoff.next();
+        let wait = backoff.wait();
         eprintln!("warning: {fault}; trying again in {:.1} s", wait.as_secs_f64());
         tokio::time::sleep(wait).await;
     }

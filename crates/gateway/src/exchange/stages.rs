@@ -51,10 +51,10 @@ impl Accepted {
     ///
     /// # Errors
     /// [`Refused`] if the server name belongs to nobody.
-    pub(crate) fn hello(mut self, hello: ClientHello, node: &Node) -> Result<Handshaking, Refused> {
+    pub(crate) fn hello(mut self, hello: ClientHello, node: &Node) -> Result<Handshaking, Box<Refused>> {
         // rustls would look for what TLS 1.2 needs first, and answer an older client that it lacks that.
         if !hello.offers.tls12 && !hello.offers.tls13 {
-            return Err(self.refuse(DenialCode::TlsVersion.into()));
+            return Err(Box::new(self.refuse(DenialCode::TlsVersion.into())));
         }
         let facts = &node.facts;
         let asked = match &hello.server_name {
@@ -67,7 +67,7 @@ impl Accepted {
                         format!("no tenant has the host {name:?}"),
                     );
                     self.trace.fact("server_name", name.as_str());
-                    return Err(self.refuse(denial));
+                    return Err(Box::new(self.refuse(denial)));
                 }
                 tenant
             }

@@ -1,4 +1,4 @@
-//! The endpoints, in the order of [`super::openapi::ENDPOINTS`].
+//! The endpoints, in the order of `ENDPOINTS` in `openapi`.
 
 use std::sync::Arc;
 

@@ -127,7 +127,7 @@ fn of_csv(path: &Path) -> Result<Vec<ImportDevice>, Failure> {
                 })
                 .unwrap_or_default(),
             state: match given(row.state) {
-                Some(text) => text.parse().map_err(|e| wrong(format!("{e}")))?,
+                Some(text) => text.parse().map_err(wrong)?,
                 None => countersign_policy::LifecycleState::Active,
             },
             certificate,
