@@ -2,8 +2,8 @@
 //!
 //! Reading order follows a connection:
 //!
-//! 1. [`listen`]: TCP accept, admission control by source
-//! 2. [`connection`]: the life of one connection: read, decrypt, act, seal, write
+//! 1. `listen`: TCP accept, admission control by source
+//! 2. `connection`: the life of one connection: read, decrypt, act, seal, write
 //! 3. [`handshake`]: ClientHello, the buffer-free TLS driver, the verdict on the certificate
 //! 4. [`exchange`]: the stages as types that consume each other, and their record
 //! 5. [`session`]: register, then check; packets; cut-off

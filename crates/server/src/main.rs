@@ -37,3 +37,6 @@ pub static malloc_conf: &[u8] = b"background_thread:true,dirty_decay_ms:2000,muz
 fn main() -> ExitCode {
     cli::run()
 }
+
+#[cfg(test)]
+mod docs;

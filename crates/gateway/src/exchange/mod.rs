@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Each arrow is one method that takes the last stage by value, and is the only way to make the next. There is no way
-//! to a [`crate::session::Session`], and so to data, but along this chain; each arrow may end in [`Refused`] instead.
+//! to a session, and so to data, but along this chain; each arrow may end in [`Refused`] instead.
 
 mod refused;
 mod stages;

@@ -487,7 +487,7 @@ impl Authorised {
     }
 }
 
-/// A device whose CONNECT is sound. One step from a session: see [`crate::session::grant`].
+/// A device whose CONNECT is sound. One step from a session: see `session::grant`.
 #[derive(Debug)]
 pub struct Greeted {
     trace: Trace,

@@ -1,9 +1,9 @@
 //! Stage 9 and on: a session exists only while it is indexed, and was checked again after it was.
 //!
 //! * [`entry`]: a live session as others see it
-//! * [`index`]: all of them, found by device
-//! * [`grant`]: from a greeted device to an indexed session: register, then check
-//! * [`mqtt`]: what a session's packets do
+//! * `index`: all of them, found by device
+//! * `grant`: from a greeted device to an indexed session: register, then check
+//! * `mqtt`: what a session's packets do
 //! * [`cutoff`]: changes end the sessions they touch, and say how many and how fast
 
 pub mod cutoff;

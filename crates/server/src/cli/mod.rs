@@ -14,7 +14,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogFormat};
 use crate::failure::Failure;
-use arguments::{Arguments, Command, ConfigCommand};
+pub use arguments::Arguments;
+use arguments::{Command, ConfigCommand};
 
 /// Reads the command line and does what it says.
 pub fn run() -> ExitCode {
