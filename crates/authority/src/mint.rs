@@ -8,9 +8,9 @@ use std::time::Duration;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_factory::key::KeyFault;
 use countersign_factory::request::pem;
-use countersign_factory::{EnrolmentGrant, ServerGrant, SoftwareKey};
+use countersign_factory::{EnrolmentGrant, ProfileKind, ServerGrant, SoftwareKey};
 use countersign_identity::certificate::{EKU_CLIENT_AUTH, EKU_SERVER_AUTH};
-use countersign_identity::{CertificateFacts, Fingerprint, Timestamp};
+use countersign_identity::{CertificateFacts, Fingerprint, Timestamp, signed};
 use der::asn1::{BitString, GeneralizedTime, UtcTime};
 use der::{Decode, Encode};
 use rustls_pki_types::CertificateDer;
@@ -21,8 +21,10 @@ use x509_cert::builder::profile::BuilderProfile;
 use x509_cert::builder::{Builder, CertificateBuilder};
 use x509_cert::certificate::{TbsCertificate, Version};
 use x509_cert::ext::Extension;
+use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectKeyIdentifier,
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
+    SubjectKeyIdentifier,
 };
 use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
@@ -30,6 +32,9 @@ use x509_cert::time::{Time, Validity};
 
 use crate::hierarchy::{Hierarchy, IssuingAuthority};
 use crate::profile::{self, BACKDATING, Extensions, ISSUING_LIFETIME, ROOT_LIFETIME};
+
+/// 99991231235959Z: no well-defined end (RFC 5280 section 4.1.2.5).
+const NO_END: Timestamp = Timestamp::from_unix_s(253_402_300_799);
 
 /// Why nothing was minted.
 #[derive(Debug, thiserror::Error)]
@@ -121,13 +126,16 @@ impl IssuingAuthority {
             });
         }
         let subject = profile::device_name(grant.tenant(), grant.device())?;
-        let extensions = profile::device(self.key_id()?)?;
+        let profile = grant.profile();
+        let uri = profile.uri(grant.tenant(), grant.device());
+        let extensions = profile::device(self.key_id()?, profile.kind, uri.as_deref())?;
         self.issue(
             subject,
             grant.key().info().clone(),
             extensions,
             now,
-            grant.lifetime(),
+            profile.lifetime(),
+            profile.kind,
         )
     }
 
@@ -150,7 +158,8 @@ impl IssuingAuthority {
             grant.key().info().clone(),
             extensions,
             now,
-            countersign_factory::grant::SERVER_LIFETIME,
+            Some(countersign_factory::grant::SERVER_LIFETIME),
+            ProfileKind::Operational,
         )
     }
 
@@ -167,10 +176,15 @@ impl IssuingAuthority {
         key: SubjectPublicKeyInfoOwned,
         extensions: Extensions,
         now: Timestamp,
-        lifetime: Duration,
+        lifetime: Option<Duration>,
+        kind: ProfileKind,
     ) -> Result<Issued, MintError> {
-        let validity = validity(now, lifetime);
-        if validity.1 > self.facts.not_after {
+        // A factory certificate without an end outlives its CA: then the CA is what must stay registered.
+        let validity = match lifetime {
+            Some(lifetime) => validity(now, lifetime),
+            None => (validity(now, Duration::ZERO).0, NO_END),
+        };
+        if validity.1 > self.facts.not_after && validity.1 != NO_END {
             return Err(MintError::IssuerTooShort {
                 issuer: self.facts.not_after,
                 wanted: validity.1,
@@ -178,7 +192,7 @@ impl IssuingAuthority {
         }
         let issuer = Name::from_der(&self.facts.subject_der)?;
         let (certificate, facts) = Prepared::new(&self.key, issuer, subject, key, extensions, validity)?
-            .lint(|tbs| lint_leaf(tbs, self))?
+            .lint(|tbs| lint_leaf(tbs, self, kind))?
             .sign(&self.key)?
             .verify(&self.certificate, &self.facts)?;
         Ok(Issued {
@@ -388,14 +402,9 @@ impl Signed {
                 "the issuer's name is not its subject, byte for byte".into(),
             ));
         }
-        let parsed = x509_cert::Certificate::from_der(&der)?;
-        let tbs = parsed.tbs_certificate().to_der()?;
-        let issuer_parsed = x509_cert::Certificate::from_der(issuer)?;
-        let key = issuer_parsed.tbs_certificate().subject_public_key_info();
-        let key = key.subject_public_key.as_bytes().unwrap_or_default();
-        aws_lc_rs::signature::UnparsedPublicKey::new(&aws_lc_rs::signature::ECDSA_P256_SHA256_ASN1, key)
-            .verify(&tbs, parsed.signature().as_bytes().unwrap_or_default())
-            .map_err(|_| unverified("the signature does not hold".into()))?;
+        signed::key_of(issuer)
+            .and_then(|key| signed::Signed::parse(&der)?.verify(&key))
+            .map_err(|e| unverified(e.to_string()))?;
         if facts.ca.is_none() {
             webpki::EndEntityCert::try_from(&der).map_err(|e| unverified(e.to_string()))?;
         }
@@ -442,6 +451,15 @@ fn lint_all(tbs: &TbsCertificate) -> Result<(), String> {
     rule(names.count() == 1, "the subject has one common name")
 }
 
+fn no_server_names(tbs: &TbsCertificate) -> Result<bool, String> {
+    let names = extension::<SubjectAltName>(tbs)?
+        .map(|(_, n)| n.0)
+        .unwrap_or_default();
+    Ok(names
+        .iter()
+        .all(|n| !matches!(n, GeneralName::DnsName(_) | GeneralName::IpAddress(_))))
+}
+
 fn lint_ca(tbs: &TbsCertificate) -> Result<(), String> {
     let constraints = extension::<BasicConstraints>(tbs)?;
     rule(
@@ -463,7 +481,7 @@ fn lint_ca(tbs: &TbsCertificate) -> Result<(), String> {
     )
 }
 
-fn lint_leaf(tbs: &TbsCertificate, issuer: &IssuingAuthority) -> Result<(), String> {
+fn lint_leaf(tbs: &TbsCertificate, issuer: &IssuingAuthority, kind: ProfileKind) -> Result<(), String> {
     rule(
         extension::<BasicConstraints>(tbs)?.is_none_or(|(_, c)| !c.ca),
         "a leaf is no CA",
@@ -473,14 +491,19 @@ fn lint_leaf(tbs: &TbsCertificate, issuer: &IssuingAuthority) -> Result<(), Stri
         usage.is_some_and(|(critical, u)| critical && u.0 == KeyUsages::DigitalSignature),
         "a leaf has critical keyUsage digitalSignature, alone",
     )?;
-    let expected = match issuer.hierarchy {
-        Hierarchy::Devices => EKU_CLIENT_AUTH,
-        Hierarchy::Platform => EKU_SERVER_AUTH,
+    let expected: Option<&[_]> = match (issuer.hierarchy, kind) {
+        (Hierarchy::Devices, ProfileKind::Operational) => Some(&[EKU_CLIENT_AUTH]),
+        (Hierarchy::Devices, ProfileKind::Factory) => None,
+        (Hierarchy::Platform, _) => Some(&[EKU_SERVER_AUTH]),
     };
     let purposes = extension::<ExtendedKeyUsage>(tbs)?.map(|(_, e)| e.0);
     rule(
-        purposes.as_deref() == Some(&[expected]),
-        "below devices the only purpose is clientAuth, below platform serverAuth",
+        purposes.as_deref() == expected,
+        "below devices the only purpose is clientAuth (none is named in a factory certificate), below platform serverAuth",
+    )?;
+    rule(
+        issuer.hierarchy != Hierarchy::Devices || no_server_names(tbs)?,
+        "below devices no certificate names a host",
     )?;
     let key_id = extension::<AuthorityKeyIdentifier>(tbs)?.and_then(|(_, a)| a.key_identifier);
     rule(

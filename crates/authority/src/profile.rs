@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use const_oid::{AssociatedOid, ObjectIdentifier};
+use countersign_factory::ProfileKind;
 use countersign_identity::certificate::{
     ATTRIBUTE_COMMON_NAME, ATTRIBUTE_SERIAL_NUMBER, EKU_CLIENT_AUTH, EKU_SERVER_AUTH,
 };
@@ -118,12 +119,19 @@ pub(crate) fn ca(subject_key: &[u8], issuer_key: &[u8], path_length: Option<u8>)
     Ok(e)
 }
 
-/// Of a device: client authentication and nothing else; no subjectKeyIdentifier, as the IoT profile asks.
-pub(crate) fn device(issuer_key: &[u8]) -> der::Result<Extensions> {
+/// Of a device: no subjectKeyIdentifier, as the IoT profile asks. An operational one is for client authentication and
+/// nothing else; a factory one names no purpose (IEEE 802.1AR-2018 section 8.10).
+pub(crate) fn device(issuer_key: &[u8], kind: ProfileKind, uri: Option<&str>) -> der::Result<Extensions> {
     let mut e = Extensions::default();
     e.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
-    e.add(false, &ExtendedKeyUsage(vec![EKU_CLIENT_AUTH]))?;
+    if kind == ProfileKind::Operational {
+        e.add(false, &ExtendedKeyUsage(vec![EKU_CLIENT_AUTH]))?;
+    }
     e.add(false, &authority_key(issuer_key)?)?;
+    if let Some(uri) = uri {
+        let name = GeneralName::UniformResourceIdentifier(Ia5String::new(uri)?);
+        e.add(false, &SubjectAltName(vec![name]))?;
+    }
     Ok(e)
 }
 

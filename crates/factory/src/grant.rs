@@ -2,43 +2,72 @@
 
 use std::time::Duration;
 
+use countersign_identity::certificate::KeyAlgorithm;
 use countersign_identity::{DeviceId, TenantId};
 
+use crate::profile::{KeyKind, Profile};
 use crate::request::ProvenKey;
 
-/// The lifetime of an operational device certificate.
-pub const OPERATIONAL_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
 /// The lifetime of a server certificate.
 pub const SERVER_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
 
-/// A device may be issued an operational certificate for a key it was proven to hold.
+/// A device may be issued a certificate of one profile for a key it was proven to hold.
 #[derive(Debug)]
 pub struct EnrolmentGrant {
     tenant: TenantId,
     device: DeviceId,
     key: ProvenKey,
-    lifetime: Duration,
+    profile: Profile,
+}
+
+/// Why a key does not fit a profile.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyMismatch {
+    /// Too weak, or of a kind that is never accepted.
+    #[error(
+        "the key is too weak or of an unknown kind; hint: use P-256, P-384, Ed25519 or RSA of 2048 bits or more"
+    )]
+    Weak,
+    /// A kind that this profile does not accept.
+    #[error("the key is {kind}, profile {profile} accepts {accepted}; hint: make a key of such a kind")]
+    Kind {
+        /// The key's kind.
+        kind: &'static str,
+        /// The profile.
+        profile: String,
+        /// What it accepts.
+        accepted: String,
+    },
 }
 
 impl EnrolmentGrant {
-    /// An operator provisions a device that the registry knows. The key is proven by its type; that the device exists
-    /// in the tenant is the caller's to check, in the same transaction that will keep the certificate.
-    pub fn by_operator(tenant: TenantId, device: DeviceId, key: ProvenKey) -> Self {
-        Self {
+    /// For a device that the registry knows. The key is proven by its type; that the requester may have this device's
+    /// certificate, and that the device exists in the tenant, is the caller's to check, the latter in the same
+    /// transaction that will keep the certificate.
+    ///
+    /// # Errors
+    /// [`KeyMismatch`].
+    pub fn new(
+        tenant: TenantId,
+        device: DeviceId,
+        key: ProvenKey,
+        profile: Profile,
+    ) -> Result<Self, KeyMismatch> {
+        let kind = KeyKind::of(KeyAlgorithm::of(key.info())).ok_or(KeyMismatch::Weak)?;
+        if !profile.keys.contains(&kind) {
+            let accepted: Vec<_> = profile.keys.iter().map(|k| k.name()).collect();
+            return Err(KeyMismatch::Kind {
+                kind: kind.name(),
+                profile: profile.name,
+                accepted: accepted.join(", "),
+            });
+        }
+        Ok(Self {
             tenant,
             device,
             key,
-            lifetime: OPERATIONAL_LIFETIME,
-        }
-    }
-
-    /// The same with another lifetime, at least a second.
-    #[must_use]
-    pub fn with_lifetime(self, lifetime: Duration) -> Self {
-        Self {
-            lifetime: lifetime.max(Duration::from_secs(1)),
-            ..self
-        }
+            profile,
+        })
     }
 
     /// The tenant of the device.
@@ -56,9 +85,9 @@ impl EnrolmentGrant {
         &self.key
     }
 
-    /// How long the certificate lasts.
-    pub fn lifetime(&self) -> Duration {
-        self.lifetime
+    /// What the certificate holds.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
     }
 }
 

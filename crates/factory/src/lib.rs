@@ -2,12 +2,18 @@
 //!
 //! 1. [`key`]: a P-256 key in software, made here or on the device
 //! 2. [`request`]: PKCS#10, from which nothing but the proven public key is taken
-//! 3. [`grant`]: who may be issued what; [`grant::EnrolmentGrant`] has no other way to exist
+//! 3. [`profile`]: what certificates of one kind hold
+//! 4. [`grant`]: who may be issued what; [`grant::EnrolmentGrant`] has no other way to exist
+//! 5. [`RevocationReason`]: why a certificate ended before its time
 
 pub mod grant;
 pub mod key;
+pub mod profile;
 pub mod request;
+mod revocation;
 
 pub use grant::{EnrolmentGrant, ServerGrant};
 pub use key::SoftwareKey;
+pub use profile::{KeyKind, Profile, ProfileKind};
 pub use request::{CertificateRequest, ProvenKey, RequestFault};
+pub use revocation::RevocationReason;

@@ -1,8 +1,8 @@
 //! Requests for certificates, PKCS#10 (RFC 2986). From a request only the public key is taken: names and extensions in
 //! it are wishes, and certificates are built from the profile and the registry.
 
-use aws_lc_rs::signature as sig;
-use countersign_identity::DeviceId;
+use countersign_identity::signed::{SignatureFault, Signed};
+use countersign_identity::{DeviceId, Fingerprint};
 use der::asn1::{BitString, SetOfVec, Utf8StringRef};
 use der::{Any, Decode, Encode};
 use spki::SubjectPublicKeyInfoOwned;
@@ -42,6 +42,15 @@ impl ProvenKey {
         &self.info
     }
 
+    /// SHA-256 of the key's SubjectPublicKeyInfo: what it is known by.
+    ///
+    /// # Errors
+    /// [`KeyFault`] if it cannot be encoded.
+    pub fn fingerprint(&self) -> Result<Fingerprint, KeyFault> {
+        let der = self.info.to_der().map_err(|_| KeyFault::Failed)?;
+        Ok(Fingerprint::of(&der))
+    }
+
     /// Of a key that we hold ourselves.
     ///
     /// # Errors
@@ -66,21 +75,26 @@ impl CertificateRequest {
     /// # Errors
     /// [`RequestFault`] if it is no request, or does not prove possession of an acceptable key.
     pub fn parse(bytes: &[u8]) -> Result<Self, RequestFault> {
-        use der::DecodePem;
         let malformed = |e: der::Error| RequestFault::Malformed(e.to_string());
-        let request = if bytes.starts_with(b"-----") {
-            CertReq::from_pem(bytes).map_err(malformed)?
+        let decoded;
+        let bytes = if bytes.starts_with(b"-----") {
+            let (label, der) = der::pem::decode_vec(bytes).map_err(|e| malformed(e.into()))?;
+            if !label.ends_with("CERTIFICATE REQUEST") {
+                return Err(RequestFault::Malformed(format!("it is a {label}")));
+            }
+            decoded = der;
+            &decoded
         } else {
-            CertReq::from_der(bytes).map_err(malformed)?
+            bytes
         };
-        let signed = request.info.to_der().map_err(malformed)?;
+        let request = CertReq::from_der(bytes).map_err(malformed)?;
         let info = request.info.public_key;
-        let key = info.subject_public_key.as_bytes().ok_or(RequestFault::Key)?;
-        let signature = request.signature.as_bytes().ok_or(RequestFault::Signature)?;
-        let algorithm = verification(&info, &request.algorithm.oid.to_string())?;
-        sig::UnparsedPublicKey::new(algorithm, key)
-            .verify(&signed, signature)
-            .map_err(|_| RequestFault::Signature)?;
+        let signed = Signed::parse(bytes).map_err(|e| RequestFault::Malformed(e.to_string()))?;
+        signed.verify(&info).map_err(|e| match e {
+            SignatureFault::Malformed(what) => RequestFault::Malformed(what),
+            SignatureFault::Algorithm => RequestFault::Key,
+            SignatureFault::Invalid => RequestFault::Signature,
+        })?;
         Ok(Self {
             key: ProvenKey { info },
             subject: request.info.subject.to_string(),
@@ -128,36 +142,6 @@ fn common_name(text: &str) -> der::Result<Name> {
     };
     let rdn = RelativeDistinguishedName::try_from(vec![attribute])?;
     Name::from_der(&RdnSequence::from(vec![rdn]).to_der()?)
-}
-
-/// The algorithm to check the signature with, by the key's kind; the request's own word must agree.
-fn verification(
-    key: &SubjectPublicKeyInfoOwned,
-    signature_oid: &str,
-) -> Result<&'static dyn sig::VerificationAlgorithm, RequestFault> {
-    const P256: &str = "1.2.840.10045.3.1.7";
-    const P384: &str = "1.3.132.0.34";
-    let curve = key
-        .algorithm
-        .parameters
-        .as_ref()
-        .and_then(|p| p.decode_as::<const_oid::ObjectIdentifier>().ok())
-        .map(|o| o.to_string())
-        .unwrap_or_default();
-    Ok(
-        match (
-            key.algorithm.oid.to_string().as_str(),
-            curve.as_str(),
-            signature_oid,
-        ) {
-            ("1.2.840.10045.2.1", P256, "1.2.840.10045.4.3.2") => &sig::ECDSA_P256_SHA256_ASN1,
-            ("1.2.840.10045.2.1", P384, "1.2.840.10045.4.3.3") => &sig::ECDSA_P384_SHA384_ASN1,
-            ("1.2.840.10045.2.1", P384, "1.2.840.10045.4.3.2") => &sig::ECDSA_P384_SHA256_ASN1,
-            ("1.3.101.112", _, "1.3.101.112") => &sig::ED25519,
-            ("1.2.840.113549.1.1.1", _, "1.2.840.113549.1.1.11") => &sig::RSA_PKCS1_2048_8192_SHA256,
-            _ => return Err(RequestFault::Key),
-        },
-    )
 }
 
 /// DER as PEM (RFC 7468) with the given label.

@@ -22,9 +22,10 @@ use countersign_policy::{Denial, DenialCode};
 use rustls::server::UnbufferedServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use crate::buffers::{self, Buffers, INPUT_BYTES, Spill};
-use crate::exchange::{Accepted, Authorised, Greeting, Handshaking, Refused};
+use crate::exchange::{Accepted, Authorised, Greeting, Handshaken, Handshaking, Identification, Refused};
 use crate::handshake::driver::{self, PassEnd};
 use crate::handshake::hello::{self, Hello};
 use crate::node::ConnectionSlot;
@@ -45,6 +46,9 @@ const fn plain_alert(description: u8) -> [u8; 7] {
 enum Phase {
     Hello(Box<Accepted>),
     Handshaking(Box<Handshaking>),
+    /// TLS is open, and the certificate is not known: the registry decides whether it is learned. Nothing is read
+    /// until it has answered.
+    Learning(Box<Learning>),
     /// TLS is open; CONNECT is awaited, to learn in which version to answer what is already decided.
     Greeting(Box<Result<Authorised, Box<Refused>>>),
     Session(Box<Session>),
@@ -57,6 +61,11 @@ enum Phase {
         left: usize,
     },
     Over,
+}
+
+struct Learning {
+    handshaken: Handshaken,
+    answer: oneshot::Receiver<Result<(), Denial>>,
 }
 
 /// One connection, from accept to close.
@@ -128,6 +137,13 @@ impl Connection {
             Phase::Over => return Poll::Ready(()),
             Phase::Leaving { drain } => return self.half_close(drain, cx),
             Phase::Draining { .. } => return self.drain(b, cx),
+            Phase::Learning(ref mut learning) => {
+                let Poll::Ready(answer) = Pin::new(&mut learning.answer).poll(cx) else {
+                    return Poll::Pending;
+                };
+                self.first_contact_answered(answer.unwrap_or_else(|_| Err(registry_silent())), b);
+                return Poll::Ready(());
+            }
             Phase::Session(ref mut session) if session.has_deliveries() => {
                 session.deliver(&self.slot.node, &mut b.replies);
                 self.seal(b);
@@ -182,6 +198,7 @@ impl Connection {
                 let denial = Denial::from(DenialCode::HandshakeTimeout);
                 self.refuse_silently(handshaking.give_up(denial));
             }
+            Phase::Learning(learning) => self.refuse_silently(learning.handshaken.refuse(registry_silent())),
             Phase::Greeting(greeting) => {
                 self.refuse_silently(match *greeting {
                     Ok(authorised) => authorised.refuse(DenialCode::ConnectTimeout.into()),
@@ -272,7 +289,10 @@ impl Connection {
                 // close_notify in the middle of a handshake.
                 Phase::Handshaking(handshaking)
             } else {
-                Phase::Greeting(Box::new(self.authorise(*handshaking, &tls)))
+                match handshaking.complete(&tls) {
+                    Ok(handshaken) => self.authorise(handshaken),
+                    Err(refused) => Phase::Greeting(Box::new(Err(refused))),
+                }
             };
         }
         self.tls = Some(tls);
@@ -353,18 +373,45 @@ impl Connection {
         }
     }
 
-    /// Stages 5 to 7: everything about the device is decided before it says what it wants.
-    fn authorise(
-        &self,
-        handshaking: Handshaking,
-        tls: &UnbufferedServerConnection,
-    ) -> Result<Authorised, Box<Refused>> {
+    /// Stages 6 and 7: everything about the device is decided before it says what it wants.
+    fn authorise(&self, handshaken: Handshaken) -> Phase {
         let node = &self.slot.node;
         let facts = node.facts.as_ref();
-        handshaking
-            .complete(tls)
-            .and_then(|handshaken| handshaken.identify(facts))
-            .and_then(|identified| identified.decide(facts, node.now()))
+        let decided = match handshaken.identify(facts) {
+            Ok(Identification::Known(identified)) => identified.decide(facts, node.now()),
+            Ok(Identification::FirstContact(handshaken, contact)) => {
+                let (sender, answer) = oneshot::channel();
+                node.sink.first_contact(
+                    contact,
+                    Box::new(move |learned| {
+                        // Nobody waits any more if the device went away.
+                        let _ = sender.send(learned);
+                    }),
+                );
+                return Phase::Learning(Box::new(Learning {
+                    handshaken: *handshaken,
+                    answer,
+                }));
+            }
+            Err(refused) => Err(refused),
+        };
+        Phase::Greeting(Box::new(decided))
+    }
+
+    /// Goes on where a first contact stopped: with what the device may have sent meanwhile.
+    fn first_contact_answered(&mut self, answer: Result<(), Denial>, b: &mut Buffers) {
+        let Phase::Learning(learning) = std::mem::replace(&mut self.phase, Phase::Over) else {
+            return;
+        };
+        self.phase = match answer {
+            Ok(()) => self.authorise(learning.handshaken.learned()),
+            Err(denial) => Phase::Greeting(Box::new(Err(Box::new(learning.handshaken.refuse(denial))))),
+        };
+        if let Some(spill) = &mut self.spill {
+            b.plaintext.append(&mut spill.plaintext);
+        }
+        self.packets(b);
+        self.seal(b);
     }
 
     /// Acts on the whole packets of the plaintext.
@@ -404,7 +451,11 @@ impl Connection {
             let patience = session.patience(self.slot.node.now());
             self.set_deadline(patience);
         }
-        if matches!(self.phase, Phase::Session(_) | Phase::Greeting(_)) && used < plaintext.len() {
+        if matches!(
+            self.phase,
+            Phase::Session(_) | Phase::Greeting(_) | Phase::Learning(_)
+        ) && used < plaintext.len()
+        {
             self.spill.get_or_insert_default().plaintext = plaintext[used..].to_vec();
         }
         b.plaintext = plaintext;
@@ -542,6 +593,10 @@ impl Connection {
                 let refused = handshaking.fail(error);
                 self.refuse_wordless(refused);
             }
+            Phase::Learning(learning) => {
+                let denial = Denial::new(alert_after_handshake(error), error.to_string());
+                self.refuse_wordless(learning.handshaken.refuse(denial));
+            }
             Phase::Greeting(greeting) => {
                 let denial = Denial::new(alert_after_handshake(error), error.to_string());
                 self.refuse_wordless(or_refuse(*greeting, denial));
@@ -562,6 +617,7 @@ impl Connection {
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Hello(accepted) => accepted.abandon().conclude(&node),
             Phase::Handshaking(handshaking) => handshaking.abandon().conclude(&node),
+            Phase::Learning(learning) => learning.handshaken.abandon().conclude(&node),
             Phase::Greeting(greeting) => match *greeting {
                 Ok(authorised) => authorised.abandon().conclude(&node),
                 Err(refused) => refused.conclude(&node),
@@ -647,6 +703,14 @@ impl Drop for Connection {
             self.lost();
         }
     }
+}
+
+/// A first contact that was not answered, or not in time.
+fn registry_silent() -> Denial {
+    Denial::new(
+        DenialCode::RegistryUnavailable,
+        "the registry did not answer whether the certificate may be learned",
+    )
 }
 
 /// What was decided before CONNECT goes before what is wrong with CONNECT.

@@ -13,12 +13,13 @@ use countersign_identity::{
     TenantId,
 };
 use countersign_policy::decide::TenantPolicy;
-use countersign_policy::facts::{CredentialKind, RegistryUnavailable};
+use countersign_policy::facts::RegistryUnavailable;
 use countersign_policy::{
-    ClientIdMode, CredentialFacts, CredentialState, Custody, DeviceFacts, FactSource, LifecycleMove,
-    LifecycleState,
+    Admission, ClientIdMode, CredentialFacts, DeviceFacts, FactSource, LifecycleMove, LifecycleState,
 };
-use countersign_registry::{Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Registry};
+use countersign_registry::{
+    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry,
+};
 use countersign_testkit::client::{Attempt, connect};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 
@@ -85,6 +86,10 @@ impl FactSource for Meddling {
         self.lookup();
         found
     }
+    fn admission(&self, authority: &AuthorityId) -> Admission {
+        self.registry.facts().admission(authority)
+    }
+
     fn client_id_mode(&self, tenant: &TenantId) -> ClientIdMode {
         self.lookup();
         self.registry.facts().client_id_mode(tenant)
@@ -116,8 +121,9 @@ fn world() -> World {
             NewAuthority {
                 id: "race".parse().unwrap(),
                 tenant: tenant(),
-                managed: false,
-                rule: IdentityRule::CommonName,
+                origin: Origin::Managed,
+                rule: IdentityRule::default(),
+                admission: Admission::RegisteredOnly,
                 certificate: ca.certificate().to_vec(),
             },
         )
@@ -127,13 +133,9 @@ fn world() -> World {
         model: None,
         groups: vec![],
         state: LifecycleState::Active,
+        authority: None,
     };
-    let credential = NewCredential {
-        certificate: CertificateFacts::parse(&identity.chain[0]).unwrap(),
-        kind: CredentialKind::Operational,
-        state: CredentialState::Active,
-        custody: Custody::Unknown,
-    };
+    let credential = NewCredential::brought(CertificateFacts::parse(&identity.chain[0]).unwrap());
     registry
         .import_devices(actor(), tenant(), vec![(new, Some(credential))])
         .unwrap();

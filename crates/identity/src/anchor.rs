@@ -13,6 +13,8 @@ use crate::rule::IdentityRule;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AnchorState {
+    /// Not admitted: whoever registered it has not proven yet to hold its key.
+    Unproven,
     /// Admitted.
     Active,
     /// Still admitted; nothing new is issued.
@@ -24,6 +26,15 @@ pub enum AnchorState {
 }
 
 impl AnchorState {
+    /// All states.
+    pub const ALL: [Self; 5] = [
+        Self::Unproven,
+        Self::Active,
+        Self::Retiring,
+        Self::Retired,
+        Self::Revoked,
+    ];
+
     /// Whether a chain to this anchor may be admitted.
     pub fn admits(self) -> bool {
         matches!(self, Self::Active | Self::Retiring)
@@ -32,6 +43,7 @@ impl AnchorState {
     /// The state's name in store, API and output.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Unproven => "unproven",
             Self::Active => "active",
             Self::Retiring => "retiring",
             Self::Retired => "retired",
@@ -92,6 +104,31 @@ impl Anchor {
     }
 }
 
+/// A CA certificate between an anchor and its devices, kept here for devices that send only their own.
+#[derive(Debug)]
+pub struct StoredIntermediate {
+    /// The tenant that stored it.
+    pub tenant: TenantId,
+    /// What it says.
+    pub facts: CertificateFacts,
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+}
+
+impl StoredIntermediate {
+    /// Takes a certificate.
+    ///
+    /// # Errors
+    /// If the DER cannot be read as a certificate.
+    pub fn new(tenant: TenantId, der: &[u8]) -> Result<Self, CertificateError> {
+        Ok(Self {
+            tenant,
+            facts: CertificateFacts::parse(der)?,
+            der: CertificateDer::from(der.to_vec()),
+        })
+    }
+}
+
 /// A subject's DER and its key identifier.
 type NameAndKey = (Box<[u8]>, Box<[u8]>);
 
@@ -104,6 +141,7 @@ type NameAndKey = (Box<[u8]>, Box<[u8]>);
 pub struct AnchorIndex {
     by_name_and_key: HashMap<NameAndKey, Vec<Arc<Anchor>>>,
     by_name: HashMap<Box<[u8]>, Vec<Arc<Anchor>>>,
+    intermediates: HashMap<Box<[u8]>, Vec<Arc<StoredIntermediate>>>,
     count: usize,
 }
 
@@ -133,6 +171,32 @@ impl AnchorIndex {
         self.count += 1;
     }
 
+    /// Adds one intermediate.
+    pub fn insert_intermediate(&mut self, intermediate: Arc<StoredIntermediate>) {
+        let name: Box<[u8]> = intermediate.facts.subject_der.as_slice().into();
+        self.intermediates.entry(name).or_default().push(intermediate);
+    }
+
+    /// The stored intermediates of a tenant (of any, if none is named) that may have issued `certificate`.
+    pub(crate) fn stored_issuers_of<'a>(
+        &'a self,
+        tenant: Option<&'a TenantId>,
+        certificate: &'a CertificateFacts,
+    ) -> impl Iterator<Item = &'a Arc<StoredIntermediate>> {
+        self.intermediates
+            .get(certificate.issuer_der.as_slice())
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+            .iter()
+            .filter(move |i| tenant.is_none_or(|t| *t == i.tenant))
+            .filter(
+                |i| match (&certificate.authority_key_id, &i.facts.subject_key_id) {
+                    (Some(wanted), Some(key)) => wanted == key,
+                    _ => true,
+                },
+            )
+    }
+
     /// How many anchors there are.
     pub fn len(&self) -> usize {
         self.count
@@ -144,10 +208,7 @@ impl AnchorIndex {
     }
 
     /// The anchors that may have issued `certificate`. An anchor without a subjectKeyIdentifier is found by name.
-    pub(crate) fn issuers_of<'a>(
-        &'a self,
-        certificate: &CertificateFacts,
-    ) -> impl Iterator<Item = &'a Arc<Anchor>> {
+    pub fn issuers_of<'a>(&'a self, certificate: &CertificateFacts) -> impl Iterator<Item = &'a Arc<Anchor>> {
         let exact = certificate.authority_key_id.as_deref().map(|key| {
             let key = (certificate.issuer_der.as_slice().into(), key.into());
             self.by_name_and_key

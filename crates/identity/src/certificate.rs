@@ -22,6 +22,9 @@ pub const ATTRIBUTE_SERIAL_NUMBER: ObjectIdentifier = ObjectIdentifier::new_unwr
 /// The subject attribute commonName.
 pub const ATTRIBUTE_COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
+/// id-on-hardwareModuleName (RFC 4108 section 5).
+const HARDWARE_MODULE_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.8.4");
+
 /// Why bytes are not a certificate that we read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a certificate in DER: {0}")]
@@ -48,6 +51,9 @@ pub struct CertificateFacts {
     pub san_uris: Vec<String>,
     /// All subject alternative names of type dNSName.
     pub san_dns_names: Vec<String>,
+    /// hwSerialNum of all subject alternative names of type hardwareModuleName: text if it is a device id, else hex.
+    #[serde(default)]
+    pub hardware_serials: Vec<String>,
     /// The subject for people, RFC 4514. Never compared: names are compared as bytes.
     pub subject_text: String,
     /// The issuer for people, RFC 4514. Never compared.
@@ -113,6 +119,51 @@ pub enum KeyAlgorithm {
 }
 
 impl KeyAlgorithm {
+    /// The algorithm of a public key.
+    pub fn of(spki: &spki::SubjectPublicKeyInfoOwned) -> Self {
+        const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+        const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
+        const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
+        const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
+        const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+        match spki.algorithm.oid {
+            EC => match spki
+                .algorithm
+                .parameters
+                .as_ref()
+                .and_then(|p| p.decode_as::<ObjectIdentifier>().ok())
+            {
+                Some(P256) => KeyAlgorithm::EcP256,
+                Some(P384) => KeyAlgorithm::EcP384,
+                _ => KeyAlgorithm::Other,
+            },
+            ED25519 => KeyAlgorithm::Ed25519,
+            RSA => {
+                // RSAPublicKey ::= SEQUENCE { modulus INTEGER, publicExponent INTEGER } (RFC 8017 A.1.1)
+                let modulus = spki.subject_public_key.as_bytes().and_then(|b| {
+                    use der::Reader;
+                    let mut reader = der::SliceReader::new(b).ok()?;
+                    reader
+                        .sequence(|r| {
+                            let modulus = der::asn1::UintRef::decode(r)?;
+                            let bits = modulus.as_bytes().len() * 8
+                                - modulus
+                                    .as_bytes()
+                                    .first()
+                                    .map_or(0, |b| b.leading_zeros() as usize);
+                            let _exponent = der::asn1::UintRef::decode(r)?;
+                            Ok::<_, der::Error>(bits)
+                        })
+                        .ok()
+                });
+                modulus
+                    .and_then(|b| u32::try_from(b).ok())
+                    .map_or(KeyAlgorithm::Other, KeyAlgorithm::Rsa)
+            }
+            _ => KeyAlgorithm::Other,
+        }
+    }
+
     /// Whether it reaches the least strength that may identify a device: P-256, Ed25519 or RSA 2048.
     pub fn is_strong_enough(self) -> bool {
         match self {
@@ -136,12 +187,15 @@ impl CertificateFacts {
         let certificate = Certificate::from_der(der).map_err(fault)?;
         let tbs = certificate.tbs_certificate();
         let spki = tbs.subject_public_key_info();
-        let (mut uris, mut dns) = (Vec::new(), Vec::new());
+        let (mut uris, mut dns, mut hardware) = (Vec::new(), Vec::new(), Vec::new());
         if let Some((_, names)) = tbs.get_extension::<SubjectAltName>().map_err(fault)? {
             for name in &names.0 {
                 match name {
                     GeneralName::UniformResourceIdentifier(uri) => uris.push(uri.to_string()),
                     GeneralName::DnsName(name) => dns.push(name.to_string()),
+                    GeneralName::OtherName(other) if other.type_id == HARDWARE_MODULE_NAME => {
+                        hardware.push(hardware_serial(&other.value).map_err(fault)?);
+                    }
                     _ => {}
                 }
             }
@@ -180,6 +234,7 @@ impl CertificateFacts {
             subject_serial_numbers: attribute_texts(tbs.subject(), ATTRIBUTE_SERIAL_NUMBER),
             san_uris: uris,
             san_dns_names: dns,
+            hardware_serials: hardware,
             subject_text: tbs.subject().to_string(),
             issuer_text: tbs.issuer().to_string(),
             subject_der: tbs.subject().to_der().map_err(fault)?,
@@ -192,7 +247,7 @@ impl CertificateFacts {
             authority_key_id,
             subject_key_id,
             public_key_sha256: Fingerprint::of(&spki.to_der().map_err(fault)?),
-            key_algorithm: key_algorithm(spki),
+            key_algorithm: KeyAlgorithm::of(spki),
         })
     }
 
@@ -213,6 +268,22 @@ impl CertificateFacts {
     pub fn is_self_issued(&self) -> bool {
         self.subject_der == self.issuer_der
     }
+}
+
+/// HardwareModuleName ::= SEQUENCE { hwType OBJECT IDENTIFIER, hwSerialNum OCTET STRING }
+fn hardware_serial(value: &der::Any) -> der::Result<String> {
+    #[derive(der::Sequence)]
+    struct HardwareModuleName {
+        #[allow(dead_code, reason = "which kind of module it is does not enter the id")]
+        hw_type: ObjectIdentifier,
+        hw_serial_num: der::asn1::OctetString,
+    }
+    let module: HardwareModuleName = value.decode_as()?;
+    let serial = module.hw_serial_num.as_bytes();
+    Ok(match std::str::from_utf8(serial) {
+        Ok(text) if crate::id::DeviceId::new(text).is_ok() => text.to_owned(),
+        _ => hex::encode(serial),
+    })
 }
 
 fn serial_hex(bytes: &[u8]) -> String {
@@ -244,48 +315,4 @@ fn attribute_texts(name: &x509_cert::name::Name, oid: ObjectIdentifier) -> Vec<S
             }
         })
         .collect()
-}
-
-fn key_algorithm(spki: &spki::SubjectPublicKeyInfoOwned) -> KeyAlgorithm {
-    const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-    const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
-    const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
-    const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
-    const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
-    match spki.algorithm.oid {
-        EC => match spki
-            .algorithm
-            .parameters
-            .as_ref()
-            .and_then(|p| p.decode_as::<ObjectIdentifier>().ok())
-        {
-            Some(P256) => KeyAlgorithm::EcP256,
-            Some(P384) => KeyAlgorithm::EcP384,
-            _ => KeyAlgorithm::Other,
-        },
-        ED25519 => KeyAlgorithm::Ed25519,
-        RSA => {
-            // RSAPublicKey ::= SEQUENCE { modulus INTEGER, publicExponent INTEGER } (RFC 8017 A.1.1)
-            let modulus = spki.subject_public_key.as_bytes().and_then(|b| {
-                use der::Reader;
-                let mut reader = der::SliceReader::new(b).ok()?;
-                reader
-                    .sequence(|r| {
-                        let modulus = der::asn1::UintRef::decode(r)?;
-                        let bits = modulus.as_bytes().len() * 8
-                            - modulus
-                                .as_bytes()
-                                .first()
-                                .map_or(0, |b| b.leading_zeros() as usize);
-                        let _exponent = der::asn1::UintRef::decode(r)?;
-                        Ok::<_, der::Error>(bits)
-                    })
-                    .ok()
-            });
-            modulus
-                .and_then(|b| u32::try_from(b).ok())
-                .map_or(KeyAlgorithm::Other, KeyAlgorithm::Rsa)
-        }
-        _ => KeyAlgorithm::Other,
-    }
 }

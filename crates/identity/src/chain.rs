@@ -3,12 +3,13 @@
 //! webpki builds and checks the path (RFC 5280 section 6); what it does not look at is checked here: the anchor's own
 //! state, dates and path length, keyUsage bits, and that the chain's tenant is the one that was asked for.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
-use crate::anchor::{Anchor, AnchorIndex, AnchorState};
+use crate::anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 use crate::certificate::CertificateFacts;
 use crate::id::TenantId;
 use crate::timestamp::Timestamp;
@@ -17,6 +18,9 @@ use crate::timestamp::Timestamp;
 pub const CHAIN_CERTIFICATES_MAX: usize = 8;
 /// The most bytes of certificates a client may send.
 pub const CHAIN_BYTES_MAX: usize = 16 * 1024;
+
+/// The most stored intermediates that one chain is completed with.
+const COMPLETED_MAX: usize = 8;
 
 /// Why a chain does not lead to a registered, usable anchor. Ordered as the checks are made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -102,6 +106,12 @@ pub enum ChainFault {
         /// Its last moment of validity.
         not_after: Timestamp,
     },
+    /// Nobody has proven yet to hold the authority's key.
+    #[error("possession of the key of authority {authority} has not been proven")]
+    AuthorityUnproven {
+        /// The authority's id.
+        authority: String,
+    },
     /// The authority is retired.
     #[error("the authority {authority} is retired")]
     AuthorityRetired {
@@ -155,45 +165,45 @@ impl VerifiedChain {
         if leaf.ca.is_some() {
             return Err(ChainFault::CaAsLeaf);
         }
+        let completed = completed(anchors, tenant, &leaf, &above);
+        let intermediates: Vec<_> = intermediates
+            .iter()
+            .chain(completed.iter().map(|i| &i.der))
+            .map(|der| CertificateDer::from(der.as_ref()))
+            .collect();
+        let above: Vec<_> = above.iter().chain(completed.iter().map(|i| &i.facts)).collect();
         let candidates = candidates(anchors, tenant, &leaf, &above)?;
         let trust: Vec<_> = candidates.iter().map(|a| a.trust().clone()).collect();
         let end_entity = EndEntityCert::try_from(leaf_der).map_err(|e| fault_of(e, &leaf, &candidates))?;
         let time =
             UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.unix_s().max(0).unsigned_abs()));
+        // Of several paths (cross-signed, overlapping roots) any that holds will do; the first fault is told if none does.
+        let first_fault = RefCell::new(None);
+        let examine = |path: &VerifiedPath<'_>| {
+            examine(path, &candidates, &intermediates, &above, now).map_err(|fault| {
+                first_fault.borrow_mut().get_or_insert(fault);
+                webpki::Error::UnknownIssuer
+            })
+        };
         let path = end_entity
             .verify_for_usage(
                 webpki::ALL_VERIFICATION_ALGS,
                 &trust,
-                intermediates,
+                &intermediates,
                 time,
                 KeyUsage::client_auth(),
                 None,
-                None,
+                Some(&examine),
             )
-            .map_err(|e| fault_of(e, &leaf, &candidates))?;
-        let found = path.anchor();
-        let anchor = candidates
-            .iter()
-            .find(|a| a.trust() == found)
-            .cloned()
-            .ok_or_else(|| ChainFault::UnknownCa {
-                issuer: leaf.issuer_text.clone(),
+            .map_err(|e| {
+                first_fault
+                    .take()
+                    .unwrap_or_else(|| fault_of(e, &leaf, &candidates))
             })?;
+        let anchor = anchor_of(&path, &candidates).ok_or_else(|| ChainFault::UnknownCa {
+            issuer: leaf.issuer_text.clone(),
+        })?;
         let used = path.intermediate_certificates().count();
-        // keyUsage of the issuers: webpki 0.103 does not look at it.
-        for issuer in path.intermediate_certificates() {
-            let der = issuer.der();
-            let facts = intermediates
-                .iter()
-                .zip(&above)
-                .find(|(d, _)| d.as_ref() == der.as_ref())
-                .map(|(_, f)| f)
-                .ok_or(ChainFault::Budget)?;
-            if facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
-                return Err(ChainFault::IssuerNotCa("keyUsage lacks keyCertSign"));
-            }
-        }
-        check_anchor(&anchor, used, now)?;
         check_leaf(&leaf)?;
         Ok(Self {
             leaf,
@@ -223,16 +233,51 @@ impl VerifiedChain {
     }
 }
 
+/// The stored intermediates between what was sent and the anchors, for devices that send only their own certificate.
+/// Nothing is added where an anchor is known already, so whoever sends a whole chain pays nothing for it.
+fn completed(
+    anchors: &AnchorIndex,
+    tenant: Option<&TenantId>,
+    leaf: &CertificateFacts,
+    above: &[CertificateFacts],
+) -> Vec<Arc<StoredIntermediate>> {
+    let mut added: Vec<Arc<StoredIntermediate>> = Vec::new();
+    let is_known = |c: &CertificateFacts| {
+        anchors.issuers_of(c).next().is_some() || above.iter().any(|a| a.subject_der == c.issuer_der)
+    };
+    for start in std::iter::once(leaf).chain(above) {
+        if is_known(start) {
+            continue;
+        }
+        let mut open = vec![start.clone()];
+        while let Some(certificate) = open.pop() {
+            for stored in anchors.stored_issuers_of(tenant, &certificate) {
+                if added.len() >= COMPLETED_MAX {
+                    return added;
+                }
+                if added.iter().any(|a| Arc::ptr_eq(a, stored)) {
+                    continue;
+                }
+                added.push(stored.clone());
+                if !is_known(&stored.facts) {
+                    open.push(stored.facts.clone());
+                }
+            }
+        }
+    }
+    added
+}
+
 /// The anchors that the presented certificates point at, the leaf's issuer first.
 fn candidates(
     anchors: &AnchorIndex,
     tenant: Option<&TenantId>,
     leaf: &CertificateFacts,
-    above: &[CertificateFacts],
+    above: &[&CertificateFacts],
 ) -> Result<Vec<Arc<Anchor>>, ChainFault> {
     let mut found: Vec<Arc<Anchor>> = Vec::new();
     let mut foreign = false;
-    for certificate in std::iter::once(leaf).chain(above) {
+    for certificate in std::iter::once(leaf).chain(above.iter().copied()) {
         for anchor in anchors.issuers_of(certificate) {
             if tenant.is_some_and(|t| *t != anchor.tenant) {
                 foreign = true;
@@ -243,6 +288,8 @@ fn candidates(
             }
         }
     }
+    // What may be admitted is tried first.
+    found.sort_by_key(|a| !a.state.admits());
     match (found.first(), tenant) {
         (Some(first), None) if found.iter().any(|a| a.tenant != first.tenant) => {
             Err(ChainFault::AmbiguousTenant)
@@ -256,11 +303,43 @@ fn candidates(
     }
 }
 
+fn anchor_of(path: &VerifiedPath<'_>, candidates: &[Arc<Anchor>]) -> Option<Arc<Anchor>> {
+    candidates.iter().find(|a| a.trust() == path.anchor()).cloned()
+}
+
+/// What webpki leaves out of a path.
+fn examine(
+    path: &VerifiedPath<'_>,
+    candidates: &[Arc<Anchor>],
+    intermediates: &[CertificateDer<'_>],
+    above: &[&CertificateFacts],
+    now: Timestamp,
+) -> Result<(), ChainFault> {
+    let mut used = 0;
+    // keyUsage of the issuers: webpki 0.103 does not look at it.
+    for issuer in path.intermediate_certificates() {
+        used += 1;
+        let der = issuer.der();
+        let facts = intermediates
+            .iter()
+            .zip(above)
+            .find(|(d, _)| d.as_ref() == der.as_ref())
+            .map(|(_, f)| f)
+            .ok_or(ChainFault::Budget)?;
+        if facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
+            return Err(ChainFault::IssuerNotCa("keyUsage lacks keyCertSign"));
+        }
+    }
+    let anchor = anchor_of(path, candidates).ok_or(ChainFault::Budget)?;
+    check_anchor(&anchor, used, now)
+}
+
 /// What webpki leaves out of an anchor (`VerifiedPath` knows only its name, key and name constraints).
 fn check_anchor(anchor: &Anchor, intermediates: usize, now: Timestamp) -> Result<(), ChainFault> {
     let authority = anchor.authority.to_string();
     match anchor.state {
         AnchorState::Active | AnchorState::Retiring => {}
+        AnchorState::Unproven => return Err(ChainFault::AuthorityUnproven { authority }),
         AnchorState::Retired => return Err(ChainFault::AuthorityRetired { authority }),
         AnchorState::Revoked => return Err(ChainFault::AuthorityRevoked { authority }),
     }

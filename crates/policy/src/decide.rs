@@ -361,7 +361,8 @@ fn lifecycle(state: LifecycleState) -> Result<(), Denial> {
 
 fn credential_state(state: CredentialState) -> Result<(), Denial> {
     match state {
-        CredentialState::Issued | CredentialState::Active | CredentialState::Superseded => Ok(()),
+        CredentialState::Issued | CredentialState::Active => Ok(()),
+        CredentialState::Superseded => Err(DenialCode::CredentialSuperseded.into()),
         CredentialState::Revoked => Err(DenialCode::CredentialRevoked.into()),
         CredentialState::Lapsed => Err(DenialCode::CredentialLapsed.into()),
         CredentialState::Expired => Err(DenialCode::CertificateExpired.into()),

@@ -226,6 +226,9 @@ catalogue! {
     AuthorityExpired "authority.expired" ClientCertificate Alert(45),
         "the registered authority's own certificate is expired",
         "register the authority's new certificate, then renew the devices' certificates";
+    AuthorityUnproven "authority.unproven" ClientCertificate Alert(48),
+        "the authority was registered, but possession of its key was not proven",
+        "prove it: countersign authority prove, with a certificate that the CA issued for the code";
     AuthorityRetired "authority.retired" ClientCertificate Alert(48),
         "the authority was retired",
         "issue the device a certificate from an active authority";
@@ -255,6 +258,24 @@ catalogue! {
     CredentialOfOther "credential.of-other-device" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate names another device than the one it is registered for",
         "look at both devices: the certificate's identity and its registration must agree";
+    FirstContactUnbound "first-contact.unbound" Identify Connack { v311: 5, v5: 0x87 },
+        "the device is known, but it is not bound to the authority that issued its certificate",
+        "bind it, if that is its authority: countersign device bind";
+    FirstContactOtherKey "first-contact.other-key" Identify Connack { v311: 5, v5: 0x87 },
+        "the device has a certificate already, and came with another one",
+        "if the new one is right, revoke the old one (countersign credential revoke); else somebody copied the device's id";
+    FirstContactSharedKey "first-contact.shared-key" Identify Connack { v311: 5, v5: 0x87 },
+        "the key of the new certificate belongs to another device already",
+        "look at both devices: a key that two of them hold was copied; give each a key of its own";
+    FirstContactPattern "first-contact.pattern" Identify Connack { v311: 5, v5: 0x87 },
+        "the id does not fit the pattern of the authority's just-in-time template",
+        "correct the certificate's id, or change the template: countersign authority set";
+    FirstContactQuota "first-contact.quota" Identify Connack { v311: 5, v5: 0x87 },
+        "as many devices came by the authority's just-in-time template as its quota allows",
+        "look at who came; then raise the quota: countersign authority set";
+    CredentialSuperseded "credential.superseded" Identify Connack { v311: 5, v5: 0x87 },
+        "the device uses a newer certificate, and the time in which the old one was admitted too is over",
+        "let the device present its newest certificate; if it lost it, provision it anew: countersign device provision";
     CredentialLapsed "credential.lapsed" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate was handed out but not used in time",
         "provision the device anew: countersign device provision";
@@ -361,6 +382,7 @@ impl DenialCode {
             ChainFault::SignatureAlgorithm => Self::SignatureAlgorithm,
             ChainFault::Budget => Self::ChainBudget,
             ChainFault::AnchorExpired { .. } => Self::AuthorityExpired,
+            ChainFault::AuthorityUnproven { .. } => Self::AuthorityUnproven,
             ChainFault::AuthorityRetired { .. } => Self::AuthorityRetired,
             ChainFault::AuthorityRevoked { .. } => Self::AuthorityRevoked,
         }
@@ -377,7 +399,9 @@ impl From<&IdentityFault> for Denial {
     fn from(fault: &IdentityFault) -> Self {
         let code = match fault {
             IdentityFault::Missing(_) => DenialCode::IdentityMissing,
-            IdentityFault::Ambiguous(_) | IdentityFault::Malformed { .. } => DenialCode::IdentityMalformed,
+            IdentityFault::Ambiguous(_) | IdentityFault::OtherForm(_) | IdentityFault::Malformed { .. } => {
+                DenialCode::IdentityMalformed
+            }
         };
         Self::new(code, fault.to_string())
     }

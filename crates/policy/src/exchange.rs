@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::denial::Denial;
 use crate::facts::Generations;
+use crate::first_contact::{Answer, Contact};
 
 /// The stages of an exchange, in order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -252,6 +253,10 @@ pub trait ExchangeSink: Send + Sync {
     /// The first publish of an admitted exchange was accepted: adds stage `first-data` to its record.
     fn first_data(&self, tenant: &TenantId, device: &DeviceId, exchange: ExchangeId, stage: StageRecord);
 
-    /// A credential in state `issued` was used for the first time; it becomes `active`.
-    fn credential_used(&self, fingerprint: Fingerprint);
+    /// A credential in state `issued` was used for the first time, over a chain to `authority`; it becomes `active`.
+    fn credential_used(&self, fingerprint: Fingerprint, authority: &AuthorityId);
+
+    /// A device proved to hold the key of a sound certificate that is not known: decides what that brings about, keeps
+    /// it, and answers once it is on disk and in the facts. Returns at once; the answer may come on any thread.
+    fn first_contact(&self, contact: Contact, answer: Answer);
 }

@@ -11,6 +11,7 @@ use countersign_identity::{
 use serde::{Deserialize, Serialize};
 
 use crate::decide::TenantPolicy;
+use crate::first_contact::Admission;
 use crate::lifecycle::LifecycleState;
 
 macro_rules! named {
@@ -55,7 +56,7 @@ named! {
         Issued = "issued",
         /// In use.
         Active = "active",
-        /// Replaced by a newer one of the same device; still admitted until it is revoked or expires.
+        /// Replaced by a newer one of the same device that is in use, and the overlap is over: no longer admitted.
         Superseded = "superseded",
         /// No longer admitted.
         Revoked = "revoked",
@@ -219,6 +220,9 @@ pub trait FactSource: Send + Sync {
 
     /// State and generation of an authority now; `None` if it is not known.
     fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)>;
+
+    /// What first contacts of an authority's devices may bring about; nothing if the authority is not known.
+    fn admission(&self, authority: &AuthorityId) -> Admission;
 
     /// Which client ids the tenant's devices may use.
     fn client_id_mode(&self, tenant: &TenantId) -> ClientIdMode;

@@ -5,15 +5,17 @@
 //! 1. [`lifecycle`]: the states of a device and the table of moves between them
 //! 2. [`facts`]: what is known of device, credential and authority, and the trait through which it is looked up
 //! 3. [`spaces`]: names for parts of the topic tree, which policies speak of
-//! 4. [`decide`]: a tenant's compiled policies, and the permits that only they make
-//! 5. [`denial`]: every way to be refused, each with a stable code, its wire form, a cause and a cure
-//! 6. [`exchange`]: the record of one connection attempt, from TCP accept to first publish
+//! 4. [`first_contact`]: what may be learned when a sound certificate is not known yet
+//! 5. [`decide`]: a tenant's compiled policies, and the permits that only they make
+//! 6. [`denial`]: every way to be refused, each with a stable code, its wire form, a cause and a cure
+//! 7. [`exchange`]: the record of one connection attempt, from TCP accept to first publish
 
 mod compile;
 pub mod decide;
 pub mod denial;
 pub mod exchange;
 pub mod facts;
+pub mod first_contact;
 pub mod lifecycle;
 mod permit;
 pub mod spaces;
@@ -24,6 +26,7 @@ pub use exchange::{ExchangeId, ExchangeRecord, Outcome, Possession, Stage, Stage
 pub use facts::{
     ClientIdMode, CredentialFacts, CredentialState, Custody, DeviceFacts, FactSource, Generations,
 };
+pub use first_contact::Admission;
 pub use lifecycle::{LifecycleMove, LifecycleState};
 pub use permit::{AdmissionPermit, PublishPermit, SubscribePermit};
 pub use spaces::{SpaceSet, TopicSpace};

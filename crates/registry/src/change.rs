@@ -3,19 +3,12 @@
 
 use std::sync::Arc;
 
-use countersign_identity::{
-    Anchor, AnchorState, AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, IdentityRule,
-    TenantId, Timestamp,
-};
+use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
 use countersign_mqtt::topic::SpaceFilter;
 use countersign_policy::decide::{DEFAULT_POLICY, TenantPolicy};
-use countersign_policy::facts::CredentialKind;
 use countersign_policy::lifecycle::Lifecycle;
 use countersign_policy::spaces::default_spaces;
-use countersign_policy::{
-    ClientIdMode, CredentialFacts, CredentialState, Custody, DeviceFacts, LifecycleMove, LifecycleState,
-    TopicSpace,
-};
+use countersign_policy::{ClientIdMode, DeviceFacts, LifecycleMove, LifecycleState, TopicSpace};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::json;
 
@@ -42,21 +35,6 @@ pub enum Change {
     Credential(TenantId, DeviceId, Fingerprint),
 }
 
-/// An authority to be registered in the `devices` hierarchy.
-#[derive(Debug, Clone)]
-pub struct NewAuthority {
-    /// Its id, unique across tenants.
-    pub id: AuthorityId,
-    /// The tenant whose devices it may vouch for.
-    pub tenant: TenantId,
-    /// Whether we hold its key.
-    pub managed: bool,
-    /// Where its certificates carry the device id.
-    pub rule: IdentityRule,
-    /// Its certificate, DER.
-    pub certificate: Vec<u8>,
-}
-
 /// A device to be added.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewDevice {
@@ -68,19 +46,8 @@ pub struct NewDevice {
     pub groups: Vec<String>,
     /// Where it starts: `pending` or `active`.
     pub state: LifecycleState,
-}
-
-/// A certificate to be registered for a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewCredential {
-    /// What the certificate says.
-    pub certificate: CertificateFacts,
-    /// What it is for.
-    pub kind: CredentialKind,
-    /// `issued` or `active`.
-    pub state: CredentialState,
-    /// How its key is held.
-    pub custody: Custody,
+    /// The authority whose certificates may be learned for it at first contact.
+    pub authority: Option<AuthorityId>,
 }
 
 pub(crate) fn newest_revision(db: &Connection) -> Result<u64, RegistryError> {
@@ -92,7 +59,12 @@ pub(crate) fn newest_revision(db: &Connection) -> Result<u64, RegistryError> {
 
 impl Scope<'_> {
     /// The next revision, for one subject.
-    fn revise(&mut self, kind: &str, tenant: &str, subject: &str) -> Result<Generation, RegistryError> {
+    pub(crate) fn revise(
+        &mut self,
+        kind: &str,
+        tenant: &str,
+        subject: &str,
+    ) -> Result<Generation, RegistryError> {
         self.tx
             .prepare_cached("INSERT INTO revisions (at, kind, tenant, subject) VALUES (?, ?, ?, ?)")?
             .execute(params![self.now.unix_ms(), kind, tenant, subject])?;
@@ -121,6 +93,20 @@ impl Scope<'_> {
             Ok(())
         } else {
             Err(RegistryError::NoTenant(tenant.clone()))
+        }
+    }
+
+    fn need_authority(&self, tenant: &TenantId, authority: &AuthorityId) -> Result<(), RegistryError> {
+        let found: bool = self
+            .tx
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM authorities WHERE id = ? AND tenant = ?)")?
+            .query_row([authority.as_str(), tenant.as_str()], |r| r.get(0))?;
+        if found {
+            Ok(())
+        } else {
+            Err(RegistryError::NoAuthority(format!(
+                "{authority} in tenant {tenant}"
+            )))
         }
     }
 
@@ -183,10 +169,10 @@ impl Scope<'_> {
             serde_json::to_string(&groups).map_err(|e| RegistryError::Database(e.to_string()))?;
         self.tx
             .prepare_cached(
-                "INSERT INTO devices (tenant, id, model, groups, state, before_quarantine, revision, created)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                "INSERT INTO devices (tenant, id, model, groups, state, before_quarantine, revision, created, authority)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
                  ON CONFLICT (tenant, id) DO UPDATE SET
-                 model = ?3, groups = ?4, state = ?5, before_quarantine = ?6, revision = ?7",
+                 model = ?3, groups = ?4, state = ?5, before_quarantine = ?6, revision = ?7, authority = ?9",
             )?
             .execute(params![
                 tenant.as_str(),
@@ -196,7 +182,8 @@ impl Scope<'_> {
                 lifecycle.state.name(),
                 lifecycle.before_quarantine.map(LifecycleState::name),
                 generation.0.cast_signed(),
-                created.unix_ms()
+                created.unix_ms(),
+                device.authority.as_ref().map(AuthorityId::as_str),
             ])?;
         self.facts.push(Fact::Device(Arc::new(DeviceFacts {
             tenant: tenant.clone(),
@@ -218,79 +205,6 @@ impl Scope<'_> {
     ) -> Result<Option<(NewDevice, Lifecycle, Timestamp)>, RegistryError> {
         read_device(self.tx, tenant, device)
     }
-
-    /// Registers a certificate for a device. A key belongs to one device only, or a clone could not be told.
-    pub(crate) fn put_credential(
-        &mut self,
-        tenant: &TenantId,
-        device: &DeviceId,
-        new: &NewCredential,
-    ) -> Result<(), RegistryError> {
-        let c = &new.certificate;
-        let other: Option<(String, String)> = self
-            .tx
-            .prepare_cached(
-                "SELECT tenant, device FROM credentials WHERE public_key = ?1 AND NOT (tenant = ?2 AND device = ?3)",
-            )?
-            .query_row(params![c.public_key_sha256.as_bytes(), tenant.as_str(), device.as_str()], |r| {
-                Ok((r.get(0)?, r.get(1)?))
-            })
-            .optional()?;
-        if let Some((other_tenant, other)) = other {
-            return Err(RegistryError::Refused(format!(
-                "the key of this certificate is registered for device {other} of tenant {other_tenant}: two devices with one key cannot be told apart"
-            )));
-        }
-        let generation = self.revise("credential", tenant.as_str(), &c.fingerprint.to_string())?;
-        self.tx
-            .prepare_cached(
-                "INSERT INTO credentials (fingerprint, tenant, device, kind, state, custody, serial, issuer,
-                 public_key, not_before, not_after, revision, created)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            )?
-            .execute(params![
-                c.fingerprint.as_bytes(),
-                tenant.as_str(),
-                device.as_str(),
-                new.kind.name(),
-                new.state.name(),
-                new.custody.name(),
-                c.serial,
-                c.issuer_text,
-                c.public_key_sha256.as_bytes(),
-                c.not_before.unix_ms(),
-                c.not_after.unix_ms(),
-                generation.0.cast_signed(),
-                self.now.unix_ms()
-            ])?;
-        self.facts.push(Fact::Credential(CredentialFacts {
-            fingerprint: c.fingerprint,
-            tenant: tenant.clone(),
-            device: device.clone(),
-            kind: new.kind,
-            state: new.state,
-            custody: new.custody,
-            generation,
-        }));
-        self.changes
-            .push(Change::Credential(tenant.clone(), device.clone(), c.fingerprint));
-        Ok(())
-    }
-
-    /// The device that has a credential; `None` if nobody has it.
-    pub(crate) fn credential_owner(
-        &self,
-        fingerprint: &Fingerprint,
-    ) -> Result<Option<(String, String)>, RegistryError> {
-        if self.facts.is_empty() && !self.table.knows(fingerprint) {
-            return Ok(None);
-        }
-        Ok(self
-            .tx
-            .prepare_cached("SELECT tenant, device FROM credentials WHERE fingerprint = ?")?
-            .query_row([fingerprint.as_bytes()], |r| Ok((r.get(0)?, r.get(1)?)))
-            .optional()?)
-    }
 }
 
 pub(crate) fn read_device(
@@ -298,16 +212,30 @@ pub(crate) fn read_device(
     tenant: &TenantId,
     device: &DeviceId,
 ) -> Result<Option<(NewDevice, Lifecycle, Timestamp)>, RegistryError> {
-    type Row = (Option<String>, String, String, Option<String>, i64);
+    type Row = (
+        Option<String>,
+        String,
+        String,
+        Option<String>,
+        i64,
+        Option<String>,
+    );
     let row: Option<Row> = db
         .prepare_cached(
-            "SELECT model, groups, state, before_quarantine, created FROM devices WHERE tenant = ? AND id = ?",
+            "SELECT model, groups, state, before_quarantine, created, authority FROM devices WHERE tenant = ? AND id = ?",
         )?
         .query_row([tenant.as_str(), device.as_str()], |r| {
-            Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?))
+            Ok((
+                r.get(0)?,
+                r.get(1)?,
+                r.get(2)?,
+                r.get(3)?,
+                r.get(4)?,
+                r.get(5)?,
+            ))
         })
         .optional()?;
-    let Some((model, groups, state, before, created)) = row else {
+    let Some((model, groups, state, before, created, authority)) = row else {
         return Ok(None);
     };
     let state: LifecycleState = damaged(state.parse())?;
@@ -321,6 +249,7 @@ pub(crate) fn read_device(
         model,
         groups,
         state,
+        authority: authority.map(|a| damaged(a.parse())).transpose()?,
     };
     Ok(Some((device, lifecycle, Timestamp::from_unix_ms(created))))
 }
@@ -460,65 +389,6 @@ impl Registry {
         })
     }
 
-    /// Registers an authority of the `devices` hierarchy.
-    ///
-    /// # Errors
-    /// [`RegistryError::Exists`] if the id or, in the same tenant, the certificate is known;
-    /// [`RegistryError::Refused`] if the certificate is no CA's.
-    pub fn register_authority(
-        &self,
-        actor: Actor,
-        new: NewAuthority,
-    ) -> Result<Committed<()>, RegistryError> {
-        self.write(move |scope| {
-            scope.need_tenant(&new.tenant)?;
-            let generation = scope.revise("authority", new.tenant.as_str(), new.id.as_str())?;
-            let anchor = anchor(&new, AnchorState::Active, generation)?;
-            let facts = &anchor.facts;
-            if facts.ca.is_none() || facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
-                return Err(RegistryError::Refused(format!(
-                    "the certificate of {} is no CA certificate; hint: register the CA that issued the devices' certificates",
-                    facts.subject_text
-                )));
-            }
-            if !facts.allows_client_auth() {
-                return Err(RegistryError::Refused(
-                    "the CA's extKeyUsage lacks clientAuth: it cannot vouch for devices".into(),
-                ));
-            }
-            let origin = if new.managed { "managed" } else { "registered" };
-            scope
-                .tx
-                .execute(
-                    "INSERT INTO authorities
-                     (id, tenant, origin, state, identity_rule, certificate, fingerprint, revision, created)
-                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    params![
-                        new.id.as_str(),
-                        new.tenant.as_str(),
-                        origin,
-                        AnchorState::Active.name(),
-                        new.rule.name(),
-                        new.certificate,
-                        facts.fingerprint.as_bytes(),
-                        generation.0.cast_signed(),
-                        scope.now.unix_ms()
-                    ],
-                )
-                .map_err(|e| match e.sqlite_error_code() {
-                    Some(rusqlite::ErrorCode::ConstraintViolation) => {
-                        RegistryError::Exists(format!("authority {} or its certificate", new.id))
-                    }
-                    _ => e.into(),
-                })?;
-            let detail = json!({ "origin": origin, "subject": facts.subject_text, "fingerprint": facts.fingerprint });
-            scope.audit(&actor, "authority.register", new.tenant.as_str(), new.id.as_str(), &detail)?;
-            scope.changes.push(Change::Authority(new.id.clone()));
-            scope.facts.push(Fact::Authority(Arc::new(anchor)));
-            Ok(())
-        })
-    }
-
     /// Adds one device without a credential.
     ///
     /// # Errors
@@ -537,9 +407,37 @@ impl Registry {
                     new.id
                 )));
             }
+            if let Some(authority) = &new.authority {
+                scope.need_authority(&tenant, authority)?;
+            }
             scope.put_device(&tenant, &new, Lifecycle::new(new.state), scope.now)?;
             let detail = json!({ "model": new.model, "groups": new.groups, "state": new.state.name() });
             scope.audit(&actor, "device.add", tenant.as_str(), new.id.as_str(), &detail)
+        })
+    }
+
+    /// Binds a device to the authority whose certificates may be learned for it at first contact; `None` unbinds it.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoDevice`]; [`RegistryError::NoAuthority`] if the tenant does not have it.
+    pub fn bind_device(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        device: DeviceId,
+        authority: Option<AuthorityId>,
+    ) -> Result<Committed<()>, RegistryError> {
+        self.write(move |scope| {
+            let Some((mut row, lifecycle, created)) = scope.device(&tenant, &device)? else {
+                return Err(RegistryError::NoDevice { tenant, device });
+            };
+            if let Some(authority) = &authority {
+                scope.need_authority(&tenant, authority)?;
+            }
+            let detail = json!({ "from": row.authority, "to": authority });
+            row.authority = authority;
+            scope.put_device(&tenant, &row, lifecycle, created)?;
+            scope.audit(&actor, "device.bind", tenant.as_str(), device.as_str(), &detail)
         })
     }
 
@@ -571,149 +469,4 @@ impl Registry {
             Ok(moved)
         })
     }
-
-    /// Issues and registers a credential: `issue` runs inside the transaction, and what it made is on disk before
-    /// it is handed out.
-    ///
-    /// # Errors
-    /// [`RegistryError::NoDevice`]; [`RegistryError::Refused`] if the device is decommissioned or nothing was issued.
-    pub fn provision<T: Send + 'static>(
-        &self,
-        actor: Actor,
-        tenant: TenantId,
-        device: DeviceId,
-        issue: impl FnOnce(Timestamp) -> Result<(NewCredential, T), String> + Send + 'static,
-    ) -> Result<Committed<T>, RegistryError> {
-        self.write(move |scope| {
-            let Some((_, lifecycle, _)) = scope.device(&tenant, &device)? else {
-                return Err(RegistryError::NoDevice { tenant, device });
-            };
-            if lifecycle.state == LifecycleState::Decommissioned {
-                return Err(RegistryError::Refused(format!(
-                    "device {device} is decommissioned, and that is final; hint: give the hardware a new id"
-                )));
-            }
-            let (new, value) = issue(scope.now).map_err(RegistryError::Refused)?;
-            scope.put_credential(&tenant, &device, &new)?;
-            let detail = json!({
-                "serial": new.certificate.serial,
-                "fingerprint": new.certificate.fingerprint,
-                "not_after": new.certificate.not_after.to_string(),
-                "custody": new.custody.name(),
-            });
-            scope.audit(
-                &actor,
-                "credential.issue",
-                tenant.as_str(),
-                device.as_str(),
-                &detail,
-            )?;
-            Ok(value)
-        })
-    }
-
-    /// Revokes a credential.
-    ///
-    /// # Errors
-    /// [`RegistryError::NoCredential`].
-    pub fn revoke_credential(
-        &self,
-        actor: Actor,
-        fingerprint: Fingerprint,
-        reason: String,
-    ) -> Result<Committed<()>, RegistryError> {
-        self.write(move |scope| {
-            let Some(facts) = read_credential(scope.tx, &fingerprint)? else {
-                return Err(RegistryError::NoCredential(fingerprint));
-            };
-            let generation = scope.revise("credential", facts.tenant.as_str(), &fingerprint.to_string())?;
-            scope
-                .tx
-                .prepare_cached(
-                    "UPDATE credentials SET state = 'revoked', revision = ? WHERE fingerprint = ?",
-                )?
-                .execute(params![generation.0.cast_signed(), fingerprint.as_bytes()])?;
-            let (tenant, device) = (facts.tenant.clone(), facts.device.clone());
-            scope.facts.push(Fact::Credential(CredentialFacts {
-                state: CredentialState::Revoked,
-                generation,
-                ..facts
-            }));
-            let detail = json!({ "fingerprint": fingerprint, "reason": reason });
-            scope.audit(
-                &actor,
-                "credential.revoke",
-                tenant.as_str(),
-                device.as_str(),
-                &detail,
-            )?;
-            scope
-                .changes
-                .push(Change::Credential(tenant, device, fingerprint));
-            Ok(())
-        })
-    }
-
-    /// First use: `issued` becomes `active`. Not waited for: it alters no admission.
-    pub(crate) fn credential_used(&self, fingerprint: Fingerprint) {
-        self.write_behind("keep a credential's first use", move |scope| {
-            let Some(facts) = read_credential(scope.tx, &fingerprint)? else {
-                return Ok(());
-            };
-            if facts.state != CredentialState::Issued {
-                return Ok(());
-            }
-            scope
-                .tx
-                .prepare_cached("UPDATE credentials SET state = 'active' WHERE fingerprint = ?")?
-                .execute([fingerprint.as_bytes()])?;
-            scope.facts.push(Fact::Credential(CredentialFacts {
-                state: CredentialState::Active,
-                ..facts
-            }));
-            Ok(())
-        });
-    }
-}
-
-pub(crate) fn anchor(
-    new: &NewAuthority,
-    state: AnchorState,
-    generation: Generation,
-) -> Result<Anchor, RegistryError> {
-    Anchor::new(
-        new.tenant.clone(),
-        new.id.clone(),
-        state,
-        generation,
-        new.rule,
-        &new.certificate,
-    )
-    .map_err(|e| RegistryError::Refused(format!("authority {}: {e}", new.id)))
-}
-
-pub(crate) fn read_credential(
-    db: &Connection,
-    fingerprint: &Fingerprint,
-) -> Result<Option<CredentialFacts>, RegistryError> {
-    db.prepare_cached(
-        "SELECT fingerprint, tenant, device, kind, state, custody, revision FROM credentials WHERE fingerprint = ?",
-    )?
-    .query_row([fingerprint.as_bytes()], |r| Ok(credential_facts(r)))
-    .optional()?
-    .transpose()
-}
-
-/// Of a row `fingerprint, tenant, device, kind, state, custody, revision`.
-pub(crate) fn credential_facts(r: &rusqlite::Row<'_>) -> Result<CredentialFacts, RegistryError> {
-    let text = |n: usize| -> Result<String, RegistryError> { Ok(r.get(n)?) };
-    Ok(CredentialFacts {
-        fingerprint: Fingerprint::from_bytes(r.get(0)?),
-        tenant: damaged(text(1)?.parse())?,
-        device: damaged(text(2)?.parse())?,
-        kind: damaged(text(3)?.parse())?,
-        state: damaged(text(4)?.parse())?,
-        custody: damaged(text(5)?.parse())?,
-        generation: Generation(r.get::<_, i64>(6)?.cast_unsigned()),
-    })
 }

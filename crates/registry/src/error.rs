@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use countersign_identity::{DeviceId, Fingerprint, TenantId};
+use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId};
 use countersign_policy::lifecycle::IllegalMove;
 
 /// Why the registry did not do what it was asked. Whatever it is, nothing was changed.
@@ -80,6 +80,23 @@ pub enum RegistryError {
         device: DeviceId,
         /// Why not.
         fault: IllegalMove,
+    },
+    /// The key belongs to another device.
+    #[error(
+        "the key of this certificate is registered for device {0}: two devices with one key cannot be told apart; hint: give each device a key of its own"
+    )]
+    SharedKey(String),
+    /// An authority cannot be closed while devices depend on it.
+    #[error("{count} devices depend on authority {authority} and would be locked out, {limit} are accepted: {}{}; hint: renew their certificates under another authority (countersign authority dependents {authority}), or accept the loss with --leave-out {count}", examples.join(", "), if *count > examples.len() as u64 { ", …" } else { "" })]
+    Dependents {
+        /// The authority.
+        authority: AuthorityId,
+        /// How many.
+        count: u64,
+        /// How many may be locked out.
+        limit: u64,
+        /// Some of them.
+        examples: Vec<String>,
     },
     /// The input breaks a rule.
     #[error("{0}")]

@@ -6,7 +6,8 @@ use countersign_policy::lifecycle::Lifecycle;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::change::{Actor, NewCredential, NewDevice};
+use crate::change::{Actor, NewDevice};
+use crate::credential::NewCredential;
 use crate::error::RegistryError;
 use crate::store::Registry;
 use crate::writer::{Committed, Scope};

@@ -11,18 +11,24 @@
 //! 1. [`store`]: opens the data directory, locks it, brings the schema up to date
 //! 2. `writer`: the one writer: group commit, then facts, then observers, then answers
 //! 3. [`change`]: the changes there are, each with its revision and its audit entry
-//! 4. [`import`]: thousands of devices in one change
-//! 5. `table`: the facts in memory that the gateway decides on
-//! 6. [`ledger`]: exchanges: bounded queue, limits, queries
-//! 7. [`query`]: reading for people
+//! 4. [`authority`]: authorities: registered, proven, rotated
+//! 5. [`credential`]: credentials: issued, used, superseded, revoked
+//! 6. `first_contact`: what a device that shows up may bring about
+//! 7. [`import`]: thousands of devices in one change
+//! 8. `table`: the facts in memory that the gateway decides on
+//! 9. [`ledger`]: exchanges: bounded queue, limits, queries
+//! 10. [`query`]: reading for people
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
 )]
 
 mod audit;
+pub mod authority;
 pub mod change;
+pub mod credential;
 mod error;
+mod first_contact;
 pub mod import;
 pub mod ledger;
 mod migrate;
@@ -32,7 +38,11 @@ mod table;
 mod writer;
 
 pub use audit::{AuditEntry, AuditFault};
-pub use change::{Actor, Change, NewAuthority, NewCredential, NewDevice};
+pub use authority::{AuthorityMove, NewAuthority, Origin};
+pub use change::{Actor, Change, NewDevice};
+pub use credential::{
+    IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Revocation, RevokedEntry, Swept,
+};
 pub use error::RegistryError;
 pub use import::ImportReport;
 pub use ledger::{Ledger, LedgerLimits};

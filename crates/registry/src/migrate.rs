@@ -18,7 +18,10 @@ pub(crate) struct Schema {
 
 /// The facts. A change is on disk before it is answered.
 pub(crate) const REGISTRY: Schema = Schema {
-    migrations: &[include_str!("migrations/registry_001.sql")],
+    migrations: &[
+        include_str!("migrations/registry_001.sql"),
+        include_str!("migrations/registry_002.sql"),
+    ],
     synchronous: "FULL",
 };
 /// The exchanges. Written behind.

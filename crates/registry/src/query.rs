@@ -4,14 +4,15 @@ use countersign_identity::{
     AnchorState, AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp,
 };
 use countersign_policy::facts::CredentialKind;
-use countersign_policy::{ClientIdMode, CredentialState, Custody, LifecycleState, TopicSpace};
+use countersign_policy::{Admission, ClientIdMode, CredentialState, Custody, LifecycleState, TopicSpace};
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{self, AuditEntry, AuditFault};
+use crate::authority::anchor_state;
 use crate::change::{damaged, read_device};
 use crate::error::RegistryError;
-use crate::store::{Registry, anchor_state};
+use crate::store::Registry;
 
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +50,14 @@ pub struct AuthorityView {
     pub fingerprint: Fingerprint,
     /// The end of its certificate's validity.
     pub not_after: Timestamp,
+    /// What first contacts of its devices may bring about.
+    pub admission: Admission,
+    /// While unproven: the code that the proof must name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Until when the code may be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code_expires: Option<Timestamp>,
 }
 
 /// A device in a list.
@@ -66,6 +75,8 @@ pub struct DeviceView {
     pub state: LifecycleState,
     /// While quarantined: what release returns to.
     pub before_quarantine: Option<LifecycleState>,
+    /// The authority whose certificates may be learned for it at first contact.
+    pub authority: Option<AuthorityId>,
     /// Since when.
     pub created: Timestamp,
 }
@@ -85,6 +96,11 @@ pub struct CredentialView {
     pub state: CredentialState,
     /// How its key is held.
     pub custody: Custody,
+    /// The authority that its chain ends in, if that is known.
+    pub authority: Option<AuthorityId>,
+    /// A newer one is in use: until then this one is admitted too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub supersede_at: Option<Timestamp>,
     /// First moment of validity.
     pub not_before: Timestamp,
     /// Last moment of validity.
@@ -126,7 +142,8 @@ impl Registry {
     pub fn authorities(&self) -> Result<Vec<AuthorityView>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT id, tenant, origin, state, identity_rule, certificate FROM authorities ORDER BY tenant, id",
+                "SELECT id, tenant, origin, state, identity_rule, certificate, admission, code, code_expires
+                 FROM authorities ORDER BY tenant, id",
             )?;
             let mut rows = statement.query([])?;
             let mut found = Vec::new();
@@ -141,9 +158,25 @@ impl Registry {
                     subject: facts.subject_text,
                     fingerprint: facts.fingerprint,
                     not_after: facts.not_after,
+                    admission: damaged(serde_json::from_str(&r.get::<_, String>(6)?))?,
+                    code: r.get(7)?,
+                    code_expires: r.get::<_, Option<i64>>(8)?.map(Timestamp::from_unix_ms),
                 });
             }
             Ok(found)
+        })
+    }
+
+    /// An authority's certificate, DER.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoAuthority`].
+    pub fn authority_certificate(&self, id: &AuthorityId) -> Result<Vec<u8>, RegistryError> {
+        self.read(|db| {
+            db.prepare_cached("SELECT certificate FROM authorities WHERE id = ?")?
+                .query_row([id.as_str()], |r| r.get(0))
+                .optional()?
+                .ok_or_else(|| RegistryError::NoAuthority(id.to_string()))
         })
     }
 
@@ -192,6 +225,7 @@ impl Registry {
             groups: device.groups,
             state: lifecycle.state,
             before_quarantine: lifecycle.before_quarantine,
+            authority: device.authority,
             created,
         }))
     }
@@ -207,7 +241,8 @@ impl Registry {
     ) -> Result<Vec<CredentialView>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT fingerprint, serial, issuer, kind, state, custody, not_before, not_after FROM credentials
+                "SELECT fingerprint, serial, issuer, kind, state, custody, not_before, not_after, authority,
+                 supersede_at FROM credentials
                  WHERE tenant = ? AND device = ? ORDER BY revision DESC",
             )?;
             let mut rows = statement.query([tenant.as_str(), id.as_str()])?;
@@ -222,6 +257,11 @@ impl Registry {
                     custody: damaged(r.get::<_, String>(5)?.parse())?,
                     not_before: Timestamp::from_unix_ms(r.get(6)?),
                     not_after: Timestamp::from_unix_ms(r.get(7)?),
+                    authority: r
+                        .get::<_, Option<String>>(8)?
+                        .map(|a| damaged(a.parse()))
+                        .transpose()?,
+                    supersede_at: r.get::<_, Option<i64>>(9)?.map(Timestamp::from_unix_ms),
                 });
             }
             Ok(found)

@@ -6,14 +6,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use countersign_identity::{AnchorState, Generation, TenantId};
+use countersign_identity::{AuthorityId, Fingerprint, Generation, TenantId};
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::exchange::ExchangeSink;
+use countersign_policy::first_contact::{Answer, Contact};
 use countersign_policy::{ClientIdMode, DeviceFacts, ExchangeId, ExchangeRecord, StageRecord};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rusqlite::Connection;
 
-use crate::change::{Actor, Change, NewAuthority, anchor, credential_facts, damaged};
+use crate::authority;
+use crate::change::{Actor, Change, damaged};
+use crate::credential::{IssuanceRules, credential_facts};
 use crate::error::RegistryError;
 use crate::ledger::{Ledger, LedgerLimits};
 use crate::migrate::{self, LEDGER, REGISTRY};
@@ -26,6 +29,7 @@ pub struct Registry {
     reader: Mutex<Connection>,
     table: Arc<FactTable>,
     ledger: Ledger,
+    pub(crate) rules: RwLock<IssuanceRules>,
     path: PathBuf,
     _lock: File,
 }
@@ -100,6 +104,7 @@ impl Registry {
             reader: Mutex::new(reader),
             table,
             ledger,
+            rules: RwLock::default(),
             path: path.to_owned(),
             _lock: lock,
         })
@@ -141,6 +146,14 @@ impl Registry {
         self.writer.write_behind(what, job);
     }
 
+    pub(crate) fn write_then<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Scope<'_>) -> Result<T, RegistryError> + Send + 'static,
+        answer: impl FnOnce(Result<Committed<T>, RegistryError>) + Send + 'static,
+    ) {
+        self.writer.write_then(job, answer);
+    }
+
     pub(crate) fn read<T>(
         &self,
         query: impl FnOnce(&Connection) -> Result<T, RegistryError>,
@@ -164,8 +177,12 @@ impl ExchangeSink for Registry {
         self.ledger.first_data(exchange, stage);
     }
 
-    fn credential_used(&self, fingerprint: countersign_identity::Fingerprint) {
-        Self::credential_used(self, fingerprint);
+    fn credential_used(&self, fingerprint: Fingerprint, authority: &AuthorityId) {
+        Self::credential_used(self, fingerprint, authority.clone());
+    }
+
+    fn first_contact(&self, contact: Contact, answer: Answer) {
+        Self::first_contact(self, contact, answer);
     }
 }
 
@@ -233,21 +250,7 @@ fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
             tenant: Some(damaged(r.get::<_, String>(1)?.parse())?),
         });
     }
-    let mut authorities = db
-        .prepare("SELECT id, tenant, origin, state, identity_rule, certificate, revision FROM authorities")?;
-    let mut rows = authorities.query([])?;
-    while let Some(r) = rows.next()? {
-        let new = NewAuthority {
-            id: damaged(r.get::<_, String>(0)?.parse())?,
-            tenant: damaged(r.get::<_, String>(1)?.parse())?,
-            managed: r.get::<_, String>(2)? == "managed",
-            rule: damaged(r.get::<_, String>(4)?.parse())?,
-            certificate: r.get(5)?,
-        };
-        let state = anchor_state(&r.get::<_, String>(3)?)?;
-        let generation = Generation(r.get::<_, i64>(6)?.cast_unsigned());
-        facts.push(Fact::Authority(Arc::new(anchor(&new, state, generation)?)));
-    }
+    authority::load(db, &mut facts)?;
     let mut devices = db.prepare("SELECT tenant, id, model, groups, state, revision FROM devices")?;
     let mut rows = devices.query([])?;
     // A fleet has few models and sets of groups: each is kept once.
@@ -289,16 +292,4 @@ fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
         facts.push(Fact::Credential(credential_facts(r)?));
     }
     Ok(facts)
-}
-
-pub(crate) fn anchor_state(text: &str) -> Result<AnchorState, RegistryError> {
-    [
-        AnchorState::Active,
-        AnchorState::Retiring,
-        AnchorState::Retired,
-        AnchorState::Revoked,
-    ]
-    .into_iter()
-    .find(|s| s.name() == text)
-    .ok_or_else(|| RegistryError::Database(format!("the database is damaged: authority state {text:?}")))
 }

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use countersign_identity::{
-    Anchor, AnchorIndex, AnchorState, AuthorityId, DeviceId, Fingerprint, Generation, TenantId,
+    Anchor, AnchorIndex, AnchorState, AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation,
+    StoredIntermediate, TenantId,
 };
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::facts::RegistryUnavailable;
-use countersign_policy::{ClientIdMode, CredentialFacts, DeviceFacts, FactSource};
+use countersign_policy::{Admission, ClientIdMode, CredentialFacts, DeviceFacts, FactSource};
 use parking_lot::{Mutex, RwLock};
 
 /// A map in shards, so that a write of one fact does not hold up the reads of all others.
@@ -65,7 +66,8 @@ pub(crate) enum Fact {
         host: String,
         tenant: Option<TenantId>,
     },
-    Authority(Arc<Anchor>),
+    Authority(Arc<Anchor>, Admission),
+    Intermediate(Arc<StoredIntermediate>),
     Device(Arc<DeviceFacts>),
     Credential(CredentialFacts),
 }
@@ -77,7 +79,8 @@ pub struct FactTable {
     hosts: RwLock<HashMap<String, TenantId>>,
     devices: Sharded<(TenantId, DeviceId), Arc<DeviceFacts>>,
     credentials: Sharded<Fingerprint, CredentialFacts>,
-    authorities: RwLock<HashMap<AuthorityId, Arc<Anchor>>>,
+    authorities: RwLock<HashMap<AuthorityId, (Arc<Anchor>, Admission)>>,
+    intermediates: RwLock<Vec<Arc<StoredIntermediate>>>,
     anchors: ArcSwap<AnchorIndex>,
     available: AtomicBool,
     reason: Mutex<String>,
@@ -91,6 +94,7 @@ impl FactTable {
             devices: Sharded::new(),
             credentials: Sharded::new(),
             authorities: RwLock::default(),
+            intermediates: RwLock::default(),
             anchors: ArcSwap::from_pointee(AnchorIndex::default()),
             available: AtomicBool::new(true),
             reason: Mutex::default(),
@@ -113,8 +117,14 @@ impl FactTable {
                 Fact::Host { host, tenant: None } => {
                     self.hosts.write().remove(&host);
                 }
-                Fact::Authority(anchor) => {
-                    self.authorities.write().insert(anchor.authority.clone(), anchor);
+                Fact::Authority(anchor, admission) => {
+                    self.authorities
+                        .write()
+                        .insert(anchor.authority.clone(), (anchor, admission));
+                    authorities_changed = true;
+                }
+                Fact::Intermediate(intermediate) => {
+                    self.intermediates.write().push(intermediate);
                     authorities_changed = true;
                 }
                 Fact::Device(device) => self
@@ -124,8 +134,12 @@ impl FactTable {
             }
         }
         if authorities_changed {
-            let all: Vec<_> = self.authorities.read().values().cloned().collect();
-            self.anchors.store(Arc::new(AnchorIndex::new(all)));
+            let all: Vec<_> = self.authorities.read().values().map(|(a, _)| a.clone()).collect();
+            let mut index = AnchorIndex::new(all);
+            for intermediate in self.intermediates.read().iter() {
+                index.insert_intermediate(intermediate.clone());
+            }
+            self.anchors.store(Arc::new(index));
         }
     }
 
@@ -149,7 +163,17 @@ impl FactTable {
         self.credentials.len()
     }
 
-    /// Finds out whether a credential with this key belongs to anybody, by its fingerprint alone.
+    /// The authority of a tenant that a certificate's own bytes name as its issuer, if that is one alone.
+    pub(crate) fn issuer_of(&self, tenant: &TenantId, certificate: &CertificateFacts) -> Option<AuthorityId> {
+        let anchors = self.anchors.load();
+        let mut found = anchors.issuers_of(certificate).filter(|a| a.tenant == *tenant);
+        match (found.next(), found.next()) {
+            (Some(one), None) => Some(one.authority.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether a credential is registered for anybody.
     pub(crate) fn knows(&self, fingerprint: &Fingerprint) -> bool {
         self.credentials.get(fingerprint).is_some()
     }
@@ -185,7 +209,15 @@ impl FactSource for FactTable {
         self.authorities
             .read()
             .get(authority)
-            .map(|a| (a.state, a.generation))
+            .map(|(a, _)| (a.state, a.generation))
+    }
+
+    fn admission(&self, authority: &AuthorityId) -> Admission {
+        self.authorities
+            .read()
+            .get(authority)
+            .map(|(_, admission)| admission.clone())
+            .unwrap_or_default()
     }
 
     fn client_id_mode(&self, tenant: &TenantId) -> ClientIdMode {

@@ -7,12 +7,12 @@
 //! Every job of a group waits for one sync. A job that fails is rolled back to its savepoint; the others are kept.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use countersign_identity::Timestamp;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::change::Change;
@@ -94,24 +94,10 @@ impl Writer {
         &self,
         job: impl FnOnce(&mut Scope<'_>) -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<Committed<T>, RegistryError> {
-        let (answer, answered): (SyncSender<Result<Committed<T>, RegistryError>>, _) = sync_channel(1);
-        let failed = answer.clone();
-        self.submit(Job {
-            run: Box::new(move |scope| {
-                let value = job(scope)?;
-                Ok(Box::new(move |committed| {
-                    let committed = committed.map(|(revision, changes)| Committed {
-                        value,
-                        revision,
-                        changes,
-                    });
-                    let _ = answer.send(committed);
-                }))
-            }),
-            failed: Box::new(move |e| {
-                let _ = failed.send(Err(e));
-            }),
-        })?;
+        let (answer, answered) = sync_channel(1);
+        self.write_then(job, move |committed| {
+            let _ = answer.send(committed);
+        });
         answered
             .recv()
             .unwrap_or_else(|_| Err(RegistryError::Closed("the writer ended".into())))
@@ -123,30 +109,55 @@ impl Writer {
         what: &'static str,
         job: impl FnOnce(&mut Scope<'_>) -> Result<(), RegistryError> + Send + 'static,
     ) {
-        let report = move |e: RegistryError| tracing::error!(error = %e, "cannot {what}");
+        self.write_then(job, move |committed| {
+            if let Err(e) = committed {
+                tracing::error!(error = %e, "cannot {what}");
+            }
+        });
+    }
+
+    /// Runs a job and does not wait: `answer` is told once it is durable, or failed, on the writer's thread.
+    pub(crate) fn write_then<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Scope<'_>) -> Result<T, RegistryError> + Send + 'static,
+        answer: impl FnOnce(Result<Committed<T>, RegistryError>) + Send + 'static,
+    ) {
+        // One of two tells it: who commits, or who fails before that.
+        let answer = Arc::new(Mutex::new(Some(answer)));
+        let failed = answer.clone();
         let queued = self.submit(Job {
             run: Box::new(move |scope| {
-                job(scope)?;
+                let value = job(scope)?;
                 Ok(Box::new(move |committed| {
-                    if let Err(e) = committed {
-                        report(e);
-                    }
+                    let committed = committed.map(|(revision, changes)| Committed {
+                        value,
+                        revision,
+                        changes,
+                    });
+                    tell(&answer, committed);
                 }))
             }),
-            failed: Box::new(report),
+            failed: Box::new(move |e| tell(&failed, Err(e))),
         });
-        if let Err(e) = queued {
-            report(e);
+        if let Err((job, e)) = queued {
+            (job.failed)(e);
         }
     }
 
-    fn submit(&self, job: Job) -> Result<(), RegistryError> {
+    fn submit(&self, job: Job) -> Result<(), (Job, RegistryError)> {
         let closed = || RegistryError::Closed("the writer ended".into());
-        self.jobs
-            .as_ref()
-            .ok_or_else(closed)?
-            .send(job)
-            .map_err(|_| closed())
+        match &self.jobs {
+            Some(jobs) => jobs.send(job).map_err(|e| (e.0, closed())),
+            None => Err((job, closed())),
+        }
+    }
+}
+
+/// Tells an answer, unless it was told already.
+fn tell<T>(answer: &Mutex<Option<impl FnOnce(T)>>, told: T) {
+    let answer = answer.lock().take();
+    if let Some(answer) = answer {
+        answer(told);
     }
 }
 

@@ -4,11 +4,15 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use countersign_identity::{CertificateFacts, DeviceId, IdentityRule, TenantId};
+use countersign_factory::RevocationReason;
+use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, IdentityRule, TenantId, Timestamp};
 use countersign_policy::facts::CredentialKind;
-use countersign_policy::{ClientIdMode, CredentialState, Custody, FactSource, LifecycleMove, LifecycleState};
+use countersign_policy::{
+    Admission, ClientIdMode, CredentialState, Custody, FactSource, LifecycleMove, LifecycleState,
+};
 use countersign_registry::{
-    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Registry, RegistryError,
+    Actor, Change, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits, NewAuthority,
+    NewCredential, NewDevice, Origin, Registry, RegistryError, Revocation,
 };
 
 fn actor() -> Actor {
@@ -33,7 +37,30 @@ fn device(text: &str) -> NewDevice {
         model: Some("m1".into()),
         groups: vec!["b".into(), "a".into()],
         state: LifecycleState::Active,
+        authority: None,
     }
+}
+
+fn request(device: &str, certificate: &CertificateFacts) -> IssueRequest {
+    IssueRequest {
+        tenant: tenant(),
+        device: id(device),
+        key: certificate.public_key_sha256,
+        profile: "operational".into(),
+        demands_new_key: false,
+        idempotency_key: None,
+    }
+}
+
+fn issue(
+    registry: &Registry,
+    device: &str,
+    certificate: CertificateFacts,
+) -> Result<IssueOutcome, RegistryError> {
+    let asked = request(device, &certificate);
+    registry
+        .issue(actor(), asked, move |_| Ok(credential(certificate)))
+        .map(|c| c.value)
 }
 
 fn certificate(name: &str) -> (CertificateFacts, rcgen::KeyPair) {
@@ -48,11 +75,18 @@ fn certificate_of(name: &str, key: &rcgen::KeyPair) -> CertificateFacts {
 }
 
 fn credential(certificate: CertificateFacts) -> NewCredential {
+    let certificate_der = certificate.fingerprint.as_bytes().to_vec();
     NewCredential {
         certificate,
         kind: CredentialKind::Operational,
         state: CredentialState::Issued,
         custody: Custody::Unknown,
+        authority: Some(AuthorityId::new("ca").unwrap()),
+        issued: Some(IssuedHere {
+            certificate: certificate_der,
+            profile: "operational".into(),
+            batch: None,
+        }),
     }
 }
 
@@ -64,10 +98,7 @@ fn what_was_answered_is_there_after_opening_again() {
     {
         let registry = open(folder.path());
         registry.add_device(actor(), tenant(), device("d1")).unwrap();
-        let issued = credential(facts);
-        registry
-            .provision(actor(), tenant(), id("d1"), move |_| Ok((issued, ())))
-            .unwrap();
+        issue(&registry, "d1", facts).unwrap();
         registry
             .move_device(actor(), tenant(), id("d1"), LifecycleMove::Suspend, "lost".into())
             .unwrap();
@@ -137,7 +168,8 @@ fn a_refused_change_leaves_nothing_behind() {
     let broken =
         registry.configure_tenant(actor(), tenant(), None, Some("permit (everything);".into()), None);
     assert!(matches!(broken, Err(RegistryError::Refused(_))), "{broken:?}");
-    let failed = registry.provision::<()>(actor(), tenant(), id("d1"), |_| Err("no key".into()));
+    let asked = request("d1", &certificate("d1").0);
+    let failed = registry.issue(actor(), asked, |_| Err("no key".into()));
     assert!(matches!(failed, Err(RegistryError::Refused(_))));
     assert_eq!(registry.verify_audit().unwrap(), Ok(audited));
     assert!(registry.credentials(&tenant(), &id("d1")).unwrap().is_empty());
@@ -151,23 +183,141 @@ fn one_key_belongs_to_one_device() {
         registry.add_device(actor(), tenant(), device(name)).unwrap();
     }
     let (first, key) = certificate("d1");
-    let first = credential(first);
-    registry
-        .provision(actor(), tenant(), id("d1"), move |_| Ok((first, ())))
-        .unwrap();
-    let clone = credential(certificate_of("d2", &key));
-    let refused = registry
-        .provision(actor(), tenant(), id("d2"), move |_| Ok((clone, ())))
-        .unwrap_err();
+    issue(&registry, "d1", first).unwrap();
+    let refused = issue(&registry, "d2", certificate_of("d2", &key)).unwrap_err();
     assert!(
         refused.to_string().contains("registered for device d1"),
         "{refused}"
     );
-    // The same device may be issued another certificate for its key.
-    let again = credential(certificate_of("d1 again", &key));
-    registry
-        .provision(actor(), tenant(), id("d1"), move |_| Ok((again, ())))
+}
+
+#[test]
+fn asking_twice_mints_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    registry.add_device(actor(), tenant(), device("d1")).unwrap();
+    let (first, key) = certificate("d1");
+    let fingerprint = first.fingerprint;
+    let minted = issue(&registry, "d1", first).unwrap();
+    assert!(!minted.repeated);
+    // The answer was lost, the device asks again, and again after its first use.
+    let again = issue(&registry, "d1", certificate_of("d1", &key)).unwrap();
+    assert!(again.repeated && again.certificate == minted.certificate);
+    registry.confirm_credential(actor(), fingerprint).unwrap();
+    let again = issue(&registry, "d1", certificate_of("d1", &key)).unwrap();
+    assert!(again.repeated && again.certificate == minted.certificate);
+    assert_eq!(registry.credentials(&tenant(), &id("d1")).unwrap().len(), 1);
+    // A revoked key gets nothing more.
+    let revoked = registry
+        .revoke(
+            actor(),
+            Revocation::Credential(fingerprint),
+            RevocationReason::KeyCompromise,
+            String::new(),
+        )
         .unwrap();
+    assert_eq!(revoked.value, 1);
+    let refused = issue(&registry, "d1", certificate_of("d1", &key)).unwrap_err();
+    assert!(refused.to_string().contains("make a new key"), "{refused}");
+}
+
+#[test]
+fn after_the_renewal_point_a_new_certificate_is_minted_unless_the_key_must_be_new() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    registry.set_issuance_rules(IssuanceRules {
+        replay_window: std::time::Duration::ZERO,
+        ..IssuanceRules::default()
+    });
+    registry.add_device(actor(), tenant(), device("d1")).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let aged = |name: &str| {
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let now = time::OffsetDateTime::now_utc();
+        params.not_before = now - time::Duration::days(80);
+        params.not_after = now + time::Duration::days(10);
+        CertificateFacts::parse(params.self_signed(&key).unwrap().der()).unwrap()
+    };
+    let first = aged("d1");
+    let fingerprint = first.fingerprint;
+    issue(&registry, "d1", first).unwrap();
+    registry.confirm_credential(actor(), fingerprint).unwrap();
+    let second = aged("d1 again");
+    let asked = IssueRequest {
+        demands_new_key: true,
+        ..request("d1", &second)
+    };
+    let refused = registry
+        .issue(actor(), asked, |_| unreachable!("it must not be minted"))
+        .unwrap_err();
+    assert!(refused.to_string().contains("demands a new key"), "{refused}");
+    assert!(!issue(&registry, "d1", second).unwrap().repeated);
+}
+
+#[test]
+fn an_idempotency_key_is_for_one_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    registry.add_device(actor(), tenant(), device("d1")).unwrap();
+    let (first, other) = (certificate("d1").0, certificate("d1").0);
+    let ask = |c: &CertificateFacts| {
+        let asked = IssueRequest {
+            idempotency_key: Some("k".into()),
+            ..request("d1", c)
+        };
+        let new = credential(c.clone());
+        registry.issue(actor(), asked, move |_| Ok(new)).map(|c| c.value)
+    };
+    assert!(!ask(&first).unwrap().repeated);
+    assert!(ask(&first).unwrap().repeated);
+    assert!(matches!(ask(&other), Err(RegistryError::Exists(_))));
+}
+
+#[test]
+fn a_newer_certificate_supersedes_after_the_overlap_and_an_unused_one_lapses() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    registry.set_issuance_rules(IssuanceRules {
+        overlap: std::time::Duration::ZERO,
+        lapse_after: std::time::Duration::from_secs(3600),
+        ..IssuanceRules::default()
+    });
+    registry.add_device(actor(), tenant(), device("d1")).unwrap();
+    let mut fingerprints = Vec::new();
+    for _ in 0..3 {
+        let (facts, _) = certificate("d1");
+        fingerprints.push(facts.fingerprint);
+        issue(&registry, "d1", facts).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let state = |n: usize| registry.facts().credential(&fingerprints[n]).unwrap().state;
+    registry.confirm_credential(actor(), fingerprints[0]).unwrap();
+    registry.confirm_credential(actor(), fingerprints[1]).unwrap();
+    let swept = registry.sweep_credentials().unwrap();
+    assert_eq!((swept.value.superseded, swept.value.lapsed), (1, 0));
+    assert!(swept.changes.iter().any(|c| matches!(c, Change::Credential(..))));
+    assert_eq!(
+        (state(0), state(1), state(2)),
+        (
+            CredentialState::Superseded,
+            CredentialState::Active,
+            CredentialState::Issued
+        )
+    );
+    registry.set_issuance_rules(IssuanceRules {
+        lapse_after: std::time::Duration::ZERO,
+        ..IssuanceRules::default()
+    });
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    assert_eq!(registry.sweep_credentials().unwrap().value.lapsed, 1);
+    assert_eq!(state(2), CredentialState::Lapsed);
+    assert!(registry.confirm_credential(actor(), fingerprints[2]).is_err());
+    // Both are on the authority's list.
+    let listed = registry
+        .revoked_by(&AuthorityId::new("ca").unwrap(), Timestamp::from_unix_ms(0))
+        .unwrap();
+    assert_eq!(listed.len(), 2);
 }
 
 #[test]
@@ -327,8 +477,9 @@ fn only_a_ca_is_registered_as_an_authority() {
     let new = |certificate: Vec<u8>| NewAuthority {
         id: "factory".parse().unwrap(),
         tenant: tenant(),
-        managed: false,
-        rule: IdentityRule::CommonName,
+        origin: Origin::Managed,
+        rule: IdentityRule::default(),
+        admission: Admission::RegisteredOnly,
         certificate,
     };
     let leaf = params.clone().self_signed(&key).unwrap();

@@ -82,7 +82,10 @@ impl From<RegistryError> for Failure {
             | RegistryError::NoDevice { .. }
             | RegistryError::NoAuthority(_)
             | RegistryError::NoCredential(_) => 404,
-            RegistryError::Exists(_) | RegistryError::Move { .. } => 409,
+            RegistryError::Exists(_)
+            | RegistryError::Move { .. }
+            | RegistryError::SharedKey(_)
+            | RegistryError::Dependents { .. } => 409,
             RegistryError::Refused(_) => 422,
             RegistryError::DiskFull => 507,
             RegistryError::InUse { .. }

@@ -1,4 +1,4 @@
-use countersign_factory::{CertificateRequest, ProvenKey};
+use countersign_factory::{CertificateRequest, KeyKind, Profile, ProvenKey};
 use countersign_identity::{
     Anchor, AnchorIndex, AnchorState, AuthorityId, DeviceId, Generation, IdentityRule, TenantId,
     VerifiedChain,
@@ -15,11 +15,13 @@ fn hierarchy(kind: Hierarchy) -> IssuingAuthority {
 
 fn grant(id: &str) -> EnrolmentGrant {
     let key = SoftwareKey::generate().unwrap();
-    EnrolmentGrant::by_operator(
+    EnrolmentGrant::new(
         TenantId::default_tenant(),
         DeviceId::new(id).unwrap(),
         ProvenKey::of(&key).unwrap(),
+        Profile::default(),
     )
+    .unwrap()
 }
 
 #[test]
@@ -46,7 +48,7 @@ fn a_device_certificate_verifies_at_the_gateway_and_names_the_device_twice() {
             AuthorityId::new("a").unwrap(),
             AnchorState::Active,
             Generation(1),
-            IdentityRule::CommonName,
+            IdentityRule::default(),
             anchor,
         )
         .unwrap();
@@ -84,8 +86,16 @@ fn the_hierarchies_do_not_issue_each_others_certificates() {
     // Even where the check above were passed by, the lint refuses a serverAuth certificate below `devices`.
     let subject = profile::server_name("gate.example").unwrap();
     let extensions = profile::server(devices.key_id().unwrap(), server.host_names()).unwrap();
-    let lifetime = Duration::from_secs(3600);
-    let refused = devices.issue(subject, server.key().info().clone(), extensions, NOW, lifetime);
+    let lifetime = Some(Duration::from_secs(3600));
+    let kind = ProfileKind::Operational;
+    let refused = devices.issue(
+        subject,
+        server.key().info().clone(),
+        extensions,
+        NOW,
+        lifetime,
+        kind,
+    );
     assert!(
         matches!(refused, Err(MintError::Lint(ref rule)) if rule.contains("clientAuth")),
         "{refused:?}"
@@ -97,17 +107,57 @@ fn nothing_of_a_request_enters_the_certificate_but_its_key() {
     let key = SoftwareKey::generate().unwrap();
     let request = CertificateRequest::create(&key, &DeviceId::new("somebody-else").unwrap()).unwrap();
     let request = CertificateRequest::parse(request.as_bytes()).unwrap();
-    let grant = EnrolmentGrant::by_operator(
+    let grant = EnrolmentGrant::new(
         TenantId::default_tenant(),
         DeviceId::new("me").unwrap(),
         request.key().clone(),
-    );
+        Profile::default(),
+    )
+    .unwrap();
     let issued = hierarchy(Hierarchy::Devices).issue_device(&grant, NOW).unwrap();
     assert_eq!(issued.facts().subject_common_names, ["me"]);
     assert_eq!(
         issued.facts().public_key_sha256,
         Fingerprint::of(&key.public_key().unwrap())
     );
+}
+
+fn issue(profile: Profile) -> CertificateFacts {
+    let key = ProvenKey::of(&SoftwareKey::generate().unwrap()).unwrap();
+    let device = DeviceId::new("SN-1").unwrap();
+    let grant = EnrolmentGrant::new(TenantId::default_tenant(), device, key, profile).unwrap();
+    let issued = hierarchy(Hierarchy::Devices).issue_device(&grant, NOW).unwrap();
+    issued.facts().clone()
+}
+
+#[test]
+fn a_factory_certificate_has_no_end_and_no_purpose_and_a_profile_may_add_a_uri() {
+    let [operational, factory] = Profile::built_in().try_into().unwrap();
+    let facts = issue(factory);
+    assert_eq!(facts.not_after.unix_s(), 253_402_300_799);
+    assert_eq!(facts.extended_key_usage, None);
+    let facts = issue(Profile {
+        san_uri: "urn:dev:{tenant}:{id}".into(),
+        lifetime_days: 7,
+        ..operational
+    });
+    assert_eq!(facts.san_uris, ["urn:dev:default:SN-1"]);
+    assert_eq!(
+        facts.not_after.since(facts.not_before),
+        Duration::from_secs(7 * 24 * 3600 - 1)
+    );
+}
+
+#[test]
+fn a_key_that_the_profile_does_not_accept_gets_no_grant() {
+    let key = ProvenKey::of(&SoftwareKey::generate().unwrap()).unwrap();
+    let profile = Profile {
+        keys: vec![KeyKind::Ed25519],
+        ..Profile::default()
+    };
+    let device = DeviceId::new("SN-1").unwrap();
+    let refused = EnrolmentGrant::new(TenantId::default_tenant(), device, key, profile).unwrap_err();
+    assert!(refused.to_string().contains("the key is p256"), "{refused}");
 }
 
 #[test]

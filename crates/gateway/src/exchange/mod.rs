@@ -14,6 +14,6 @@ mod stages;
 mod trace;
 
 pub use refused::{Abandoned, Refused};
-pub(crate) use stages::Greeting;
 pub use stages::{Accepted, Authorised, Greeted, Handshaken, Handshaking, Identified};
+pub(crate) use stages::{Greeting, Identification};
 pub use trace::Trace;

@@ -7,9 +7,10 @@ use std::time::Instant;
 use countersign_identity::{Anchor, CertificateFacts, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::decide::AdmissionPermit;
 use countersign_policy::facts::{ConnectFacts, TlsFacts};
+use countersign_policy::first_contact::Contact;
 use countersign_policy::{
-    ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource, Outcome,
-    Possession, Stage,
+    Admission, ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource,
+    Outcome, Possession, Stage,
 };
 use rustls::server::UnbufferedServerConnection;
 use rustls::{AlertDescription, Error as TlsError, PeerIncompatible};
@@ -165,6 +166,7 @@ impl Handshaking {
             trace: self.trace,
             chain,
             tls: facts,
+            first_contact_over: false,
         })
     }
 
@@ -254,6 +256,15 @@ pub struct Handshaken {
     trace: Trace,
     chain: VerifiedChain,
     tls: TlsFacts,
+    first_contact_over: bool,
+}
+
+/// What identification came to.
+pub(crate) enum Identification {
+    /// Device and credential are known.
+    Known(Box<Identified>),
+    /// The credential is not known, and the authority's admission may let it be learned: ask, then identify again.
+    FirstContact(Box<Handshaken>, Contact),
 }
 
 impl Handshaken {
@@ -261,53 +272,101 @@ impl Handshaken {
     ///
     /// # Errors
     /// [`Refused`] if the certificate names no device, or one that is not known by this certificate.
-    pub(crate) fn identify(mut self, facts: &dyn FactSource) -> Result<Identified, Box<Refused>> {
-        let (leaf, anchor) = self.chain.into_parts();
-        let found = (|| {
-            let id = anchor
-                .identity_rule
-                .read(&leaf)
-                .map_err(|fault| Denial::from(&fault))?;
-            self.trace.device = Some(id.clone());
-            let device = facts.device(&anchor.tenant, &id);
-            let credential = facts
-                .credential(&leaf.fingerprint)
-                .filter(|c| c.tenant == anchor.tenant);
-            match (device, credential) {
-                (_, Some(c)) if c.device != id => Err(Denial::new(
-                    DenialCode::CredentialOfOther,
-                    format!("the certificate names {id} but is registered for {}", c.device),
-                )),
-                (Some(device), Some(credential)) => Ok((device, credential)),
-                (Some(_), None) => Err(Denial::new(
-                    DenialCode::UnknownCredential,
-                    format!(
-                        "device {id} is known, the certificate with serial {} is not",
-                        leaf.serial
-                    ),
-                )),
-                (None, _) => Err(Denial::new(
-                    DenialCode::UnknownDevice,
-                    format!("tenant {} has no device {id}", anchor.tenant),
-                )),
-            }
-        })();
-        match found {
-            Ok((device, credential)) => {
+    pub(crate) fn identify(mut self, facts: &dyn FactSource) -> Result<Identification, Box<Refused>> {
+        match self.look_up(facts) {
+            Ok(Some((device, credential))) => {
                 self.trace.passed(Stage::Identify);
-                Ok(Identified {
+                let (leaf, anchor) = self.chain.into_parts();
+                Ok(Identification::Known(Box::new(Identified {
                     trace: self.trace,
                     leaf,
                     anchor,
                     device,
                     credential,
                     tls: self.tls,
-                })
+                })))
             }
-            Err(denial) => Err(Box::new(Refused {
-                trace: self.trace,
-                denial,
-            })),
+            Ok(None) => match self.contact() {
+                Ok(contact) => Ok(Identification::FirstContact(Box::new(self), contact)),
+                Err(denial) => Err(Box::new(self.refuse(denial))),
+            },
+            Err(denial) => Err(Box::new(self.refuse(denial))),
+        }
+    }
+
+    fn contact(&self) -> Result<Contact, Denial> {
+        let (leaf, anchor) = (self.chain.leaf(), self.chain.anchor());
+        let device = anchor
+            .identity_rule
+            .read(leaf)
+            .map_err(|fault| Denial::from(&fault))?;
+        Ok(Contact {
+            tenant: anchor.tenant.clone(),
+            device,
+            authority: anchor.authority.clone(),
+            certificate: leaf.clone(),
+        })
+    }
+
+    /// `None`: the credential is not known, and may be learned.
+    fn look_up(
+        &mut self,
+        facts: &dyn FactSource,
+    ) -> Result<Option<(Arc<DeviceFacts>, CredentialFacts)>, Denial> {
+        let (leaf, anchor) = (self.chain.leaf(), self.chain.anchor());
+        let id = anchor
+            .identity_rule
+            .read(leaf)
+            .map_err(|fault| Denial::from(&fault))?;
+        self.trace.device = Some(id.clone());
+        let device = facts.device(&anchor.tenant, &id);
+        let registered = facts.credential(&leaf.fingerprint);
+        let is_registered = registered.is_some();
+        let credential = registered.filter(|c| c.tenant == anchor.tenant);
+        match (device, credential) {
+            (_, Some(c)) if c.device != id => Err(Denial::new(
+                DenialCode::CredentialOfOther,
+                format!("the certificate names {id} but is registered for {}", c.device),
+            )),
+            (Some(device), Some(credential)) => Ok(Some((device, credential))),
+            // Once is enough: what was learned is in the facts before it is answered.
+            _ if !is_registered
+                && !self.first_contact_over
+                && facts.admission(&anchor.authority) != Admission::RegisteredOnly =>
+            {
+                Ok(None)
+            }
+            (Some(_), None) => Err(Denial::new(
+                DenialCode::UnknownCredential,
+                format!(
+                    "device {id} is known, the certificate with serial {} is not",
+                    leaf.serial
+                ),
+            )),
+            (None, _) => Err(Denial::new(
+                DenialCode::UnknownDevice,
+                format!("tenant {} has no device {id}", anchor.tenant),
+            )),
+        }
+    }
+
+    /// The registry has learned what it was asked to.
+    pub(crate) fn learned(mut self) -> Self {
+        self.first_contact_over = true;
+        self.trace.fact("first_contact", "learned");
+        self
+    }
+
+    /// The device went away.
+    pub(crate) fn abandon(self) -> Abandoned {
+        Abandoned { trace: self.trace }
+    }
+
+    /// Refuses it.
+    pub(crate) fn refuse(self, denial: Denial) -> Refused {
+        Refused {
+            trace: self.trace,
+            denial,
         }
     }
 }

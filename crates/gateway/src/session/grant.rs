@@ -85,7 +85,7 @@ pub(crate) fn grant(
             let accepted = trace.granted(&entry.admission().permit, node);
             count(&node.metrics.admitted);
             if first_use {
-                node.sink.credential_used(entry.fingerprint());
+                node.sink.credential_used(entry.fingerprint(), &entry.authority);
             }
             Ok(Granted {
                 entry,

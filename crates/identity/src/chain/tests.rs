@@ -47,7 +47,7 @@ fn anchor(tenant: &str, state: AnchorState, certificate: &Certificate) -> Arc<An
             id,
             state,
             Generation(1),
-            IdentityRule::CommonName,
+            IdentityRule::default(),
             certificate.der(),
         )
         .unwrap(),
@@ -252,4 +252,59 @@ fn a_malformed_intermediate_is_refused() {
     let garbage = [CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])];
     let fault = VerifiedChain::verify(&index, None, facts, device.der(), &garbage, NOW).unwrap_err();
     assert!(matches!(fault, ChainFault::Malformed(_)), "{fault:?}");
+}
+
+#[test]
+fn a_device_that_sends_only_its_own_certificate_is_completed() {
+    let (root_params, root_key) = (ca("root"), key());
+    let root = root_params.self_signed(&root_key).unwrap();
+    let (params, ca_key) = (ca("issuing"), key());
+    let issuing = params
+        .signed_by(&ca_key, &Issuer::from_params(&root_params, &root_key))
+        .unwrap();
+    let device = sign(&leaf(), &params, &ca_key);
+    let check = |stored_for: Option<&str>| {
+        let mut index = AnchorIndex::new([anchor("a", AnchorState::Active, &root)]);
+        if let Some(tenant) = stored_for {
+            let stored = StoredIntermediate::new(TenantId::new(tenant).unwrap(), issuing.der()).unwrap();
+            index.insert_intermediate(Arc::new(stored));
+        }
+        let facts = CertificateFacts::parse(device.der()).unwrap();
+        VerifiedChain::verify(
+            &index,
+            Some(&TenantId::new("a").unwrap()),
+            facts,
+            device.der(),
+            &[],
+            NOW,
+        )
+        .map(|c| c.intermediates())
+    };
+    assert!(matches!(check(None), Err(ChainFault::UnknownCa { .. })));
+    assert_eq!(check(Some("a")), Ok(1));
+    assert!(matches!(check(Some("b")), Err(ChainFault::UnknownCa { .. })));
+}
+
+#[test]
+fn of_two_anchors_with_one_key_the_usable_one_decides() {
+    let (params, ca_key) = (ca("root"), key());
+    let (old, new) = (params.self_signed(&ca_key).unwrap(), {
+        let mut renewed = params.clone();
+        renewed.not_after = rcgen::date_time_ymd(4000, 1, 1);
+        renewed.self_signed(&ca_key).unwrap()
+    });
+    let device = sign(&leaf(), &params, &ca_key);
+    for (first, second) in [
+        (AnchorState::Retired, AnchorState::Active),
+        (AnchorState::Active, AnchorState::Unproven),
+    ] {
+        let anchors = [anchor("a", first, &old), anchor("a", second, &new)];
+        let chain = verify(&anchors, Some("a"), &[&device], NOW).unwrap();
+        assert_eq!(chain.anchor().state, AnchorState::Active);
+    }
+    let anchors = [anchor("a", AnchorState::Unproven, &new)];
+    assert!(matches!(
+        verify(&anchors, Some("a"), &[&device], NOW),
+        Err(ChainFault::AuthorityUnproven { .. })
+    ));
 }

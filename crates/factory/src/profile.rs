@@ -1,0 +1,154 @@
+//! Certificate profiles: what certificates of one kind hold, declared once, so that a request can only choose among them.
+
+use std::time::Duration;
+
+use countersign_identity::certificate::KeyAlgorithm;
+use countersign_identity::{DeviceId, TenantId};
+use serde::{Deserialize, Serialize};
+
+/// What a certificate identifies the device for (IEEE 802.1AR-2018 section 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProfileKind {
+    /// IDevID: the manufacturer's, for the life of the device, to enrol with.
+    Factory,
+    /// LDevID: the operator's, short and renewed, to connect with.
+    #[default]
+    Operational,
+}
+
+/// A kind of key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyKind {
+    /// ECDSA on P-256.
+    P256,
+    /// ECDSA on P-384.
+    P384,
+    /// Ed25519.
+    Ed25519,
+    /// RSA of 2048 bits or more.
+    Rsa,
+}
+
+impl KeyKind {
+    /// The kind of a certificate's key; `None` if it is too weak or of no kind that is accepted.
+    pub fn of(key: KeyAlgorithm) -> Option<Self> {
+        match key {
+            KeyAlgorithm::EcP256 => Some(Self::P256),
+            KeyAlgorithm::EcP384 => Some(Self::P384),
+            KeyAlgorithm::Ed25519 => Some(Self::Ed25519),
+            KeyAlgorithm::Rsa(bits) if bits >= 2048 => Some(Self::Rsa),
+            KeyAlgorithm::Rsa(_) | KeyAlgorithm::Other => None,
+        }
+    }
+
+    /// The name in configuration and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::P256 => "p256",
+            Self::P384 => "p384",
+            Self::Ed25519 => "ed25519",
+            Self::Rsa => "rsa",
+        }
+    }
+}
+
+/// What certificates of a profile hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Profile {
+    /// Its name.
+    pub name: String,
+    /// `operational` (extKeyUsage clientAuth) or `factory` (no extKeyUsage, as IEEE 802.1AR has it).
+    pub kind: ProfileKind,
+    /// Validity in days; 0 in a factory profile: 99991231235959Z, no well-defined end (RFC 5280 section 4.1.2.5).
+    pub lifetime_days: u32,
+    /// The kinds of key that are accepted.
+    pub keys: Vec<KeyKind>,
+    /// Whether each certificate needs a key that had none before.
+    pub new_key: bool,
+    /// A subject alternative name of type URI, with `{tenant}` and `{id}`; empty for none.
+    pub san_uri: String,
+    /// Whether the server may make the key (EST serverkeygen). The key then travels, and is not kept.
+    pub server_keys: bool,
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        Self {
+            name: "operational".into(),
+            kind: ProfileKind::Operational,
+            lifetime_days: 90,
+            keys: vec![KeyKind::P256, KeyKind::P384, KeyKind::Ed25519, KeyKind::Rsa],
+            new_key: false,
+            san_uri: String::new(),
+            server_keys: false,
+        }
+    }
+}
+
+impl Profile {
+    /// The profiles that are there from the start: `operational` and `factory`.
+    pub fn built_in() -> Vec<Self> {
+        vec![
+            Self::default(),
+            Self {
+                name: "factory".into(),
+                kind: ProfileKind::Factory,
+                lifetime_days: 0,
+                ..Self::default()
+            },
+        ]
+    }
+
+    /// How long its certificates last; `None`: for ever.
+    pub fn lifetime(&self) -> Option<Duration> {
+        (self.lifetime_days > 0).then(|| Duration::from_secs(u64::from(self.lifetime_days) * 86_400))
+    }
+
+    /// The URI for one device; `None` if the profile has none.
+    pub fn uri(&self, tenant: &TenantId, device: &DeviceId) -> Option<String> {
+        (!self.san_uri.is_empty()).then(|| {
+            self.san_uri
+                .replace("{tenant}", tenant.as_str())
+                .replace("{id}", device.as_str())
+        })
+    }
+
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// What is wrong, for the operator.
+    pub fn check(&self) -> Result<(), String> {
+        let name_fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        if self.name.is_empty() || self.name.len() > 32 || !self.name.bytes().all(name_fits) {
+            return Err(format!(
+                "{:?} is no profile name: 1 to 32 of a-z 0-9 -",
+                self.name
+            ));
+        }
+        if self.lifetime_days == 0 && self.kind != ProfileKind::Factory {
+            return Err(format!(
+                "profile {}: only factory certificates may be without an end; set lifetime_days",
+                self.name
+            ));
+        }
+        if self.lifetime_days > 36_500 {
+            return Err(format!("profile {}: lifetime_days is at most 36500", self.name));
+        }
+        if self.keys.is_empty() {
+            return Err(format!(
+                "profile {}: keys is empty, so nothing could be issued",
+                self.name
+            ));
+        }
+        if !self.san_uri.is_empty() && (!self.san_uri.contains(':') || !self.san_uri.contains("{id}")) {
+            return Err(format!(
+                "profile {}: san_uri must be an absolute URI with {{id}} in it",
+                self.name
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! What certificates, requests and revocation lists share: `SEQUENCE { to be signed, algorithm, signature }`
+//! (RFC 5280 section 4.1.1), with the signature over the very bytes that were sent.
+
+use aws_lc_rs::signature as sig;
+use const_oid::ObjectIdentifier;
+use der::asn1::BitStringRef;
+use der::{Decode, Reader, SliceReader};
+use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
+
+/// Why a signature does not count.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SignatureFault {
+    /// Not of this form.
+    #[error("not a signed object in DER: {0}")]
+    Malformed(String),
+    /// A key or an algorithm that is not accepted, or the two do not belong together.
+    #[error("the key or signature algorithm is not accepted")]
+    Algorithm,
+    /// The signature does not hold.
+    #[error("the signature does not hold")]
+    Invalid,
+}
+
+/// A signed object, taken apart but not looked into.
+#[derive(Debug, Clone)]
+pub struct Signed<'a> {
+    /// The bytes that were signed.
+    pub content: &'a [u8],
+    /// The algorithm of the signature.
+    pub algorithm: AlgorithmIdentifierOwned,
+    /// The signature.
+    pub signature: &'a [u8],
+}
+
+impl<'a> Signed<'a> {
+    /// Takes it apart.
+    ///
+    /// # Errors
+    /// [`SignatureFault::Malformed`].
+    pub fn parse(der: &'a [u8]) -> Result<Self, SignatureFault> {
+        let read = || -> der::Result<Self> {
+            let mut outer = SliceReader::new(der)?;
+            let parts = outer.sequence(|inner| {
+                let content = inner.tlv_bytes()?;
+                let algorithm = AlgorithmIdentifierOwned::decode(inner)?;
+                let signature = BitStringRef::decode(inner)?;
+                Ok::<_, der::Error>(Self {
+                    content,
+                    algorithm,
+                    signature: signature.as_bytes().unwrap_or_default(),
+                })
+            })?;
+            outer.finish()?;
+            Ok(parts)
+        };
+        read().map_err(|e| SignatureFault::Malformed(e.to_string()))
+    }
+
+    /// Checks the signature.
+    ///
+    /// # Errors
+    /// [`SignatureFault::Algorithm`] or [`SignatureFault::Invalid`].
+    pub fn verify(&self, key: &SubjectPublicKeyInfoOwned) -> Result<(), SignatureFault> {
+        let algorithm = algorithm(key, self.algorithm.oid)?;
+        let bits = key
+            .subject_public_key
+            .as_bytes()
+            .ok_or(SignatureFault::Algorithm)?;
+        sig::UnparsedPublicKey::new(algorithm, bits)
+            .verify(self.content, self.signature)
+            .map_err(|_| SignatureFault::Invalid)
+    }
+}
+
+/// By the key's kind; the signature's own word must agree (RFC 5758, RFC 8410, RFC 8017).
+fn algorithm(
+    key: &SubjectPublicKeyInfoOwned,
+    signature: ObjectIdentifier,
+) -> Result<&'static dyn sig::VerificationAlgorithm, SignatureFault> {
+    const EC: &str = "1.2.840.10045.2.1";
+    const P256: &str = "1.2.840.10045.3.1.7";
+    const P384: &str = "1.3.132.0.34";
+    let curve = key
+        .algorithm
+        .parameters
+        .as_ref()
+        .and_then(|p| p.decode_as::<ObjectIdentifier>().ok())
+        .map(|o| o.to_string())
+        .unwrap_or_default();
+    Ok(
+        match (
+            key.algorithm.oid.to_string().as_str(),
+            curve.as_str(),
+            signature.to_string().as_str(),
+        ) {
+            (EC, P256, "1.2.840.10045.4.3.2") => &sig::ECDSA_P256_SHA256_ASN1,
+            (EC, P256, "1.2.840.10045.4.3.3") => &sig::ECDSA_P256_SHA384_ASN1,
+            (EC, P384, "1.2.840.10045.4.3.3") => &sig::ECDSA_P384_SHA384_ASN1,
+            (EC, P384, "1.2.840.10045.4.3.2") => &sig::ECDSA_P384_SHA256_ASN1,
+            ("1.3.101.112", _, "1.3.101.112") => &sig::ED25519,
+            ("1.2.840.113549.1.1.1", _, "1.2.840.113549.1.1.11") => &sig::RSA_PKCS1_2048_8192_SHA256,
+            ("1.2.840.113549.1.1.1", _, "1.2.840.113549.1.1.12") => &sig::RSA_PKCS1_2048_8192_SHA384,
+            ("1.2.840.113549.1.1.1", _, "1.2.840.113549.1.1.13") => &sig::RSA_PKCS1_2048_8192_SHA512,
+            _ => return Err(SignatureFault::Algorithm),
+        },
+    )
+}
+
+/// The public key that a certificate carries.
+///
+/// # Errors
+/// [`SignatureFault::Malformed`] if it is no certificate.
+pub fn key_of(certificate: &[u8]) -> Result<SubjectPublicKeyInfoOwned, SignatureFault> {
+    x509_cert::Certificate::from_der(certificate)
+        .map(|c| c.tbs_certificate().subject_public_key_info().clone())
+        .map_err(|e| SignatureFault::Malformed(e.to_string()))
+}

@@ -1,0 +1,686 @@
+//! Credentials: registered, issued so that asking twice is safe, used, superseded, lapsed, revoked.
+//!
+//! ```text
+//! issued ──first use, or confirmed──▶ active ──a newer one is in use, then the overlap──▶ superseded
+//!    └──never used in time──▶ lapsed          any of them ──▶ revoked
+//! ```
+
+use std::time::Duration;
+
+use countersign_factory::RevocationReason;
+use countersign_identity::{
+    AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
+};
+use countersign_policy::facts::CredentialKind;
+use countersign_policy::{CredentialFacts, CredentialState, Custody, LifecycleState};
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::change::{Actor, Change, damaged};
+use crate::error::RegistryError;
+use crate::store::Registry;
+use crate::table::Fact;
+use crate::writer::{Committed, Scope};
+
+/// A certificate to be registered for a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewCredential {
+    /// What the certificate says.
+    pub certificate: CertificateFacts,
+    /// What it is for.
+    pub kind: CredentialKind,
+    /// `issued` or `active`.
+    pub state: CredentialState,
+    /// How its key is held.
+    pub custody: Custody,
+    /// The authority that its chain ends in, if that is known.
+    pub authority: Option<AuthorityId>,
+    /// What is kept of one that was issued here.
+    pub issued: Option<IssuedHere>,
+}
+
+/// What is kept of a certificate that was issued here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuedHere {
+    /// The certificate, DER: a repeated request is answered with it.
+    pub certificate: Vec<u8>,
+    /// The profile it was issued by.
+    pub profile: String,
+    /// The batch it belongs to.
+    pub batch: Option<String>,
+}
+
+impl NewCredential {
+    /// A certificate that was issued elsewhere, in use already.
+    pub fn brought(certificate: CertificateFacts) -> Self {
+        Self {
+            certificate,
+            kind: CredentialKind::Operational,
+            state: CredentialState::Active,
+            custody: Custody::Unknown,
+            authority: None,
+            issued: None,
+        }
+    }
+}
+
+/// How long things last in issuance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IssuanceRules {
+    /// For so long a repeated request is answered with the same certificate, whatever its renewal point.
+    pub replay_window: Duration,
+    /// A certificate that nobody used or confirmed for so long lapses.
+    pub lapse_after: Duration,
+    /// After a newer certificate was first used, for so long the old one is still admitted.
+    pub overlap: Duration,
+}
+
+impl Default for IssuanceRules {
+    fn default() -> Self {
+        Self {
+            replay_window: Duration::from_secs(24 * 3600),
+            lapse_after: Duration::from_secs(7 * 24 * 3600),
+            overlap: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}
+
+/// A certificate is asked for.
+#[derive(Debug, Clone)]
+pub struct IssueRequest {
+    /// The tenant of the device.
+    pub tenant: TenantId,
+    /// The device.
+    pub device: DeviceId,
+    /// SHA-256 of the key's SubjectPublicKeyInfo.
+    pub key: Fingerprint,
+    /// The profile.
+    pub profile: String,
+    /// Whether the profile demands a new key with every certificate.
+    pub demands_new_key: bool,
+    /// The requester's own key for this request: with other content it is refused.
+    pub idempotency_key: Option<String>,
+}
+
+/// The answer to an [`IssueRequest`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssueOutcome {
+    /// The certificate, DER.
+    pub certificate: Vec<u8>,
+    /// The authority that issued it.
+    pub authority: AuthorityId,
+    /// Whether it had been issued before: nothing new was minted.
+    pub repeated: bool,
+}
+
+/// What a sweep found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Issued, and never used in time.
+    pub lapsed: u64,
+    /// Their overlap is over.
+    pub superseded: u64,
+}
+
+/// Whose credentials are revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Revocation {
+    /// One certificate.
+    Credential(Fingerprint),
+    /// All of a device.
+    Device(TenantId, DeviceId),
+    /// All of a batch.
+    Batch(TenantId, String),
+}
+
+/// One entry of a revocation list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevokedEntry {
+    /// The certificate's serial number, hex.
+    pub serial: String,
+    /// When it was revoked.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: RevocationReason,
+}
+
+impl Scope<'_> {
+    /// Registers a certificate for a device. A key belongs to one device only, or a clone could not be told.
+    pub(crate) fn put_credential(
+        &mut self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        new: &NewCredential,
+    ) -> Result<(), RegistryError> {
+        let c = &new.certificate;
+        if let Some((other_tenant, other)) = self.key_of_other(tenant, device, &c.public_key_sha256)? {
+            return Err(RegistryError::SharedKey(format!(
+                "{other} of tenant {other_tenant}"
+            )));
+        }
+        let authority = match &new.authority {
+            Some(authority) => Some(authority.clone()),
+            None => self.table.issuer_of(tenant, c),
+        };
+        let generation = self.revise("credential", tenant.as_str(), &c.fingerprint.to_string())?;
+        self.tx
+            .prepare_cached(
+                "INSERT INTO credentials (fingerprint, tenant, device, kind, state, custody, serial, issuer,
+                 public_key, not_before, not_after, revision, created, authority, certificate, profile, batch)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![
+                c.fingerprint.as_bytes(),
+                tenant.as_str(),
+                device.as_str(),
+                new.kind.name(),
+                new.state.name(),
+                new.custody.name(),
+                c.serial,
+                c.issuer_text,
+                c.public_key_sha256.as_bytes(),
+                c.not_before.unix_ms(),
+                c.not_after.unix_ms(),
+                generation.0.cast_signed(),
+                self.now.unix_ms(),
+                authority.as_ref().map(AuthorityId::as_str),
+                new.issued.as_ref().map(|i| i.certificate.as_slice()),
+                new.issued.as_ref().map(|i| i.profile.as_str()),
+                new.issued.as_ref().and_then(|i| i.batch.as_deref()),
+            ])?;
+        self.facts.push(Fact::Credential(CredentialFacts {
+            fingerprint: c.fingerprint,
+            tenant: tenant.clone(),
+            device: device.clone(),
+            kind: new.kind,
+            state: new.state,
+            custody: new.custody,
+            generation,
+        }));
+        self.changes
+            .push(Change::Credential(tenant.clone(), device.clone(), c.fingerprint));
+        Ok(())
+    }
+
+    /// The device that has a credential; `None` if nobody has it.
+    pub(crate) fn credential_owner(
+        &self,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<(String, String)>, RegistryError> {
+        if self.facts.is_empty() && !self.table.knows(fingerprint) {
+            return Ok(None);
+        }
+        Ok(self
+            .tx
+            .prepare_cached("SELECT tenant, device FROM credentials WHERE fingerprint = ?")?
+            .query_row([fingerprint.as_bytes()], |r| Ok((r.get(0)?, r.get(1)?)))
+            .optional()?)
+    }
+
+    /// Who else has a key.
+    pub(crate) fn key_of_other(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        key: &Fingerprint,
+    ) -> Result<Option<(String, String)>, RegistryError> {
+        Ok(self
+            .tx
+            .prepare_cached(
+                "SELECT tenant, device FROM credentials WHERE public_key = ?1 AND NOT (tenant = ?2 AND device = ?3)
+                 LIMIT 1",
+            )?
+            .query_row(
+                params![
+                    key.as_bytes(),
+                    tenant.as_str(),
+                    device.as_str()
+                ],
+                |r| Ok((r.get(0)?, r.get(1)?)),
+            )
+            .optional()?)
+    }
+
+    /// Moves a credential to another state, with all that follows from it.
+    fn move_credential(
+        &mut self,
+        facts: CredentialFacts,
+        state: CredentialState,
+        reason: Option<RevocationReason>,
+    ) -> Result<(), RegistryError> {
+        let fingerprint = facts.fingerprint;
+        let generation = self.revise("credential", facts.tenant.as_str(), &fingerprint.to_string())?;
+        self.tx
+            .prepare_cached(
+                "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, reason = ?5, supersede_at = NULL
+                 WHERE fingerprint = ?1",
+            )?
+            .execute(params![
+                fingerprint.as_bytes(),
+                state.name(),
+                generation.0.cast_signed(),
+                self.now.unix_ms(),
+                reason.map(RevocationReason::code),
+            ])?;
+        let (tenant, device) = (facts.tenant.clone(), facts.device.clone());
+        self.facts.push(Fact::Credential(CredentialFacts {
+            state,
+            generation,
+            ..facts
+        }));
+        self.changes.push(Change::Credential(tenant, device, fingerprint));
+        Ok(())
+    }
+
+    fn credentials_where(
+        &self,
+        clause: &str,
+        values: impl rusqlite::Params,
+    ) -> Result<Vec<CredentialFacts>, RegistryError> {
+        let mut statement = self.tx.prepare_cached(&format!(
+            "SELECT fingerprint, tenant, device, kind, state, custody, revision FROM credentials WHERE {clause}"
+        ))?;
+        let mut rows = statement.query(values)?;
+        let mut found = Vec::new();
+        while let Some(r) = rows.next()? {
+            found.push(credential_facts(r)?);
+        }
+        Ok(found)
+    }
+
+    /// `issued` becomes `active`; the device's older certificates from here begin their overlap.
+    pub(crate) fn activate_credential(
+        &mut self,
+        facts: CredentialFacts,
+        authority: Option<&AuthorityId>,
+        overlap: Duration,
+    ) -> Result<(), RegistryError> {
+        self.tx
+            .prepare_cached(
+                "UPDATE credentials SET state = 'active', authority = coalesce(authority, ?2) WHERE fingerprint = ?1",
+            )?
+            .execute(params![
+                facts.fingerprint.as_bytes(),
+                authority.map(AuthorityId::as_str)
+            ])?;
+        self.tx
+            .prepare_cached(
+                "UPDATE credentials SET supersede_at = ?5
+                 WHERE tenant = ?1 AND device = ?2 AND kind = ?3 AND fingerprint <> ?4 AND state = 'active'
+                 AND certificate IS NOT NULL AND supersede_at IS NULL
+                 AND created <= (SELECT created FROM credentials WHERE fingerprint = ?4)",
+            )?
+            .execute(params![
+                facts.tenant.as_str(),
+                facts.device.as_str(),
+                facts.kind.name(),
+                facts.fingerprint.as_bytes(),
+                self.now.plus(overlap).unix_ms(),
+            ])?;
+        self.facts.push(Fact::Credential(CredentialFacts {
+            state: CredentialState::Active,
+            ..facts
+        }));
+        Ok(())
+    }
+
+    /// What was issued for this key before, if the request is to be answered with it.
+    fn issued_before(
+        &self,
+        request: &IssueRequest,
+        rules: IssuanceRules,
+    ) -> Result<Option<IssueOutcome>, RegistryError> {
+        type Row = (String, Vec<u8>, Option<String>, i64, i64, i64);
+        let last: Option<Row> = self
+            .tx
+            .prepare_cached(
+                "SELECT state, certificate, authority, created, not_before, not_after FROM credentials
+                 WHERE public_key = ?1 AND tenant = ?2 AND device = ?3 AND profile = ?4 AND certificate IS NOT NULL
+                 ORDER BY revision DESC LIMIT 1",
+            )?
+            .query_row(
+                params![
+                    request.key.as_bytes(),
+                    request.tenant.as_str(),
+                    request.device.as_str(),
+                    request.profile
+                ],
+                |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?)),
+            )
+            .optional()?;
+        let Some((state, certificate, Some(authority), created, not_before, not_after)) = last else {
+            return Ok(None);
+        };
+        let is_young = self.now.since(Timestamp::from_unix_ms(created)) < rules.replay_window;
+        let is_due = self.now >= renewal_point(not_before, not_after);
+        let same = IssueOutcome {
+            certificate,
+            authority: damaged(authority.parse())?,
+            repeated: true,
+        };
+        match damaged(state.parse())? {
+            CredentialState::Revoked => Err(RegistryError::Refused(format!(
+                "the last certificate of device {} for this key was revoked; hint: make a new key",
+                request.device
+            ))),
+            CredentialState::Issued if self.now.unix_ms() <= not_after => Ok(Some(same)),
+            CredentialState::Active if is_young || !is_due => Ok(Some(same)),
+            _ if request.demands_new_key => Err(RegistryError::Refused(format!(
+                "profile {} demands a new key with every certificate; hint: make a new key",
+                request.profile
+            ))),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Two thirds of the life of a certificate: from here on a new one may be had for the same key.
+fn renewal_point(not_before: i64, not_after: i64) -> Timestamp {
+    Timestamp::from_unix_ms(not_before + (not_after - not_before) / 3 * 2)
+}
+
+impl Registry {
+    /// Sets how long things last in issuance, from now on.
+    pub fn set_issuance_rules(&self, rules: IssuanceRules) {
+        *self.rules.write() = rules;
+    }
+
+    fn issuance_rules(&self) -> IssuanceRules {
+        *self.rules.read()
+    }
+
+    /// Issues and registers a certificate, or answers with the one that was issued before: `mint` runs inside the
+    /// transaction, and what it made is on disk before it is handed out.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoDevice`]; [`RegistryError::SharedKey`]; [`RegistryError::Exists`] if the idempotency key was
+    /// used for something else; [`RegistryError::Refused`] if the device is decommissioned, the key is not to be used
+    /// again, or nothing was minted.
+    pub fn issue(
+        &self,
+        actor: Actor,
+        request: IssueRequest,
+        mint: impl FnOnce(Timestamp) -> Result<NewCredential, String> + Send + 'static,
+    ) -> Result<Committed<IssueOutcome>, RegistryError> {
+        let rules = self.issuance_rules();
+        self.write(move |scope| issue(scope, &actor, &request, rules, mint))
+    }
+
+    /// Confirms that a certificate is on its device: `issued` becomes `active`, and it will not lapse.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoCredential`]; [`RegistryError::Refused`] if it was revoked, superseded or has lapsed.
+    pub fn confirm_credential(
+        &self,
+        actor: Actor,
+        fingerprint: Fingerprint,
+    ) -> Result<Committed<()>, RegistryError> {
+        let rules = self.issuance_rules();
+        self.write(move |scope| {
+            let Some(facts) = read_credential(scope.tx, &fingerprint)? else {
+                return Err(RegistryError::NoCredential(fingerprint));
+            };
+            match facts.state {
+                CredentialState::Active => return Ok(()),
+                CredentialState::Issued => {}
+                other => {
+                    return Err(RegistryError::Refused(format!(
+                        "the certificate is {other}; hint: issue a new one"
+                    )));
+                }
+            }
+            let (tenant, device) = (facts.tenant.clone(), facts.device.clone());
+            scope.activate_credential(facts, None, rules.overlap)?;
+            scope.audit(
+                &actor,
+                "credential.confirm",
+                tenant.as_str(),
+                device.as_str(),
+                &json!({ "fingerprint": fingerprint }),
+            )
+        })
+    }
+
+    /// Revokes credentials. Those that are revoked already stay as they are. How many were revoked.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoCredential`] if a single one is named that is not known.
+    pub fn revoke(
+        &self,
+        actor: Actor,
+        whose: Revocation,
+        code: RevocationReason,
+        reason: String,
+    ) -> Result<Committed<u64>, RegistryError> {
+        self.write(move |scope| {
+            let alive = "state <> 'revoked'";
+            let found = match &whose {
+                Revocation::Credential(fingerprint) => match read_credential(scope.tx, fingerprint)? {
+                    None => return Err(RegistryError::NoCredential(*fingerprint)),
+                    Some(facts) if facts.state == CredentialState::Revoked => vec![],
+                    Some(facts) => vec![facts],
+                },
+                Revocation::Device(tenant, device) => scope.credentials_where(
+                    &format!("tenant = ? AND device = ? AND {alive}"),
+                    [tenant.as_str(), device.as_str()],
+                )?,
+                Revocation::Batch(tenant, batch) => scope.credentials_where(
+                    &format!("tenant = ? AND batch = ? AND {alive}"),
+                    [tenant.as_str(), batch.as_str()],
+                )?,
+            };
+            let count = found.len() as u64;
+            for facts in found {
+                let (tenant, device) = (facts.tenant.clone(), facts.device.clone());
+                let detail = json!({
+                    "fingerprint": facts.fingerprint, "code": code.name(), "reason": reason, "scope": whose,
+                });
+                scope.move_credential(facts, CredentialState::Revoked, Some(code))?;
+                scope.audit(
+                    &actor,
+                    "credential.revoke",
+                    tenant.as_str(),
+                    device.as_str(),
+                    &detail,
+                )?;
+            }
+            Ok(count)
+        })
+    }
+
+    /// Lets lapse what was issued and not used in time, and ends what was superseded and whose overlap is over.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn sweep_credentials(&self) -> Result<Committed<Swept>, RegistryError> {
+        let rules = self.issuance_rules();
+        self.write(move |scope| {
+            let by = Actor("countersign".into());
+            let unused = scope.credentials_where(
+                "state = 'issued' AND certificate IS NOT NULL AND created < ?",
+                [scope.now.minus(rules.lapse_after).unix_ms()],
+            )?;
+            let over = scope.credentials_where(
+                "supersede_at IS NOT NULL AND supersede_at <= ? AND state = 'active'",
+                [scope.now.unix_ms()],
+            )?;
+            let swept = Swept {
+                lapsed: unused.len() as u64,
+                superseded: over.len() as u64,
+            };
+            for (facts, state, reason) in unused
+                .into_iter()
+                .map(|f| (f, CredentialState::Lapsed, None))
+                .chain(
+                    over.into_iter()
+                        .map(|f| (f, CredentialState::Superseded, Some(RevocationReason::Superseded))),
+                )
+            {
+                let detail = json!({ "fingerprint": facts.fingerprint });
+                let (tenant, device) = (facts.tenant.clone(), facts.device.clone());
+                scope.move_credential(facts, state, reason)?;
+                let action = format!("credential.{}", state.name());
+                scope.audit(&by, &action, tenant.as_str(), device.as_str(), &detail)?;
+            }
+            scope
+                .tx
+                .prepare_cached("DELETE FROM idempotency WHERE created < ?")?
+                .execute([scope.now.minus(rules.replay_window).unix_ms()])?;
+            Ok(swept)
+        })
+    }
+
+    /// First use: `issued` becomes `active`. Not waited for: it alters no admission.
+    pub(crate) fn credential_used(&self, fingerprint: Fingerprint, authority: AuthorityId) {
+        let rules = self.issuance_rules();
+        self.write_behind(
+            "keep a credential's first use",
+            move |scope| match read_credential(scope.tx, &fingerprint)? {
+                Some(facts) if facts.state == CredentialState::Issued => {
+                    scope.activate_credential(facts, Some(&authority), rules.overlap)
+                }
+                _ => Ok(()),
+            },
+        );
+    }
+
+    /// What an authority's revocation list holds: everything revoked or superseded, for ever (RFC 5280 section 3.3 asks
+    /// for one list after the expiry; ours stay, and lapsed ones are on it too: they were handed out).
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read.
+    pub fn revoked_by(
+        &self,
+        authority: &AuthorityId,
+        not_expired_before: Timestamp,
+    ) -> Result<Vec<RevokedEntry>, RegistryError> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT serial, ended, reason, state FROM credentials
+                 WHERE authority = ? AND ended IS NOT NULL AND not_after >= ? ORDER BY serial",
+            )?;
+            let mut rows = statement.query(params![authority.as_str(), not_expired_before.unix_ms()])?;
+            let mut found = Vec::new();
+            while let Some(r) = rows.next()? {
+                let lapsed = r.get::<_, String>(3)? == CredentialState::Lapsed.name();
+                found.push(RevokedEntry {
+                    serial: r.get(0)?,
+                    at: Timestamp::from_unix_ms(r.get(1)?),
+                    reason: match r.get::<_, Option<u8>>(2)? {
+                        Some(code) => damaged(RevocationReason::try_from(code))?,
+                        None if lapsed => RevocationReason::CessationOfOperation,
+                        None => RevocationReason::Unspecified,
+                    },
+                });
+            }
+            Ok(found)
+        })
+    }
+}
+
+pub(crate) fn issue(
+    scope: &mut Scope<'_>,
+    actor: &Actor,
+    request: &IssueRequest,
+    rules: IssuanceRules,
+    mint: impl FnOnce(Timestamp) -> Result<NewCredential, String>,
+) -> Result<IssueOutcome, RegistryError> {
+    let (tenant, device) = (&request.tenant, &request.device);
+    let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
+        return Err(RegistryError::NoDevice {
+            tenant: tenant.clone(),
+            device: device.clone(),
+        });
+    };
+    if lifecycle.state == LifecycleState::Decommissioned {
+        return Err(RegistryError::Refused(format!(
+            "device {device} is decommissioned, and that is final; hint: give the hardware a new id"
+        )));
+    }
+    if let Some(key) = &request.idempotency_key {
+        let content = format!("{device}\n{}\n{}", request.key, request.profile);
+        let content = Fingerprint::of(content.as_bytes());
+        scope
+            .tx
+            .prepare_cached(
+                "INSERT OR IGNORE INTO idempotency (tenant, key, content, created) VALUES (?, ?, ?, ?)",
+            )?
+            .execute(params![
+                tenant.as_str(),
+                key,
+                content.as_bytes(),
+                scope.now.unix_ms()
+            ])?;
+        let first: [u8; 32] = scope
+            .tx
+            .prepare_cached("SELECT content FROM idempotency WHERE tenant = ? AND key = ?")?
+            .query_row([tenant.as_str(), key], |r| r.get(0))?;
+        if first != *content.as_bytes() {
+            return Err(RegistryError::Exists(format!(
+                "a request with the idempotency key {key:?} and other content"
+            )));
+        }
+    }
+    if let Some((other_tenant, other)) = scope.key_of_other(tenant, device, &request.key)? {
+        return Err(RegistryError::SharedKey(format!(
+            "{other} of tenant {other_tenant}"
+        )));
+    }
+    if let Some(same) = scope.issued_before(request, rules)? {
+        return Ok(same);
+    }
+    let new = mint(scope.now).map_err(RegistryError::Refused)?;
+    let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
+        return Err(RegistryError::Refused("what was minted is not kept".into()));
+    };
+    let outcome = IssueOutcome {
+        certificate: issued.certificate.clone(),
+        authority: authority.clone(),
+        repeated: false,
+    };
+    scope.put_credential(tenant, device, &new)?;
+    let detail = json!({
+        "serial": new.certificate.serial,
+        "fingerprint": new.certificate.fingerprint,
+        "not_after": new.certificate.not_after.to_string(),
+        "authority": outcome.authority,
+        "profile": request.profile,
+        "batch": issued.batch,
+    });
+    scope.audit(
+        actor,
+        "credential.issue",
+        tenant.as_str(),
+        device.as_str(),
+        &detail,
+    )?;
+    Ok(outcome)
+}
+
+pub(crate) fn read_credential(
+    db: &Connection,
+    fingerprint: &Fingerprint,
+) -> Result<Option<CredentialFacts>, RegistryError> {
+    db.prepare_cached(
+        "SELECT fingerprint, tenant, device, kind, state, custody, revision FROM credentials WHERE fingerprint = ?",
+    )?
+    .query_row([fingerprint.as_bytes()], |r| Ok(credential_facts(r)))
+    .optional()?
+    .transpose()
+}
+
+/// Of a row `fingerprint, tenant, device, kind, state, custody, revision`.
+pub(crate) fn credential_facts(r: &rusqlite::Row<'_>) -> Result<CredentialFacts, RegistryError> {
+    let text = |n: usize| -> Result<String, RegistryError> { Ok(r.get(n)?) };
+    Ok(CredentialFacts {
+        fingerprint: Fingerprint::from_bytes(r.get(0)?),
+        tenant: damaged(text(1)?.parse())?,
+        device: damaged(text(2)?.parse())?,
+        kind: damaged(text(3)?.parse())?,
+        state: damaged(text(4)?.parse())?,
+        custody: damaged(text(5)?.parse())?,
+        generation: Generation(r.get::<_, i64>(6)?.cast_unsigned()),
+    })
+}

@@ -1,0 +1,105 @@
+//! First contact: decided, kept and answered in one transaction, so that two at once cannot both succeed.
+
+use countersign_policy::first_contact::{self, Answer, Contact, Known, KnownDevice, Learned};
+use countersign_policy::lifecycle::Lifecycle;
+use countersign_policy::{Denial, DenialCode, FactSource};
+use rusqlite::params;
+use serde_json::json;
+
+use crate::change::{Actor, NewDevice};
+use crate::credential::NewCredential;
+use crate::error::RegistryError;
+use crate::store::Registry;
+use crate::writer::Scope;
+
+impl Registry {
+    pub(crate) fn first_contact(&self, contact: Contact, answer: Answer) {
+        self.write_then(
+            move |scope| learn(scope, &contact),
+            |committed| {
+                answer(match committed {
+                    Ok(committed) => committed.value,
+                    Err(e) => Err(Denial::new(DenialCode::RegistryUnavailable, e.to_string())),
+                });
+            },
+        );
+    }
+}
+
+fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>, RegistryError> {
+    let (tenant, id) = (&contact.tenant, &contact.device);
+    // Somebody else's first contact of the same certificate may have come first.
+    if scope
+        .credential_owner(&contact.certificate.fingerprint)?
+        .is_some()
+    {
+        return Ok(Ok(()));
+    }
+    let device = match scope.device(tenant, id)? {
+        None => None,
+        Some((device, lifecycle, _)) => Some(KnownDevice {
+            state: lifecycle.state,
+            authority: device.authority,
+            has_credential: scope
+                .tx
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM credentials WHERE tenant = ? AND device = ?
+                     AND state IN ('issued', 'active') AND not_after >= ?)",
+                )?
+                .query_row(params![tenant.as_str(), id.as_str(), scope.now.unix_ms()], |r| {
+                    r.get(0)
+                })?,
+        }),
+    };
+    let came: i64 = scope
+        .tx
+        .prepare_cached("SELECT count(*) FROM devices WHERE came_by = ?")?
+        .query_row([contact.authority.as_str()], |r| r.get(0))?;
+    let known = Known {
+        device,
+        came_by_authority: came.cast_unsigned(),
+    };
+    // The facts as this very transaction finds them: the writer is the only one who changes them.
+    let admission = scope.table.admission(&contact.authority);
+    let learned = match first_contact::decide(&admission, contact, &known) {
+        Ok(learned) => learned,
+        Err(denial) => return Ok(Err(denial)),
+    };
+    let shared: Option<(String, String)> =
+        scope.key_of_other(tenant, id, &contact.certificate.public_key_sha256)?;
+    if let Some((_, other)) = shared {
+        return Ok(Err(Denial::new(
+            DenialCode::FirstContactSharedKey,
+            format!("device {id} came with the key of device {other}"),
+        )));
+    }
+    if let Learned::Device(template) = &learned {
+        let new = NewDevice {
+            id: id.clone(),
+            model: template.model.clone(),
+            groups: template.groups.clone(),
+            state: template.state,
+            authority: Some(contact.authority.clone()),
+        };
+        scope.put_device(tenant, &new, Lifecycle::new(template.state), scope.now)?;
+        scope
+            .tx
+            .prepare_cached("UPDATE devices SET came_by = ? WHERE tenant = ? AND id = ?")?
+            .execute([contact.authority.as_str(), tenant.as_str(), id.as_str()])?;
+    }
+    let credential = NewCredential {
+        authority: Some(contact.authority.clone()),
+        ..NewCredential::brought(contact.certificate.clone())
+    };
+    scope.put_credential(tenant, id, &credential)?;
+    let detail = json!({
+        "admission": admission.name(),
+        "authority": contact.authority,
+        "fingerprint": contact.certificate.fingerprint,
+        "serial": contact.certificate.serial,
+        "device": if matches!(learned, Learned::Device(_)) { "new" } else { "known" },
+    });
+    let by = Actor("first-contact".into());
+    scope.audit(&by, "device.first-contact", tenant.as_str(), id.as_str(), &detail)?;
+    Ok(Ok(()))
+}

@@ -1,0 +1,317 @@
+//! Authorities: proof, rotation, first contact.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::path::Path;
+use std::sync::mpsc::channel;
+
+use countersign_identity::{AnchorState, AuthorityId, CertificateFacts, DeviceId, IdentityRule, TenantId};
+use countersign_policy::exchange::ExchangeSink;
+use countersign_policy::first_contact::{Contact, Template};
+use countersign_policy::{
+    Admission, CredentialState, Denial, DenialCode, FactSource, LifecycleMove, LifecycleState,
+};
+use countersign_registry::{
+    Actor, AuthorityMove, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry,
+    RegistryError,
+};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+fn actor() -> Actor {
+    Actor("test".into())
+}
+
+fn open(path: &Path) -> Registry {
+    Registry::create(path, LedgerLimits::default()).unwrap()
+}
+
+fn tenant() -> TenantId {
+    TenantId::default_tenant()
+}
+
+fn id(text: &str) -> DeviceId {
+    DeviceId::new(text).unwrap()
+}
+
+fn authority(text: &str) -> AuthorityId {
+    AuthorityId::new(text).unwrap()
+}
+
+struct Ca {
+    params: CertificateParams,
+    key: KeyPair,
+}
+
+impl Ca {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        Self { params, key }
+    }
+
+    fn certificate(&self) -> Vec<u8> {
+        self.params.self_signed(&self.key).unwrap().der().to_vec()
+    }
+
+    fn issue(&self, name: &str, key: &KeyPair) -> Vec<u8> {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.use_authority_key_identifier_extension = true;
+        params
+            .signed_by(key, &Issuer::from_params(&self.params, &self.key))
+            .unwrap()
+            .der()
+            .to_vec()
+    }
+
+    fn device(&self, name: &str) -> CertificateFacts {
+        CertificateFacts::parse(&self.issue(name, &KeyPair::generate().unwrap())).unwrap()
+    }
+
+    fn register(&self, registry: &Registry, name: &str, origin: Origin, admission: Admission) -> AnchorState {
+        let new = NewAuthority {
+            id: authority(name),
+            tenant: tenant(),
+            origin,
+            rule: IdentityRule::default(),
+            admission,
+            certificate: self.certificate(),
+        };
+        registry.register_authority(actor(), new).unwrap().value
+    }
+}
+
+fn add(registry: &Registry, name: &str, bound: Option<&str>) {
+    let new = NewDevice {
+        id: id(name),
+        model: None,
+        groups: vec![],
+        state: LifecycleState::Active,
+        authority: bound.map(authority),
+    };
+    registry.add_device(actor(), tenant(), new).unwrap();
+}
+
+fn contact(registry: &Registry, by: &str, certificate: &CertificateFacts) -> Result<(), Denial> {
+    let (sender, answer) = channel();
+    registry.first_contact(
+        Contact {
+            tenant: tenant(),
+            device: id(&certificate.subject_common_names[0]),
+            authority: authority(by),
+            certificate: certificate.clone(),
+        },
+        Box::new(move |r| sender.send(r).unwrap()),
+    );
+    answer.recv().unwrap()
+}
+
+fn code_of(result: Result<(), Denial>) -> Option<DenialCode> {
+    result.err().map(|d| d.code)
+}
+
+#[test]
+fn a_brought_authority_is_active_only_after_the_proof_of_its_own_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let ca = Ca::new("brought");
+    let state = |r: &Registry| r.facts().authority(&authority("a")).unwrap().0;
+    let origin = Origin::Registered { code: "first".into() };
+    assert_eq!(
+        ca.register(&registry, "a", origin, Admission::RegisteredOnly),
+        AnchorState::Unproven
+    );
+    registry
+        .renew_code(actor(), authority("a"), "second".into())
+        .unwrap();
+    drop(registry);
+    let registry = open(folder.path());
+    assert_eq!(state(&registry), AnchorState::Unproven);
+    let key = KeyPair::generate().unwrap();
+    for (who, code) in [(&ca, "first"), (&Ca::new("brought"), "second")] {
+        let refused = registry.prove_authority(actor(), authority("a"), who.issue(code, &key));
+        assert!(matches!(refused, Err(RegistryError::Refused(_))), "{refused:?}");
+        assert_eq!(state(&registry), AnchorState::Unproven);
+    }
+    registry
+        .prove_authority(actor(), authority("a"), ca.issue("second", &key))
+        .unwrap();
+    assert_eq!(state(&registry), AnchorState::Active);
+    let again = registry.prove_authority(actor(), authority("a"), ca.issue("second", &key));
+    assert!(again.unwrap_err().to_string().contains("nothing to prove"));
+    assert_eq!(registry.authorities().unwrap()[0].code, None);
+}
+
+#[test]
+fn an_authority_is_not_closed_while_devices_depend_on_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let (old, new) = (Ca::new("old"), Ca::new("new"));
+    old.register(&registry, "old", Origin::Managed, Admission::RegisteredOnly);
+    new.register(&registry, "new", Origin::Managed, Admission::RegisteredOnly);
+    let import = |name: &str, certificates: Vec<NewCredential>| {
+        for certificate in certificates {
+            let device = NewDevice {
+                id: id(name),
+                model: None,
+                groups: vec![],
+                state: LifecycleState::Active,
+                authority: None,
+            };
+            registry
+                .import_devices(actor(), tenant(), vec![(device, Some(certificate))])
+                .unwrap();
+        }
+    };
+    let of = |ca: &Ca, name: &str| NewCredential::brought(ca.device(name));
+    import("only-old", vec![of(&old, "only-old")]);
+    import("both", vec![of(&old, "both"), of(&new, "both")]);
+    // Issued from the new one, and never used: it may not be on the device.
+    let unused = NewCredential {
+        state: CredentialState::Issued,
+        ..of(&new, "unused")
+    };
+    import("unused", vec![of(&old, "unused"), unused]);
+    import("gone", vec![of(&old, "gone")]);
+    registry
+        .move_device(
+            actor(),
+            tenant(),
+            id("gone"),
+            LifecycleMove::Decommission,
+            String::new(),
+        )
+        .unwrap();
+
+    let go = |attempted| registry.move_authority(actor(), authority("old"), attempted, String::new());
+    let not_yet = go(AuthorityMove::Close { leave_out: 0 });
+    assert!(matches!(not_yet, Err(RegistryError::Refused(_))), "{not_yet:?}");
+    assert_eq!(go(AuthorityMove::Retire).unwrap().value, AnchorState::Retiring);
+    match go(AuthorityMove::Close { leave_out: 1 }) {
+        Err(RegistryError::Dependents { count, examples, .. }) => {
+            assert_eq!(count, 2);
+            assert_eq!(examples, ["only-old", "unused"]);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        go(AuthorityMove::Close { leave_out: 2 }).unwrap().value,
+        AnchorState::Retired
+    );
+    assert_eq!(go(AuthorityMove::Revoke).unwrap().value, AnchorState::Revoked);
+    assert!(go(AuthorityMove::Reopen).is_err());
+    // All it ever signed is on its list.
+    let listed = registry
+        .revoked_by(
+            &authority("old"),
+            countersign_identity::Timestamp::from_unix_ms(0),
+        )
+        .unwrap();
+    assert_eq!(listed.len(), 4);
+}
+
+#[test]
+fn a_known_device_has_its_certificate_learned_once_and_from_its_own_authority() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let (ca, other) = (Ca::new("ca"), Ca::new("other"));
+    ca.register(&registry, "ca", Origin::Managed, Admission::KnownDevice);
+    other.register(&registry, "other", Origin::Managed, Admission::KnownDevice);
+    add(&registry, "d1", Some("ca"));
+    add(&registry, "d2", None);
+    assert_eq!(
+        code_of(contact(&registry, "other", &other.device("d1"))),
+        Some(DenialCode::FirstContactUnbound)
+    );
+    assert_eq!(
+        code_of(contact(&registry, "ca", &ca.device("d2"))),
+        Some(DenialCode::FirstContactUnbound)
+    );
+    assert_eq!(
+        code_of(contact(&registry, "ca", &ca.device("d3"))),
+        Some(DenialCode::UnknownDevice)
+    );
+    let first = ca.device("d1");
+    assert_eq!(code_of(contact(&registry, "ca", &first)), None);
+    assert_eq!(
+        registry.facts().credential(&first.fingerprint).unwrap().device,
+        id("d1")
+    );
+    // The same again is no second credential; another key is refused.
+    assert_eq!(code_of(contact(&registry, "ca", &first)), None);
+    assert_eq!(
+        code_of(contact(&registry, "ca", &ca.device("d1"))),
+        Some(DenialCode::FirstContactOtherKey)
+    );
+    assert_eq!(registry.credentials(&tenant(), &id("d1")).unwrap().len(), 1);
+    // A copied key: bound, without a certificate, but the key is d1's.
+    let key = KeyPair::generate().unwrap();
+    let of = |name: &str| CertificateFacts::parse(&ca.issue(name, &key)).unwrap();
+    for name in ["d4", "d5"] {
+        add(&registry, name, Some("ca"));
+    }
+    assert_eq!(code_of(contact(&registry, "ca", &of("d4"))), None);
+    assert_eq!(
+        code_of(contact(&registry, "ca", &of("d5"))),
+        Some(DenialCode::FirstContactSharedKey)
+    );
+}
+
+#[test]
+fn just_in_time_makes_what_never_existed_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let ca = Ca::new("ca");
+    let template = Template {
+        model: Some("m".into()),
+        groups: vec!["new".into()],
+        state: LifecycleState::Active,
+        id_pattern: "SN-*".parse().unwrap(),
+        quota: 2,
+    };
+    ca.register(
+        &registry,
+        "ca",
+        Origin::Managed,
+        Admission::JustInTime(template.into()),
+    );
+    add(&registry, "SN-old", Some("ca"));
+    add(&registry, "SN-dead", Some("ca"));
+    registry
+        .move_device(
+            actor(),
+            tenant(),
+            id("SN-dead"),
+            LifecycleMove::Decommission,
+            String::new(),
+        )
+        .unwrap();
+    for (name, expected) in [
+        ("SN-old", Some(DenialCode::UnknownCredential)),
+        ("SN-dead", Some(DenialCode::DeviceDecommissioned)),
+        ("other", Some(DenialCode::FirstContactPattern)),
+        ("SN-1", None),
+        ("SN-2", None),
+        ("SN-3", Some(DenialCode::FirstContactQuota)),
+    ] {
+        assert_eq!(
+            code_of(contact(&registry, "ca", &ca.device(name))),
+            expected,
+            "{name}"
+        );
+    }
+    let device = registry.facts().device(&tenant(), &id("SN-1")).unwrap();
+    assert_eq!(device.model.as_deref(), Some("m"));
+    // Its second certificate is not learned: just-in-time never adds one to a device that exists.
+    assert_eq!(
+        code_of(contact(&registry, "ca", &ca.device("SN-1"))),
+        Some(DenialCode::UnknownCredential)
+    );
+    drop(registry);
+    let registry = open(folder.path());
+    assert_eq!(
+        code_of(contact(&registry, "ca", &ca.device("SN-4"))),
+        Some(DenialCode::FirstContactQuota)
+    );
+}
