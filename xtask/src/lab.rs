@@ -215,7 +215,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let path = |p: &Path| p.display().to_string();
     let root = find(&["ca.crt", "ca.pem", "root.crt", "root.pem"])
         .context("no root certificate in the PKI folder")?;
-    cli(&["authority", "register", "lab-root", &path(&root)])?;
+    let root_key = find(&["ca.key", "ca-key.pem", "root.key"]).context("no root key in the PKI folder")?;
+    cli(&[
+        "authority",
+        "register",
+        "lab-root",
+        &path(&root),
+        "--key",
+        &path(&root_key),
+    ])?;
     let (policy, spaces, mode) = if options.any_topic {
         (
             ANY_TOPIC_POLICY,

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
-use countersign_factory::SoftwareKey;
 use countersign_factory::key::KeyFault;
 use countersign_factory::request::pem;
+use countersign_factory::{CertificateRequest, ProvenKey, SoftwareKey};
 use countersign_identity::certificate::CertificateError;
+use countersign_identity::signed::Signer;
 use countersign_identity::{CertificateFacts, Timestamp};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -74,7 +75,7 @@ pub enum HierarchyError {
 /// The issuing CA of one hierarchy, with its key. The root's key is not loaded: nothing here needs it.
 pub struct IssuingAuthority {
     pub(crate) hierarchy: Hierarchy,
-    pub(crate) key: SoftwareKey,
+    pub(crate) key: Box<dyn Signer>,
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) facts: CertificateFacts,
     root: CertificateDer<'static>,
@@ -132,6 +133,72 @@ impl IssuingAuthority {
         Self::open(folder, hierarchy)
     }
 
+    /// Makes the key of an issuing CA whose certificate an external root will issue. The request for it, PEM. Safe to
+    /// repeat: the key stays the same.
+    ///
+    /// # Errors
+    /// [`HierarchyError::Exists`] if it has its certificate already.
+    pub fn request(folder: &Path, hierarchy: Hierarchy, label: &str) -> Result<String, HierarchyError> {
+        if folder.join("issuing.crt").exists() {
+            return Err(HierarchyError::Exists(hierarchy));
+        }
+        folder::create_private(folder)?;
+        let path = folder.join("issuing.key");
+        if !path.exists() {
+            folder::write_private(&path, SoftwareKey::generate()?.to_pem().as_bytes())?;
+        }
+        let key = read_key(&path, hierarchy)?;
+        Ok(CertificateRequest::with_name(
+            &key,
+            &format!("{label} {hierarchy} Issuing CA"),
+        )?)
+    }
+
+    /// Installs the certificate that an external root issued for [`IssuingAuthority::request`]: PEM, the issuing CA's
+    /// first, the root's last.
+    ///
+    /// # Errors
+    /// [`HierarchyError::Damaged`] if it does not belong to the key, is no CA's, or the chain does not hold; then
+    /// nothing is written.
+    pub fn install(folder: &Path, hierarchy: Hierarchy, chain: &[u8]) -> Result<Self, HierarchyError> {
+        if folder.join("issuing.crt").exists() {
+            return Err(HierarchyError::Exists(hierarchy));
+        }
+        let wrong = |what: &str| HierarchyError::Damaged {
+            hierarchy,
+            file: "the certificate to install",
+            what: what.to_owned(),
+        };
+        let certificates = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| wrong(&e.to_string()))?;
+        let (Some(issuing), Some(root)) = (certificates.first(), certificates.last()) else {
+            return Err(wrong("it holds no certificate in PEM"));
+        };
+        let facts = CertificateFacts::parse(issuing)?;
+        let key = read_key(&folder.join("issuing.key"), hierarchy)?;
+        if ProvenKey::of(&key).fingerprint()? != facts.public_key_sha256 {
+            return Err(wrong("it is for another key than the request's"));
+        }
+        if facts.ca.is_none() || facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
+            return Err(wrong("it is no CA certificate with keyUsage keyCertSign"));
+        }
+        if facts.subject_key_id.is_none() {
+            return Err(wrong("it has no subjectKeyIdentifier"));
+        }
+        for pair in certificates.windows(2) {
+            countersign_identity::signed::key_of(&pair[1])
+                .and_then(|key| countersign_identity::signed::Signed::parse(&pair[0])?.verify(&key))
+                .map_err(|e| wrong(&format!("the chain does not hold: {e}")))?;
+        }
+        folder::write_private(&folder.join("root.crt"), pem("CERTIFICATE", root).as_bytes())?;
+        folder::write_private(
+            &folder.join("issuing.crt"),
+            pem("CERTIFICATE", issuing).as_bytes(),
+        )?;
+        Self::open(folder, hierarchy)
+    }
+
     /// Opens what [`IssuingAuthority::create`] made.
     ///
     /// # Errors
@@ -148,17 +215,14 @@ impl IssuingAuthority {
         };
         let root = certificate("root.crt")?;
         let issuing = certificate("issuing.crt")?;
-        let key = zeroize::Zeroizing::new(folder::read_private(&folder.join("issuing.key"))?);
-        let key =
-            PrivatePkcs8KeyDer::from_pem_slice(&key).map_err(|e| damaged("issuing.key", e.to_string()))?;
-        let key = SoftwareKey::from_pkcs8(key.secret_pkcs8_der())?;
+        let key = read_key(&folder.join("issuing.key"), hierarchy)?;
         let facts = CertificateFacts::parse(&issuing)?;
-        if countersign_identity::Fingerprint::of(&key.public_key()?) != facts.public_key_sha256 {
+        if ProvenKey::of(&key).fingerprint()? != facts.public_key_sha256 {
             return Err(damaged("issuing.key", "it is not the key of issuing.crt".into()));
         }
         Ok(Self {
             hierarchy,
-            key,
+            key: Box::new(key),
             certificate: issuing,
             facts,
             root,
@@ -184,6 +248,16 @@ impl IssuingAuthority {
     pub fn root(&self) -> &CertificateDer<'static> {
         &self.root
     }
+}
+
+fn read_key(path: &Path, hierarchy: Hierarchy) -> Result<SoftwareKey, HierarchyError> {
+    let key = zeroize::Zeroizing::new(folder::read_private(path)?);
+    let key = PrivatePkcs8KeyDer::from_pem_slice(&key).map_err(|e| HierarchyError::Damaged {
+        hierarchy,
+        file: "issuing.key",
+        what: e.to_string(),
+    })?;
+    Ok(SoftwareKey::from_pkcs8(key.secret_pkcs8_der())?)
 }
 
 fn random_suffix() -> Result<String, KeyFault> {

@@ -15,4 +15,4 @@ pub mod profile;
 
 pub use folder::FolderError;
 pub use hierarchy::{Hierarchy, HierarchyError, IssuingAuthority};
-pub use mint::{Issued, MintError};
+pub use mint::{Issued, MintError, possession_proof};

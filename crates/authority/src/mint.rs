@@ -8,8 +8,9 @@ use std::time::Duration;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_factory::key::KeyFault;
 use countersign_factory::request::pem;
-use countersign_factory::{EnrolmentGrant, ProfileKind, ServerGrant, SoftwareKey};
+use countersign_factory::{EnrolmentGrant, ProfileKind, ServerGrant};
 use countersign_identity::certificate::{EKU_CLIENT_AUTH, EKU_SERVER_AUTH};
+use countersign_identity::signed::{Signer, SigningFailed};
 use countersign_identity::{CertificateFacts, Fingerprint, Timestamp, signed};
 use der::asn1::{BitString, GeneralizedTime, UtcTime};
 use der::{Decode, Encode};
@@ -66,6 +67,9 @@ pub enum MintError {
     /// A key operation failed.
     #[error(transparent)]
     Key(#[from] KeyFault),
+    /// The CA's key could not sign.
+    #[error(transparent)]
+    Signing(#[from] SigningFailed),
     /// Encoding failed.
     #[error("encoding failed: {0}")]
     Encoding(String),
@@ -191,9 +195,9 @@ impl IssuingAuthority {
             });
         }
         let issuer = Name::from_der(&self.facts.subject_der)?;
-        let (certificate, facts) = Prepared::new(&self.key, issuer, subject, key, extensions, validity)?
+        let (certificate, facts) = Prepared::new(&*self.key, issuer, subject, key, extensions, validity)?
             .lint(|tbs| lint_leaf(tbs, self, kind))?
-            .sign(&self.key)?
+            .sign(&*self.key)?
             .verify(&self.certificate, &self.facts)?;
         Ok(Issued {
             certificate,
@@ -205,18 +209,18 @@ impl IssuingAuthority {
 
 /// A self-signed root.
 pub(crate) fn root(
-    key: &SoftwareKey,
+    key: &dyn Signer,
     subject: der::Result<Name>,
     now: Timestamp,
 ) -> Result<CertificateDer<'static>, MintError> {
     let subject = subject?;
-    let key_id = key_id(key)?;
+    let key_id = key_id(key);
     let extensions = profile::ca(&key_id, &key_id, None)?;
     let signed = Prepared::new(
         key,
         subject.clone(),
         subject,
-        key.public_key_info()?,
+        key.public_key().clone(),
         extensions,
         validity(now, ROOT_LIFETIME),
     )?
@@ -229,20 +233,20 @@ pub(crate) fn root(
 
 /// An issuing CA under a root: it issues leaves only.
 pub(crate) fn issuing(
-    (root_key, root, root_facts): (&SoftwareKey, &CertificateDer<'static>, &CertificateFacts),
-    key: &SoftwareKey,
+    (root_key, root, root_facts): (&dyn Signer, &CertificateDer<'static>, &CertificateFacts),
+    key: &dyn Signer,
     subject: der::Result<Name>,
     now: Timestamp,
 ) -> Result<CertificateDer<'static>, MintError> {
     let subject = subject?;
     let root_key_id = root_facts.subject_key_id.as_deref().unwrap_or_default();
-    let extensions = profile::ca(&key_id(key)?, root_key_id, Some(0))?;
+    let extensions = profile::ca(&key_id(key), root_key_id, Some(0))?;
     let issuer = Name::from_der(&root_facts.subject_der)?;
     Prepared::new(
         root_key,
         issuer,
         subject,
-        key.public_key_info()?,
+        key.public_key().clone(),
         extensions,
         validity(now, ISSUING_LIFETIME),
     )?
@@ -252,11 +256,38 @@ pub(crate) fn issuing(
     .map(|(certificate, _)| certificate)
 }
 
+/// A certificate that proves possession of a CA's key: it names the code, is good for an hour and for nothing else.
+///
+/// # Errors
+/// [`MintError`], for one if the key is not the CA's.
+pub fn possession_proof(
+    ca: &CertificateDer<'static>,
+    key: &dyn Signer,
+    code: &str,
+    now: Timestamp,
+) -> Result<CertificateDer<'static>, MintError> {
+    let ca_facts = CertificateFacts::parse(ca).map_err(|e| MintError::Unverified(e.to_string()))?;
+    let mut extensions = Extensions::default();
+    extensions.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
+    Prepared::new(
+        key,
+        Name::from_der(&ca_facts.subject_der)?,
+        profile::code_name(code)?,
+        key.public_key().clone(),
+        extensions,
+        validity(now, Duration::from_secs(3600)),
+    )?
+    .lint(|_| Ok(()))?
+    .sign(key)?
+    .verify(ca, &ca_facts)
+    .map(|(proof, _)| proof)
+}
+
 /// RFC 7093 section 2 method 1: the leftmost 160 bits of the SHA-256 of the public key's bits.
-fn key_id(key: &SoftwareKey) -> Result<Vec<u8>, MintError> {
-    let info = key.public_key_info()?;
+fn key_id(key: &dyn Signer) -> Vec<u8> {
+    let info = key.public_key();
     let bits = info.subject_public_key.as_bytes().unwrap_or_default();
-    Ok(Fingerprint::of(bits).as_bytes()[..20].to_vec())
+    Fingerprint::of(bits).as_bytes()[..20].to_vec()
 }
 
 /// Both ends are inclusive (RFC 5280 section 4.1.2.5), so the last second is one less.
@@ -314,16 +345,16 @@ impl BuilderProfile for Fixed {
 }
 
 /// What x509-cert asks of a signer before the signature: the algorithm and the public key.
-struct Signer<'a>(&'a SoftwareKey);
+struct BuilderSigner<'a>(&'a dyn Signer);
 
 #[derive(Clone)]
 struct PublicKey(Vec<u8>);
 
-impl signature::Keypair for Signer<'_> {
+impl signature::Keypair for BuilderSigner<'_> {
     type VerifyingKey = PublicKey;
 
     fn verifying_key(&self) -> PublicKey {
-        PublicKey(self.0.public_key().unwrap_or_default())
+        PublicKey(self.0.public_key().to_der().unwrap_or_default())
     }
 }
 
@@ -333,20 +364,21 @@ impl EncodePublicKey for PublicKey {
     }
 }
 
-impl DynSignatureAlgorithmIdentifier for Signer<'_> {
+impl DynSignatureAlgorithmIdentifier for BuilderSigner<'_> {
     fn signature_algorithm_identifier(&self) -> spki::Result<spki::AlgorithmIdentifierOwned> {
-        Ok(SoftwareKey::signature_algorithm())
+        Ok(self.0.algorithm())
     }
 }
 
 struct Prepared {
     builder: CertificateBuilder<Fixed>,
+    algorithm: spki::AlgorithmIdentifierOwned,
     tbs: Vec<u8>,
 }
 
 impl Prepared {
     fn new(
-        signer: &SoftwareKey,
+        signer: &dyn Signer,
         issuer: Name,
         subject: Name,
         key: SubjectPublicKeyInfoOwned,
@@ -360,14 +392,18 @@ impl Prepared {
         };
         let validity = Validity::new(time(not_before)?, time(not_after)?);
         let mut builder = CertificateBuilder::new(profile, serial_number()?, validity, key)?;
-        let tbs = builder.finalize(&Signer(signer))?;
-        Ok(Self { builder, tbs })
+        let tbs = builder.finalize(&BuilderSigner(signer))?;
+        Ok(Self {
+            builder,
+            algorithm: signer.algorithm(),
+            tbs,
+        })
     }
 
     /// Looks at the very bytes that will be signed.
     fn lint(self, rules: impl FnOnce(&TbsCertificate) -> Result<(), String>) -> Result<Linted, MintError> {
         let tbs = TbsCertificate::from_der(&self.tbs)?;
-        lint_all(&tbs)
+        lint_all(&tbs, &self.algorithm)
             .and_then(|()| rules(&tbs))
             .map_err(MintError::Lint)?;
         Ok(Linted(self))
@@ -377,10 +413,10 @@ impl Prepared {
 struct Linted(Prepared);
 
 impl Linted {
-    fn sign(self, key: &SoftwareKey) -> Result<Signed, MintError> {
-        let Self(Prepared { builder, tbs }) = self;
+    fn sign(self, key: &dyn Signer) -> Result<Signed, MintError> {
+        let Self(Prepared { builder, tbs, .. }) = self;
         let signature = BitString::from_bytes(&key.sign(&tbs)?)?;
-        let certificate = builder.assemble(signature, &Signer(key))?;
+        let certificate = builder.assemble(signature, &BuilderSigner(key))?;
         Ok(Signed(certificate.to_der()?))
     }
 }
@@ -424,7 +460,7 @@ where
 }
 
 /// What holds for every certificate (RFC 5280 section 4.1).
-fn lint_all(tbs: &TbsCertificate) -> Result<(), String> {
+fn lint_all(tbs: &TbsCertificate, algorithm: &spki::AlgorithmIdentifierOwned) -> Result<(), String> {
     rule(tbs.version() == Version::V3, "the version is v3")?;
     let serial = tbs.serial_number().as_bytes();
     rule(
@@ -432,8 +468,8 @@ fn lint_all(tbs: &TbsCertificate) -> Result<(), String> {
         "the serial number has 16 octets and is positive",
     )?;
     rule(
-        tbs.signature() == &SoftwareKey::signature_algorithm(),
-        "the signature algorithm is ecdsa-with-SHA256, bare",
+        tbs.signature() == algorithm,
+        "the signature algorithm is the signing key's",
     )?;
     let (from, to) = (
         tbs.validity().not_before.to_unix_duration(),

@@ -69,6 +69,11 @@ pub(crate) fn device_name(tenant: &TenantId, device: &DeviceId) -> der::Result<N
     name(parts)
 }
 
+/// Of a proof of possession.
+pub(crate) fn code_name(code: &str) -> der::Result<Name> {
+    name(vec![utf8(ATTRIBUTE_COMMON_NAME, code)?])
+}
+
 /// Only for people: clients look at the alternative names alone (RFC 9525 section 2).
 pub(crate) fn server_name(host: &str) -> der::Result<Name> {
     let host: String = host.chars().take(64).collect();
@@ -80,7 +85,11 @@ pub(crate) fn server_name(host: &str) -> der::Result<Name> {
 pub(crate) struct Extensions(Vec<Extension>);
 
 impl Extensions {
-    fn add<E: AssociatedOid + Encode>(&mut self, critical: bool, extension: &E) -> der::Result<()> {
+    pub(crate) fn add<E: AssociatedOid + Encode>(
+        &mut self,
+        critical: bool,
+        extension: &E,
+    ) -> der::Result<()> {
         let extn_value = OctetString::new(extension.to_der()?)?;
         self.0.push(Extension {
             extn_id: E::OID,

@@ -2,10 +2,10 @@
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
-use der::Decode;
+use countersign_identity::signed::{Signer, SigningFailed};
 use der::asn1::BitString;
 use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
-use x509_cert::der::{Any, Encode};
+use x509_cert::der::Any;
 use zeroize::Zeroizing;
 
 /// Why a key cannot be used.
@@ -22,6 +22,7 @@ pub enum KeyFault {
 /// A P-256 key pair. The private half never leaves it but as PKCS#8, and is never shown.
 pub struct SoftwareKey {
     pair: EcdsaKeyPair,
+    info: SubjectPublicKeyInfoOwned,
     pkcs8: Zeroizing<Vec<u8>>,
 }
 
@@ -58,8 +59,18 @@ impl SoftwareKey {
     pub fn from_pkcs8(der: &[u8]) -> Result<Self, KeyFault> {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der)
             .map_err(|e| KeyFault::NotP256(e.to_string()))?;
+        let info = SubjectPublicKeyInfoOwned {
+            algorithm: AlgorithmIdentifierOwned {
+                oid: EC_PUBLIC_KEY,
+                parameters: Some(Any::from(&SECP256R1)),
+            },
+            // Uncompressed (RFC 5480 section 2.2).
+            subject_public_key: BitString::from_bytes(pair.public_key().as_ref())
+                .map_err(|_| KeyFault::Failed)?,
+        };
         Ok(Self {
             pair,
+            info,
             pkcs8: Zeroizing::new(der.to_vec()),
         })
     }
@@ -73,47 +84,25 @@ impl SoftwareKey {
     pub fn to_pem(&self) -> Zeroizing<String> {
         Zeroizing::new(crate::request::pem("PRIVATE KEY", &self.pkcs8))
     }
+}
 
-    /// The public key as SubjectPublicKeyInfo in DER, with an uncompressed point (RFC 5480 section 2.2).
-    ///
-    /// # Errors
-    /// [`KeyFault::Failed`] if it cannot be encoded.
-    pub fn public_key(&self) -> Result<Vec<u8>, KeyFault> {
-        let info = SubjectPublicKeyInfoOwned {
-            algorithm: AlgorithmIdentifierOwned {
-                oid: EC_PUBLIC_KEY,
-                parameters: Some(Any::from(&SECP256R1)),
-            },
-            subject_public_key: BitString::from_bytes(self.pair.public_key().as_ref())
-                .map_err(|_| KeyFault::Failed)?,
-        };
-        info.to_der().map_err(|_| KeyFault::Failed)
+impl Signer for SoftwareKey {
+    fn public_key(&self) -> &SubjectPublicKeyInfoOwned {
+        &self.info
     }
 
-    /// Signs with ECDSA and SHA-256; the signature is in DER.
-    ///
-    /// # Errors
-    /// [`KeyFault::Failed`] if the random source fails.
-    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyFault> {
-        self.pair
-            .sign(&SystemRandom::new(), message)
-            .map(|s| s.as_ref().to_vec())
-            .map_err(|_| KeyFault::Failed)
-    }
-
-    /// The algorithm of [`SoftwareKey::sign`]: ecdsa-with-SHA256, parameters absent.
-    pub fn signature_algorithm() -> AlgorithmIdentifierOwned {
+    /// ecdsa-with-SHA256, parameters absent.
+    fn algorithm(&self) -> AlgorithmIdentifierOwned {
         AlgorithmIdentifierOwned {
             oid: ECDSA_SHA256,
             parameters: None,
         }
     }
 
-    /// The public key as the type that certificates and requests carry.
-    ///
-    /// # Errors
-    /// [`KeyFault::Failed`] if it cannot be encoded.
-    pub fn public_key_info(&self) -> Result<SubjectPublicKeyInfoOwned, KeyFault> {
-        SubjectPublicKeyInfoOwned::from_der(&self.public_key()?).map_err(|_| KeyFault::Failed)
+    fn sign(&self, content: &[u8]) -> Result<Vec<u8>, SigningFailed> {
+        self.pair
+            .sign(&SystemRandom::new(), content)
+            .map(|s| s.as_ref().to_vec())
+            .map_err(|_| SigningFailed("the random source failed".into()))
     }
 }

@@ -1,7 +1,7 @@
 //! Requests for certificates, PKCS#10 (RFC 2986). From a request only the public key is taken: names and extensions in
 //! it are wishes, and certificates are built from the profile and the registry.
 
-use countersign_identity::signed::{SignatureFault, Signed};
+use countersign_identity::signed::{SignatureFault, Signed, Signer};
 use countersign_identity::{DeviceId, Fingerprint};
 use der::asn1::{BitString, SetOfVec, Utf8StringRef};
 use der::{Any, Decode, Encode};
@@ -10,7 +10,7 @@ use x509_cert::attr::AttributeTypeAndValue;
 use x509_cert::name::{Name, RdnSequence, RelativeDistinguishedName};
 use x509_cert::request::{CertReq, CertReqInfo, Version};
 
-use crate::key::{KeyFault, SoftwareKey};
+use crate::key::KeyFault;
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,13 +52,10 @@ impl ProvenKey {
     }
 
     /// Of a key that we hold ourselves.
-    ///
-    /// # Errors
-    /// [`KeyFault`] if its public half cannot be encoded.
-    pub fn of(key: &SoftwareKey) -> Result<Self, KeyFault> {
-        Ok(Self {
-            info: key.public_key_info()?,
-        })
+    pub fn of(key: &dyn Signer) -> Self {
+        Self {
+            info: key.public_key().clone(),
+        }
     }
 }
 
@@ -115,19 +112,28 @@ impl CertificateRequest {
     ///
     /// # Errors
     /// [`KeyFault`] if signing or encoding fails.
-    pub fn create(key: &SoftwareKey, device: &DeviceId) -> Result<String, KeyFault> {
+    pub fn create(key: &dyn Signer, device: &DeviceId) -> Result<String, KeyFault> {
+        Self::with_name(key, device.as_str())
+    }
+
+    /// The same with any common name, of at most 64 characters.
+    ///
+    /// # Errors
+    /// [`KeyFault`] if signing or encoding fails.
+    pub fn with_name(key: &dyn Signer, name: &str) -> Result<String, KeyFault> {
         let failed = |_| KeyFault::Failed;
-        let name = common_name(device.as_str()).map_err(failed)?;
+        let name = common_name(name).map_err(failed)?;
         let info = CertReqInfo {
             version: Version::V1,
             subject: name,
-            public_key: key.public_key_info()?,
+            public_key: key.public_key().clone(),
             attributes: SetOfVec::new(),
         };
-        let signature = key.sign(&info.to_der().map_err(failed)?)?;
+        let content = info.to_der().map_err(failed)?;
+        let signature = key.sign(&content).map_err(|_| KeyFault::Failed)?;
         let request = CertReq {
             info,
-            algorithm: SoftwareKey::signature_algorithm(),
+            algorithm: key.algorithm(),
             signature: BitString::from_bytes(&signature).map_err(failed)?,
         };
         Ok(pem("CERTIFICATE REQUEST", &request.to_der().map_err(failed)?))
@@ -153,6 +159,7 @@ pub fn pem(label: &'static str, der: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::SoftwareKey;
 
     #[test]
     fn a_request_proves_its_key_or_is_refused() {
@@ -160,13 +167,13 @@ mod tests {
         let id = DeviceId::new("SN-1").unwrap();
         let text = CertificateRequest::create(&key, &id).unwrap();
         let read = CertificateRequest::parse(text.as_bytes()).unwrap();
-        assert_eq!(read.key(), &ProvenKey::of(&key).unwrap());
+        assert_eq!(read.key(), &ProvenKey::of(&key));
         assert_eq!(read.subject(), "CN=SN-1");
 
         // The same request with another device's public key in it: signature and key do not belong together.
         use der::DecodePem;
         let mut forged = CertReq::from_pem(text.as_bytes()).unwrap();
-        forged.info.public_key = SoftwareKey::generate().unwrap().public_key_info().unwrap();
+        forged.info.public_key = SoftwareKey::generate().unwrap().public_key().clone();
         assert_eq!(
             CertificateRequest::parse(&forged.to_der().unwrap()),
             Err(RequestFault::Signature)

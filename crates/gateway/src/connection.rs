@@ -382,7 +382,7 @@ impl Connection {
             Ok(Identification::FirstContact(handshaken, contact)) => {
                 let (sender, answer) = oneshot::channel();
                 node.sink.first_contact(
-                    contact,
+                    *contact,
                     Box::new(move |learned| {
                         // Nobody waits any more if the device went away.
                         let _ = sender.send(learned);

@@ -21,6 +21,26 @@ pub enum SignatureFault {
     Invalid,
 }
 
+/// Holds a private key and signs with it: in software, in a token, or elsewhere.
+pub trait Signer: Send + Sync {
+    /// The public half.
+    fn public_key(&self) -> &SubjectPublicKeyInfoOwned;
+
+    /// The algorithm of its signatures.
+    fn algorithm(&self) -> AlgorithmIdentifierOwned;
+
+    /// Signs.
+    ///
+    /// # Errors
+    /// [`SigningFailed`].
+    fn sign(&self, content: &[u8]) -> Result<Vec<u8>, SigningFailed>;
+}
+
+/// The key is there, but the operation failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the key could not sign: {0}")]
+pub struct SigningFailed(pub String);
+
 /// A signed object, taken apart but not looked into.
 #[derive(Debug, Clone)]
 pub struct Signed<'a> {

@@ -167,6 +167,23 @@ impl Registry {
         })
     }
 
+    /// The authority that issues for a tenant: its newest active one of ours.
+    ///
+    /// # Errors
+    /// As for [`Registry::tenants`].
+    pub fn issuing_authority(&self, tenant: &TenantId) -> Result<Option<AuthorityId>, RegistryError> {
+        let id: Option<String> = self.read(|db| {
+            Ok(db
+                .prepare_cached(
+                    "SELECT id FROM authorities WHERE tenant = ? AND origin = 'managed' AND state = 'active'
+                     ORDER BY created DESC, id LIMIT 1",
+                )?
+                .query_row([tenant.as_str()], |r| r.get(0))
+                .optional()?)
+        })?;
+        id.map(|id| damaged(id.parse())).transpose()
+    }
+
     /// An authority's certificate, DER.
     ///
     /// # Errors

@@ -512,3 +512,37 @@ fn a_tenant_keeps_what_a_configuration_does_not_name() {
     assert_eq!(facts.client_id_mode(&tenant()), ClientIdMode::Free);
     assert_eq!(facts.policy(&tenant()).unwrap().spaces().len(), 5);
 }
+
+#[test]
+fn a_database_of_the_first_schema_is_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&key).unwrap();
+    {
+        let db = rusqlite::Connection::open(folder.path().join("registry.db")).unwrap();
+        db.execute_batch(include_str!("../src/migrations/registry_001.sql"))
+            .unwrap();
+        db.pragma_update(None, "application_id", 0x4353_474e).unwrap();
+        db.pragma_update(None, "user_version", 1).unwrap();
+        db.execute_batch(
+            "INSERT INTO tenants VALUES ('default', 'strict', '', '[]', 1, 0);
+             INSERT INTO devices VALUES ('default', 'd1', NULL, '[]', 'active', NULL, 2, 0);",
+        )
+        .unwrap();
+        db.execute(
+            "INSERT INTO authorities VALUES ('a', 'default', 'registered', 'active', 'common-name', ?1, x'00', 3, 0)",
+            [ca.der().to_vec()],
+        )
+        .unwrap();
+    }
+    let registry = open(folder.path());
+    let facts = registry.facts();
+    assert!(facts.device(&tenant(), &id("d1")).is_some());
+    assert_eq!(
+        facts.admission(&AuthorityId::new("a").unwrap()),
+        Admission::RegisteredOnly
+    );
+    assert_eq!(facts.anchors().len(), 1);
+}

@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use countersign_factory::Profile;
 use countersign_factory::grant::check_host_name;
 use countersign_gateway::{Limits, TlsMinimum};
-use countersign_registry::LedgerLimits;
+use countersign_registry::{IssuanceRules, LedgerLimits};
 use serde::{Deserialize, Serialize};
 
 /// Everything that can be configured.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The device port.
@@ -21,8 +22,60 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// The ledger of exchanges.
     pub ledger: LedgerConfig,
+    /// How long things last in issuance.
+    pub issuance: IssuanceConfig,
     /// The log.
     pub log: LogConfig,
+    /// What certificates hold; the first is the one that is issued unless another is named.
+    pub profiles: Vec<Profile>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server: ServerConfig::default(),
+            admin: AdminConfig::default(),
+            limits: LimitsConfig::default(),
+            ledger: LedgerConfig::default(),
+            issuance: IssuanceConfig::default(),
+            log: LogConfig::default(),
+            profiles: Profile::built_in(),
+        }
+    }
+}
+
+/// `[issuance]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IssuanceConfig {
+    /// For so long a repeated request is answered with the same certificate, in hours.
+    pub replay_window_hours: u64,
+    /// A certificate that nobody used or confirmed for so long lapses, in days.
+    pub lapse_after_days: u64,
+    /// After a newer certificate was first used, for so long the old one is still admitted, in hours.
+    pub overlap_hours: u64,
+}
+
+impl Default for IssuanceConfig {
+    fn default() -> Self {
+        let rules = IssuanceRules::default();
+        Self {
+            replay_window_hours: rules.replay_window.as_secs() / 3600,
+            lapse_after_days: rules.lapse_after.as_secs() / 86_400,
+            overlap_hours: rules.overlap.as_secs() / 3600,
+        }
+    }
+}
+
+impl IssuanceConfig {
+    /// As the registry takes them.
+    pub fn to_rules(&self) -> IssuanceRules {
+        IssuanceRules {
+            replay_window: Duration::from_secs(self.replay_window_hours * 3600),
+            lapse_after: Duration::from_secs(self.lapse_after_days * 86_400),
+            overlap: Duration::from_secs(self.overlap_hours * 3600),
+        }
+    }
 }
 
 /// `[server]`
@@ -289,6 +342,17 @@ impl Config {
                 "give both server.certificate and server.key, or neither",
             );
         }
+        if let Some(what) = self.profiles.iter().find_map(|p| p.check().err()) {
+            return value("profiles", what, "correct the profile");
+        }
+        let names: std::collections::HashSet<_> = self.profiles.iter().map(|p| &p.name).collect();
+        if names.len() != self.profiles.len() || names.is_empty() {
+            return value(
+                "profiles",
+                "there is none, or two have one name".into(),
+                "give each [[profiles]] a name of its own",
+            );
+        }
         let limits = &self.limits;
         let positive = [
             ("limits.connections_max", limits.connections_max),
@@ -397,6 +461,9 @@ mod tests {
             ("[server]\nhost_names = []", "server.host_names"),
             ("[server]\nhost_names = [\"*.example.com\"]", "server.host_names"),
             ("[server]\ncertificate = \"a\"", "server.certificate"),
+            ("[[profiles]]\nlifetime_days = 0", "profiles"),
+            ("[[profiles]]\nkeys = []", "profiles"),
+            ("[[profiles]]\n[[profiles]]", "profiles"),
             ("[limits]\nhandshakes_max = 0", "limits.handshakes_max"),
             ("[limits]\nidle_max_s = 70000", "limits.idle_max_s"),
         ] {

@@ -3,26 +3,47 @@
 use std::path::Path;
 
 use countersign_authority::folder;
+use countersign_factory::key::KeyFault;
+use countersign_factory::{CertificateRequest, SoftwareKey};
+use countersign_identity::DeviceId;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::failure::Failure;
 use crate::service::Provisioned;
 
-/// Writes `device.crt`, `device.key` (if the server made it), `platform-root.crt` and `device.json`.
+/// A certificate request for the key of an identity folder; the key is made if there is none.
 ///
 /// # Errors
-/// [`Failure`] if a file cannot be written, or a key is there that would be lost.
+/// [`Failure`] if the folder cannot be written, or its key cannot be read.
+pub fn request(path: &Path, device: &DeviceId) -> Result<String, Failure> {
+    let internal = |e: KeyFault| Failure::internal(e.to_string());
+    folder::create_private(path)?;
+    let file = path.join("device.key");
+    let key = if file.exists() {
+        let bytes = zeroize::Zeroizing::new(folder::read_private(&file)?);
+        let unusable = |e: &dyn std::fmt::Display| {
+            Failure::invalid(format!(
+                "{} is not overwritten and cannot be used: {e}; hint: choose another folder with --out, or give --csr",
+                file.display()
+            ))
+        };
+        let der = PrivatePkcs8KeyDer::from_pem_slice(&bytes).map_err(|e| unusable(&e))?;
+        SoftwareKey::from_pkcs8(der.secret_pkcs8_der()).map_err(|e| unusable(&e))?
+    } else {
+        let key = SoftwareKey::generate().map_err(internal)?;
+        folder::write_private(&file, key.to_pem().as_bytes())?;
+        key
+    };
+    CertificateRequest::create(&key, device).map_err(internal)
+}
+
+/// Writes `device.crt`, `platform-root.crt` and `device.json`.
+///
+/// # Errors
+/// [`Failure`] if a file cannot be written.
 pub fn write(path: &Path, provisioned: &Provisioned) -> Result<(), Failure> {
     folder::create_private(path)?;
-    let key_file = path.join("device.key");
-    if let Some(key) = &provisioned.key {
-        if key_file.exists() {
-            return Err(Failure::invalid(format!(
-                "{} exists and is not overwritten; hint: choose another folder, or remove it if that identity is given up",
-                key_file.display()
-            )));
-        }
-        folder::write_private(&key_file, key.as_bytes())?;
-    }
     folder::write_private(&path.join("device.crt"), provisioned.certificate.as_bytes())?;
     folder::write_private(
         &path.join("platform-root.crt"),

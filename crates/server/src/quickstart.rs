@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use countersign_authority::{Hierarchy, IssuingAuthority};
 use countersign_device::{DeviceIdentity, Link, LinkFault, LinkOptions};
-use countersign_factory::{EnrolmentGrant, ProvenKey, SoftwareKey};
+use countersign_factory::{CertificateRequest, EnrolmentGrant, Profile};
 use countersign_identity::{CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_mqtt::QoS;
 use countersign_policy::{ExchangeRecord, LifecycleMove, LifecycleState};
@@ -17,7 +17,7 @@ use crate::diagram;
 use crate::failure::Failure;
 use crate::identity_folder;
 use crate::serve::Running;
-use crate::service::{Provisioned, now};
+use crate::service::{Provisioned, Wanted, now};
 
 /// What it prints goes here, line by line.
 pub type Print = fn(&str);
@@ -116,10 +116,11 @@ async fn show(running: &Running, place: &Path, print: Print) -> Result<(Provisio
             model: Some("thermometer".into()),
             groups: vec!["demo".into()],
             state: LifecycleState::Active,
+            authority: None,
         };
         service.add_device(actor(), tenant.clone(), new).await?;
-        let provisioned = service.provision(actor(), tenant.clone(), id, None, None).await?;
         let folder = place.join("devices").join(name);
+        let provisioned = service.provision(actor(), wanted(&tenant, &id, &folder)?).await?;
         identity_folder::write(&folder, &provisioned)?;
         print(&format!(
             "   {name}: certificate {} until {}",
@@ -153,16 +154,12 @@ async fn show(running: &Running, place: &Path, print: Print) -> Result<(Provisio
 
     print("5. sensor-3 comes with a certificate that expired yesterday.\n");
     let past = now().minus(Duration::from_secs(91 * 24 * 3600));
-    let expired = service
-        .provision(
-            actor(),
-            tenant.clone(),
-            folders[2].0.device.clone(),
-            None,
-            Some(past),
-        )
-        .await?;
     let folder = place.join("devices/expired");
+    let wanted = Wanted {
+        dated: Some(past),
+        ..wanted(&tenant, &folders[2].0.device, &folder)?
+    };
+    let expired = service.provision(actor(), wanted).await?;
     identity_folder::write(&folder, &expired)?;
     refused(&folder).await?;
     draw(running, &expired.fingerprint.to_string(), print).await?;
@@ -194,26 +191,38 @@ async fn refused(folder: &Path) -> Result<(), Failure> {
     }
 }
 
+fn request_of(folder: &Path, device: &DeviceId) -> Result<CertificateRequest, Failure> {
+    let request = identity_folder::request(folder, device)?;
+    CertificateRequest::parse(request.as_bytes()).map_err(|e| Failure::internal(e.to_string()))
+}
+
+fn wanted(tenant: &TenantId, device: &DeviceId, folder: &Path) -> Result<Wanted, Failure> {
+    let request = request_of(folder, device)?;
+    Ok(Wanted::new(tenant.clone(), device.clone(), request))
+}
+
 /// Somebody else's device: the same shape, another CA.
 fn foreign(place: &Path, like: &Provisioned, tenant: &TenantId) -> Result<Fingerprint, Failure> {
     let internal = |e: &dyn std::fmt::Display| Failure::internal(e.to_string());
     let authority =
         IssuingAuthority::create(&place.join("foreign-ca"), Hierarchy::Devices, "foreign", now())?;
-    let key = SoftwareKey::generate().map_err(|e| internal(&e))?;
-    let proven = ProvenKey::of(&key).map_err(|e| internal(&e))?;
-    let device = device_id("sensor-9")?;
-    let issued = authority.issue_device(
-        &EnrolmentGrant::by_operator(tenant.clone(), device.clone(), proven),
-        now(),
-    )?;
+    let (device, folder) = (device_id("sensor-9")?, place.join("devices/foreign"));
+    let request = request_of(&folder, &device)?;
+    let grant = EnrolmentGrant::new(
+        tenant.clone(),
+        device.clone(),
+        request.key().clone(),
+        Profile::default(),
+    )
+    .map_err(|e| internal(&e))?;
+    let issued = authority.issue_device(&grant, now())?;
     let facts: &CertificateFacts = issued.facts();
     let not_after: Timestamp = facts.not_after;
     identity_folder::write(
-        &place.join("devices/foreign"),
+        &folder,
         &Provisioned {
             device,
             certificate: issued.chain_pem(),
-            key: Some(key.to_pem().to_string()),
             serial: facts.serial.clone(),
             fingerprint: facts.fingerprint,
             not_after,

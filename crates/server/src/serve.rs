@@ -18,8 +18,8 @@ use crate::service::Service;
 
 /// How long a stop waits for sessions to be told.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How often the server certificate is looked at, for renewal and for replaced files.
-const CERTIFICATE_LOOK: Duration = Duration::from_secs(60);
+/// How often the server certificate is looked at, for renewal and for replaced files, and credentials are swept.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// A running platform.
 pub struct Running {
@@ -42,6 +42,8 @@ impl Running {
         raise_open_files();
         let service = tokio::task::block_in_place(|| Service::create(data, config.clone()))?;
         let service = Arc::new(service);
+        // Before anybody is admitted: what lapsed or was superseded while nothing ran.
+        service.sweep().await?;
         let token = Token::load(data)?;
         let (chain, key) = service.server_certificate()?;
         let identity =
@@ -93,12 +95,15 @@ impl Running {
         });
         let (watched, identity) = (service.clone(), gateway.identity().clone());
         let watching = tokio::spawn(async move {
-            let mut look = tokio::time::interval(CERTIFICATE_LOOK);
+            let mut look = tokio::time::interval(LOOK);
             look.tick().await;
             loop {
                 look.tick().await;
                 if let Err(e) = tokio::task::block_in_place(|| watched.reload_server_certificate(&identity)) {
                     tracing::error!(error = %e, "the server certificate cannot be loaded; the old one is served");
+                }
+                if let Err(e) = watched.sweep().await {
+                    tracing::error!(error = %e, "credentials cannot be swept");
                 }
             }
         });

@@ -26,11 +26,7 @@ fn world(config: &str) -> World {
     .unwrap();
     let ca = Ca::root("limits root", None);
     server
-        .ask(
-            "POST",
-            "/authorities",
-            Some(&json!({ "id": "limits", "tenant": "default", "certificate": ca.pem })),
-        )
+        .register("limits", "default", &ca, &json!({ "mode": "registered-only" }))
         .unwrap();
     let device = ca.issue(&Leaf::named("d1"), &[]);
     let body = json!({ "devices": [{ "id": "d1", "certificate": device.pem }] });

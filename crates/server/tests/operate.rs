@@ -385,6 +385,7 @@ fn what_is_wrong_at_start_is_said_with_a_cure_and_an_exit_code() {
     server.stop().unwrap();
 
     let db = rusqlite::Connection::open(data.join("registry.db")).unwrap();
+    let version: i64 = db.query_row("PRAGMA user_version", [], |r| r.get(0)).unwrap();
     db.pragma_update(None, "user_version", 99).unwrap();
     drop(db);
     expect(
@@ -393,7 +394,7 @@ fn what_is_wrong_at_start_is_said_with_a_cure_and_an_exit_code() {
         &["written by a newer countersign", "schema 99", "hint: "],
     );
     let db = rusqlite::Connection::open(data.join("registry.db")).unwrap();
-    db.pragma_update(None, "user_version", 1).unwrap();
+    db.pragma_update(None, "user_version", version).unwrap();
     drop(db);
     // Nothing was lost on the way.
     place.server().stop().unwrap();
@@ -450,8 +451,10 @@ fn an_import_reads_csv_folders_and_bundles_and_says_what_is_wrong_with_a_line() 
     let server = place.server();
     let ca = countersign_testkit::pki::Ca::root("import root", None);
     std::fs::write(place.path("ca.crt"), &ca.pem).unwrap();
+    std::fs::write(place.path("ca.key"), ca.key_pem()).unwrap();
+    let (certificate, key) = (place.text("ca.crt"), place.text("ca.key"));
     server
-        .cli_ok(&["authority", "register", "factory", &place.text("ca.crt")])
+        .cli_ok(&["authority", "register", "factory", &certificate, "--key", &key])
         .unwrap();
     std::fs::create_dir(place.path("certs")).unwrap();
     let mut bundle = String::new();

@@ -46,6 +46,9 @@ struct World {
     root: Ca,
     issuing: Ca,
     tight: Ca,
+    unproven: Ca,
+    first_contact: Ca,
+    just_in_time: Ca,
     good: Identity,
     known: BTreeMap<&'static str, Identity>,
 }
@@ -70,8 +73,7 @@ fn world() -> &'static World {
         let tight = Ca::root("refusals tight root", Some(0));
         let other = Ca::root("refusals other tenant", None);
         let register = |id: &str, tenant: &str, ca: &Ca| {
-            let body = json!({ "id": id, "tenant": tenant, "certificate": ca.pem });
-            server.ask("POST", "/authorities", Some(&body)).unwrap();
+            server.register(id, tenant, ca, &json!({ "mode": "registered-only" })).unwrap();
         };
         server.ask("POST", "/tenants", Some(&json!({ "id": "other" }))).unwrap();
         server.ask("POST", "/tenants", Some(&json!({ "id": "closed" }))).unwrap();
@@ -118,7 +120,20 @@ fn world() -> &'static World {
         let fingerprint = fingerprint["credentials"][0]["fingerprint"].as_str().unwrap().to_owned();
         server.ask("POST", &format!("/credentials/{fingerprint}/revoke"), Some(&json!({}))).unwrap();
         let good = known["good"].clone();
-        World { _folder: folder, server, root, issuing, tight, good, known }
+        let unproven = Ca::root("refusals unproven", None);
+        let body = json!({ "id": "unproven", "tenant": "default", "certificate": unproven.pem });
+        server.ask("POST", "/authorities", Some(&body)).unwrap();
+        let first_contact = Ca::root("refusals known-device", None);
+        server.register("known", "default", &first_contact, &json!({ "mode": "known-device" })).unwrap();
+        for (id, authority) in [("unbound", None), ("has-key", Some("known")), ("shares", Some("known"))] {
+            let body = json!({ "id": id, "authority": authority });
+            server.ask("POST", "/tenants/default/devices", Some(&body)).unwrap();
+        }
+        import(&server, "default", "has-key", "active", &first_contact.issue(&Leaf::named("has-key"), &[]));
+        let just_in_time = Ca::root("refusals just-in-time", None);
+        let template = json!({ "mode": "just-in-time", "id_pattern": "jit-*", "quota": 0 });
+        server.register("jit", "default", &just_in_time, &template).unwrap();
+        World { _folder: folder, server, root, issuing, tight, unproven, first_contact, just_in_time, good, known }
     })
 }
 
@@ -202,6 +217,21 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
         }
         "unknown device" => leaf(&world.root, "nobody-knows-me", &[]).run(),
         "unknown credential of a known device" => leaf(&world.root, "good", &[]).run(),
+        "unproven authority" => leaf(&world.unproven, "good", &[]).run(),
+        "first contact of a device that is bound to no authority" => {
+            leaf(&world.first_contact, "unbound", &[]).run()
+        }
+        "first contact with another key" => leaf(&world.first_contact, "has-key", &[]).run(),
+        "first contact with another device's key" => attempt
+            .identity(
+                &world
+                    .first_contact
+                    .issue_again(&Leaf::named("shares"), &world.good),
+            )
+            .send(connect(level, "shares"))
+            .run(),
+        "just-in-time, id outside the pattern" => leaf(&world.just_in_time, "other", &[]).run(),
+        "just-in-time, quota used up" => leaf(&world.just_in_time, "jit-1", &[]).run(),
         "credential registered for another device" => attempt
             .identity(&world.known["alias"])
             .send(connect(level, "alias"))

@@ -69,7 +69,7 @@ fn the_log_is_synced_before_each_promising_answer() {
         .ask(
             "POST",
             "/tenants/default/devices/d2/certificates",
-            Some(&json!({})),
+            Some(&json!({ "request": countersign_testkit::pki::request("d2") })),
         )
         .unwrap();
     expected += 2;
@@ -131,11 +131,7 @@ fn a_full_disk_refuses_changes_and_devices_says_so_and_recovers() {
     let server = Server::start(program(), &data, "").unwrap();
     let ca = Ca::root("full root", None);
     server
-        .ask(
-            "POST",
-            "/authorities",
-            Some(&json!({ "id": "full", "tenant": "default", "certificate": ca.pem })),
-        )
+        .register("full", "default", &ca, &json!({ "mode": "registered-only" }))
         .unwrap();
     let device = ca.issue(&Leaf::named("d1"), &[]);
     let body = json!({ "devices": [{ "id": "d1", "certificate": device.pem }] });

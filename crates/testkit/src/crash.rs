@@ -78,7 +78,10 @@ pub fn run(program: &Path, data: &Path, rounds: u64, seed: u64) -> Result<CrashR
                         let Some(_) = ask("", json!({ "id": id })) else {
                             return;
                         };
-                        let Some(issued) = ask(&format!("/{id}/certificates"), json!({})) else {
+                        let Some(issued) = ask(
+                            &format!("/{id}/certificates"),
+                            json!({ "request": crate::pki::request(&id) }),
+                        ) else {
                             return;
                         };
                         let fingerprint = issued["fingerprint"].as_str().unwrap_or_default().to_owned();

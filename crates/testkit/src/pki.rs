@@ -126,9 +126,27 @@ impl Ca {
         &self.certificate
     }
 
+    /// Its private key, PEM.
+    pub fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+
+    /// A certificate that proves possession of its key, PEM.
+    pub fn prove(&self, code: &str) -> String {
+        self.issue(&Leaf::named(code), &[]).pem
+    }
+
     /// Issues a certificate; `above` is sent along after it.
     pub fn issue(&self, leaf: &Leaf, above: &[&Self]) -> Identity {
-        let leaf_key = key();
+        self.issue_for(leaf, above, key())
+    }
+
+    /// Issues a certificate for the key of another one.
+    pub fn issue_again(&self, leaf: &Leaf, other: &Identity) -> Identity {
+        self.issue_for(leaf, &[], KeyPair::from_pem(&other.key_pem).expect("a key"))
+    }
+
+    fn issue_for(&self, leaf: &Leaf, above: &[&Self], leaf_key: KeyPair) -> Identity {
         let mut params = CertificateParams::new(vec![]).expect("parameters");
         params.distinguished_name = rcgen::DistinguishedName::new();
         for name in &leaf.common_names {
@@ -177,4 +195,12 @@ pub fn self_signed(name: &str) -> Identity {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let certificate = params.self_signed(&key).expect("a certificate");
     identity(certificate.pem(), vec![certificate.der().clone()], &key)
+}
+
+/// A certificate request with a key of its own, PEM.
+pub fn request(name: &str) -> String {
+    let mut params = CertificateParams::new(vec![]).expect("parameters");
+    params.distinguished_name.push(DnType::CommonName, name);
+    let request = params.serialize_request(&key()).expect("a request");
+    request.pem().expect("PEM")
 }

@@ -7,7 +7,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::pki::Ca;
 
 /// A running server.
 #[derive(Debug)]
@@ -120,6 +122,19 @@ impl Server {
         let (status, value) = self.call(method, path, body)?;
         ensure!(status < 300, "{method} {path}: {status} {value}");
         Ok(value)
+    }
+
+    /// Registers an authority and proves possession of its key.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn register(&self, id: &str, tenant: &str, ca: &Ca, admission: &Value) -> Result<()> {
+        let body = json!({ "id": id, "tenant": tenant, "certificate": ca.pem, "admission": admission });
+        let registered = self.ask("POST", "/authorities", Some(&body))?;
+        let code = registered["code"].as_str().context("no code")?;
+        let proof = json!({ "certificate": ca.prove(code) });
+        self.ask("POST", &format!("/authorities/{id}/proof"), Some(&proof))?;
+        Ok(())
     }
 
     /// Runs the CLI on its data directory.

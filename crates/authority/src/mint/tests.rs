@@ -4,6 +4,8 @@ use countersign_identity::{
     VerifiedChain,
 };
 
+use countersign_factory::SoftwareKey;
+
 use super::*;
 
 const NOW: Timestamp = Timestamp::from_unix_s(1_795_000_000);
@@ -18,7 +20,7 @@ fn grant(id: &str) -> EnrolmentGrant {
     EnrolmentGrant::new(
         TenantId::default_tenant(),
         DeviceId::new(id).unwrap(),
-        ProvenKey::of(&key).unwrap(),
+        ProvenKey::of(&key),
         Profile::default(),
     )
     .unwrap()
@@ -69,7 +71,7 @@ fn an_id_with_an_underscore_stands_in_the_common_name_alone() {
 
 #[test]
 fn the_hierarchies_do_not_issue_each_others_certificates() {
-    let key = ProvenKey::of(&SoftwareKey::generate().unwrap()).unwrap();
+    let key = ProvenKey::of(&SoftwareKey::generate().unwrap());
     let server = ServerGrant::new(&["gate.example".into(), "127.0.0.1".into()], key).unwrap();
     let (devices, platform) = (hierarchy(Hierarchy::Devices), hierarchy(Hierarchy::Platform));
     assert!(matches!(
@@ -118,12 +120,12 @@ fn nothing_of_a_request_enters_the_certificate_but_its_key() {
     assert_eq!(issued.facts().subject_common_names, ["me"]);
     assert_eq!(
         issued.facts().public_key_sha256,
-        Fingerprint::of(&key.public_key().unwrap())
+        ProvenKey::of(&key).fingerprint().unwrap()
     );
 }
 
 fn issue(profile: Profile) -> CertificateFacts {
-    let key = ProvenKey::of(&SoftwareKey::generate().unwrap()).unwrap();
+    let key = ProvenKey::of(&SoftwareKey::generate().unwrap());
     let device = DeviceId::new("SN-1").unwrap();
     let grant = EnrolmentGrant::new(TenantId::default_tenant(), device, key, profile).unwrap();
     let issued = hierarchy(Hierarchy::Devices).issue_device(&grant, NOW).unwrap();
@@ -150,7 +152,7 @@ fn a_factory_certificate_has_no_end_and_no_purpose_and_a_profile_may_add_a_uri()
 
 #[test]
 fn a_key_that_the_profile_does_not_accept_gets_no_grant() {
-    let key = ProvenKey::of(&SoftwareKey::generate().unwrap()).unwrap();
+    let key = ProvenKey::of(&SoftwareKey::generate().unwrap());
     let profile = Profile {
         keys: vec![KeyKind::Ed25519],
         ..Profile::default()

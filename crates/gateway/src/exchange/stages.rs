@@ -264,7 +264,7 @@ pub(crate) enum Identification {
     /// Device and credential are known.
     Known(Box<Identified>),
     /// The credential is not known, and the authority's admission may let it be learned: ask, then identify again.
-    FirstContact(Box<Handshaken>, Contact),
+    FirstContact(Box<Handshaken>, Box<Contact>),
 }
 
 impl Handshaken {
@@ -287,7 +287,7 @@ impl Handshaken {
                 })))
             }
             Ok(None) => match self.contact() {
-                Ok(contact) => Ok(Identification::FirstContact(Box::new(self), contact)),
+                Ok(contact) => Ok(Identification::FirstContact(Box::new(self), Box::new(contact))),
                 Err(denial) => Err(Box::new(self.refuse(denial))),
             },
             Err(denial) => Err(Box::new(self.refuse(denial))),

@@ -1,7 +1,9 @@
 //! What requests carry.
 
+use countersign_factory::RevocationReason;
 use countersign_identity::{AuthorityId, DeviceId, IdentityRule, TenantId};
-use countersign_policy::{ClientIdMode, LifecycleMove, LifecycleState, TopicSpace};
+use countersign_policy::{Admission, ClientIdMode, LifecycleMove, LifecycleState, TopicSpace};
+use countersign_registry::AuthorityMove;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize)]
@@ -36,7 +38,56 @@ pub(super) struct AuthorityBody {
     pub tenant: TenantId,
     #[serde(default)]
     pub identity_rule: IdentityRule,
+    #[serde(default)]
+    pub admission: Admission,
+    #[serde(default)]
+    pub certificate: Option<String>,
+    #[serde(default)]
+    pub origin: AuthorityOrigin,
+}
+
+/// How an authority comes to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum AuthorityOrigin {
+    /// Its holder issues; `certificate` is the CA's.
+    #[default]
+    Registered,
+    /// We make it, root and all.
+    Managed,
+    /// We make the key; an external root is asked for the certificate.
+    Requested,
+    /// What the external root issued: `certificate` is the chain.
+    Installed,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AuthoritySettings {
+    #[serde(default)]
+    pub identity_rule: Option<IdentityRule>,
+    #[serde(default)]
+    pub admission: Option<Admission>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct AuthorityMoveBody {
+    #[serde(flatten)]
+    pub attempted: AuthorityMove,
+    #[serde(default)]
+    pub reason: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CertificateBody {
     pub certificate: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BindBody {
+    pub authority: Option<AuthorityId>,
 }
 
 fn active() -> LifecycleState {
@@ -53,6 +104,8 @@ pub(super) struct DeviceBody {
     pub groups: Vec<String>,
     #[serde(default = "active")]
     pub state: LifecycleState,
+    #[serde(default)]
+    pub authority: Option<AuthorityId>,
 }
 
 /// One device of an import.
@@ -70,6 +123,9 @@ pub struct ImportDevice {
     /// Where it starts.
     #[serde(default = "active")]
     pub state: LifecycleState,
+    /// The authority whose certificates may be learned for it at first contact.
+    #[serde(default)]
+    pub authority: Option<AuthorityId>,
     /// Its certificate, PEM.
     #[serde(default)]
     pub certificate: Option<String>,
@@ -95,13 +151,18 @@ pub(super) struct MoveBody {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ProvisionBody {
+    pub request: String,
     #[serde(default)]
-    pub request: Option<String>,
+    pub profile: Option<String>,
+    #[serde(default)]
+    pub authority: Option<AuthorityId>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ReasonBody {
+pub(super) struct RevokeBody {
+    #[serde(default)]
+    pub code: RevocationReason,
     #[serde(default)]
     pub reason: String,
 }
@@ -125,4 +186,9 @@ pub(super) struct ExchangeQuery {
 #[derive(Debug, Deserialize)]
 pub(super) struct TenantQuery {
     pub tenant: Option<TenantId>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct LimitQuery {
+    pub limit: Option<u32>,
 }

@@ -5,27 +5,29 @@ use std::sync::Arc;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, State};
 use axum::http::HeaderMap;
-use axum::routing::{delete, get, patch, post};
+use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, Router};
+use countersign_factory::CertificateRequest;
 use countersign_identity::{DeviceId, Fingerprint, TenantId};
 use countersign_policy::ClientIdMode;
-use countersign_registry::{Actor, NewDevice, RegistryError};
+use countersign_registry::{Actor, NewDevice, RegistryError, Revocation};
 use serde_json::{Value, json};
 
+use super::authorities;
 use super::body::{
-    AuthorityBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody, ProvisionBody,
-    ReasonBody, TenantBody, TenantQuery, TenantSettings,
+    BindBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody, ProvisionBody,
+    RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
 use crate::failure::Failure;
-use crate::service::Service;
+use crate::service::{Service, Wanted};
 
-type App = State<Arc<Service>>;
-type Answer = Result<Json<Value>, Failure>;
+pub(super) type App = State<Arc<Service>>;
+pub(super) type Answer = Result<Json<Value>, Failure>;
 
 /// JSON whose faults are told as problems.
 #[derive(FromRequest)]
 #[from_request(via(Json), rejection(Failure))]
-struct Body<T>(T);
+pub(super) struct Body<T>(pub(super) T);
 
 impl From<JsonRejection> for Failure {
     fn from(e: JsonRejection) -> Self {
@@ -39,7 +41,7 @@ impl From<JsonRejection> for Failure {
 /// A path whose faults are told as problems.
 #[derive(FromRequestParts)]
 #[from_request(via(Path), rejection(Failure))]
-struct In<T>(T);
+pub(super) struct In<T>(pub(super) T);
 
 impl From<PathRejection> for Failure {
     fn from(e: PathRejection) -> Self {
@@ -50,7 +52,7 @@ impl From<PathRejection> for Failure {
 /// A query whose faults are told as problems.
 #[derive(FromRequestParts)]
 #[from_request(via(Query), rejection(Failure))]
-struct Asked<T>(T);
+pub(super) struct Asked<T>(pub(super) T);
 
 impl From<QueryRejection> for Failure {
     fn from(e: QueryRejection) -> Self {
@@ -66,16 +68,47 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/tenants/{tenant}", patch(configure_tenant))
         .route("/tenants/{tenant}/hosts", post(add_host))
         .route("/tenants/{tenant}/hosts/{host}", delete(remove_host))
-        .route("/authorities", get(authorities).post(register_authority))
+        .route(
+            "/authorities",
+            get(authorities::authorities).post(authorities::add_authority),
+        )
+        .route(
+            "/authorities/{authority}",
+            patch(authorities::configure_authority),
+        )
+        .route(
+            "/authorities/{authority}/proof",
+            post(authorities::prove_authority),
+        )
+        .route("/authorities/{authority}/code", post(authorities::renew_code))
+        .route(
+            "/authorities/{authority}/moves",
+            post(authorities::move_authority),
+        )
+        .route(
+            "/authorities/{authority}/dependents",
+            get(authorities::dependents),
+        )
+        .route(
+            "/authorities/{authority}/root-key",
+            get(authorities::root_key).delete(authorities::forget_root_key),
+        )
+        .route(
+            "/tenants/{tenant}/intermediates",
+            post(authorities::store_intermediate),
+        )
         .route("/authorities/platform", get(platform_root))
         .route("/tenants/{tenant}/device-ca", get(device_ca))
         .route("/tenants/{tenant}/devices", get(devices).post(add_device))
         .route("/tenants/{tenant}/devices/import", post(import_devices))
         .route("/tenants/{tenant}/devices/{device}", get(device))
         .route("/tenants/{tenant}/devices/{device}/moves", post(move_device))
+        .route("/tenants/{tenant}/devices/{device}/authority", put(bind_device))
+        .route("/tenants/{tenant}/devices/{device}/revoke", post(revoke_device))
         .route("/tenants/{tenant}/devices/{device}/certificates", post(provision))
         .route("/tenants/{tenant}/devices/{device}/sessions", delete(disconnect))
         .route("/credentials/{fingerprint}/revoke", post(revoke))
+        .route("/credentials/{fingerprint}/confirm", post(confirm))
         .route("/sessions", get(sessions))
         .route("/exchanges", get(exchanges))
         .route("/audit", get(audit))
@@ -83,7 +116,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
 }
 
 /// Who asks, for the audit. The token is what authorises; this is only a name.
-fn actor(headers: &HeaderMap) -> Actor {
+pub(super) fn actor(headers: &HeaderMap) -> Actor {
     let name = headers
         .get("x-countersign-actor")
         .and_then(|v| v.to_str().ok())
@@ -91,7 +124,7 @@ fn actor(headers: &HeaderMap) -> Actor {
     Actor(name.chars().take(64).collect())
 }
 
-fn encode(value: impl serde::Serialize) -> Answer {
+pub(super) fn encode(value: impl serde::Serialize) -> Answer {
     serde_json::to_value(value)
         .map(Json)
         .map_err(|e| Failure::internal(e.to_string()))
@@ -167,27 +200,6 @@ async fn remove_host(
     encode(json!({ "tenant": tenant, "removed": host }))
 }
 
-async fn authorities(State(service): App) -> Answer {
-    encode(service.registry().authorities()?)
-}
-
-async fn register_authority(
-    State(service): App,
-    headers: HeaderMap,
-    Body(body): Body<AuthorityBody>,
-) -> Answer {
-    service
-        .register_authority(
-            actor(&headers),
-            body.id.clone(),
-            body.tenant.clone(),
-            body.identity_rule,
-            &body.certificate,
-        )
-        .await?;
-    encode(json!({ "id": body.id, "tenant": body.tenant, "state": "active" }))
-}
-
 async fn platform_root(State(service): App) -> Answer {
     encode(json!({ "certificate": service.platform_root() }))
 }
@@ -218,6 +230,7 @@ async fn add_device(
         model: body.model,
         groups: body.groups,
         state: body.state,
+        authority: body.authority,
     };
     service.add_device(actor(&headers), tenant.clone(), new).await?;
     encode(json!({ "tenant": tenant, "id": body.id, "state": body.state }))
@@ -239,6 +252,7 @@ async fn import_devices(
                     model: d.model,
                     groups: d.groups,
                     state: d.state,
+                    authority: d.authority,
                 },
                 d.certificate,
             )
@@ -260,6 +274,19 @@ async fn device(State(service): App, In((tenant, device)): In<(TenantId, DeviceI
         .filter(|s| s.device == device)
         .collect();
     encode(json!({ "device": view, "credentials": credentials, "sessions": sessions }))
+}
+
+async fn bind_device(
+    State(service): App,
+    headers: HeaderMap,
+    In((tenant, device)): In<(TenantId, DeviceId)>,
+    Body(body): Body<BindBody>,
+) -> Answer {
+    let (by, id, authority) = (actor(&headers), device.clone(), body.authority.clone());
+    service
+        .change(move |r| r.bind_device(by, tenant, id, authority))
+        .await?;
+    encode(json!({ "id": device, "authority": body.authority }))
 }
 
 async fn move_device(
@@ -286,11 +313,18 @@ async fn provision(
     In((tenant, device)): In<(TenantId, DeviceId)>,
     Body(body): Body<ProvisionBody>,
 ) -> Answer {
-    encode(
-        service
-            .provision(actor(&headers), tenant, device, body.request, None)
-            .await?,
-    )
+    let request =
+        CertificateRequest::parse(body.request.as_bytes()).map_err(|e| Failure::invalid(e.to_string()))?;
+    let wanted = Wanted {
+        profile: body.profile,
+        authority: body.authority,
+        idempotency_key: headers
+            .get("idempotency-key")
+            .and_then(|v| v.to_str().ok())
+            .map(|v| v.chars().take(128).collect()),
+        ..Wanted::new(tenant, device, request)
+    };
+    encode(service.provision(actor(&headers), wanted).await?)
 }
 
 async fn disconnect(State(service): App, In((tenant, device)): In<(TenantId, DeviceId)>) -> Answer {
@@ -301,10 +335,36 @@ async fn revoke(
     State(service): App,
     headers: HeaderMap,
     In(fingerprint): In<Fingerprint>,
-    Body(body): Body<ReasonBody>,
+    Body(body): Body<RevokeBody>,
 ) -> Answer {
-    let sessions = service.revoke(actor(&headers), fingerprint, body.reason).await?;
-    encode(json!({ "fingerprint": fingerprint, "state": "revoked", "sessions": sessions }))
+    let whose = Revocation::Credential(fingerprint);
+    let (revoked, sessions) = service
+        .revoke(actor(&headers), whose, body.code, body.reason)
+        .await?;
+    encode(
+        json!({ "fingerprint": fingerprint, "state": "revoked", "revoked": revoked, "sessions": sessions }),
+    )
+}
+
+async fn revoke_device(
+    State(service): App,
+    headers: HeaderMap,
+    In((tenant, device)): In<(TenantId, DeviceId)>,
+    Body(body): Body<RevokeBody>,
+) -> Answer {
+    if service.registry().device(&tenant, &device)?.is_none() {
+        return Err(RegistryError::NoDevice { tenant, device }.into());
+    }
+    let whose = Revocation::Device(tenant, device.clone());
+    let (revoked, sessions) = service
+        .revoke(actor(&headers), whose, body.code, body.reason)
+        .await?;
+    encode(json!({ "id": device, "revoked": revoked, "sessions": sessions }))
+}
+
+async fn confirm(State(service): App, headers: HeaderMap, In(fingerprint): In<Fingerprint>) -> Answer {
+    service.confirm(actor(&headers), fingerprint).await?;
+    encode(json!({ "fingerprint": fingerprint, "state": "active" }))
 }
 
 async fn sessions(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {

@@ -41,24 +41,42 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("post" "/tenants/{tenant}/hosts" "gives a host name (SNI) to a tenant" body [("host", "host name")]),
     endpoint!("delete" "/tenants/{tenant}/hosts/{host}" "takes a host name from a tenant"),
     endpoint!("get" "/authorities" "lists the authorities that may vouch for devices"),
-    endpoint!("post" "/authorities" "registers an authority that was brought along"
-        body [("id", "authority id"), ("tenant", "tenant id"), ("identity_rule?", "common-name, subject-serial-number, san-uri or san-dns; default common-name"), ("certificate", "CA certificate, PEM")]),
+    endpoint!("post" "/authorities" "adds an authority; one that was brought along is unproven, and the answer has the code that the proof must name"
+        body [("id", "authority id"), ("tenant", "tenant id"), ("identity_rule?", "FIELD or FIELD=PATTERN with {id}: common-name, subject-serial-number, san-uri, san-dns or hardware-module-name; default common-name"), ("admission?", "what first contacts may bring about: {mode: registered-only | known-device | just-in-time, and for the last one model?, groups?, state?, id_pattern, quota}"), ("origin?", "registered (default), managed, requested (the answer has a PKCS#10 for an external root) or installed"), ("certificate?", "registered: CA certificate, PEM; installed: what the external root issued, issuing CA first, root last")]),
+    endpoint!("patch" "/authorities/{authority}" "replaces what is given of an authority's settings; live sessions are decided anew"
+        body [("identity_rule?", "as above"), ("admission?", "as above")]),
+    endpoint!("post" "/authorities/{authority}/proof" "proves possession of the authority's key"
+        body [("certificate", "a certificate that the CA issued with the code as common name, PEM")]),
+    endpoint!("post" "/authorities/{authority}/code" "gives an unproven authority a new code"),
+    endpoint!("post" "/authorities/{authority}/moves" "rotates an authority; closing it is refused (409) while more devices depend on it than may be left out"
+        body [("move", "retire, reopen, close or revoke"), ("leave_out?", "close: how many dependent devices may be locked out; default 0"), ("reason?", "why, for the audit")]),
+    endpoint!("get" "/authorities/{authority}/dependents" "devices that only a certificate of this authority would let in"
+        , query [("limit", "1 to 10000, default 100")]),
+    endpoint!("get" "/authorities/{authority}/root-key" "the key of a managed authority's root, to be taken offline"),
+    endpoint!("delete" "/authorities/{authority}/root-key" "deletes the key of a managed authority's root: nothing here needs it"),
+    endpoint!("post" "/tenants/{tenant}/intermediates" "keeps a CA certificate for devices that send only their own"
+        body [("certificate", "CA certificate, PEM")]),
     endpoint!("get" "/authorities/platform" "the platform root that devices pin, PEM"),
     endpoint!("get" "/tenants/{tenant}/device-ca" "a tenant's own issuing CA and its root, PEM"),
     endpoint!("get" "/tenants/{tenant}/devices" "lists devices in order of id"
         , query [("state", "only devices in this state"), ("after", "the id after which the list goes on: `next` of the answer before"), ("limit", "1 to 1000, default 100")]),
     endpoint!("post" "/tenants/{tenant}/devices" "adds a device"
-        body [("id", "device id"), ("model?", "model"), ("groups?", "list of group names"), ("state?", "pending or active; default active")]),
+        body [("id", "device id"), ("model?", "model"), ("groups?", "list of group names"), ("state?", "pending or active; default active"), ("authority?", "the authority whose certificates may be learned for it at first contact")]),
     endpoint!("post" "/tenants/{tenant}/devices/import" "adds many devices with their certificates; safe to repeat"
-        body [("devices", "list of {id, model?, groups?, state?, certificate?}; certificate is PEM")]),
+        body [("devices", "list of {id, model?, groups?, state?, authority?, certificate?}; certificate is PEM")]),
     endpoint!("get" "/tenants/{tenant}/devices/{device}" "a device with its credentials and sessions"),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/moves" "moves a device through its lifecycle; answers when the sessions that this ends are closed"
         body [("move", "activate, suspend, resume, quarantine, release or decommission"), ("reason?", "why, for the audit")]),
-    endpoint!("post" "/tenants/{tenant}/devices/{device}/certificates" "issues a certificate"
-        body [("request?", "PKCS#10, PEM; without it the server makes the key and returns it once")]),
+    endpoint!("post" "/tenants/{tenant}/devices/{device}/certificates" "issues a certificate, or answers with the one that was issued for this key before; header Idempotency-Key: the same key with other content is refused (409)"
+        body [("request", "PKCS#10, PEM"), ("profile?", "default: the first of the configuration"), ("authority?", "default: the tenant's newest active one")]),
+    endpoint!("put" "/tenants/{tenant}/devices/{device}/authority" "binds a device to the authority whose certificates may be learned for it"
+        body [("authority", "authority id, or null")]),
+    endpoint!("post" "/tenants/{tenant}/devices/{device}/revoke" "revokes all certificates of a device; answers when the sessions that this ends are closed"
+        body [("code?", "CRL reason, default unspecified"), ("reason?", "why, for the audit")]),
     endpoint!("delete" "/tenants/{tenant}/devices/{device}/sessions" "ends the sessions of a device; it may connect again at once"),
     endpoint!("post" "/credentials/{fingerprint}/revoke" "revokes a certificate; answers when the sessions that this ends are closed"
-        body [("reason?", "why, for the audit")]),
+        body [("code?", "unspecified, key-compromise, ca-compromise, affiliation-changed, superseded, cessation-of-operation or privilege-withdrawn"), ("reason?", "why, for the audit")]),
+    endpoint!("post" "/credentials/{fingerprint}/confirm" "confirms that a certificate is on its device: it will not lapse"),
     endpoint!("get" "/sessions" "lists live sessions" , query [("tenant", "only of this tenant")]),
     endpoint!("get" "/exchanges" "the exchanges that a subject names, or the newest, newest first"
         , query [("subject", "device id, certificate fingerprint, serial number or exchange id"), ("tenant", "tenant of the device"), ("refused", "true: only refused ones, if no subject is given"), ("limit", "1 to 1000, default 20")]),
@@ -171,7 +189,8 @@ mod tests {
                 .path
                 .replace("{tenant}", "nobody")
                 .replace("{device}", "d")
-                .replace("{host}", "h");
+                .replace("{host}", "h")
+                .replace("{authority}", "a");
             let path = format!("/api/v1{}", path.replace("{fingerprint}", &"0".repeat(64)));
             for (shown, expected_401) in [(Some(token.header()), false), (None, true)] {
                 let mut request = Request::builder()

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use countersign_factory::RevocationReason;
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, IdentityRule, TenantId};
 use countersign_policy::{ClientIdMode, LifecycleState};
 
@@ -173,18 +174,100 @@ pub enum HostCommand {
 pub enum AuthorityCommand {
     /// List the authorities that may vouch for devices
     List,
-    /// Register the CA that issued your devices' certificates
+    /// Register the CA that issued your devices' certificates; it admits nobody until possession of its key is proven
     Register {
         /// An id for it
         id: AuthorityId,
         /// Its certificate, PEM
         certificate: PathBuf,
-        /// The tenant whose devices it may vouch for
+        #[command(flatten)]
+        draft: AuthorityArguments,
+        /// The CA's private key, PEM: proves possession at once. It is read here and not sent
+        #[arg(long)]
+        key: Option<PathBuf>,
+    },
+    /// Prove possession of a registered CA's key
+    Prove {
+        /// The authority
+        id: AuthorityId,
+        /// A certificate that the CA issued with the code as common name, PEM
+        proof: PathBuf,
+    },
+    /// Get a new code for a registered CA that is not proven yet
+    Code {
+        /// The authority
+        id: AuthorityId,
+    },
+    /// Make another issuing authority of our own
+    Create {
+        /// An id for it
+        id: AuthorityId,
+        #[command(flatten)]
+        draft: AuthorityArguments,
+        /// Make only its key, and write the request for an external root here
+        #[arg(long)]
+        csr: Option<PathBuf>,
+    },
+    /// Install what the external root issued for `create --csr`
+    Install {
+        /// The authority
+        id: AuthorityId,
+        /// Certificates, PEM: the issuing CA's first, the root's last
+        chain: PathBuf,
+        #[command(flatten)]
+        draft: AuthorityArguments,
+    },
+    /// Change where its certificates carry the device id, and what first contacts may bring about
+    Set {
+        /// The authority
+        id: AuthorityId,
+        /// FIELD or FIELD=PATTERN with {id}
+        #[arg(long)]
+        identity_rule: Option<IdentityRule>,
+        /// registered-only, known-device or just-in-time
+        #[arg(long)]
+        admission: Option<AdmissionMode>,
+        /// With just-in-time: a TOML file with id_pattern, quota, and as you like model, groups, state
+        #[arg(long, requires = "admission")]
+        template: Option<PathBuf>,
+    },
+    /// Keep an intermediate CA certificate, for devices that send only their own certificate
+    Intermediate {
+        /// The certificate, PEM
+        certificate: PathBuf,
+        /// The tenant
         #[arg(long, default_value = "default")]
         tenant: TenantId,
-        /// Where its certificates carry the device id: common-name, subject-serial-number, san-uri or san-dns
-        #[arg(long, default_value = "common-name")]
-        identity_rule: IdentityRule,
+    },
+    /// List the devices that only a certificate of this authority would let in
+    Dependents {
+        /// The authority
+        id: AuthorityId,
+        /// At most so many
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+    /// Issue nothing new from it; its devices are still admitted
+    Retire(AuthorityMoveArguments),
+    /// Take a retiring authority back into use
+    Reopen(AuthorityMoveArguments),
+    /// Admit its devices no longer; refused while devices depend on it
+    Close {
+        #[command(flatten)]
+        which: AuthorityMoveArguments,
+        /// How many dependent devices may be locked out
+        #[arg(long, default_value_t = 0)]
+        leave_out: u64,
+    },
+    /// Admit its devices no longer, at once: its key is not to be trusted
+    Revoke(AuthorityMoveArguments),
+    /// Take the key of an authority's root offline: write it to a file, and delete it here
+    TakeRootOffline {
+        /// The authority
+        id: AuthorityId,
+        /// The file to write; it must not exist
+        #[arg(long)]
+        out: PathBuf,
     },
     /// Print a CA certificate, PEM
     Export {
@@ -195,6 +278,42 @@ pub enum AuthorityCommand {
         #[arg(long, default_value = "default")]
         tenant: TenantId,
     },
+}
+
+#[derive(Args)]
+pub struct AuthorityArguments {
+    /// The tenant whose devices it may vouch for
+    #[arg(long, default_value = "default")]
+    pub tenant: TenantId,
+    /// Where its certificates carry the device id: common-name, subject-serial-number, san-uri, san-dns or
+    /// hardware-module-name, or one of these with a pattern, such as san-uri=urn:dev:ops:{id}
+    #[arg(long, default_value = "common-name")]
+    pub identity_rule: IdentityRule,
+    /// What a sound certificate that is not registered may bring about: registered-only, known-device or just-in-time
+    #[arg(long, default_value = "registered-only")]
+    pub admission: AdmissionMode,
+    /// With just-in-time: a TOML file with id_pattern, quota, and as you like model, groups, state
+    #[arg(long)]
+    pub template: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AdmissionMode {
+    /// Only registered certificates are admitted
+    RegisteredOnly,
+    /// A registered device that is bound to the authority has its certificate learned at first contact
+    KnownDevice,
+    /// An id that never existed becomes a device, by a template
+    JustInTime,
+}
+
+#[derive(Args)]
+pub struct AuthorityMoveArguments {
+    /// The authority
+    pub id: AuthorityId,
+    /// Why, for the audit
+    #[arg(long, default_value = "")]
+    pub reason: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -238,8 +357,11 @@ pub enum DeviceCommand {
         /// Where it starts: active or pending
         #[arg(long, default_value = "active")]
         state: LifecycleState,
+        /// The authority whose certificates may be learned for it at first contact
+        #[arg(long)]
+        authority: Option<AuthorityId>,
     },
-    /// Add many devices: a CSV file (id,model,groups,state,certificate), or a folder or file of certificates (PEM)
+    /// Add many devices: a CSV file (id,model,groups,state,authority,certificate), or a folder or file of certificates (PEM)
     Import {
         /// CSV file, folder, or PEM file
         path: PathBuf,
@@ -260,9 +382,30 @@ pub enum DeviceCommand {
         /// The device's certificate request (PKCS#10, PEM): its key never leaves it
         #[arg(long)]
         csr: Option<PathBuf>,
-        /// The identity folder to write [default: the device id]
+        /// The identity folder to write [default: the device id]; a key that is in it is used again
         #[arg(long)]
         out: Option<PathBuf>,
+        /// The profile [default: the first of the configuration]
+        #[arg(long)]
+        profile: Option<String>,
+        /// The authority that issues it [default: the tenant's newest active one]
+        #[arg(long)]
+        authority: Option<AuthorityId>,
+    },
+    /// Bind a device to the authority whose certificates may be learned for it at first contact
+    Bind {
+        #[command(flatten)]
+        device: OneDevice,
+        /// The authority; none unbinds the device
+        #[arg(long)]
+        authority: Option<AuthorityId>,
+    },
+    /// Revoke all certificates of a device; ends its sessions
+    Revoke {
+        #[command(flatten)]
+        device: OneDevice,
+        #[command(flatten)]
+        why: RevocationArguments,
     },
     /// List devices
     List {
@@ -298,10 +441,25 @@ pub enum CredentialCommand {
     Revoke {
         /// The certificate's SHA-256 fingerprint
         fingerprint: Fingerprint,
-        /// Why, for the audit
-        #[arg(long, default_value = "")]
-        reason: String,
+        #[command(flatten)]
+        why: RevocationArguments,
     },
+    /// Confirm that a certificate is on its device: it will not lapse
+    Confirm {
+        /// The certificate's SHA-256 fingerprint
+        fingerprint: Fingerprint,
+    },
+}
+
+#[derive(Args)]
+pub struct RevocationArguments {
+    /// For revocation lists: unspecified, key-compromise, ca-compromise, affiliation-changed, superseded,
+    /// cessation-of-operation or privilege-withdrawn
+    #[arg(long, default_value = "unspecified")]
+    pub code: RevocationReason,
+    /// Why, for the audit
+    #[arg(long, default_value = "")]
+    pub reason: String,
 }
 
 #[derive(Subcommand)]

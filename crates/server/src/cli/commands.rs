@@ -10,11 +10,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::{Value, json};
 
 use super::arguments::{
-    AuthorityCommand, Command, CredentialCommand, DeviceCommand, ExportHierarchy, Format, HostCommand,
-    OneDevice, OneMove, SessionCommand, TenantCommand,
+    Command, CredentialCommand, DeviceCommand, Format, HostCommand, OneDevice, OneMove, SessionCommand,
+    TenantCommand,
 };
-use super::import;
 use super::output::{Output, cell, time};
+use super::{authority, import};
 use crate::api::{ImportBody, Token};
 use crate::client::Client;
 use crate::config::Config;
@@ -25,7 +25,7 @@ use crate::{diagram, identity_folder};
 /// Devices per request of an import: small enough that progress is seen, large enough to share one sync.
 const IMPORT_CHUNK: usize = 1000;
 
-fn read(path: &Path) -> Result<String, Failure> {
+pub(super) fn read(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path)
         .map_err(|e| Failure::invalid(format!("cannot read {}: {e}", path.display())))
 }
@@ -86,16 +86,25 @@ pub fn config_check(config: &Config, out: Output) -> Result<(), Failure> {
 pub async fn run(command: Command, client: &Client, data: &Path, out: Output) -> Result<(), Failure> {
     match command {
         Command::Tenant(command) => tenant(command, client, out).await,
-        Command::Authority(command) => authority(command, client, out).await,
+        Command::Authority(command) => authority::run(command, client, out).await,
         Command::Device(command) => device(command, client, out).await,
-        Command::Credential(CredentialCommand::Revoke { fingerprint, reason }) => {
+        Command::Credential(CredentialCommand::Revoke { fingerprint, why }) => {
             let path = format!("/credentials/{fingerprint}/revoke");
             let answer = client
-                .call("POST", &path, Some(json!({ "reason": reason })))
+                .call(
+                    "POST",
+                    &path,
+                    Some(json!({ "code": why.code, "reason": why.reason })),
+                )
                 .await?;
             out.say(&answer, |a| {
                 format!("certificate {fingerprint} is revoked{}", sessions(&a["sessions"]))
             })
+        }
+        Command::Credential(CredentialCommand::Confirm { fingerprint }) => {
+            let path = format!("/credentials/{fingerprint}/confirm");
+            let answer = client.call("POST", &path, None).await?;
+            out.say(&answer, |_| format!("certificate {fingerprint} is active"))
         }
         Command::Session(SessionCommand::List { tenant }) => {
             let query = tenant.map(|t| format!("?tenant={t}")).unwrap_or_default();
@@ -203,52 +212,6 @@ async fn tenant(command: TenantCommand, client: &Client, out: Output) -> Result<
     }
 }
 
-async fn authority(command: AuthorityCommand, client: &Client, out: Output) -> Result<(), Failure> {
-    match command {
-        AuthorityCommand::List => {
-            let mut answer = client.call("GET", "/authorities", None).await?;
-            times(&mut answer, "not_after", out);
-            out.list(
-                &answer,
-                &[
-                    ("TENANT", "/tenant"),
-                    ("AUTHORITY", "/id"),
-                    ("ORIGIN", "/origin"),
-                    ("STATE", "/state"),
-                    ("DEVICE ID IN", "/identity_rule"),
-                    ("VALID UNTIL", "/not_after"),
-                    ("SUBJECT", "/subject"),
-                ],
-            )
-        }
-        AuthorityCommand::Register {
-            id,
-            certificate,
-            tenant,
-            identity_rule,
-        } => {
-            let body = json!({
-                "id": id,
-                "tenant": tenant,
-                "identity_rule": identity_rule,
-                "certificate": read(&certificate)?,
-            });
-            let answer = client.call("POST", "/authorities", Some(body)).await?;
-            out.say(&answer, |_| {
-                format!("authority {id} may vouch for devices of tenant {tenant}")
-            })
-        }
-        AuthorityCommand::Export { hierarchy, tenant } => {
-            let path = match hierarchy {
-                ExportHierarchy::Platform => "/authorities/platform".to_owned(),
-                ExportHierarchy::Devices => format!("/tenants/{tenant}/device-ca"),
-            };
-            let answer = client.call("GET", &path, None).await?;
-            out.say(&answer, |a| cell(&a["certificate"]))
-        }
-    }
-}
-
 fn path_of(one: &OneDevice) -> String {
     format!("/tenants/{}/devices/{}", one.tenant, one.id)
 }
@@ -260,8 +223,11 @@ async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<
             model,
             groups,
             state,
+            authority,
         } => {
-            let body = json!({ "id": device.id, "model": model, "groups": groups, "state": state });
+            let body = json!({
+                "id": device.id, "model": model, "groups": groups, "state": state, "authority": authority,
+            });
             let answer = client
                 .call("POST", &format!("/tenants/{}/devices", device.tenant), Some(body))
                 .await?;
@@ -273,14 +239,47 @@ async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<
             identity_rule,
             groups,
         } => {
-            let devices = import::devices(&path, identity_rule, &groups)?;
+            let devices = import::devices(&path, &identity_rule, &groups)?;
             bulk_import(client, &tenant, devices, out).await
         }
         DeviceCommand::Provision {
             device,
             csr,
             out: folder,
-        } => provision(client, device, csr, folder, out).await,
+            profile,
+            authority,
+        } => {
+            let body = json!({ "profile": profile, "authority": authority });
+            provision(client, device, csr, folder, body, out).await
+        }
+        DeviceCommand::Bind { device, authority } => {
+            let path = format!("{}/authority", path_of(&device));
+            let answer = client
+                .call("PUT", &path, Some(json!({ "authority": authority })))
+                .await?;
+            out.say(&answer, |_| match &authority {
+                Some(authority) => format!("device {} is bound to authority {authority}", device.id),
+                None => format!("device {} is bound to no authority", device.id),
+            })
+        }
+        DeviceCommand::Revoke { device, why } => {
+            let path = format!("{}/revoke", path_of(&device));
+            let answer = client
+                .call(
+                    "POST",
+                    &path,
+                    Some(json!({ "code": why.code, "reason": why.reason })),
+                )
+                .await?;
+            out.say(&answer, |a| {
+                format!(
+                    "device {}: {} certificate(s) revoked{}",
+                    device.id,
+                    a["revoked"],
+                    sessions(&a["sessions"])
+                )
+            })
+        }
         DeviceCommand::List { tenant, state, limit } => {
             let mut all = Vec::new();
             let mut after: Option<String> = None;
@@ -346,7 +345,7 @@ async fn lifecycle(client: &Client, name: &str, m: OneMove, out: Output) -> Resu
 }
 
 /// What a change did to live sessions, in words.
-fn sessions(report: &Value) -> String {
+pub(super) fn sessions(report: &Value) -> String {
     let n = |key: &str| report[key].as_u64().unwrap_or(0);
     let mut text = String::new();
     if n("ended") > 0 || n("open") > 0 {
@@ -416,16 +415,17 @@ async fn provision(
     one: OneDevice,
     csr: Option<PathBuf>,
     folder: Option<PathBuf>,
+    mut body: Value,
     out: Output,
 ) -> Result<(), Failure> {
     let folder = folder.unwrap_or_else(|| PathBuf::from(one.id.as_str()));
-    if csr.is_none() && folder.join("device.key").exists() {
-        return Err(Failure::invalid(format!(
-            "{} holds a key already; hint: choose another folder with --out",
-            folder.display()
-        )));
-    }
-    let request = csr.as_deref().map(read).transpose()?;
+    // The key is made here and stays here. It is in the folder before anything is asked for: whoever repeats a command
+    // whose answer was lost asks for the same key, and gets the same certificate.
+    let request = match &csr {
+        Some(path) => read(path)?,
+        None => identity_folder::request(&folder, &one.id)?,
+    };
+    body["request"] = json!(request);
     let add = json!({ "id": one.id });
     match client
         .call("POST", &format!("/tenants/{}/devices", one.tenant), Some(add))
@@ -436,26 +436,27 @@ async fn provision(
         Err(e) => return Err(e),
     }
     let path = format!("{}/certificates", path_of(&one));
-    let mut answer = client
-        .call("POST", &path, Some(json!({ "request": request })))
-        .await?;
+    let mut answer = client.call("POST", &path, Some(body)).await?;
     let provisioned: Provisioned = serde_json::from_value(answer.clone())
         .map_err(|e| Failure::internal(format!("unexpected answer: {e}")))?;
     identity_folder::write(&folder, &provisioned)?;
-    // It is in the folder now; nobody needs it on a terminal or in a log.
     if let Value::Object(fields) = &mut answer {
-        fields.remove("key");
         fields.insert("folder".into(), json!(folder));
     }
     out.say(&answer, |_| {
         let mut text = format!(
-            "device {}: certificate {} until {}, in {}",
+            "device {}: certificate {}{} until {}, in {}",
             provisioned.device,
             provisioned.serial,
+            if provisioned.repeated {
+                " (as issued before for this key)"
+            } else {
+                ""
+            },
             provisioned.not_after,
             folder.display()
         );
-        if provisioned.key.is_some() {
+        if csr.is_none() {
             text.push_str(&format!(
                 "\ntry it: {}",
                 identity_folder::mosquitto_line(&folder, &provisioned)
@@ -472,12 +473,13 @@ async fn provision(
 fn show(a: &Value) -> String {
     let d = &a["device"];
     let mut text = format!(
-        "device   {} of tenant {}\nstate    {}\nmodel    {}\ngroups   {}\ncreated  {}",
+        "device   {} of tenant {}\nstate    {}\nmodel    {}\ngroups   {}\nbound to {}\ncreated  {}",
         cell(&d["id"]),
         cell(&d["tenant"]),
         cell(&d["state"]),
         cell(&d["model"]),
         cell(&d["groups"]),
+        cell(&d["authority"]),
         time(&d["created"])
     );
     for c in a["credentials"].as_array().map(Vec::as_slice).unwrap_or_default() {
@@ -580,7 +582,7 @@ async fn doctor(client: &Client, data: &Path, out: Output) -> Result<(), Failure
 }
 
 /// For people, times are RFC 3339; in JSON they stay numbers.
-fn times(answer: &mut Value, field: &str, out: Output) {
+pub(super) fn times(answer: &mut Value, field: &str, out: Output) {
     if out.json {
         return;
     }

@@ -21,6 +21,9 @@ struct Row {
     groups: Option<String>,
     #[serde(default)]
     state: Option<String>,
+    /// The authority whose certificates may be learned for it.
+    #[serde(default)]
+    authority: Option<String>,
     /// A PEM file, relative to the CSV file.
     #[serde(default)]
     certificate: Option<PathBuf>,
@@ -34,7 +37,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
 ///
 /// # Errors
 /// [`Failure`] that names the file and the line.
-pub fn devices(path: &Path, rule: IdentityRule, groups: &[String]) -> Result<Vec<ImportDevice>, Failure> {
+pub fn devices(path: &Path, rule: &IdentityRule, groups: &[String]) -> Result<Vec<ImportDevice>, Failure> {
     let found = if path.is_dir() {
         let mut files: Vec<PathBuf> = std::fs::read_dir(path)
             .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect())
@@ -63,7 +66,7 @@ pub fn devices(path: &Path, rule: IdentityRule, groups: &[String]) -> Result<Vec
     };
     if found.is_empty() {
         return Err(Failure::invalid(format!(
-            "{} holds no devices; hint: a CSV file with the header id,model,groups,state,certificate, a folder with *.crt, *.pem or *.cer files, or a PEM file",
+            "{} holds no devices; hint: a CSV file with the header id,model,groups,state,authority,certificate, a folder with *.crt, *.pem or *.cer files, or a PEM file",
             path.display()
         )));
     }
@@ -78,7 +81,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
 
 fn of_certificate(
     der: &CertificateDer<'_>,
-    rule: IdentityRule,
+    rule: &IdentityRule,
     groups: &[String],
     path: &Path,
 ) -> Result<ImportDevice, Failure> {
@@ -90,6 +93,7 @@ fn of_certificate(
         model: None,
         groups: groups.to_vec(),
         state: countersign_policy::LifecycleState::Active,
+        authority: None,
         certificate: Some(countersign_factory::request::pem("CERTIFICATE", der)),
     })
 }
@@ -130,6 +134,12 @@ fn of_csv(path: &Path) -> Result<Vec<ImportDevice>, Failure> {
                 Some(text) => text.parse().map_err(wrong)?,
                 None => countersign_policy::LifecycleState::Active,
             },
+            authority: given(row.authority)
+                .map(|a| {
+                    a.parse()
+                        .map_err(|e: countersign_identity::IdError| wrong(e.to_string()))
+                })
+                .transpose()?,
             certificate,
         });
     }

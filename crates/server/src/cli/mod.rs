@@ -2,6 +2,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line")]
 
 mod arguments;
+mod authority;
+mod ca_key;
 mod commands;
 mod import;
 mod output;

@@ -1,0 +1,258 @@
+//! `countersign authority`.
+
+use std::path::Path;
+
+use countersign_identity::AuthorityId;
+use serde_json::{Value, json};
+
+use super::arguments::{
+    AdmissionMode, AuthorityArguments, AuthorityCommand, AuthorityMoveArguments, ExportHierarchy,
+};
+use super::ca_key;
+use super::commands::{read, sessions, times};
+use super::output::{Output, cell};
+use crate::client::Client;
+use crate::failure::Failure;
+
+pub(super) async fn run(command: AuthorityCommand, client: &Client, out: Output) -> Result<(), Failure> {
+    match command {
+        AuthorityCommand::List => {
+            let mut answer = client.call("GET", "/authorities", None).await?;
+            times(&mut answer, "not_after", out);
+            out.list(
+                &answer,
+                &[
+                    ("TENANT", "/tenant"),
+                    ("AUTHORITY", "/id"),
+                    ("ORIGIN", "/origin"),
+                    ("STATE", "/state"),
+                    ("ADMISSION", "/admission/mode"),
+                    ("DEVICE ID IN", "/identity_rule"),
+                    ("VALID UNTIL", "/not_after"),
+                    ("SUBJECT", "/subject"),
+                ],
+            )
+        }
+        AuthorityCommand::Register {
+            id,
+            certificate,
+            draft,
+            key,
+        } => register(client, &id, &certificate, &draft, key.as_deref(), out).await,
+        AuthorityCommand::Prove { id, proof } => {
+            let body = json!({ "certificate": read(&proof)? });
+            let answer = client
+                .call("POST", &format!("/authorities/{id}/proof"), Some(body))
+                .await?;
+            out.say(&answer, |_| {
+                format!("authority {id} is active: its devices may be admitted")
+            })
+        }
+        AuthorityCommand::Code { id } => {
+            let answer = client
+                .call("POST", &format!("/authorities/{id}/code"), None)
+                .await?;
+            out.say(&answer, |a| how_to_prove(&id, &cell(&a["code"])))
+        }
+        AuthorityCommand::Create { id, draft, csr } => {
+            let mut body = draft_body(&id, &draft)?;
+            body["origin"] = json!(if csr.is_some() { "requested" } else { "managed" });
+            let answer = client.call("POST", "/authorities", Some(body)).await?;
+            let Some(path) = csr else {
+                return out.say(&answer, |_| {
+                    format!(
+                        "authority {id} is active, and issues for tenant {} from now on",
+                        draft.tenant
+                    )
+                });
+            };
+            write_new(&path, &cell(&answer["request"]))?;
+            out.say(&answer, |_| {
+                format!(
+                    "the request is in {}; the key stays here\nnext: let the external root issue a CA certificate for it (basicConstraints CA, path length 0, keyUsage keyCertSign and cRLSign), then countersign authority install {id} CHAIN",
+                    path.display()
+                )
+            })
+        }
+        AuthorityCommand::Install { id, chain, draft } => {
+            let mut body = draft_body(&id, &draft)?;
+            body["origin"] = json!("installed");
+            body["certificate"] = json!(read(&chain)?);
+            let answer = client.call("POST", "/authorities", Some(body)).await?;
+            out.say(&answer, |_| {
+                format!(
+                    "authority {id} is active, and issues for tenant {} from now on",
+                    draft.tenant
+                )
+            })
+        }
+        AuthorityCommand::Set {
+            id,
+            identity_rule,
+            admission,
+            template,
+        } => {
+            let admission = match admission {
+                Some(mode) => Some(admission_body(mode, template.as_deref())?),
+                None => None,
+            };
+            let body = json!({ "identity_rule": identity_rule, "admission": admission });
+            let answer = client
+                .call("PATCH", &format!("/authorities/{id}"), Some(body))
+                .await?;
+            out.say(&answer, |a| {
+                format!("authority {id} changed{}", sessions(&a["sessions"]))
+            })
+        }
+        AuthorityCommand::Intermediate { certificate, tenant } => {
+            let body = json!({ "certificate": read(&certificate)? });
+            let answer = client
+                .call("POST", &format!("/tenants/{tenant}/intermediates"), Some(body))
+                .await?;
+            out.say(&answer, |_| {
+                format!("chains of tenant {tenant} are completed with this certificate")
+            })
+        }
+        AuthorityCommand::Dependents { id, limit } => {
+            let path = format!("/authorities/{id}/dependents?limit={limit}");
+            let answer = client.call("GET", &path, None).await?;
+            out.say(&answer, |a| {
+                let mut text = format!("{} device(s) depend on authority {id}", a["count"]);
+                for device in a["devices"].as_array().into_iter().flatten() {
+                    text.push_str(&format!("\n{}", cell(device)));
+                }
+                text
+            })
+        }
+        AuthorityCommand::Retire(which) => go(client, "retire", which, 0, out).await,
+        AuthorityCommand::Reopen(which) => go(client, "reopen", which, 0, out).await,
+        AuthorityCommand::Close { which, leave_out } => go(client, "close", which, leave_out, out).await,
+        AuthorityCommand::Revoke(which) => go(client, "revoke", which, 0, out).await,
+        AuthorityCommand::TakeRootOffline { id, out: path } => {
+            let api = format!("/authorities/{id}/root-key");
+            let answer = client.call("GET", &api, None).await?;
+            write_new(&path, &cell(&answer["key"]))?;
+            // Deleted only once the other copy is on disk.
+            let answer = client.call("DELETE", &api, None).await?;
+            out.say(&answer, |_| {
+                format!(
+                    "the root key of authority {id} is in {} and nowhere else; keep it where no server reaches it",
+                    path.display()
+                )
+            })
+        }
+        AuthorityCommand::Export { hierarchy, tenant } => {
+            let path = match hierarchy {
+                ExportHierarchy::Platform => "/authorities/platform".to_owned(),
+                ExportHierarchy::Devices => format!("/tenants/{tenant}/device-ca"),
+            };
+            let answer = client.call("GET", &path, None).await?;
+            out.say(&answer, |a| cell(&a["certificate"]))
+        }
+    }
+}
+
+async fn go(
+    client: &Client,
+    name: &str,
+    which: AuthorityMoveArguments,
+    leave_out: u64,
+    out: Output,
+) -> Result<(), Failure> {
+    let mut body = json!({ "move": name, "reason": which.reason });
+    if name == "close" {
+        body["leave_out"] = json!(leave_out);
+    }
+    let answer = client
+        .call("POST", &format!("/authorities/{}/moves", which.id), Some(body))
+        .await?;
+    out.say(&answer, |a| {
+        format!(
+            "authority {} is {}{}",
+            which.id,
+            cell(&a["state"]),
+            sessions(&a["sessions"])
+        )
+    })
+}
+
+async fn register(
+    client: &Client,
+    id: &AuthorityId,
+    certificate: &Path,
+    draft: &AuthorityArguments,
+    key: Option<&Path>,
+    out: Output,
+) -> Result<(), Failure> {
+    // Read first: a key that cannot be used must not leave a half-made registration.
+    let certificate_pem = read(certificate)?;
+    let key = key.map(|path| ca_key::load(path, &certificate_pem)).transpose()?;
+    let mut body = draft_body(id, draft)?;
+    body["certificate"] = json!(certificate_pem);
+    let answer = client.call("POST", "/authorities", Some(body)).await?;
+    let code = cell(&answer["code"]);
+    let Some(key) = key else {
+        return out.say(&answer, |_| how_to_prove(id, &code));
+    };
+    let body = json!({ "certificate": key.prove(&code)? });
+    let answer = client
+        .call("POST", &format!("/authorities/{id}/proof"), Some(body))
+        .await?;
+    out.say(&answer, |_| {
+        format!(
+            "authority {id} may vouch for devices of tenant {}: possession of its key is proven",
+            draft.tenant
+        )
+    })
+}
+
+fn how_to_prove(id: &AuthorityId, code: &str) -> String {
+    format!(
+        "authority {id} is unproven: it admits nobody yet\n\
+         next: let the CA issue a certificate with the common name\n  {code}\n\
+         within 24 hours, and show it: countersign authority prove {id} PROOF\n\
+         with OpenSSL:\n  \
+         openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout /dev/null -subj /CN={code} -out proof.csr\n  \
+         openssl x509 -req -in proof.csr -CA CA.crt -CAkey CA.key -days 1 -out proof.crt"
+    )
+}
+
+fn draft_body(id: &AuthorityId, draft: &AuthorityArguments) -> Result<Value, Failure> {
+    Ok(json!({
+        "id": id,
+        "tenant": draft.tenant,
+        "identity_rule": draft.identity_rule,
+        "admission": admission_body(draft.admission, draft.template.as_deref())?,
+    }))
+}
+
+fn admission_body(mode: AdmissionMode, template: Option<&Path>) -> Result<Value, Failure> {
+    match (mode, template) {
+        (AdmissionMode::RegisteredOnly, None) => Ok(json!({ "mode": "registered-only" })),
+        (AdmissionMode::KnownDevice, None) => Ok(json!({ "mode": "known-device" })),
+        (AdmissionMode::JustInTime, Some(path)) => {
+            let wrong = |e: &dyn std::fmt::Display| Failure::invalid(format!("{}: {e}", path.display()));
+            let table: toml::Table = toml::from_str(&read(path)?).map_err(|e| wrong(&e))?;
+            let mut body = serde_json::to_value(table).map_err(|e| wrong(&e))?;
+            body["mode"] = json!("just-in-time");
+            Ok(body)
+        }
+        (AdmissionMode::JustInTime, None) => Err(Failure::invalid(
+            "just-in-time needs a template; hint: --template FILE with id_pattern = \"SN-*\" and quota = 1000",
+        )),
+        (_, Some(_)) => Err(Failure::invalid(
+            "a template goes with just-in-time; hint: --admission just-in-time",
+        )),
+    }
+}
+
+fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
+    if path.exists() {
+        return Err(Failure::invalid(format!(
+            "{} exists and is not overwritten; hint: choose another file",
+            path.display()
+        )));
+    }
+    countersign_authority::folder::write_private(path, text.as_bytes())?;
+    Ok(())
+}

@@ -1,0 +1,354 @@
+//! Authorities: ours and brought ones, their proof, their rotation.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use countersign_authority::{Hierarchy, IssuingAuthority, folder};
+use countersign_factory::request::pem;
+use countersign_identity::{AnchorState, AuthorityId, IdentityRule, TenantId, proof};
+use countersign_policy::{Admission, FactSource};
+use countersign_registry::{Actor, AuthorityMove, NewAuthority, Origin, RegistryError};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+
+use super::{Service, SessionsReport, now};
+use crate::failure::Failure;
+
+/// An authority that is about to be.
+#[derive(Debug, Clone)]
+pub struct AuthorityDraft {
+    /// Its id.
+    pub id: AuthorityId,
+    /// The tenant whose devices it may vouch for.
+    pub tenant: TenantId,
+    /// Where its certificates carry the device id.
+    pub rule: IdentityRule,
+    /// What first contacts of its devices may bring about.
+    pub admission: Admission,
+}
+
+/// The answer to a registration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// The authority.
+    pub id: AuthorityId,
+    /// Its state: `unproven` if it was brought along.
+    pub state: AnchorState,
+    /// What the proof must name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+}
+
+fn read_certificate(pem: &str, what: &str) -> Result<Vec<u8>, Failure> {
+    CertificateDer::from_pem_slice(pem.as_bytes())
+        .map(|der| der.to_vec())
+        .map_err(|e| Failure::invalid(format!("{what} is no certificate in PEM: {e}")))
+}
+
+fn new_code() -> Result<String, Failure> {
+    proof::new_code().ok_or_else(|| Failure::internal("the system's random source failed"))
+}
+
+impl Service {
+    fn authority_folder(&self, id: &AuthorityId) -> PathBuf {
+        self.data.join("authorities/devices").join(id.as_str())
+    }
+
+    /// The authority that a tenant starts with.
+    fn first_authority(tenant: &TenantId) -> Result<AuthorityId, Failure> {
+        AuthorityId::new(&format!("{tenant}-devices")).map_err(|e| Failure::invalid(e.to_string()))
+    }
+
+    /// Makes and registers a tenant's first issuing authority if it has none. Safe to repeat after a cut between the
+    /// two.
+    pub(super) fn ensure_device_authority(&self, actor: &Actor, tenant: &TenantId) -> Result<(), Failure> {
+        let draft = AuthorityDraft {
+            id: Self::first_authority(tenant)?,
+            tenant: tenant.clone(),
+            rule: IdentityRule::default(),
+            admission: Admission::RegisteredOnly,
+        };
+        match self.make_authority(actor, draft) {
+            Err(e) if e.status == 409 => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Makes key, root and issuing CA unless they are there, and registers the issuing CA. It, not its root, is the
+    /// anchor: a chain below another issuing CA of the root is not ours.
+    fn make_authority(&self, actor: &Actor, draft: AuthorityDraft) -> Result<(), Failure> {
+        let path = self.authority_folder(&draft.id);
+        let authority = if path.join("issuing.crt").exists() {
+            IssuingAuthority::open(&path, Hierarchy::Devices)?
+        } else {
+            IssuingAuthority::create(&path, Hierarchy::Devices, draft.tenant.as_str(), now())?
+        };
+        self.adopt(actor, draft, authority)
+    }
+
+    fn adopt(
+        &self,
+        actor: &Actor,
+        draft: AuthorityDraft,
+        authority: IssuingAuthority,
+    ) -> Result<(), Failure> {
+        let id = draft.id.clone();
+        let new = NewAuthority {
+            id: draft.id,
+            tenant: draft.tenant,
+            origin: Origin::Managed,
+            rule: draft.rule,
+            admission: draft.admission,
+            certificate: authority.certificate().to_vec(),
+        };
+        let registered = self.registry.register_authority(actor.clone(), new);
+        self.issuing.lock().insert(id, Arc::new(authority));
+        registered?;
+        Ok(())
+    }
+
+    /// Makes another authority of ours.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn create_authority(&self, actor: &Actor, draft: AuthorityDraft) -> Result<(), Failure> {
+        self.need_new(&draft)?;
+        self.make_authority(actor, draft)
+    }
+
+    fn need_new(&self, draft: &AuthorityDraft) -> Result<(), Failure> {
+        let facts = self.registry.facts();
+        if facts.authority(&draft.id).is_some() {
+            return Err(RegistryError::Exists(format!("authority {}", draft.id)).into());
+        }
+        if facts.policy(&draft.tenant).is_none() {
+            return Err(RegistryError::NoTenant(draft.tenant.clone()).into());
+        }
+        Ok(())
+    }
+
+    /// Makes the key of an issuing CA whose certificate an external root is to issue: the request, PEM.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn request_authority(&self, draft: &AuthorityDraft) -> Result<String, Failure> {
+        self.need_new(draft)?;
+        Ok(IssuingAuthority::request(
+            &self.authority_folder(&draft.id),
+            Hierarchy::Devices,
+            draft.id.as_str(),
+        )?)
+    }
+
+    /// Installs what the external root issued (PEM, the issuing CA first, the root last), and registers it.
+    ///
+    /// # Errors
+    /// [`Failure`]; then nothing is installed.
+    pub fn install_authority(
+        &self,
+        actor: &Actor,
+        draft: AuthorityDraft,
+        chain: &str,
+    ) -> Result<(), Failure> {
+        self.need_new(&draft)?;
+        let path = self.authority_folder(&draft.id);
+        if !path.join("issuing.key").exists() {
+            return Err(Failure::not_found(
+                format!("there is no request of authority {}", draft.id),
+                "countersign authority create --csr FILE makes one",
+            ));
+        }
+        let authority = IssuingAuthority::install(&path, Hierarchy::Devices, chain.as_bytes())
+            .map_err(|e| Failure::invalid(e.to_string()))?;
+        self.adopt(actor, draft, authority)
+    }
+
+    /// The key of the authority's root, PEM, to be kept elsewhere; it is deleted here by [`Service::forget_root_key`].
+    ///
+    /// # Errors
+    /// [`Failure`] if it is not here.
+    pub fn root_key(&self, id: &AuthorityId) -> Result<String, Failure> {
+        let path = self.authority_folder(id).join("root.key");
+        if !path.exists() {
+            return Err(Failure::not_found(
+                format!("the root key of authority {id} is not here"),
+                "it was taken offline, or the authority is not ours",
+            ));
+        }
+        String::from_utf8(folder::read_private(&path)?)
+            .map_err(|_| Failure::internal("the root key's file is damaged"))
+    }
+
+    /// Deletes the key of the authority's root. Nothing here needs it: it signs issuing CAs only.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn forget_root_key(&self, id: &AuthorityId) -> Result<(), Failure> {
+        self.root_key(id)?;
+        std::fs::remove_file(self.authority_folder(id).join("root.key"))
+            .map_err(|e| Failure::internal(format!("the root key cannot be deleted: {e}")))
+    }
+
+    /// The authority of a tenant that issues: the one that is named, else its newest active one.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is none, or the named one does not issue now.
+    pub(super) fn issuing_authority(
+        &self,
+        tenant: &TenantId,
+        named: Option<&AuthorityId>,
+    ) -> Result<(AuthorityId, Arc<IssuingAuthority>), Failure> {
+        let id = match named {
+            Some(id) => id.clone(),
+            None => self.registry.issuing_authority(tenant)?.ok_or_else(|| {
+                match self.registry.facts().policy(tenant) {
+                    None => Failure::from(RegistryError::NoTenant(tenant.clone())),
+                    Some(_) => Failure::invalid(format!(
+                        "tenant {tenant} has no active authority of ours; hint: countersign authority create"
+                    )),
+                }
+            })?,
+        };
+        match self.registry.facts().authority(&id) {
+            Some((AnchorState::Active, _)) => {}
+            Some((state, _)) => {
+                return Err(Failure::invalid(format!(
+                    "authority {id} is {}: it issues nothing; hint: use an active one",
+                    state.name()
+                )));
+            }
+            None => return Err(RegistryError::NoAuthority(id.to_string()).into()),
+        }
+        if let Some(authority) = self.issuing.lock().get(&id) {
+            return Ok((id, authority.clone()));
+        }
+        let path = self.authority_folder(&id);
+        if !path.join("issuing.crt").exists() {
+            return Err(Failure::invalid(format!(
+                "authority {id} is not ours: its holder issues its certificates"
+            )));
+        }
+        let authority = Arc::new(IssuingAuthority::open(&path, Hierarchy::Devices)?);
+        self.issuing.lock().insert(id.clone(), authority.clone());
+        Ok((id, authority))
+    }
+
+    /// Registers an authority that was brought along: unproven.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn register_authority(
+        &self,
+        actor: Actor,
+        draft: AuthorityDraft,
+        certificate: &str,
+    ) -> Result<Registered, Failure> {
+        let code = new_code()?;
+        let new = NewAuthority {
+            id: draft.id.clone(),
+            tenant: draft.tenant,
+            origin: Origin::Registered { code: code.clone() },
+            rule: draft.rule,
+            admission: draft.admission,
+            certificate: read_certificate(certificate, "the authority's file")?,
+        };
+        let (state, _) = self.change(move |r| r.register_authority(actor, new)).await?;
+        Ok(Registered {
+            id: draft.id,
+            state,
+            code: Some(code),
+        })
+    }
+
+    /// Proves possession of a brought authority's key.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn prove_authority(&self, actor: Actor, id: AuthorityId, proof: &str) -> Result<(), Failure> {
+        let proof = read_certificate(proof, "the proof")?;
+        self.change(move |r| r.prove_authority(actor, id, proof)).await?;
+        Ok(())
+    }
+
+    /// Gives an unproven authority a new code.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn renew_code(&self, actor: Actor, id: AuthorityId) -> Result<Registered, Failure> {
+        let code = new_code()?;
+        let (new, of) = (code.clone(), id.clone());
+        self.change(move |r| r.renew_code(actor, of, new)).await?;
+        Ok(Registered {
+            id,
+            state: AnchorState::Unproven,
+            code: Some(code),
+        })
+    }
+
+    /// Replaces what is given of an authority's identity rule and admission.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn configure_authority(
+        &self,
+        actor: Actor,
+        id: AuthorityId,
+        rule: Option<IdentityRule>,
+        admission: Option<Admission>,
+    ) -> Result<SessionsReport, Failure> {
+        Ok(self
+            .change(move |r| r.configure_authority(actor, id, rule, admission))
+            .await?
+            .1)
+    }
+
+    /// Moves an authority, and waits for the sessions that this ends.
+    ///
+    /// # Errors
+    /// [`Failure`], for one if too many devices depend on it.
+    pub async fn move_authority(
+        &self,
+        actor: Actor,
+        id: AuthorityId,
+        attempted: AuthorityMove,
+        reason: String,
+    ) -> Result<(AnchorState, SessionsReport), Failure> {
+        self.change(move |r| r.move_authority(actor, id, attempted, reason))
+            .await
+    }
+
+    /// Keeps an intermediate for devices that send only their own certificate.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn store_intermediate(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        certificate: &str,
+    ) -> Result<(), Failure> {
+        let certificate = read_certificate(certificate, "the intermediate")?;
+        self.change(move |r| r.store_intermediate(actor, tenant, certificate))
+            .await?;
+        Ok(())
+    }
+
+    /// What devices pin: the platform root, PEM.
+    pub fn platform_root(&self) -> String {
+        pem("CERTIFICATE", self.platform.root())
+    }
+
+    /// The issuing CA that issues for a tenant now, and its root, PEM.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn device_ca(&self, tenant: &TenantId) -> Result<String, Failure> {
+        let (_, authority) = self.issuing_authority(tenant, None)?;
+        Ok(format!(
+            "{}{}",
+            pem("CERTIFICATE", authority.certificate()),
+            pem("CERTIFICATE", authority.root())
+        ))
+    }
+}

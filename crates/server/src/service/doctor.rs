@@ -1,0 +1,139 @@
+//! Looks at everything that is known to go wrong.
+
+use std::time::Duration;
+
+use countersign_identity::CertificateFacts;
+use countersign_policy::FactSource;
+use serde::{Deserialize, Serialize};
+
+use super::{Service, now};
+
+/// One finding of `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// Whether it is well.
+    pub ok: bool,
+    /// What was found.
+    pub detail: String,
+    /// What to do, if it is not well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Service {
+    /// Looks at everything that is known to go wrong.
+    pub fn doctor(&self) -> Vec<Check> {
+        let mut checks = Vec::new();
+        let mut add = |name: &str, result: Result<String, (String, String)>| {
+            let (ok, detail, hint) = match result {
+                Ok(detail) => (true, detail, None),
+                Err((detail, hint)) => (false, detail, Some(hint)),
+            };
+            checks.push(Check {
+                name: name.into(),
+                ok,
+                detail,
+                hint,
+            });
+        };
+        let facts = self.registry.facts();
+        add(
+            "registry",
+            match facts.health() {
+                Ok(()) => Ok(format!(
+                    "{} devices, {} credentials",
+                    facts.device_count(),
+                    facts.credential_count()
+                )),
+                Err(e) => Err((
+                    e.to_string(),
+                    "free disk space, check permissions, then restart the server".into(),
+                )),
+            },
+        );
+        add(
+            "audit",
+            match self.registry.verify_audit() {
+                Ok(Ok(n)) => Ok(format!("{n} entries, the chain of hashes holds")),
+                Ok(Err(fault)) => Err((
+                    fault.to_string(),
+                    "compare with a backup: somebody wrote to registry.db".into(),
+                )),
+                Err(e) => Err((e.to_string(), "look at the disk".into())),
+            },
+        );
+        add(
+            "server certificate",
+            match self.server_certificate() {
+                Ok((chain, _)) => match chain.first().map(|c| CertificateFacts::parse(c)) {
+                    Some(Ok(f)) if f.is_valid_at(now()) => Ok(format!("valid until {}", f.not_after)),
+                    Some(Ok(f)) => Err((
+                        format!(
+                            "valid from {} to {}, the clock says {}",
+                            f.not_before,
+                            f.not_after,
+                            now()
+                        ),
+                        "set the clock, or replace the certificate".into(),
+                    )),
+                    _ => Err(("it cannot be read".into(), "replace it".into())),
+                },
+                Err(e) => Err((e.message, e.hint.unwrap_or_default())),
+            },
+        );
+        add(
+            "clock",
+            match self.registry.audit(1) {
+                Ok(newest) => match newest.first() {
+                    Some(entry) if entry.at > now().plus(Duration::from_secs(60)) => Err((
+                        format!(
+                            "the clock says {}, the last change was made at {}",
+                            now(),
+                            entry.at
+                        ),
+                        "set the clock: it went back".into(),
+                    )),
+                    _ => Ok(format!("{}", now())),
+                },
+                Err(e) => Err((e.to_string(), "look at the disk".into())),
+            },
+        );
+        let ledger = self.registry.ledger();
+        add(
+            "ledger",
+            match ledger.dropped() {
+                0 => Ok(format!("{} exchanges written since start", ledger.written())),
+                n => Err((
+                    format!("{n} exchanges were lost since start"),
+                    "look at the disk's speed and space".into(),
+                )),
+            },
+        );
+        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let wanted = self.config.limits.connections_max as u64 + 256;
+        add(
+            "open files",
+            match files {
+                Some(n) if n < wanted => Err((
+                    format!("{n} may be open, limits.connections_max asks for {wanted}"),
+                    "raise the limit (ulimit -n, LimitNOFILE=), or lower limits.connections_max".into(),
+                )),
+                n => Ok(n.map_or("no limit".into(), |n| format!("{n} may be open"))),
+            },
+        );
+        add(
+            "serving",
+            match self.gateway() {
+                Some(gateway) => Ok(format!(
+                    "{}, {} sessions",
+                    gateway.local_addr(),
+                    gateway.session_count()
+                )),
+                None => Ok("this data directory is not being served now".into()),
+            },
+        );
+        checks
+    }
+}

@@ -1,0 +1,204 @@
+//! Issuing and revoking device certificates.
+
+use countersign_factory::request::pem;
+use countersign_factory::{CertificateRequest, EnrolmentGrant, Profile, ProfileKind, RevocationReason};
+use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_policy::facts::CredentialKind;
+use countersign_policy::{CredentialState, Custody};
+use countersign_registry::{Actor, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Revocation};
+use serde::{Deserialize, Serialize};
+
+use super::{Service, SessionsReport};
+use crate::failure::Failure;
+
+/// A certificate that is asked for.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The tenant of the device.
+    pub tenant: TenantId,
+    /// The device.
+    pub device: DeviceId,
+    /// The request, whose signature holds.
+    pub request: CertificateRequest,
+    /// The profile; the tenant's first if none is named.
+    pub profile: Option<String>,
+    /// The authority; the tenant's newest active one if none is named.
+    pub authority: Option<AuthorityId>,
+    /// The requester's own key for this request.
+    pub idempotency_key: Option<String>,
+    /// When it is dated, if not now: for demonstrations of what has expired.
+    pub dated: Option<Timestamp>,
+}
+
+impl Wanted {
+    /// By the defaults.
+    pub fn new(tenant: TenantId, device: DeviceId, request: CertificateRequest) -> Self {
+        Self {
+            tenant,
+            device,
+            request,
+            profile: None,
+            authority: None,
+            idempotency_key: None,
+            dated: None,
+        }
+    }
+}
+
+/// A certificate that was issued, with all that the device needs but its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provisioned {
+    /// The device.
+    pub device: DeviceId,
+    /// Certificate and issuing CA, PEM.
+    pub certificate: String,
+    /// What the device pins, PEM.
+    pub platform_root: String,
+    /// The certificate's serial number, hex.
+    pub serial: String,
+    /// The certificate's fingerprint.
+    pub fingerprint: Fingerprint,
+    /// The end of its validity.
+    pub not_after: Timestamp,
+    /// The authority that issued it.
+    pub authority: AuthorityId,
+    /// Whether it had been issued before for this key: nothing new was minted.
+    pub repeated: bool,
+    /// Where the device connects.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl Service {
+    /// A profile by its name; the first one if none is named.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no such profile.
+    pub fn profile(&self, name: Option<&str>) -> Result<Profile, Failure> {
+        let all = &self.config.profiles;
+        let found = match name {
+            None => all.first(),
+            Some(name) => all.iter().find(|p| p.name == name),
+        };
+        found.cloned().ok_or_else(|| {
+            let names: Vec<_> = all.iter().map(|p| p.name.as_str()).collect();
+            Failure::not_found(
+                format!("there is no profile {}", name.unwrap_or_default()),
+                &format!("the configuration has {}", names.join(", ")),
+            )
+        })
+    }
+
+    /// Issues a certificate, or answers with the one that was issued for this key before.
+    ///
+    /// # Errors
+    /// [`Failure`]; then nothing was minted.
+    pub async fn issue(&self, actor: Actor, wanted: Wanted) -> Result<IssueOutcome, Failure> {
+        let profile = self.profile(wanted.profile.as_deref())?;
+        let (id, authority) = self.issuing_authority(&wanted.tenant, wanted.authority.as_ref())?;
+        let key = wanted.request.key();
+        let request = IssueRequest {
+            tenant: wanted.tenant.clone(),
+            device: wanted.device.clone(),
+            key: key.fingerprint().map_err(|e| Failure::internal(e.to_string()))?,
+            profile: profile.name.clone(),
+            demands_new_key: profile.new_key,
+            idempotency_key: wanted.idempotency_key,
+        };
+        let kind = match profile.kind {
+            ProfileKind::Factory => CredentialKind::Factory,
+            ProfileKind::Operational => CredentialKind::Operational,
+        };
+        let (name, dated) = (profile.name.clone(), wanted.dated);
+        let grant = EnrolmentGrant::new(wanted.tenant, wanted.device, key.clone(), profile)
+            .map_err(|e| Failure::invalid(e.to_string()))?;
+        let (outcome, _) = self
+            .change(move |r| {
+                r.issue(actor, request, move |now| {
+                    let issued = authority
+                        .issue_device(&grant, dated.unwrap_or(now))
+                        .map_err(|e| e.to_string())?;
+                    Ok(NewCredential {
+                        certificate: issued.facts().clone(),
+                        kind,
+                        state: CredentialState::Issued,
+                        custody: Custody::Unknown,
+                        authority: Some(id),
+                        issued: Some(IssuedHere {
+                            certificate: issued.certificate().to_vec(),
+                            profile: name,
+                            batch: None,
+                        }),
+                    })
+                })
+            })
+            .await?;
+        Ok(outcome)
+    }
+
+    /// The same with all that goes into a device's identity folder.
+    ///
+    /// # Errors
+    /// [`Failure`]; then nothing was minted.
+    pub async fn provision(&self, actor: Actor, wanted: Wanted) -> Result<Provisioned, Failure> {
+        let device = wanted.device.clone();
+        let outcome = self.issue(actor, wanted).await?;
+        let facts =
+            CertificateFacts::parse(&outcome.certificate).map_err(|e| Failure::internal(e.to_string()))?;
+        let above = self.registry.authority_certificate(&outcome.authority)?;
+        let (host, port) = self.address();
+        Ok(Provisioned {
+            device,
+            certificate: pem("CERTIFICATE", &outcome.certificate) + &pem("CERTIFICATE", &above),
+            platform_root: self.platform_root(),
+            serial: facts.serial,
+            fingerprint: facts.fingerprint,
+            not_after: facts.not_after,
+            authority: outcome.authority,
+            repeated: outcome.repeated,
+            host,
+            port,
+        })
+    }
+
+    /// Confirms that a certificate is on its device.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn confirm(&self, actor: Actor, fingerprint: Fingerprint) -> Result<(), Failure> {
+        self.change(move |r| r.confirm_credential(actor, fingerprint))
+            .await?;
+        Ok(())
+    }
+
+    /// Revokes credentials, and waits for the sessions that this ends. How many were revoked.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn revoke(
+        &self,
+        actor: Actor,
+        whose: Revocation,
+        code: RevocationReason,
+        reason: String,
+    ) -> Result<(u64, SessionsReport), Failure> {
+        self.change(move |r| r.revoke(actor, whose, code, reason)).await
+    }
+
+    /// Lets lapse what was never used, and ends what was superseded.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn sweep(&self) -> Result<(), Failure> {
+        let (swept, _) = self.change(|r| r.sweep_credentials()).await?;
+        if swept.lapsed > 0 || swept.superseded > 0 {
+            tracing::info!(
+                credentials.lapsed = swept.lapsed,
+                credentials.superseded = swept.superseded,
+                "credentials swept"
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,416 @@
+//! What operators can do, in one place: API, CLI and quickstart all come through here.
+
+mod authorities;
+mod doctor;
+mod issuance;
+mod server_certificate;
+
+pub use authorities::AuthorityDraft;
+pub use issuance::{Provisioned, Wanted};
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use countersign_authority::{Hierarchy, IssuingAuthority, folder};
+use countersign_gateway::{Cutoff, CutoffReport, Gateway, Touched};
+use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_policy::{
+    ClientIdMode, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, Possession, TopicSpace,
+};
+use countersign_registry::{
+    Actor, Change, Committed, ImportReport, NewCredential, NewDevice, Registry, RegistryError,
+};
+use parking_lot::Mutex;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::failure::Failure;
+
+/// How long a change waits for the sessions that it ends.
+const CUTOFF_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The clock of this process.
+pub fn now() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// What a change did to live sessions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionsReport {
+    /// Closed.
+    pub ended: usize,
+    /// Not closed within the wait; they cannot act any more all the same.
+    pub open: usize,
+    /// Decided anew, and they may stay.
+    pub kept: usize,
+    /// From the change to the last close, in milliseconds.
+    pub took_ms: f64,
+}
+
+impl From<CutoffReport> for SessionsReport {
+    fn from(r: CutoffReport) -> Self {
+        Self {
+            ended: r.ended,
+            open: r.open,
+            kept: r.kept,
+            took_ms: (r.took.as_secs_f64() * 1e6).round() / 1e3,
+        }
+    }
+}
+
+type Cutoffs = Mutex<HashMap<(u64, Change), Cutoff>>;
+
+/// An open data directory, with a gateway if this process serves.
+pub struct Service {
+    data: PathBuf,
+    config: Config,
+    registry: Arc<Registry>,
+    platform: IssuingAuthority,
+    issuing: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
+    gateway: OnceLock<Arc<Gateway>>,
+    cutoffs: Arc<Cutoffs>,
+}
+
+impl Service {
+    /// Makes what is missing in a data directory, and opens it.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn create(data: &Path, config: Config) -> Result<Self, Failure> {
+        folder::create_private(data)?;
+        let registry = Registry::create(data, config.ledger.to_limits())?;
+        let platform_folder = data.join("authorities/platform");
+        if !platform_folder.join("issuing.crt").exists() {
+            IssuingAuthority::create(&platform_folder, Hierarchy::Platform, "platform", now())?;
+        }
+        let service = Self::with(data, config, registry)?;
+        service.ensure_device_authority(&Actor("countersign".into()), &TenantId::default_tenant())?;
+        Ok(service)
+    }
+
+    /// Opens a data directory that `init` made.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn open(data: &Path, config: Config) -> Result<Self, Failure> {
+        let registry = Registry::open(data, config.ledger.to_limits())?;
+        Self::with(data, config, registry)
+    }
+
+    fn with(data: &Path, config: Config, registry: Registry) -> Result<Self, Failure> {
+        let platform = IssuingAuthority::open(&data.join("authorities/platform"), Hierarchy::Platform)?;
+        registry.set_issuance_rules(config.issuance.to_rules());
+        Ok(Self {
+            data: data.to_owned(),
+            config,
+            registry: Arc::new(registry),
+            platform,
+            issuing: Mutex::default(),
+            gateway: OnceLock::new(),
+            cutoffs: Arc::default(),
+        })
+    }
+
+    /// The registry.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The gateway, if this process serves.
+    pub fn gateway(&self) -> Option<&Arc<Gateway>> {
+        self.gateway.get()
+    }
+
+    /// From now on every committed change is applied to the sessions of this gateway, whoever made the change.
+    pub fn attach(&self, gateway: Arc<Gateway>) {
+        let (cutoffs, observed) = (self.cutoffs.clone(), gateway.clone());
+        self.registry.on_change(move |revision, changes| {
+            for change in changes {
+                let cutoff = observed.reconsider(&touched(change));
+                // Kept for whoever made the change and waits to tell how it went.
+                if !cutoff.is_idle() {
+                    cutoffs.lock().insert((revision, change.clone()), cutoff);
+                }
+            }
+        });
+        let _ = self.gateway.set(gateway);
+    }
+
+    /// What a change did to live sessions: waits until they are closed.
+    async fn sessions_of<T>(&self, committed: &Committed<T>) -> SessionsReport {
+        let mut report = SessionsReport::default();
+        for change in &committed.changes {
+            let cutoff = self.cutoffs.lock().remove(&(committed.revision, change.clone()));
+            if let Some(cutoff) = cutoff {
+                let part = SessionsReport::from(cutoff.wait(CUTOFF_PATIENCE).await);
+                report.ended += part.ended;
+                report.open += part.open;
+                report.kept += part.kept;
+                report.took_ms = report.took_ms.max(part.took_ms);
+            }
+        }
+        report
+    }
+
+    /// Runs a change off the async threads: it waits for the disk.
+    pub(crate) async fn change<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&Registry) -> Result<Committed<T>, RegistryError> + Send + 'static,
+    ) -> Result<(T, SessionsReport), Failure> {
+        let registry = self.registry.clone();
+        let committed = tokio::task::spawn_blocking(move || run(&registry))
+            .await
+            .map_err(|e| Failure::internal(format!("the change failed: {e}")))??;
+        let report = self.sessions_of(&committed).await;
+        Ok((committed.value, report))
+    }
+
+    // --- tenants and authorities
+
+    /// Adds a tenant with an issuing authority of its own.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn add_tenant(&self, actor: Actor, id: TenantId, mode: ClientIdMode) -> Result<(), Failure> {
+        let (by, tenant) = (actor.clone(), id.clone());
+        self.change(move |r| r.add_tenant(by, tenant, mode)).await?;
+        tokio::task::block_in_place(|| self.ensure_device_authority(&actor, &id))
+    }
+
+    /// Replaces what is given of a tenant's settings.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn configure_tenant(
+        &self,
+        actor: Actor,
+        id: TenantId,
+        mode: Option<ClientIdMode>,
+        policies: Option<String>,
+        spaces: Option<Vec<TopicSpace>>,
+    ) -> Result<SessionsReport, Failure> {
+        Ok(self
+            .change(move |r| r.configure_tenant(actor, id, mode, policies, spaces))
+            .await?
+            .1)
+    }
+
+    /// Gives or takes a host name.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn set_host(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        host: String,
+        add: bool,
+    ) -> Result<(), Failure> {
+        if add {
+            countersign_factory::grant::check_host_name(&host)
+                .map_err(|e| Failure::invalid(e.to_string()))?;
+            self.change(move |r| r.add_host(actor, tenant, host)).await?;
+        } else {
+            self.change(move |r| r.remove_host(actor, tenant, host)).await?;
+        }
+        Ok(())
+    }
+
+    // --- devices
+
+    /// Adds a device.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn add_device(&self, actor: Actor, tenant: TenantId, new: NewDevice) -> Result<(), Failure> {
+        starts(new.state)?;
+        self.change(move |r| r.add_device(actor, tenant, new)).await?;
+        Ok(())
+    }
+
+    /// Adds many devices with their certificates (PEM, leaf first).
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn import_devices(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        devices: Vec<(NewDevice, Option<String>)>,
+    ) -> Result<ImportReport, Failure> {
+        let mut batch = Vec::with_capacity(devices.len());
+        let mut unreadable = Vec::new();
+        for (device, certificate) in devices {
+            starts(device.state)?;
+            let Some(text) = certificate else {
+                batch.push((device, None));
+                continue;
+            };
+            let read = CertificateDer::from_pem_slice(text.as_bytes())
+                .map_err(|e| format!("its certificate is no PEM: {e}"))
+                .and_then(|der| CertificateFacts::parse(&der).map_err(|e| e.to_string()));
+            match read {
+                Ok(certificate) => {
+                    let credential = NewCredential::brought(certificate);
+                    batch.push((device, Some(credential)));
+                }
+                Err(e) => unreadable.push((device.id, e)),
+            }
+        }
+        let (mut report, _) = self
+            .change(move |r| r.import_devices(actor, tenant, batch))
+            .await?;
+        report.refused.append(&mut unreadable);
+        Ok(report)
+    }
+
+    /// Moves a device through its lifecycle, and waits for the sessions that this ends.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn move_device(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        device: DeviceId,
+        attempted: LifecycleMove,
+        reason: String,
+    ) -> Result<(LifecycleState, SessionsReport), Failure> {
+        let (lifecycle, report) = self
+            .change(move |r| r.move_device(actor, tenant, device, attempted, reason))
+            .await?;
+        Ok((lifecycle.state, report))
+    }
+
+    /// Where devices connect.
+    pub fn address(&self) -> (String, u16) {
+        let host = self
+            .config
+            .server
+            .host_names
+            .first()
+            .cloned()
+            .unwrap_or_else(|| "localhost".into());
+        let port = self
+            .gateway()
+            .map_or(self.config.server.listen.port(), |g| g.local_addr().port());
+        (host, port)
+    }
+
+    /// Ends the sessions of a device; it may connect again at once.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no such device, or this process does not serve.
+    pub async fn disconnect(&self, tenant: &TenantId, device: &DeviceId) -> Result<SessionsReport, Failure> {
+        if self.registry.device(tenant, device)?.is_none() {
+            return Err(RegistryError::NoDevice {
+                tenant: tenant.clone(),
+                device: device.clone(),
+            }
+            .into());
+        }
+        let Some(gateway) = self.gateway() else {
+            return Ok(SessionsReport::default());
+        };
+        Ok(gateway
+            .disconnect(tenant, device)
+            .wait(CUTOFF_PATIENCE)
+            .await
+            .into())
+    }
+
+    // --- exchanges
+
+    /// The exchanges that a text names: an exchange id, a fingerprint, a device id or a serial number.
+    ///
+    /// # Errors
+    /// [`Failure`] if it names nothing.
+    pub fn explain(
+        &self,
+        tenant: Option<&TenantId>,
+        text: &str,
+        limit: u32,
+    ) -> Result<Vec<ExchangeRecord>, Failure> {
+        let ledger = self.registry.ledger();
+        ledger.flush();
+        if let Ok(id) = text.parse()
+            && let Some(exchange) = ledger.exchange(id)?
+        {
+            return Ok(vec![exchange]);
+        }
+        let mut found = Vec::new();
+        if let Ok(fingerprint) = text.parse::<Fingerprint>() {
+            found = ledger.of_fingerprint(&fingerprint, limit)?;
+            if let Some(credential) = self.registry.facts().credential(&fingerprint) {
+                let all = ledger.of_device(Some(&credential.tenant), &credential.device, limit)?;
+                found.extend(all.into_iter().filter(|e| {
+                    e.certificate
+                        .as_ref()
+                        .is_some_and(|c| c.fingerprint == fingerprint)
+                }));
+            }
+        } else {
+            if let Ok(device) = DeviceId::new(text) {
+                found = ledger.of_device(tenant, &device, limit)?;
+                // Refused inside TLS, before its id was read: tied to the device by its certificates.
+                let tenant = tenant.cloned().unwrap_or_else(TenantId::default_tenant);
+                for credential in self.registry.credentials(&tenant, &device)? {
+                    let refused = ledger.of_fingerprint(&credential.fingerprint, limit)?;
+                    found.extend(refused.into_iter().filter(|e| e.possession == Possession::Proven));
+                }
+            }
+            if found.is_empty() {
+                found = ledger.of_serial(text, limit)?;
+                if let Some((tenant, device)) = self.registry.device_by_serial(text)? {
+                    found.extend(ledger.of_device(Some(&tenant), &device, limit)?);
+                }
+            }
+        }
+        found.sort_by_key(|e| std::cmp::Reverse(e.id));
+        found.dedup_by_key(|e| e.id);
+        found.truncate(limit as usize);
+        if found.is_empty() {
+            let known = DeviceId::new(text).ok().is_some_and(|device| {
+                let tenant = tenant.cloned().unwrap_or_else(TenantId::default_tenant);
+                self.registry.facts().device(&tenant, &device).is_some()
+            });
+            return Err(Failure::not_found(
+                if known {
+                    format!("device {text} has not been seen yet: no exchange in which it proved its key")
+                } else {
+                    format!(
+                        "{text} is no device, fingerprint, serial number or exchange that the ledger knows"
+                    )
+                },
+                "countersign explain --recent shows the newest exchanges; what was refused before a certificate was proven is found by fingerprint or serial",
+            ));
+        }
+        Ok(found)
+    }
+}
+
+/// A device starts as pending or active; everything else is a move with a reason.
+fn starts(state: LifecycleState) -> Result<(), Failure> {
+    match state {
+        LifecycleState::Pending | LifecycleState::Active => Ok(()),
+        other => Err(Failure::invalid(format!(
+            "a device starts as pending or active, not {other}"
+        ))),
+    }
+}
+
+fn touched(change: &Change) -> Touched {
+    match change.clone() {
+        Change::Tenant(tenant) => Touched::Tenant(tenant),
+        Change::Authority(authority) => Touched::Authority(authority),
+        Change::Device(tenant, device) => Touched::Device(tenant, device),
+        Change::Credential(tenant, device, fingerprint) => Touched::Credential(tenant, device, fingerprint),
+    }
+}

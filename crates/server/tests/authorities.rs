@@ -1,0 +1,413 @@
+//! Authorities as operators and devices meet them: proof, first contact, rotation, an external root.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use countersign_testkit::client::{Attempt, Seen, connect, publish};
+use countersign_testkit::pki::{Ca, Identity, Leaf};
+use countersign_testkit::server::Server;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::json;
+
+struct Place {
+    folder: tempfile::TempDir,
+    server: Server,
+}
+
+impl Place {
+    fn new(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
+        let server = Server::start(program, &folder.path().join("data"), config).unwrap();
+        Self { folder, server }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.path(name), text).unwrap();
+        self.text(name)
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        self.server.cli_ok(arguments).unwrap()
+    }
+
+    fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.server.cli(arguments).unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {text}");
+        text
+    }
+
+    /// Connects as MQTT 5, and publishes in the same breath.
+    fn connect(&self, identity: &Identity, id: &str) -> Seen {
+        let attempt = Attempt {
+            patience: Duration::from_millis(1000),
+            ..Attempt::new(self.server.devices)
+        };
+        let attempt = attempt.identity(identity).send(connect(5, id));
+        Attempt {
+            then: publish(5, &format!("devices/{id}/telemetry"), 1, 0),
+            ..attempt
+        }
+        .run()
+    }
+
+    fn provision(&self, id: &str, folder: &str, more: &[&str]) -> Identity {
+        let out = self.text(folder);
+        let mut arguments = vec!["device", "provision", id, "--out", &out];
+        arguments.extend(more);
+        self.ok(&arguments);
+        let read = |file: &str| std::fs::read_to_string(self.path(folder).join(file)).unwrap();
+        Identity {
+            chain: CertificateDer::pem_slice_iter(read("device.crt").as_bytes())
+                .collect::<Result<_, _>>()
+                .unwrap(),
+            key: PrivateKeyDer::from_pem_slice(read("device.key").as_bytes()).unwrap(),
+            pem: read("device.crt"),
+            key_pem: read("device.key"),
+        }
+    }
+}
+
+fn openssl(arguments: &[&str]) {
+    let output = Command::new("openssl").args(arguments).output().unwrap();
+    assert!(
+        output.status.success(),
+        "openssl {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn a_brought_ca_is_proven_with_openssl_as_the_answer_says() {
+    let place = Place::new("");
+    let (crt, key) = (place.text("ca.crt"), place.text("ca.key"));
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        &key,
+        "-out",
+        &crt,
+        "-days",
+        "30",
+        "-subj",
+        "/CN=brought",
+    ]);
+    let text = place.ok(&["authority", "register", "brought", &crt]);
+    assert!(text.contains("unproven"), "{text}");
+    let code = text.lines().nth(2).unwrap().trim().to_owned();
+    let (csr, proof) = (place.text("proof.csr"), place.text("proof.crt"));
+    openssl(&[
+        "req",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-keyout",
+        "/dev/null",
+        "-subj",
+        &format!("/CN={code}"),
+        "-out",
+        &csr,
+    ]);
+    openssl(&[
+        "x509", "-req", "-in", &csr, "-CA", &crt, "-CAkey", &key, "-days", "1", "-out", &proof,
+    ]);
+    // A code is for one authority: another one's proof does not count.
+    let other = Ca::root("other", None);
+    let other_crt = place.write("other.crt", &other.pem);
+    place.ok(&["authority", "register", "other", &other_crt]);
+    let text = place.refused(&["authority", "prove", "other", &proof]);
+    assert!(text.contains("hint: "), "{text}");
+    place.ok(&["authority", "prove", "brought", &proof]);
+    let list = place.ok(&["authority", "list"]);
+    let state = |id: &str| {
+        list.lines()
+            .find(|l| l.contains(&format!(" {id} ")))
+            .unwrap()
+            .to_owned()
+    };
+    assert!(
+        state("brought").contains("active") && state("other").contains("unproven"),
+        "{list}"
+    );
+    // A key that is not the CA's proves nothing, and leaves the authority unproven.
+    let wrong = place.write("wrong.key", &Ca::root("x", None).key_pem());
+    let text = place.refused(&[
+        "authority",
+        "register",
+        "third",
+        &other_crt,
+        "--tenant",
+        "default",
+        "--key",
+        &wrong,
+    ]);
+    assert!(text.contains("error"), "{text}");
+}
+
+#[test]
+fn a_device_that_nobody_registered_is_admitted_within_its_first_connection() {
+    let place = Place::new("");
+    let ca = Ca::root("jit root", None);
+    let (crt, key) = (
+        place.write("ca.crt", &ca.pem),
+        place.write("ca.key", &ca.key_pem()),
+    );
+    let template = place.write(
+        "template.toml",
+        "id_pattern = \"SN-*\"\nquota = 2\nmodel = \"m1\"\nstate = \"active\"\n",
+    );
+    place.ok(&[
+        "authority",
+        "register",
+        "jit",
+        &crt,
+        "--key",
+        &key,
+        "--admission",
+        "just-in-time",
+        "--template",
+        &template,
+    ]);
+    let first = ca.issue(&Leaf::named("SN-1"), &[]);
+    for attempt in 0..2 {
+        let seen = place.connect(&first, "SN-1");
+        assert_eq!(seen.connack(), Some(0), "{attempt}: {seen:?}");
+        assert_eq!(seen.packets().len(), 2, "the publish is acknowledged: {seen:?}");
+    }
+    let shown = place.ok(&["device", "show", "SN-1"]);
+    assert!(
+        shown.contains("model    m1") && shown.contains("bound to jit"),
+        "{shown}"
+    );
+    assert!(place.ok(&["explain", "SN-1"]).contains("first-data"));
+    // A second certificate for an id that exists, and what comes after the quota, are refused.
+    let again = ca.issue(&Leaf::named("SN-1"), &[]);
+    assert_eq!(place.connect(&again, "SN-1").connack(), Some(0x87));
+    assert_eq!(
+        place
+            .connect(&ca.issue(&Leaf::named("SN-2"), &[]), "SN-2")
+            .connack(),
+        Some(0)
+    );
+    assert_eq!(
+        place
+            .connect(&ca.issue(&Leaf::named("SN-3"), &[]), "SN-3")
+            .connack(),
+        Some(0x87)
+    );
+    assert!(place.ok(&["explain", "SN-3"]).contains("first-contact.quota"));
+}
+
+#[test]
+fn a_listed_device_has_its_certificate_learned_from_its_own_authority() {
+    let place = Place::new("");
+    let ca = Ca::root("known root", None);
+    let issuing = ca.below("known issuing", Some(0));
+    place
+        .server
+        .register("known", "default", &ca, &json!({ "mode": "known-device" }))
+        .unwrap();
+    place.ok(&["device", "add", "d1"]);
+    let device = issuing.issue(&Leaf::named("d1"), &[]);
+    // It sends only its own certificate, and nobody stored the one between.
+    assert_eq!(place.connect(&device, "d1").alert, Some(48));
+    let between = place.write("issuing.crt", &issuing.pem);
+    place.ok(&["authority", "intermediate", &between]);
+    assert_eq!(
+        place.connect(&device, "d1").connack(),
+        Some(0x87),
+        "not bound yet"
+    );
+    place.ok(&["device", "bind", "d1", "--authority", "known"]);
+    assert_eq!(place.connect(&device, "d1").connack(), Some(0));
+    let other = issuing.issue(&Leaf::named("d1"), &[]);
+    assert_eq!(place.connect(&other, "d1").connack(), Some(0x87));
+    assert!(place.ok(&["explain", "d1"]).contains("first-contact.other-key"));
+}
+
+#[test]
+fn provisioning_again_gives_the_same_certificate_and_a_newer_one_supersedes() {
+    let place = Place::new("[issuance]\noverlap_hours = 0\n");
+    let first = place.provision("d1", "d1", &[]);
+    assert_eq!(place.provision("d1", "d1", &[]).pem, first.pem);
+    assert_eq!(place.connect(&first, "d1").connack(), Some(0));
+    let second = place.provision("d1", "d1-new", &[]);
+    assert_ne!(second.pem, first.pem);
+    // Both are good until the new one is used and the overlap, here none, is over.
+    assert_eq!(place.connect(&first, "d1").connack(), Some(0));
+    assert_eq!(place.connect(&second, "d1").connack(), Some(0));
+    let place = Place {
+        server: restart(place.server, &place.folder),
+        folder: place.folder,
+    };
+    assert_eq!(place.connect(&second, "d1").connack(), Some(0));
+    assert_eq!(place.connect(&first, "d1").connack(), Some(0x87));
+    assert!(place.ok(&["explain", "d1"]).contains("credential.superseded"));
+    let text = place.ok(&["device", "revoke", "d1", "--code", "key-compromise"]);
+    assert!(text.contains("2 certificate(s) revoked"), "{text}");
+    assert_eq!(place.connect(&second, "d1").alert, Some(44));
+}
+
+fn restart(server: Server, folder: &tempfile::TempDir) -> Server {
+    server.stop().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
+    Server::start(program, &folder.path().join("data"), "").unwrap()
+}
+
+#[test]
+fn a_rotation_is_held_back_until_nobody_is_locked_out() {
+    let place = Place::new("");
+    let old: Vec<_> = ["d1", "d2"]
+        .iter()
+        .map(|id| place.provision(id, &format!("{id}-old"), &[]))
+        .collect();
+    for (identity, id) in old.iter().zip(["d1", "d2"]) {
+        assert_eq!(place.connect(identity, id).connack(), Some(0));
+    }
+    place.ok(&["authority", "create", "second"]);
+    place.ok(&["authority", "retire", "default-devices", "--reason", "rotation"]);
+    let text = place.refused(&["authority", "close", "default-devices"]);
+    assert!(
+        text.contains("2 devices depend") && text.contains("d1, d2"),
+        "{text}"
+    );
+    assert!(
+        place
+            .refused(&[
+                "device",
+                "provision",
+                "d3",
+                "--out",
+                &place.text("d3"),
+                "--authority",
+                "default-devices"
+            ])
+            .contains("it issues nothing")
+    );
+    // d1 renews; its new certificate counts once it was used.
+    let new = place.provision("d1", "d1-new", &[]);
+    assert!(
+        place
+            .ok(&["authority", "dependents", "default-devices"])
+            .contains("2 device(s)")
+    );
+    assert_eq!(place.connect(&new, "d1").connack(), Some(0));
+    let text = place.ok(&["authority", "dependents", "default-devices"]);
+    assert!(text.contains("1 device(s)") && text.contains("d2"), "{text}");
+    place.refused(&["authority", "close", "default-devices"]);
+    place.ok(&["authority", "close", "default-devices", "--leave-out", "1"]);
+    assert_eq!(place.connect(&new, "d1").connack(), Some(0));
+    assert_eq!(place.connect(&old[1], "d2").alert, Some(48));
+    assert!(place.ok(&["explain", "d2"]).contains("authority.retired"));
+    // Revoking ends live sessions at once.
+    place.ok(&["authority", "revoke", "second", "--reason", "key lost"]);
+    assert_eq!(place.connect(&new, "d1").alert, Some(44));
+}
+
+#[test]
+fn an_external_root_issues_our_issuing_ca_and_our_own_root_goes_offline() {
+    let place = Place::new("");
+    let (root_crt, root_key) = (place.text("root.crt"), place.text("root.key"));
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-384",
+        "-nodes",
+        "-keyout",
+        &root_key,
+        "-out",
+        &root_crt,
+        "-days",
+        "30",
+        "-subj",
+        "/CN=corporate root",
+        "-addext",
+        "keyUsage=critical,keyCertSign,cRLSign",
+    ]);
+    let csr = place.text("issuing.csr");
+    place.ok(&["authority", "create", "corporate", "--csr", &csr]);
+    let extensions = place.write(
+        "ca.ext",
+        "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n",
+    );
+    let issuing = place.text("issuing.crt");
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        &csr,
+        "-CA",
+        &root_crt,
+        "-CAkey",
+        &root_key,
+        "-days",
+        "20000",
+        "-extfile",
+        &extensions,
+        "-out",
+        &issuing,
+    ]);
+    let chain = place.write(
+        "chain.pem",
+        &(std::fs::read_to_string(&issuing).unwrap() + &std::fs::read_to_string(&root_crt).unwrap()),
+    );
+    let text = place.refused(&["authority", "install", "corporate", &root_crt]);
+    assert!(text.contains("another key"), "{text}");
+    place.ok(&["authority", "install", "corporate", &chain]);
+    let device = place.provision("d1", "d1", &["--authority", "corporate"]);
+    assert_eq!(place.connect(&device, "d1").connack(), Some(0));
+    let leaf = place.write("leaf.pem", &device.pem);
+    openssl(&[
+        "verify",
+        "-CAfile",
+        &root_crt,
+        "-untrusted",
+        &issuing,
+        "-purpose",
+        "sslclient",
+        &leaf,
+    ]);
+
+    let kept = place.text("offline-root.key");
+    place.ok(&[
+        "authority",
+        "take-root-offline",
+        "default-devices",
+        "--out",
+        &kept,
+    ]);
+    assert!(std::fs::read_to_string(&kept).unwrap().contains("PRIVATE KEY"));
+    let again = place
+        .server
+        .cli(&[
+            "authority",
+            "take-root-offline",
+            "default-devices",
+            "--out",
+            &place.text("x"),
+        ])
+        .unwrap();
+    assert_eq!(again.status.code(), Some(3));
+    place.provision("d2", "d2", &["--authority", "default-devices"]);
+}
