@@ -6,12 +6,14 @@
 //! 1. [`hierarchy`]: root and issuing CA of one hierarchy, made once, kept in a folder
 //! 2. [`profile`]: what each kind of certificate holds
 //! 3. [`mint`]: from a grant to a certificate: prepare → lint → sign → parse and verify again
-//! 4. [`folder`]: files with keys: owner-only, written whole or not at all
+//! 4. [`status`]: revocation lists and OCSP answers, for others
+//! 5. [`folder`]: files with keys: owner-only, written whole or not at all
 
 pub mod folder;
 pub mod hierarchy;
 pub mod mint;
 pub mod profile;
+pub mod status;
 
 pub use folder::FolderError;
 pub use hierarchy::{Hierarchy, HierarchyError, IssuingAuthority};

@@ -256,6 +256,27 @@ pub(crate) fn issuing(
     .map(|(certificate, _)| certificate)
 }
 
+/// A delegated OCSP responder's certificate (RFC 6960 section 4.2.2.2): OCSPSigning, never to be checked itself.
+pub(crate) fn responder(
+    authority: &IssuingAuthority,
+    key: &dyn Signer,
+    now: Timestamp,
+) -> Result<CertificateDer<'static>, MintError> {
+    let facts = &authority.facts;
+    Prepared::new(
+        &*authority.key,
+        Name::from_der(&facts.subject_der)?,
+        profile::responder_name()?,
+        key.public_key().clone(),
+        profile::responder(authority.key_id()?)?,
+        validity(now, crate::status::RESPONDER_LIFETIME),
+    )?
+    .lint(|_| Ok(()))?
+    .sign(&*authority.key)?
+    .verify(&authority.certificate, facts)
+    .map(|(certificate, _)| certificate)
+}
+
 /// A certificate that proves possession of a CA's key: it names the code, is good for an hour and for nothing else.
 ///
 /// # Errors

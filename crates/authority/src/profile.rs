@@ -29,6 +29,10 @@ pub(crate) const ISSUING_LIFETIME: Duration = Duration::from_secs(5 * 365 * 24 *
 /// Certificates begin a little in the past: clocks differ, and a device that is provisioned connects at once.
 pub(crate) const BACKDATING: Duration = Duration::from_secs(5 * 60);
 
+/// id-kp-OCSPSigning (RFC 5280 section 4.2.1.12).
+const EKU_OCSP_SIGNING: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.9");
+/// id-pkix-ocsp-nocheck (RFC 6960 section 4.2.2.2.1).
+const OCSP_NO_CHECK: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.5");
 const ATTRIBUTE_ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
 
 fn attribute(oid: ObjectIdentifier, value: Any) -> der::Result<RelativeDistinguishedName> {
@@ -67,6 +71,14 @@ pub(crate) fn device_name(tenant: &TenantId, device: &DeviceId) -> der::Result<N
         parts.push(attribute(ATTRIBUTE_SERIAL_NUMBER, Any::encode_from(&printable)?)?);
     }
     name(parts)
+}
+
+/// Of an OCSP responder.
+pub(crate) fn responder_name() -> der::Result<Name> {
+    name(vec![
+        utf8(ATTRIBUTE_ORGANIZATION, "Countersign")?,
+        utf8(ATTRIBUTE_COMMON_NAME, "OCSP responder")?,
+    ])
 }
 
 /// Of a proof of possession.
@@ -141,6 +153,20 @@ pub(crate) fn device(issuer_key: &[u8], kind: ProfileKind, uri: Option<&str>) ->
         let name = GeneralName::UniformResourceIdentifier(Ia5String::new(uri)?);
         e.add(false, &SubjectAltName(vec![name]))?;
     }
+    Ok(e)
+}
+
+/// Of an OCSP responder (RFC 6960 section 4.2.2.2).
+pub(crate) fn responder(issuer_key: &[u8]) -> der::Result<Extensions> {
+    let mut e = Extensions::default();
+    e.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
+    e.add(false, &ExtendedKeyUsage(vec![EKU_OCSP_SIGNING]))?;
+    e.add(false, &authority_key(issuer_key)?)?;
+    e.0.push(Extension {
+        extn_id: OCSP_NO_CHECK,
+        critical: false,
+        extn_value: OctetString::new(der::asn1::Null.to_der()?)?,
+    });
     Ok(e)
 }
 

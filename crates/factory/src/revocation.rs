@@ -1,5 +1,6 @@
-//! Why a certificate was revoked.
+//! That a certificate was revoked, when and why.
 
+use countersign_identity::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// CRLReason (RFC 5280 section 5.3.1), as far as a registry without holds gives them.
@@ -82,4 +83,15 @@ impl std::str::FromStr for RevocationReason {
             )
         })
     }
+}
+
+/// One revoked certificate, as lists and answers tell it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revoked {
+    /// Its serial number, hex.
+    pub serial: String,
+    /// Since when.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: RevocationReason,
 }

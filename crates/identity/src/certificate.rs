@@ -286,7 +286,8 @@ fn hardware_serial(value: &der::Any) -> der::Result<String> {
     })
 }
 
-fn serial_hex(bytes: &[u8]) -> String {
+/// A serial number as it is shown and kept: lower-case hex, without the octet that DER adds for the sign.
+pub fn serial_hex(bytes: &[u8]) -> String {
     let text = hex::encode(bytes);
     let trimmed = text.trim_start_matches("00");
     if trimmed.is_empty() {

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use countersign_factory::RevocationReason;
+use countersign_factory::{RevocationReason, Revoked};
 use countersign_identity::{
     AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
 };
@@ -101,6 +101,19 @@ pub struct IssueRequest {
     pub demands_new_key: bool,
     /// The requester's own key for this request: with other content it is refused.
     pub idempotency_key: Option<String>,
+    /// Who asks.
+    pub requester: Requester,
+}
+
+/// On whose word a certificate is issued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Requester {
+    /// An operator's, whatever the device's state, short of decommissioned.
+    Operator,
+    /// The active device's own, by a one-time secret (its SHA-256).
+    Secret(Fingerprint),
+    /// The active device's own, by a certificate it proved to hold, which must be in force.
+    Certificate(Fingerprint),
 }
 
 /// The answer to an [`IssueRequest`].
@@ -133,17 +146,6 @@ pub enum Revocation {
     Device(TenantId, DeviceId),
     /// All of a batch.
     Batch(TenantId, String),
-}
-
-/// One entry of a revocation list.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RevokedEntry {
-    /// The certificate's serial number, hex.
-    pub serial: String,
-    /// When it was revoked.
-    pub at: Timestamp,
-    /// Why.
-    pub reason: RevocationReason,
 }
 
 impl Scope<'_> {
@@ -443,6 +445,46 @@ impl Registry {
         })
     }
 
+    /// Keeps a one-time secret, by its SHA-256, with which a device may enrol.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoDevice`].
+    pub fn add_enrolment_secret(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        device: DeviceId,
+        hash: Fingerprint,
+        lifetime: Duration,
+    ) -> Result<Committed<Timestamp>, RegistryError> {
+        self.write(move |scope| {
+            if scope.device(&tenant, &device)?.is_none() {
+                return Err(RegistryError::NoDevice { tenant, device });
+            }
+            let expires = scope.now.plus(lifetime);
+            scope
+                .tx
+                .prepare_cached(
+                    "INSERT INTO enrolment_secrets (hash, tenant, device, expires, created) VALUES (?, ?, ?, ?, ?)",
+                )?
+                .execute(params![
+                    hash.as_bytes(),
+                    tenant.as_str(),
+                    device.as_str(),
+                    expires.unix_ms(),
+                    scope.now.unix_ms()
+                ])?;
+            scope.audit(
+                &actor,
+                "device.secret",
+                tenant.as_str(),
+                device.as_str(),
+                &json!({ "expires": expires.to_string() }),
+            )?;
+            Ok(expires)
+        })
+    }
+
     /// Revokes credentials. Those that are revoked already stay as they are. How many were revoked.
     ///
     /// # Errors
@@ -528,6 +570,10 @@ impl Registry {
                 .tx
                 .prepare_cached("DELETE FROM idempotency WHERE created < ?")?
                 .execute([scope.now.minus(rules.replay_window).unix_ms()])?;
+            scope
+                .tx
+                .prepare_cached("DELETE FROM enrolment_secrets WHERE expires < ?")?
+                .execute([scope.now.unix_ms()])?;
             Ok(swept)
         })
     }
@@ -546,6 +592,29 @@ impl Registry {
         );
     }
 
+    /// What became of a certificate of an authority, by its serial number in hex; `None` if it issued none such, and
+    /// inside that `None` if it is in force.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read.
+    pub fn certificate_status(
+        &self,
+        authority: &AuthorityId,
+        serial: &str,
+    ) -> Result<Option<Option<Revoked>>, RegistryError> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT serial, ended, reason, state FROM credentials WHERE serial = ? AND authority = ?",
+            )?;
+            let mut rows = statement.query([serial, authority.as_str()])?;
+            let Some(r) = rows.next()? else { return Ok(None) };
+            match r.get::<_, Option<i64>>(1)? {
+                None => Ok(Some(None)),
+                Some(_) => Ok(Some(Some(revoked_entry(r)?))),
+            }
+        })
+    }
+
     /// What an authority's revocation list holds: everything revoked or superseded, for ever (RFC 5280 section 3.3 asks
     /// for one list after the expiry; ours stay, and lapsed ones are on it too: they were handed out).
     ///
@@ -555,7 +624,7 @@ impl Registry {
         &self,
         authority: &AuthorityId,
         not_expired_before: Timestamp,
-    ) -> Result<Vec<RevokedEntry>, RegistryError> {
+    ) -> Result<Vec<Revoked>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
                 "SELECT serial, ended, reason, state FROM credentials
@@ -564,19 +633,74 @@ impl Registry {
             let mut rows = statement.query(params![authority.as_str(), not_expired_before.unix_ms()])?;
             let mut found = Vec::new();
             while let Some(r) = rows.next()? {
-                let lapsed = r.get::<_, String>(3)? == CredentialState::Lapsed.name();
-                found.push(RevokedEntry {
-                    serial: r.get(0)?,
-                    at: Timestamp::from_unix_ms(r.get(1)?),
-                    reason: match r.get::<_, Option<u8>>(2)? {
-                        Some(code) => damaged(RevocationReason::try_from(code))?,
-                        None if lapsed => RevocationReason::CessationOfOperation,
-                        None => RevocationReason::Unspecified,
-                    },
-                });
+                found.push(revoked_entry(r)?);
             }
             Ok(found)
         })
+    }
+}
+
+/// Of a row `serial, ended, reason, state` that has ended.
+fn revoked_entry(r: &rusqlite::Row<'_>) -> Result<Revoked, RegistryError> {
+    let lapsed = r.get::<_, String>(3)? == CredentialState::Lapsed.name();
+    Ok(Revoked {
+        serial: r.get(0)?,
+        at: Timestamp::from_unix_ms(r.get(1)?),
+        reason: match r.get::<_, Option<u8>>(2)? {
+            Some(code) => damaged(RevocationReason::try_from(code))?,
+            None if lapsed => RevocationReason::CessationOfOperation,
+            None => RevocationReason::Unspecified,
+        },
+    })
+}
+
+fn check_requester(
+    scope: &mut Scope<'_>,
+    request: &IssueRequest,
+    rules: IssuanceRules,
+) -> Result<(), RegistryError> {
+    match &request.requester {
+        Requester::Operator => Ok(()),
+        Requester::Secret(hash) => {
+            let spent = scope
+                .tx
+                .prepare_cached(
+                    "UPDATE enrolment_secrets SET used_key = ?4 WHERE hash = ?1 AND tenant = ?2 AND device = ?3
+                     AND expires >= ?5 AND (used_key IS NULL OR used_key = ?4)",
+                )?
+                .execute(params![
+                    hash.as_bytes(),
+                    request.tenant.as_str(),
+                    request.device.as_str(),
+                    request.key.as_bytes(),
+                    scope.now.unix_ms()
+                ])?;
+            if spent == 0 {
+                return Err(RegistryError::Unauthorised(format!(
+                    "the one-time secret of device {} is wrong, used or expired; hint: countersign device secret {0}",
+                    request.device
+                )));
+            }
+            Ok(())
+        }
+        Requester::Certificate(fingerprint) => {
+            let facts = read_credential(scope.tx, fingerprint)?
+                .filter(|c| c.tenant == request.tenant && c.device == request.device);
+            match facts {
+                Some(facts) if facts.state == CredentialState::Active => Ok(()),
+                // Proven to be held: that is its first use.
+                Some(facts) if facts.state == CredentialState::Issued => {
+                    scope.activate_credential(facts, None, rules.overlap)
+                }
+                Some(facts) => Err(RegistryError::Unauthorised(format!(
+                    "the certificate shown is {}; hint: enrol anew with a one-time secret (countersign device secret {})",
+                    facts.state, request.device
+                ))),
+                None => Err(RegistryError::Unauthorised(
+                    "the certificate shown is not registered for this device".into(),
+                )),
+            }
+        }
     }
 }
 
@@ -588,6 +712,8 @@ pub(crate) fn issue(
     mint: impl FnOnce(Timestamp) -> Result<NewCredential, String>,
 ) -> Result<IssueOutcome, RegistryError> {
     let (tenant, device) = (&request.tenant, &request.device);
+    // Who may not ask is not told which devices there are, nor how they stand.
+    check_requester(scope, request, rules)?;
     let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
         return Err(RegistryError::NoDevice {
             tenant: tenant.clone(),
@@ -598,6 +724,12 @@ pub(crate) fn issue(
         return Err(RegistryError::Refused(format!(
             "device {device} is decommissioned, and that is final; hint: give the hardware a new id"
         )));
+    }
+    if request.requester != Requester::Operator && lifecycle.state != LifecycleState::Active {
+        return Err(RegistryError::NotActive {
+            device: device.clone(),
+            state: lifecycle.state,
+        });
     }
     if let Some(key) = &request.idempotency_key {
         let content = format!("{device}\n{}\n{}", request.key, request.profile);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId};
+use countersign_policy::LifecycleState;
 use countersign_policy::lifecycle::IllegalMove;
 
 /// Why the registry did not do what it was asked. Whatever it is, nothing was changed.
@@ -97,6 +98,17 @@ pub enum RegistryError {
         limit: u64,
         /// Some of them.
         examples: Vec<String>,
+    },
+    /// Whoever asks does not prove that they may.
+    #[error("{0}")]
+    Unauthorised(String),
+    /// The device may not enrol now.
+    #[error("device {device} is {state}")]
+    NotActive {
+        /// The device.
+        device: DeviceId,
+        /// Its state.
+        state: LifecycleState,
     },
     /// The input breaks a rule.
     #[error("{0}")]

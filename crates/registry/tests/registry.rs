@@ -12,7 +12,7 @@ use countersign_policy::{
 };
 use countersign_registry::{
     Actor, Change, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits, NewAuthority,
-    NewCredential, NewDevice, Origin, Registry, RegistryError, Revocation,
+    NewCredential, NewDevice, Origin, Registry, RegistryError, Requester, Revocation,
 };
 
 fn actor() -> Actor {
@@ -49,6 +49,7 @@ fn request(device: &str, certificate: &CertificateFacts) -> IssueRequest {
         profile: "operational".into(),
         demands_new_key: false,
         idempotency_key: None,
+        requester: Requester::Operator,
     }
 }
 

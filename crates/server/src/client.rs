@@ -97,6 +97,7 @@ impl Client {
                 .unwrap_or("the server refused")
                 .to_owned(),
             hint: value["hint"].as_str().map(str::to_owned),
+            state: None,
         })
     }
 }

@@ -24,6 +24,10 @@ pub struct Config {
     pub ledger: LedgerConfig,
     /// How long things last in issuance.
     pub issuance: IssuanceConfig,
+    /// The enrolment listener.
+    pub enrol: EnrolConfig,
+    /// The listener for revocation lists and answers.
+    pub pki: PkiConfig,
     /// The log.
     pub log: LogConfig,
     /// What certificates hold; the first is the one that is issued unless another is named.
@@ -38,6 +42,8 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             ledger: LedgerConfig::default(),
             issuance: IssuanceConfig::default(),
+            enrol: EnrolConfig::default(),
+            pki: PkiConfig::default(),
             log: LogConfig::default(),
             profiles: Profile::built_in(),
         }
@@ -220,6 +226,56 @@ impl LedgerConfig {
             rows_max: self.rows_max,
             age_max: Duration::from_secs(self.age_max_days * 86_400),
             refused_per_source_minute_max: self.refused_per_source_minute_max,
+        }
+    }
+}
+
+/// `[enrol]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EnrolConfig {
+    /// Where devices enrol (EST over HTTPS, client certificate optional), such as "0.0.0.0:8443"; closed without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// How long a one-time secret is good, in hours.
+    pub secret_hours: u64,
+    /// When a device that waits for approval is to ask again, in seconds.
+    pub retry_after_s: u32,
+    /// Whether every answer has base64 in lines of 64 characters; else only clients that say they are libest get them.
+    pub base64_lines: bool,
+}
+
+impl Default for EnrolConfig {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            connections_max: 256,
+            secret_hours: 72,
+            retry_after_s: 60,
+            base64_lines: false,
+        }
+    }
+}
+
+/// `[pki]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PkiConfig {
+    /// Where others fetch revocation lists, OCSP answers and CA certificates (plain HTTP), such as "0.0.0.0:8080";
+    /// closed without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// How long a revocation list or an OCSP answer is good, in hours.
+    pub next_update_hours: u64,
+}
+
+impl Default for PkiConfig {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            next_update_hours: 24,
         }
     }
 }

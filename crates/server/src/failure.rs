@@ -1,6 +1,7 @@
 //! What can fail, as API and CLI tell it: a status, a message, a hint. Exit codes follow from the status.
 
 use countersign_authority::{FolderError, HierarchyError, MintError};
+use countersign_policy::LifecycleState;
 use countersign_registry::RegistryError;
 
 /// A failure with its cure.
@@ -12,6 +13,8 @@ pub struct Failure {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The device's state, if that is the reason.
+    pub state: Option<LifecycleState>,
 }
 
 impl std::fmt::Display for Failure {
@@ -29,11 +32,13 @@ impl Failure {
                 status,
                 message: message.into(),
                 hint: Some(hint.into()),
+                state: None,
             },
             None => Self {
                 status,
                 message: text.into(),
                 hint: None,
+                state: None,
             },
         }
     }
@@ -86,6 +91,8 @@ impl From<RegistryError> for Failure {
             | RegistryError::Move { .. }
             | RegistryError::SharedKey(_)
             | RegistryError::Dependents { .. } => 409,
+            RegistryError::Unauthorised(_) => 401,
+            RegistryError::NotActive { .. } => 403,
             RegistryError::Refused(_) => 422,
             RegistryError::DiskFull => 507,
             RegistryError::InUse { .. }
@@ -96,7 +103,14 @@ impl From<RegistryError> for Failure {
             | RegistryError::Closed(_)
             | RegistryError::File { .. } => 503,
         };
-        Self::new(status, &e.to_string())
+        let state = match &e {
+            RegistryError::NotActive { state, .. } => Some(*state),
+            _ => None,
+        };
+        Self {
+            state,
+            ..Self::new(status, &e.to_string())
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::client::ADDRESS_FILE;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::service::Service;
+use crate::{enrol, pki};
 
 /// How long a stop waits for sessions to be told.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -29,6 +30,10 @@ pub struct Running {
     pub gateway: Arc<Gateway>,
     /// The admin listener.
     pub admin: SocketAddr,
+    /// The enrolment listener, if it is open.
+    pub enrol: Option<SocketAddr>,
+    /// The listener for revocation lists and answers, if it is open.
+    pub pki: Option<SocketAddr>,
     address_file: PathBuf,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -107,6 +112,27 @@ impl Running {
                 }
             }
         });
+        let mut tasks = vec![serving, watching];
+        let enrol = match config.enrol.listen {
+            None => None,
+            Some(listen) => {
+                let identity = gateway.identity().clone();
+                let max = config.enrol.connections_max;
+                let (address, task) = enrol::start(listen, max, identity, service.clone()).await?;
+                tasks.push(task);
+                Some(address)
+            }
+        };
+        let pki = match config.pki.listen {
+            None => None,
+            Some(listen) => {
+                let next_update = Duration::from_secs(config.pki.next_update_hours * 3600);
+                let (address, task) = pki::start(listen, next_update, service.clone()).await?;
+                tasks.push(task);
+                Some(address)
+            }
+        };
+        let _ = service.listeners.set([enrol, pki]);
         let address_file = data.join(ADDRESS_FILE);
         countersign_authority::folder::write_private(&address_file, admin.to_string().as_bytes())?;
         Ok(Self {
@@ -114,7 +140,9 @@ impl Running {
             gateway,
             admin,
             address_file,
-            tasks: vec![serving, watching],
+            enrol,
+            pki,
+            tasks,
         })
     }
 
@@ -153,6 +181,8 @@ pub async fn serve(data: &Path, config: Config) -> Result<(), Failure> {
     tracing::info!(
         devices = %running.gateway.local_addr(),
         admin = %running.admin,
+        enrol = running.enrol.map(|a| a.to_string()),
+        pki = running.pki.map(|a| a.to_string()),
         data = %data.display(),
         pid = std::process::id(),
         "ready"

@@ -38,3 +38,15 @@ CREATE TABLE idempotency (
     created INTEGER NOT NULL,
     PRIMARY KEY (tenant, key)
 ) STRICT, WITHOUT ROWID;
+
+-- What a device without a certificate enrols with, once. For the key it was first used with it stays good until it
+-- expires: a lost answer can be asked for again.
+CREATE TABLE enrolment_secrets (
+    hash     BLOB    PRIMARY KEY,       -- SHA-256
+    tenant   TEXT    NOT NULL,
+    device   TEXT    NOT NULL,
+    expires  INTEGER NOT NULL,
+    used_key BLOB,                      -- SHA-256 of the SubjectPublicKeyInfo
+    created  INTEGER NOT NULL,
+    FOREIGN KEY (tenant, device) REFERENCES devices (tenant, id)
+) STRICT, WITHOUT ROWID;

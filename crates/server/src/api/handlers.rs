@@ -104,6 +104,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/tenants/{tenant}/devices/{device}", get(device))
         .route("/tenants/{tenant}/devices/{device}/moves", post(move_device))
         .route("/tenants/{tenant}/devices/{device}/authority", put(bind_device))
+        .route("/tenants/{tenant}/devices/{device}/secrets", post(new_secret))
         .route("/tenants/{tenant}/devices/{device}/revoke", post(revoke_device))
         .route("/tenants/{tenant}/devices/{device}/certificates", post(provision))
         .route("/tenants/{tenant}/devices/{device}/sessions", delete(disconnect))
@@ -133,7 +134,10 @@ pub(super) fn encode(value: impl serde::Serialize) -> Answer {
 async fn status(State(service): App) -> Answer {
     let facts = service.registry().facts();
     let (host, port) = service.address();
+    let [enrol, pki] = service.listeners.get().copied().unwrap_or_default();
     encode(json!({
+        "enrol": enrol,
+        "pki": pki,
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "serving": service.gateway().map(|g| g.local_addr().to_string()),
@@ -325,6 +329,17 @@ async fn provision(
         ..Wanted::new(tenant, device, request)
     };
     encode(service.provision(actor(&headers), wanted).await?)
+}
+
+async fn new_secret(
+    State(service): App,
+    headers: HeaderMap,
+    In((tenant, device)): In<(TenantId, DeviceId)>,
+) -> Answer {
+    let (secret, expires) = service
+        .new_secret(actor(&headers), tenant, device.clone())
+        .await?;
+    encode(json!({ "id": device, "secret": secret, "expires": expires }))
 }
 
 async fn disconnect(State(service): App, In((tenant, device)): In<(TenantId, DeviceId)>) -> Answer {

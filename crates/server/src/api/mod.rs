@@ -96,6 +96,7 @@ async fn authenticate(State(token): State<Token>, request: Request, next: Next) 
         status: 401,
         message: "the bearer token is missing or wrong".into(),
         hint: Some("it is in the file admin.token of the data directory, readable by its owner".into()),
+        state: None,
     };
     failure.into_response()
 }

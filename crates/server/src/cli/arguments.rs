@@ -400,6 +400,8 @@ pub enum DeviceCommand {
         #[arg(long)]
         authority: Option<AuthorityId>,
     },
+    /// Make a one-time secret with which a device enrols over EST (HTTP user: the device id)
+    Secret(OneDevice),
     /// Revoke all certificates of a device; ends its sessions
     Revoke {
         #[command(flatten)]

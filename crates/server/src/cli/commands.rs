@@ -262,6 +262,19 @@ async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<
                 None => format!("device {} is bound to no authority", device.id),
             })
         }
+        DeviceCommand::Secret(one) => {
+            let answer = client
+                .call("POST", &format!("{}/secrets", path_of(&one)), None)
+                .await?;
+            out.say(&answer, |a| {
+                format!(
+                    "{}\nit is shown this once, good until {}, for one key; EST user name: {}",
+                    cell(&a["secret"]),
+                    time(&a["expires"]),
+                    one.id
+                )
+            })
+        }
         DeviceCommand::Revoke { device, why } => {
             let path = format!("{}/revoke", path_of(&device));
             let answer = client

@@ -220,18 +220,31 @@ impl Service {
             }
             None => return Err(RegistryError::NoAuthority(id.to_string()).into()),
         }
-        if let Some(authority) = self.issuing.lock().get(&id) {
-            return Ok((id, authority.clone()));
+        let authority = self.authority_with_key(&id)?;
+        Ok((id, authority))
+    }
+
+    /// An authority of ours with its key, whatever its state: a retired one still signs revocation lists.
+    ///
+    /// # Errors
+    /// [`Failure`] if it is not ours.
+    pub(crate) fn authority_with_key(&self, id: &AuthorityId) -> Result<Arc<IssuingAuthority>, Failure> {
+        if let Some(authority) = self.issuing.lock().get(id) {
+            return Ok(authority.clone());
         }
-        let path = self.authority_folder(&id);
+        let path = self.authority_folder(id);
+        if self.registry.facts().authority(id).is_none() {
+            return Err(RegistryError::NoAuthority(id.to_string()).into());
+        }
         if !path.join("issuing.crt").exists() {
-            return Err(Failure::invalid(format!(
-                "authority {id} is not ours: its holder issues its certificates"
-            )));
+            return Err(Failure::not_found(
+                format!("authority {id} is not ours"),
+                "its holder issues its certificates and lists",
+            ));
         }
         let authority = Arc::new(IssuingAuthority::open(&path, Hierarchy::Devices)?);
         self.issuing.lock().insert(id.clone(), authority.clone());
-        Ok((id, authority))
+        Ok(authority)
     }
 
     /// Registers an authority that was brought along: unproven.
@@ -332,6 +345,29 @@ impl Service {
         self.change(move |r| r.store_intermediate(actor, tenant, certificate))
             .await?;
         Ok(())
+    }
+
+    /// What a device of the tenant is to have of CA certificates, DER: the platform root that it pins, and the chains of
+    /// all of the tenant's own authorities that are still admitted, so that a rotation reaches it before it begins.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no such tenant.
+    pub fn ca_certificates(&self, tenant: &TenantId) -> Result<Vec<Vec<u8>>, Failure> {
+        if self.registry.facts().policy(tenant).is_none() {
+            return Err(RegistryError::NoTenant(tenant.clone()).into());
+        }
+        let mut found = vec![self.platform.root().to_vec()];
+        for view in self.registry.authorities()? {
+            if view.tenant == *tenant && view.origin == "managed" && view.state.admits() {
+                found.push(self.registry.authority_certificate(&view.id)?);
+                let root = self.authority_folder(&view.id).join("root.crt");
+                found.push(read_certificate(
+                    &String::from_utf8_lossy(&folder::read(&root)?),
+                    "the root's file",
+                )?);
+            }
+        }
+        Ok(found)
     }
 
     /// What devices pin: the platform root, PEM.

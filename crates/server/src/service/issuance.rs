@@ -1,11 +1,15 @@
 //! Issuing and revoking device certificates.
 
+use std::time::Duration;
+
 use countersign_factory::request::pem;
 use countersign_factory::{CertificateRequest, EnrolmentGrant, Profile, ProfileKind, RevocationReason};
 use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Custody};
-use countersign_registry::{Actor, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Revocation};
+use countersign_registry::{
+    Actor, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester, Revocation,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Service, SessionsReport};
@@ -26,6 +30,8 @@ pub struct Wanted {
     pub authority: Option<AuthorityId>,
     /// The requester's own key for this request.
     pub idempotency_key: Option<String>,
+    /// Who asks.
+    pub requester: Requester,
     /// When it is dated, if not now: for demonstrations of what has expired.
     pub dated: Option<Timestamp>,
 }
@@ -40,6 +46,7 @@ impl Wanted {
             profile: None,
             authority: None,
             idempotency_key: None,
+            requester: Requester::Operator,
             dated: None,
         }
     }
@@ -105,6 +112,7 @@ impl Service {
             profile: profile.name.clone(),
             demands_new_key: profile.new_key,
             idempotency_key: wanted.idempotency_key,
+            requester: wanted.requester,
         };
         let kind = match profile.kind {
             ProfileKind::Factory => CredentialKind::Factory,
@@ -170,6 +178,26 @@ impl Service {
         self.change(move |r| r.confirm_credential(actor, fingerprint))
             .await?;
         Ok(())
+    }
+
+    /// Makes a one-time secret with which a device enrols over EST. It is shown once, and kept only as its hash.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn new_secret(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        device: DeviceId,
+    ) -> Result<(String, Timestamp), Failure> {
+        let secret = countersign_identity::proof::new_code()
+            .ok_or_else(|| Failure::internal("the system's random source failed"))?;
+        let hash = Fingerprint::of(secret.as_bytes());
+        let lifetime = Duration::from_secs(self.config.enrol.secret_hours * 3600);
+        let (expires, _) = self
+            .change(move |r| r.add_enrolment_secret(actor, tenant, device, hash, lifetime))
+            .await?;
+        Ok((secret, expires))
     }
 
     /// Revokes credentials, and waits for the sessions that this ends. How many were revoked.

@@ -9,6 +9,7 @@ pub use authorities::AuthorityDraft;
 pub use issuance::{Provisioned, Wanted};
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -75,6 +76,8 @@ pub struct Service {
     platform: IssuingAuthority,
     issuing: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
     gateway: OnceLock<Arc<Gateway>>,
+    /// Where the other listeners are, once they are open: enrolment, then PKI.
+    pub listeners: OnceLock<[Option<SocketAddr>; 2]>,
     cutoffs: Arc<Cutoffs>,
 }
 
@@ -114,6 +117,7 @@ impl Service {
             platform,
             issuing: Mutex::default(),
             gateway: OnceLock::new(),
+            listeners: OnceLock::new(),
             cutoffs: Arc::default(),
         })
     }
@@ -121,6 +125,11 @@ impl Service {
     /// The registry.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The gateway, if this process serves.

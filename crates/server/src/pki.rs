@@ -1,0 +1,271 @@
+//! The `pki` listener: plain HTTP with what anybody may have: revocation lists, OCSP, CA certificates. Everything on it is
+//! signed; nothing on it changes anything.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use countersign_authority::status::{OcspError, Questions, Responder, Status};
+use countersign_identity::{AuthorityId, Fingerprint, TenantId, Timestamp};
+use countersign_registry::{Change, Registry};
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::failure::Failure;
+use crate::service::{Service, now};
+
+/// A list is made anew at least so often.
+const LIST_AGE: Duration = Duration::from_secs(3600);
+/// The largest OCSP request.
+const OCSP_BYTES_MAX: usize = 16 * 1024;
+
+struct List {
+    der: Bytes,
+    made: Timestamp,
+    /// The newest revocation it knows of.
+    revision: u64,
+    number: u64,
+}
+
+/// What is kept between requests.
+struct Shared {
+    service: Arc<Service>,
+    next_update: Duration,
+    /// The newest revision that may have changed a list.
+    revision: Arc<AtomicU64>,
+    lists: Mutex<HashMap<AuthorityId, List>>,
+    responders: Mutex<HashMap<AuthorityId, Arc<Responder>>>,
+}
+
+/// Opens the listener.
+///
+/// # Errors
+/// [`Failure`] if the address cannot be used.
+pub async fn start(
+    address: SocketAddr,
+    next_update: Duration,
+    service: Arc<Service>,
+) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
+    let listener = TcpListener::bind(address).await.map_err(|e| {
+        Failure::unavailable(
+            format!("cannot listen on {address}: {e}"),
+            "another process has the port: stop it, or set pki.listen",
+        )
+    })?;
+    let address = listener
+        .local_addr()
+        .map_err(|e| Failure::internal(e.to_string()))?;
+    let revision: Arc<AtomicU64> = Arc::default();
+    watch(service.registry(), revision.clone());
+    let shared = Arc::new(Shared {
+        service,
+        next_update,
+        revision,
+        lists: Mutex::default(),
+        responders: Mutex::default(),
+    });
+    let router = Router::new()
+        .route("/crl/{file}", get(revocation_list))
+        .route("/ca/{file}", get(ca_certificate))
+        .route("/bundle/{tenant}", get(bundle))
+        .route("/ocsp", post(ocsp_post))
+        .route("/ocsp/{*request}", get(ocsp_get))
+        .layer(DefaultBodyLimit::max(OCSP_BYTES_MAX))
+        .with_state(shared);
+    let serving = tokio::spawn(async move {
+        if let Err(e) = axum::serve(listener, router).await {
+            tracing::error!(error = %e, "the pki listener ended");
+        }
+    });
+    Ok((address, serving))
+}
+
+fn watch(registry: &Registry, newest: Arc<AtomicU64>) {
+    registry.on_change(move |revision, changes| {
+        if changes
+            .iter()
+            .any(|c| matches!(c, Change::Credential(..) | Change::Authority(_)))
+        {
+            newest.store(revision, Ordering::Release);
+        }
+    });
+}
+
+type App = State<Arc<Shared>>;
+
+fn typed(kind: &'static str, body: impl Into<Bytes>, more: [(HeaderName, String); 2]) -> Response {
+    ([(header::CONTENT_TYPE, kind)], more, body.into()).into_response()
+}
+
+fn missing(e: &Failure) -> Response {
+    let status = StatusCode::from_u16(e.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, format!("{}\n", e.message)).into_response()
+}
+
+/// `ID.suffix` of a path.
+fn named(file: &str, suffix: &str) -> Result<AuthorityId, Failure> {
+    file.strip_suffix(suffix)
+        .and_then(|id| AuthorityId::new(id).ok())
+        .ok_or_else(|| Failure::not_found("there is no such file", "the files are ID.crl and ID.crt"))
+}
+
+/// Until when a body may be kept, and its tag.
+fn cacheable(body: &[u8], age: Duration) -> [(HeaderName, String); 2] {
+    [
+        (header::CACHE_CONTROL, format!("max-age={}", age.as_secs())),
+        (header::ETAG, format!("\"{}\"", Fingerprint::of(body))),
+    ]
+}
+
+async fn revocation_list(State(shared): App, Path(file): Path<String>) -> Response {
+    let made = tokio::task::block_in_place(|| named(&file, ".crl").and_then(|id| shared.list(&id)));
+    match made {
+        Ok(der) => {
+            let more = cacheable(&der, Duration::from_secs(60));
+            typed("application/pkix-crl", der, more)
+        }
+        Err(e) => missing(&e),
+    }
+}
+
+async fn ca_certificate(State(shared): App, Path(file): Path<String>) -> Response {
+    let read =
+        named(&file, ".crt").and_then(|id| Ok(shared.service.registry().authority_certificate(&id)?));
+    match read {
+        Ok(der) => {
+            let more = cacheable(&der, LIST_AGE);
+            typed("application/pkix-cert", der, more)
+        }
+        Err(e) => missing(&e),
+    }
+}
+
+async fn bundle(State(shared): App, Path(tenant): Path<TenantId>) -> Response {
+    match shared.service.ca_certificates(&tenant) {
+        Ok(certificates) => {
+            let text: String = certificates
+                .iter()
+                .map(|der| countersign_factory::request::pem("CERTIFICATE", der))
+                .collect();
+            let more = cacheable(text.as_bytes(), Duration::from_secs(300));
+            typed("application/x-pem-file", text, more)
+        }
+        Err(e) => missing(&e),
+    }
+}
+
+async fn ocsp_post(State(shared): App, body: Bytes) -> Response {
+    ocsp(&shared, &body)
+}
+
+/// `GET {base}/{percent-encoded base64}` (RFC 6960 appendix A.1); the router has undone the percent-encoding.
+async fn ocsp_get(State(shared): App, Path(request): Path<String>) -> Response {
+    let der = STANDARD.decode(request).unwrap_or_default();
+    ocsp(&shared, &der)
+}
+
+/// Errors are answers too, with status 200 (RFC 6960 section 2.3).
+fn ocsp(shared: &Shared, request: &[u8]) -> Response {
+    let answer = tokio::task::block_in_place(|| shared.answer(request));
+    let der = answer.unwrap_or_else(OcspError::to_der);
+    ([(header::CONTENT_TYPE, "application/ocsp-response")], der).into_response()
+}
+
+impl Shared {
+    /// The list of an authority: the one at hand, unless something was revoked since or it is old.
+    fn list(&self, id: &AuthorityId) -> Result<Bytes, Failure> {
+        let revision = self.revision.load(Ordering::Acquire);
+        let now = now();
+        let mut lists = self.lists.lock();
+        if let Some(list) = lists.get(id)
+            && list.revision == revision
+            && now.since(list.made) < LIST_AGE
+        {
+            return Ok(list.der.clone());
+        }
+        let authority = self.service.authority_with_key(id)?;
+        let revoked = self
+            .service
+            .registry()
+            .revoked_by(id, now.minus(self.next_update))?;
+        // Milliseconds, and more than the last: it grows over restarts too, unless the clock goes back.
+        let last = lists.get(id).map_or(0, |l| l.number);
+        let number = u64::try_from(now.unix_ms()).unwrap_or(0).max(last + 1);
+        let der: Bytes = authority
+            .revocation_list(&revoked, number, now, now.plus(self.next_update))?
+            .into();
+        lists.insert(
+            id.clone(),
+            List {
+                der: der.clone(),
+                made: now,
+                revision,
+                number,
+            },
+        );
+        Ok(der)
+    }
+
+    fn responders(&self, now: Timestamp) -> Result<Vec<(AuthorityId, Arc<Responder>)>, Failure> {
+        let mut found = Vec::new();
+        let mut responders = self.responders.lock();
+        for view in self.service.registry().authorities()? {
+            if view.origin != "managed" {
+                continue;
+            }
+            let good = responders
+                .get(&view.id)
+                .filter(|r| now.plus(self.next_update) < r.not_after())
+                .cloned();
+            let responder = match good {
+                Some(responder) => responder,
+                None => {
+                    let made = Arc::new(self.service.authority_with_key(&view.id)?.responder(now)?);
+                    responders.insert(view.id.clone(), made.clone());
+                    made
+                }
+            };
+            found.push((view.id, responder));
+        }
+        Ok(found)
+    }
+
+    fn answer(&self, request: &[u8]) -> Result<Vec<u8>, OcspError> {
+        let internal = |e: String| {
+            tracing::error!(error = e.as_str(), "an OCSP request cannot be answered");
+            OcspError::Internal
+        };
+        let now = now();
+        let questions = Questions::parse(request)?;
+        let responders = self.responders(now).map_err(|e| internal(e.message))?;
+        let asked = |(_, r): &&(AuthorityId, Arc<Responder>)| questions.list.iter().all(|q| r.is_asked(q));
+        let (id, responder) = responders.iter().find(asked).ok_or(OcspError::Unauthorized)?;
+        let mut statuses = Vec::new();
+        for question in &questions.list {
+            let found = self
+                .service
+                .registry()
+                .certificate_status(id, &question.serial)
+                .map_err(|e| internal(e.to_string()))?;
+            statuses.push(match found {
+                None => Status::Unknown,
+                Some(None) => Status::Good,
+                Some(Some(entry)) => Status::Revoked(entry),
+            });
+        }
+        responder
+            .answer(&questions, &statuses, now, now.plus(self.next_update))
+            .map_err(|e| internal(e.to_string()))
+    }
+}
