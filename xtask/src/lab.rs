@@ -147,7 +147,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let data = place.path().join("data");
     fs::create_dir(&data)?;
     let config = format!(
-        "[server]\nlisten = \"127.0.0.1:{}\"\nhost_names = [\"localhost\", \"127.0.0.1\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+        "[[listeners]]\nname = \"devices\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:{}\"\n\
+         [server]\nhost_names = [\"localhost\", \"127.0.0.1\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
          [limits]\nconnections_max = 19000\nhandshakes_max = 19000\nconnections_per_source_max = 19000\n\
          [ledger]\nrefused_per_source_minute_max = 100000\n[log]\nfilter = \"error\"\n",
         options.port

@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 use rustls::ServerConfig;
 
 use crate::data::embedded::Router;
+use crate::handshake::config::{Protocol, TlsMinimum};
+use crate::http::DeviceHttp;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::session::entry::SessionEntry;
@@ -40,11 +42,28 @@ impl Clock for SystemClock {
     }
 }
 
-/// How a gateway listens and what it allows.
+/// One address where devices connect.
+#[derive(Clone, Debug)]
+pub struct DeviceListener {
+    /// Its name in ledger and log.
+    pub name: String,
+    /// Where it listens; port 0 takes any free one.
+    pub address: SocketAddr,
+    /// The lowest TLS version.
+    pub tls_minimum: TlsMinimum,
+    /// What may be spoken, chosen by ALPN.
+    pub protocols: Vec<Protocol>,
+}
+
+/// An open listener, as its connections see it.
+pub(crate) struct Port {
+    pub(crate) name: Arc<str>,
+    pub(crate) tls: Arc<ServerConfig>,
+}
+
+/// What a gateway is called and what it allows.
 #[derive(Clone, Debug)]
 pub struct GatewayOptions {
-    /// The listener's name in ledger, log and metrics.
-    pub listener: String,
     /// The platform's own host names, lower case: a device that asks for one of them has not chosen a tenant by it.
     pub host_names: Vec<String>,
     /// The limits.
@@ -56,7 +75,7 @@ pub(crate) struct Node {
     pub(crate) facts: Arc<dyn FactSource>,
     pub(crate) sink: Arc<dyn ExchangeSink>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) http: Arc<dyn DeviceHttp>,
     pub(crate) wheel: Arc<Wheel>,
     pub(crate) metrics: Metrics,
     pub(crate) sessions: SessionIndex,
@@ -73,14 +92,14 @@ impl Node {
         facts: Arc<dyn FactSource>,
         sink: Arc<dyn ExchangeSink>,
         clock: Arc<dyn Clock>,
-        tls: Arc<ServerConfig>,
+        http: Arc<dyn DeviceHttp>,
     ) -> Self {
         Self {
             options,
             facts,
             sink,
             clock,
-            tls,
+            http,
             wheel: Arc::new(Wheel::new()),
             metrics: Metrics::default(),
             sessions: SessionIndex::default(),
@@ -125,7 +144,7 @@ impl Node {
             id: self.next_exchange(now),
             started: now,
             source: entry.source,
-            listener: self.options.listener.clone(),
+            listener: entry.listener.to_string(),
             outcome: Outcome::Refused,
             stages: vec![StageRecord {
                 stage: Stage::FirstData,
@@ -162,7 +181,11 @@ impl Node {
     }
 
     /// Admission control before any cryptography: counts the connection in, or says why not.
-    pub(crate) fn admit(self: &Arc<Self>, source: SocketAddr) -> Result<ConnectionSlot, DenialCode> {
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        port: &Arc<Port>,
+        source: SocketAddr,
+    ) -> Result<ConnectionSlot, DenialCode> {
         let limits = &self.options.limits;
         if self.draining.load(Ordering::Acquire) {
             return Err(DenialCode::Draining);
@@ -185,6 +208,7 @@ impl Node {
         self.metrics.handshakes.fetch_add(1, Ordering::Relaxed);
         Ok(ConnectionSlot {
             node: self.clone(),
+            port: port.clone(),
             source: source.ip(),
             handshaking: true,
         })
@@ -194,6 +218,7 @@ impl Node {
 /// One counted connection; dropping it counts it out.
 pub(crate) struct ConnectionSlot {
     pub(crate) node: Arc<Node>,
+    pub(crate) port: Arc<Port>,
     source: IpAddr,
     handshaking: bool,
 }

@@ -71,6 +71,16 @@ pub enum Wire {
     Device,
 }
 
+impl Wire {
+    /// What a device that speaks HTTP is answered: 503 where asking again helps (CONNACK 3 in MQTT 3.1.1), else 403.
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::Connack { v311: 3, .. } => 503,
+            _ => 403,
+        }
+    }
+}
+
 macro_rules! catalogue {
     ($($variant:ident $code:literal $stage:ident $wire:expr, $cause:literal, $cure:literal;)+) => {
         /// The stable codes. A code never changes its meaning; new ones are added.

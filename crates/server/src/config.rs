@@ -6,16 +6,20 @@ use std::time::Duration;
 
 use countersign_factory::Profile;
 use countersign_factory::grant::check_host_name;
-use countersign_gateway::{Limits, TlsMinimum};
+use countersign_gateway::Limits;
 use countersign_registry::{IssuanceRules, LedgerLimits};
 use serde::{Deserialize, Serialize};
+
+use crate::listeners::{self, Listener, Purpose};
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The device port.
+    /// The server's names and certificate.
     pub server: ServerConfig,
+    /// What is opened, and for whom.
+    pub listeners: Vec<Listener>,
     /// The admin listener.
     pub admin: AdminConfig,
     /// What grows has a limit.
@@ -24,9 +28,9 @@ pub struct Config {
     pub ledger: LedgerConfig,
     /// How long things last in issuance.
     pub issuance: IssuanceConfig,
-    /// The enrolment listener.
+    /// Enrolment.
     pub enrol: EnrolConfig,
-    /// The listener for revocation lists and answers.
+    /// Revocation lists and answers.
     pub pki: PkiConfig,
     /// The log.
     pub log: LogConfig,
@@ -38,6 +42,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             server: ServerConfig::default(),
+            listeners: vec![Listener::devices(SocketAddr::from(([0, 0, 0, 0], 8883)))],
             admin: AdminConfig::default(),
             limits: LimitsConfig::default(),
             ledger: LedgerConfig::default(),
@@ -88,12 +93,8 @@ impl IssuanceConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
-    /// Where devices connect. Port 0 takes any free one.
-    pub listen: SocketAddr,
     /// The names and addresses that devices connect to: they are in the server certificate.
     pub host_names: Vec<String>,
-    /// The lowest TLS version for devices: "1.2" or "1.3".
-    pub tls_minimum: TlsMinimum,
     /// A server certificate of your own (PEM, leaf first); with `key`. Without it the platform hierarchy issues one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<PathBuf>,
@@ -105,9 +106,7 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([0, 0, 0, 0], 8883)),
             host_names: vec!["localhost".into(), "127.0.0.1".into(), "::1".into()],
-            tls_minimum: TlsMinimum::default(),
             certificate: None,
             key: None,
         }
@@ -234,10 +233,7 @@ impl LedgerConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EnrolConfig {
-    /// Where devices enrol (EST over HTTPS, client certificate optional), such as "0.0.0.0:8443"; closed without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<SocketAddr>,
-    /// Connections at once.
+    /// Connections at once, of each listener.
     pub connections_max: usize,
     /// How long a one-time secret is good, in hours.
     pub secret_hours: u64,
@@ -250,7 +246,6 @@ pub struct EnrolConfig {
 impl Default for EnrolConfig {
     fn default() -> Self {
         Self {
-            listen: None,
             connections_max: 256,
             secret_hours: 72,
             retry_after_s: 60,
@@ -263,10 +258,6 @@ impl Default for EnrolConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PkiConfig {
-    /// Where others fetch revocation lists, OCSP answers and CA certificates (plain HTTP), such as "0.0.0.0:8080";
-    /// closed without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<SocketAddr>,
     /// How long a revocation list or an OCSP answer is good, in hours.
     pub next_update_hours: u64,
 }
@@ -274,7 +265,6 @@ pub struct PkiConfig {
 impl Default for PkiConfig {
     fn default() -> Self {
         Self {
-            listen: None,
             next_update_hours: 24,
         }
     }
@@ -375,6 +365,13 @@ impl Config {
                 "use 127.0.0.1 or ::1; reach it from elsewhere through an SSH tunnel",
             );
         }
+        if let Err(what) = listeners::check(&self.listeners) {
+            return value(
+                "listeners",
+                what,
+                "correct the [[listeners]] table; without any, devices connect at 0.0.0.0:8883",
+            );
+        }
         if self.server.host_names.is_empty() {
             return value(
                 "server.host_names",
@@ -457,6 +454,22 @@ impl Config {
         Ok(())
     }
 
+    /// The address of the first listener for devices: what is told where one address is told.
+    pub fn device_address(&self) -> SocketAddr {
+        self.listeners
+            .iter()
+            .find(|l| l.purpose == Purpose::Devices)
+            .map_or(SocketAddr::from(([0, 0, 0, 0], 0)), |l| l.listen)
+    }
+
+    /// Moves the first listener for devices to another address.
+    pub fn set_device_address(&mut self, listen: SocketAddr) {
+        match self.listeners.iter_mut().find(|l| l.purpose == Purpose::Devices) {
+            Some(listener) => listener.listen = listen,
+            None => self.listeners.push(Listener::devices(listen)),
+        }
+    }
+
     /// As a file with comments, for `init`.
     pub fn to_annotated_toml(&self) -> String {
         let host_names = self
@@ -470,9 +483,19 @@ impl Config {
             r#"# Countersign. Every key may be left out; docs/configuration.md lists them all.
 # Check it: countersign config check --data {{this folder}}
 
-[server]
-# Where devices connect (MQTT over mutual TLS).
+# Where devices connect: MQTT and HTTPS over mutual TLS.
+[[listeners]]
+name = "devices"
+purpose = "devices"
 listen = "{listen}"
+
+# Where devices enrol (EST). Closed while this is a comment.
+# [[listeners]]
+# name = "enrol"
+# purpose = "enrol"
+# listen = "0.0.0.0:8443"
+
+[server]
 # The names and addresses that devices connect to: they are in the server certificate.
 host_names = [{host_names}]
 
@@ -484,7 +507,7 @@ listen = "{admin}"
 # "text" or "json"
 format = "text"
 "#,
-            listen = self.server.listen,
+            listen = self.device_address(),
             admin = self.admin.listen,
         )
     }
@@ -514,6 +537,29 @@ mod tests {
         assert!(toml::from_str::<Config>("[server]\nlisten_on = 1").is_err());
         for (text, key) in [
             ("[admin]\nlisten = \"0.0.0.0:9080\"", "admin.listen"),
+            ("listeners = []", "listeners"),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:1\"",
+                "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\nclient_certificate = \"optional\"",
+                "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\nalpn = []",
+                "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+                 [[listeners]]\nname = \"b\"\npurpose = \"pki\"\nlisten = \"127.0.0.1:1\"",
+                "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+                 [[listeners]]\nname = \"b\"\npurpose = \"pki\"\nlisten = \"127.0.0.1:2\"\ntls_minimum = \"1.3\"",
+                "listeners",
+            ),
             ("[server]\nhost_names = []", "server.host_names"),
             ("[server]\nhost_names = [\"*.example.com\"]", "server.host_names"),
             ("[server]\ncertificate = \"a\"", "server.certificate"),

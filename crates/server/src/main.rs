@@ -15,6 +15,7 @@ mod diagram;
 mod enrol;
 mod failure;
 mod identity_folder;
+mod listeners;
 mod metrics;
 mod pki;
 mod quickstart;

@@ -1,4 +1,4 @@
-//! The `pki` listener: plain HTTP with what anybody may have: revocation lists, OCSP, CA certificates. Everything on it is
+//! Listeners of purpose `pki`: plain HTTP with what anybody may have: revocation lists, OCSP, CA certificates. Everything on it is
 //! signed; nothing on it changes anything.
 
 use std::collections::HashMap;
@@ -60,7 +60,7 @@ pub async fn start(
     let listener = TcpListener::bind(address).await.map_err(|e| {
         Failure::unavailable(
             format!("cannot listen on {address}: {e}"),
-            "another process has the port: stop it, or set pki.listen",
+            "another process has the port: stop it, or change the listener",
         )
     })?;
     let address = listener

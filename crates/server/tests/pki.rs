@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use countersign_testkit::server::Server;
+use countersign_testkit::server::{Server, listener};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -16,10 +16,9 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
-        let config = "[pki]\nlisten = \"127.0.0.1:0\"\n";
-        let server = Server::start(program, &folder.path().join("data"), config).unwrap();
-        let status = server.ask("GET", "/status", None).unwrap();
-        let url = format!("http://{}", status["pki"].as_str().unwrap());
+        let config = listener("pki");
+        let server = Server::start(program, &folder.path().join("data"), &config).unwrap();
+        let url = format!("http://{}", server.listener("pki").unwrap());
         let place = Self { folder, server, url };
         let both = place.server.cli_ok(&["authority", "export", "devices"]).unwrap();
         let (issuing, root) = both.split_at(both.rfind("-----BEGIN").unwrap());

@@ -134,10 +134,8 @@ pub(super) fn encode(value: impl serde::Serialize) -> Answer {
 async fn status(State(service): App) -> Answer {
     let facts = service.registry().facts();
     let (host, port) = service.address();
-    let [enrol, pki] = service.listeners.get().copied().unwrap_or_default();
     encode(json!({
-        "enrol": enrol,
-        "pki": pki,
+        "listeners": service.listeners.get().map_or(&[][..], Vec::as_slice),
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "serving": service.gateway().map(|g| g.local_addr().to_string()),

@@ -55,7 +55,7 @@ pub enum Command {
     },
     /// Open the device port and the admin listener
     Serve {
-        /// Where devices connect, in place of server.listen
+        /// Where devices connect, in place of the first listener of purpose devices
         #[arg(long)]
         listen: Option<SocketAddr>,
         /// The admin listener, in place of admin.listen

@@ -49,7 +49,7 @@ pub fn init(
     } else {
         let mut config = Config::default();
         if let Some(listen) = listen {
-            config.server.listen = listen;
+            config.set_device_address(listen);
         }
         if !host_names.is_empty() {
             config.server.host_names = host_names;
@@ -64,7 +64,7 @@ pub fn init(
     Token::load(data)?;
     service.server_certificate()?;
     out.say(
-        &json!({ "data": data, "config": file, "listen": config.server.listen }),
+        &json!({ "data": data, "config": file, "listen": config.device_address() }),
         |_| {
             format!(
                 "data directory {} is ready\nnext: countersign serve --data {}",

@@ -69,7 +69,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Serve { listen, admin } => {
             let mut config = configuration(&data, named)?;
             if let Some(listen) = listen {
-                config.server.listen = listen;
+                config.set_device_address(listen);
             }
             if let Some(admin) = admin {
                 config.admin.listen = admin;

@@ -1,11 +1,16 @@
-//! The enrolment listener: HTTPS with an optional client certificate, and nothing on it but EST.
+//! Enrolment over EST: on a listener of its own, HTTPS with an optional client certificate and nothing else on it, and
+//! for admitted devices on the device listeners.
 //!
 //! 1. this module: accept, TLS, HTTP
 //! 2. [`client`]: who asks, judged after the handshake, when possession is proven
 //! 3. [`est`]: what each operation answers
+//! 4. [`device_port`]: the same for devices that have a session
 
 mod client;
+mod device_port;
 mod est;
+
+pub use device_port::DevicePort;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -27,6 +32,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::failure::Failure;
+use crate::listeners::Listener;
 use crate::service::Service;
 use client::{AnyCertificate, Peer};
 
@@ -39,11 +45,14 @@ const HEAD: Duration = Duration::from_secs(10);
 
 /// Builds the TLS configuration. Unlike on the device port a TLS 1.2 client needs no extended master secret: Debian's
 /// strongSwan has none. There are no tickets, so nothing is ever resumed.
-fn tls(identity: Arc<ServerIdentity>) -> Result<Arc<ServerConfig>, Failure> {
+fn tls(listener: &Listener, identity: Arc<ServerIdentity>) -> Result<Arc<ServerConfig>, Failure> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = AnyCertificate::new(provider.signature_verification_algorithms);
+    let verifier = AnyCertificate::new(
+        provider.signature_verification_algorithms,
+        listener.client_certificate(),
+    );
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .with_protocol_versions(listener.tls_minimum().versions())
         .map_err(|e| Failure::internal(e.to_string()))?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(identity);
@@ -59,16 +68,17 @@ fn tls(identity: Arc<ServerIdentity>) -> Result<Arc<ServerConfig>, Failure> {
 /// # Errors
 /// [`Failure`] if the address cannot be used.
 pub async fn start(
-    address: SocketAddr,
+    listener: &Listener,
     connections_max: usize,
     identity: Arc<ServerIdentity>,
     service: Arc<Service>,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
-    let acceptor = TlsAcceptor::from(tls(identity)?);
+    let acceptor = TlsAcceptor::from(tls(listener, identity)?);
+    let address = listener.listen;
     let listener = TcpListener::bind(address).await.map_err(|e| {
         Failure::unavailable(
             format!("cannot listen on {address}: {e}"),
-            "another process has the port: stop it, or set enrol.listen",
+            "another process has the port: stop it, or change the listener",
         )
     })?;
     let address = listener

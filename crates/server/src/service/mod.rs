@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::listeners::Purpose;
 
 /// How long a change waits for the sessions that it ends.
 const CUTOFF_PATIENCE: Duration = Duration::from_secs(5);
@@ -66,6 +67,17 @@ impl From<CutoffReport> for SessionsReport {
     }
 }
 
+/// A listener that is open.
+#[derive(Debug, Clone, Serialize)]
+pub struct OpenListener {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Its address.
+    pub address: SocketAddr,
+}
+
 type Cutoffs = Mutex<HashMap<(u64, Change), Cutoff>>;
 
 /// An open data directory, with a gateway if this process serves.
@@ -76,8 +88,8 @@ pub struct Service {
     platform: IssuingAuthority,
     issuing: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
     gateway: OnceLock<Arc<Gateway>>,
-    /// Where the other listeners are, once they are open: enrolment, then PKI.
-    pub listeners: OnceLock<[Option<SocketAddr>; 2]>,
+    /// Where the listeners are, once they are open.
+    pub listeners: OnceLock<Vec<OpenListener>>,
     cutoffs: Arc<Cutoffs>,
 }
 
@@ -309,7 +321,7 @@ impl Service {
             .unwrap_or_else(|| "localhost".into());
         let port = self
             .gateway()
-            .map_or(self.config.server.listen.port(), |g| g.local_addr().port());
+            .map_or(self.config.device_address().port(), |g| g.local_addr().port());
         (host, port)
     }
 
