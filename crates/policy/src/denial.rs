@@ -62,6 +62,8 @@ pub enum Wire {
         /// MQTT 5.
         v5: u8,
     },
+    /// HTTP: the status.
+    Http(u16),
     /// After CONNACK: 3.1.1 closes, MQTT 5 sends DISCONNECT (section 3.14) or an acknowledgement with this code.
     Session {
         /// MQTT 5.
@@ -75,6 +77,7 @@ impl Wire {
     /// What a device that speaks HTTP is answered: 503 where asking again helps (CONNACK 3 in MQTT 3.1.1), else 403.
     pub const fn http_status(self) -> u16 {
         match self {
+            Self::Http(status) => status,
             Self::Connack { v311: 3, .. } => 503,
             _ => 403,
         }
@@ -106,7 +109,7 @@ macro_rules! catalogue {
 
             /// What the device sees.
             pub const fn wire(self) -> Wire {
-                use Wire::{Alert, Close, Connack, Device, Session};
+                use Wire::{Alert, Close, Connack, Device, Http, Session};
                 match self { $(Self::$variant => $wire),+ }
             }
 
@@ -321,6 +324,9 @@ catalogue! {
     NotConnect "greet.not-connect" Greet Close,
         "the first packet was not CONNECT",
         "the device must send CONNECT first (MQTT 3.1.0-1)";
+    HttpMalformed "greet.http-malformed" Greet Http(400),
+        "what the device sent over a connection that chose HTTP is no HTTP/1.1 request",
+        "let the device speak what it offers in ALPN: an MQTT client offers mqtt, or nothing";
     MqttMalformed "mqtt.malformed" Greet Close,
         "the device sent a packet that breaks the MQTT standard",
         "look at the device's MQTT client; the detail cites the clause";

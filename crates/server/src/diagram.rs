@@ -59,6 +59,7 @@ fn last_word(record: &ExchangeRecord) -> Option<(Way, String)> {
         wire @ (Wire::Connack { .. } | Wire::Session { .. }) if speaks_http(record) => {
             (Way::ToDevice, format!("HTTP {}", wire.http_status()))
         }
+        Wire::Http(status) => (Way::ToDevice, format!("HTTP {status}")),
         Wire::Close => (Way::ToDevice, "connection closed".into()),
         Wire::Alert(n) => (Way::ToDevice, format!("alert {n} {}", alert_name(n))),
         Wire::Connack { v311, .. } if !v5 => (Way::ToDevice, format!("CONNACK {v311}")),

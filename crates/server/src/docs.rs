@@ -30,6 +30,7 @@ fn refusals() -> String {
         let wire = match code.wire() {
             Wire::Close => "the connection is closed".to_owned(),
             Wire::Alert(n) => format!("TLS alert {n}"),
+            Wire::Http(status) => format!("HTTP {status}"),
             Wire::Connack { v311, v5 } => format!("CONNACK {v311}, in MQTT 5 0x{v5:02x}"),
             Wire::Session { v5 } => format!("3.1.1: closed (SUBACK 0x80), 5: 0x{v5:02x}"),
             Wire::Device => "its own alert".to_owned(),

@@ -19,6 +19,7 @@ struct Case {
     code: String,
     alert: Option<u8>,
     connack: Option<Vec<u8>>,
+    http: Option<u16>,
     session: Option<u8>,
     #[serde(default)]
     close: bool,
@@ -287,10 +288,14 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
             good().send(packet).run()
         }
         "application protocol that is not served" => Attempt {
-            alpn: vec![b"http/1.1".to_vec()],
+            alpn: vec![b"h2".to_vec()],
             ..known("good")
         }
         .run(),
+        "MQTT over a connection that chose HTTP" => over_http(good()).send(connect(level, "good")).run(),
+        "a suspended device, over HTTP" => over_http(known("suspended"))
+            .send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec())
+            .run(),
         "silent after the handshake" => good().run(),
         "device does not trust us" => Attempt {
             trust: false,
@@ -304,6 +309,14 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
         // A whole record header, and no more.
         "silent in the handshake" => silent_in_handshake(world),
         other => panic!("the table has the case {other:?}, and no code drives it"),
+    }
+}
+
+fn over_http(attempt: Attempt) -> Attempt {
+    Attempt {
+        alpn: vec![b"http/1.1".to_vec()],
+        send: vec![],
+        ..attempt
     }
 }
 
@@ -402,6 +415,11 @@ fn check(world: &World, case: &Case, level: u8) -> Result<(), String> {
         if seen.connack() != Some(expected) || seen.packets().len() != 1 {
             return wrong(format!("expected CONNACK {expected:#x} and nothing else"));
         }
+    }
+    if let Some(status) = case.http
+        && !seen.data.starts_with(format!("HTTP/1.1 {status} ").as_bytes())
+    {
+        return wrong(format!("expected HTTP {status}"));
     }
     if let Some(code) = case.session {
         let packets = seen.packets();

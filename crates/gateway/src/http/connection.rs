@@ -110,10 +110,12 @@ impl HttpConnection {
         match self.hyper.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(ended) => {
-                if let Err(e) = ended {
-                    tracing::debug!(error = %e, "an HTTP connection broke");
-                }
-                self.shared.end(EndReason::ConnectionLost);
+                // What is no request is answered by hyper; a first one that is none is a refusal.
+                let reason = match ended {
+                    Err(e) if e.is_parse() => EndReason::Protocol,
+                    _ => EndReason::ConnectionLost,
+                };
+                self.shared.end(reason);
                 Poll::Ready(())
             }
         }
@@ -152,6 +154,10 @@ impl Shared {
             State::Decided(decided) => match (*decided, reason) {
                 (Ok(authorised), EndReason::KeepAlive) => authorised
                     .refuse(DenialCode::ConnectTimeout.into())
+                    .conclude(&self.node),
+                (Ok(authorised), EndReason::Protocol) => authorised
+                    .refuse(DenialCode::HttpMalformed.into())
+                    .in_protocol(PROTOCOL)
                     .conclude(&self.node),
                 (Ok(authorised), _) => authorised.abandon().conclude(&self.node),
                 (Err(refused), _) => refused.conclude(&self.node),
