@@ -130,6 +130,12 @@ text_id!(
     |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 );
 
+text_id!(
+    /// A batch of a factory, unique within its tenant.
+    BatchId, "batch id", 64, "A-Z a-z 0-9 . _ -",
+    |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+);
+
 impl TenantId {
     /// The tenant that exists from the start.
     pub fn default_tenant() -> Self {
