@@ -8,6 +8,7 @@ use std::time::Duration;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_factory::key::KeyFault;
 use countersign_factory::request::pem;
+use countersign_factory::station::StationCaGrant;
 use countersign_factory::{EnrolmentGrant, ProfileKind, ServerGrant};
 use countersign_identity::signed::{Signer, SigningFailed};
 use countersign_identity::{CertificateFacts, Fingerprint, Timestamp, signed};
@@ -28,9 +29,9 @@ use x509_cert::time::{Time, Validity};
 
 mod lint;
 
-use self::lint::{lint_all, lint_ca, lint_leaf};
+use self::lint::{lint_all, lint_ca, lint_leaf, lint_station};
 use crate::hierarchy::{Hierarchy, IssuingAuthority};
-use crate::profile::{self, BACKDATING, Extensions, ISSUING_LIFETIME, ROOT_LIFETIME};
+use crate::profile::{self, BACKDATING, Extensions, FACTORY_LIFETIME, ISSUING_LIFETIME, ROOT_LIFETIME};
 
 /// 99991231235959Z: no well-defined end (RFC 5280 section 4.1.2.5).
 const NO_END: Timestamp = Timestamp::from_unix_s(253_402_300_799);
@@ -46,6 +47,9 @@ pub enum MintError {
         /// `device` or `server`.
         kind: &'static str,
     },
+    /// A station was asked of a CA that issues none.
+    #[error("only a factory CA issues stations; hint: countersign authority create ID --factory makes one")]
+    NoFactory,
     /// What was prepared breaks a rule.
     #[error("the certificate was not signed, because it breaks a rule: {0}")]
     Lint(String),
@@ -165,6 +169,38 @@ impl IssuingAuthority {
         )
     }
 
+    /// Issues a station's CA certificate, valid until the grant says. Only a factory CA does: one of ours with path
+    /// length 1.
+    ///
+    /// # Errors
+    /// [`MintError`].
+    pub fn issue_station(&self, grant: &StationCaGrant, now: Timestamp) -> Result<Issued, MintError> {
+        let is_factory = self.facts.ca.is_some_and(|c| c.path_length == Some(1));
+        if self.hierarchy != Hierarchy::Devices || !is_factory {
+            return Err(MintError::NoFactory);
+        }
+        if grant.not_after() > self.facts.not_after {
+            return Err(MintError::IssuerTooShort {
+                issuer: self.facts.not_after,
+                wanted: grant.not_after(),
+            });
+        }
+        let key = grant.key().info().clone();
+        let extensions = profile::station(&key_id_of(&key), self.key_id()?)?;
+        let subject = profile::station_name(grant.station(), &crate::hierarchy::random_suffix()?)?;
+        let issuer = Name::from_der(&self.facts.subject_der)?;
+        let validity = (validity(now, Duration::ZERO).0, grant.not_after());
+        let (certificate, facts) = Prepared::new(&*self.key, issuer, subject, key, extensions, validity)?
+            .lint(|tbs| lint_station(tbs, self))?
+            .sign(&*self.key)?
+            .verify(&self.certificate, &self.facts)?;
+        Ok(Issued {
+            certificate,
+            issuer: self.certificate.clone(),
+            facts,
+        })
+    }
+
     fn key_id(&self) -> Result<&[u8], MintError> {
         self.facts
             .subject_key_id
@@ -229,16 +265,30 @@ pub(crate) fn root(
     signed.verify(&der, &facts).map(|(certificate, _)| certificate)
 }
 
-/// An issuing CA under a root: it issues leaves only.
+/// How far below a CA its chains may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// It issues leaves only.
+    Leaves,
+    /// It issues stations, which issue leaves.
+    Stations,
+}
+
+/// An issuing CA under a root.
 pub(crate) fn issuing(
     (root_key, root, root_facts): (&dyn Signer, &CertificateDer<'static>, &CertificateFacts),
     key: &dyn Signer,
     subject: der::Result<Name>,
+    reach: Reach,
     now: Timestamp,
 ) -> Result<CertificateDer<'static>, MintError> {
     let subject = subject?;
+    let (path_length, lifetime) = match reach {
+        Reach::Leaves => (0, ISSUING_LIFETIME),
+        Reach::Stations => (1, FACTORY_LIFETIME),
+    };
     let root_key_id = root_facts.subject_key_id.as_deref().unwrap_or_default();
-    let extensions = profile::ca(&key_id(key), root_key_id, Some(0))?;
+    let extensions = profile::ca(&key_id(key), root_key_id, Some(path_length))?;
     let issuer = Name::from_der(&root_facts.subject_der)?;
     Prepared::new(
         root_key,
@@ -246,7 +296,7 @@ pub(crate) fn issuing(
         subject,
         key.public_key().clone(),
         extensions,
-        validity(now, ISSUING_LIFETIME),
+        validity(now, lifetime),
     )?
     .lint(lint_ca)?
     .sign(root_key)?
@@ -304,7 +354,10 @@ pub fn possession_proof(
 
 /// RFC 7093 section 2 method 1: the leftmost 160 bits of the SHA-256 of the public key's bits.
 fn key_id(key: &dyn Signer) -> Vec<u8> {
-    let info = key.public_key();
+    key_id_of(key.public_key())
+}
+
+fn key_id_of(info: &SubjectPublicKeyInfoOwned) -> Vec<u8> {
     let bits = info.subject_public_key.as_bytes().unwrap_or_default();
     Fingerprint::of(bits).as_bytes()[..20].to_vec()
 }

@@ -25,7 +25,7 @@ mod timestamp;
 pub use anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 pub use certificate::CertificateFacts;
 pub use chain::{ChainFault, VerifiedChain};
-pub use id::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, TenantId};
+pub use id::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, StationId, TenantId};
 pub use pattern::IdPattern;
 pub use rule::{IdentityFault, IdentityField, IdentityRule};
 pub use timestamp::Timestamp;

@@ -6,11 +6,12 @@ use der::Decode;
 use x509_cert::certificate::{TbsCertificate, Version};
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
-    SubjectKeyIdentifier,
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, NameConstraints,
+    SubjectAltName, SubjectKeyIdentifier,
 };
 
 use crate::hierarchy::{Hierarchy, IssuingAuthority};
+use crate::profile;
 
 fn rule(holds: bool, text: &str) -> Result<(), String> {
     if holds { Ok(()) } else { Err(text.to_owned()) }
@@ -81,6 +82,46 @@ pub(super) fn lint_ca(tbs: &TbsCertificate) -> Result<(), String> {
     rule(
         extension::<SubjectKeyIdentifier>(tbs)?.is_some(),
         "a CA has a subjectKeyIdentifier",
+    )
+}
+
+/// What a station's CA is: of the shortest reach that still works.
+pub(super) fn lint_station(tbs: &TbsCertificate, issuer: &IssuingAuthority) -> Result<(), String> {
+    let constraints = extension::<BasicConstraints>(tbs)?;
+    rule(
+        constraints.is_some_and(|(critical, c)| critical && c.ca && c.path_len_constraint == Some(0)),
+        "a station's CA has critical basicConstraints with cA and path length 0",
+    )?;
+    let usage = extension::<KeyUsage>(tbs)?;
+    rule(
+        usage.is_some_and(|(critical, u)| {
+            critical && u.0 == KeyUsages::DigitalSignature | KeyUsages::KeyCertSign | KeyUsages::CRLSign
+        }),
+        "a station's CA has critical keyUsage digitalSignature, keyCertSign and cRLSign",
+    )?;
+    let purposes = extension::<ExtendedKeyUsage>(tbs)?.map(|(_, e)| e.0);
+    rule(
+        purposes.as_deref() == Some(&[EKU_CLIENT_AUTH]),
+        "a station's CA has the extKeyUsage clientAuth, alone",
+    )?;
+    let names = extension::<NameConstraints>(tbs)?;
+    rule(
+        names.is_some_and(|(critical, n)| critical && profile::no_host_names().is_ok_and(|all| all == n)),
+        "a station's CA has critical nameConstraints that exclude all dNSNames and iPAddresses, and nothing else",
+    )?;
+    rule(
+        extension::<SubjectKeyIdentifier>(tbs)?.is_some(),
+        "a CA has a subjectKeyIdentifier",
+    )?;
+    let end = tbs.validity().not_after.to_unix_duration().as_secs();
+    rule(
+        i64::try_from(end).is_ok_and(|end| end <= issuer.facts.not_after.unix_s()),
+        "a station's CA does not outlive the factory CA",
+    )?;
+    let key_id = extension::<AuthorityKeyIdentifier>(tbs)?.and_then(|(_, a)| a.key_identifier);
+    rule(
+        key_id.as_ref().map(|k| k.as_bytes()) == issuer.facts.subject_key_id.as_deref(),
+        "the authorityKeyIdentifier is the issuer's subjectKeyIdentifier",
     )
 }
 
