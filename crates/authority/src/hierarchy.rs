@@ -13,7 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use crate::folder::{self, FolderError};
-use crate::mint::{self, MintError};
+use crate::mint::{self, MintError, Reach};
 use crate::profile;
 
 /// Which way trust points.
@@ -101,6 +101,24 @@ impl IssuingAuthority {
         label: &str,
         now: Timestamp,
     ) -> Result<Self, HierarchyError> {
+        Self::create_reaching(folder, hierarchy, label, Reach::Leaves, now)
+    }
+
+    /// Makes root and factory CA of the `devices` hierarchy: it issues stations, and nothing else.
+    ///
+    /// # Errors
+    /// As for [`IssuingAuthority::create`].
+    pub fn create_factory(folder: &Path, label: &str, now: Timestamp) -> Result<Self, HierarchyError> {
+        Self::create_reaching(folder, Hierarchy::Devices, label, Reach::Stations, now)
+    }
+
+    fn create_reaching(
+        folder: &Path,
+        hierarchy: Hierarchy,
+        label: &str,
+        reach: Reach,
+        now: Timestamp,
+    ) -> Result<Self, HierarchyError> {
         if folder.join("issuing.crt").exists() {
             return Err(HierarchyError::Exists(hierarchy));
         }
@@ -115,10 +133,15 @@ impl IssuingAuthority {
         )
         .map_err(Box::new)?;
         let root_facts = CertificateFacts::parse(&root)?;
+        let kind = match reach {
+            Reach::Leaves => "Issuing",
+            Reach::Stations => "Factory",
+        };
         let issuing = mint::issuing(
             (&root_key, &root, &root_facts),
             &issuing_key,
-            profile::ca_name(hierarchy, "Issuing", label, &suffix),
+            profile::ca_name(hierarchy, kind, label, &suffix),
+            reach,
             now,
         )
         .map_err(Box::new)?;
@@ -229,6 +252,39 @@ impl IssuingAuthority {
         })
     }
 
+    /// A station's CA, on the station: its key, its certificate, and the factory CA that issued it.
+    ///
+    /// # Errors
+    /// [`HierarchyError::Damaged`] if they do not belong together.
+    pub fn station(
+        key: Box<dyn Signer>,
+        certificate: CertificateDer<'static>,
+        factory: CertificateDer<'static>,
+    ) -> Result<Self, HierarchyError> {
+        let wrong = |what: &str| HierarchyError::Damaged {
+            hierarchy: Hierarchy::Devices,
+            file: "the station's certificate",
+            what: what.to_owned(),
+        };
+        let facts = CertificateFacts::parse(&certificate)?;
+        if ProvenKey::of(&*key).fingerprint()? != facts.public_key_sha256 {
+            return Err(wrong("it is for another key than this station's"));
+        }
+        if facts.ca.is_none_or(|c| c.path_length != Some(0)) {
+            return Err(wrong("it is no CA certificate with path length 0"));
+        }
+        countersign_identity::signed::key_of(&factory)
+            .and_then(|key| countersign_identity::signed::Signed::parse(&certificate)?.verify(&key))
+            .map_err(|e| wrong(&format!("the factory CA did not sign it: {e}")))?;
+        Ok(Self {
+            hierarchy: Hierarchy::Devices,
+            key,
+            certificate,
+            facts,
+            root: factory,
+        })
+    }
+
     /// Which hierarchy it belongs to.
     pub fn hierarchy(&self) -> Hierarchy {
         self.hierarchy
@@ -260,7 +316,7 @@ fn read_key(path: &Path, hierarchy: Hierarchy) -> Result<SoftwareKey, HierarchyE
     Ok(SoftwareKey::from_pkcs8(key.secret_pkcs8_der())?)
 }
 
-fn random_suffix() -> Result<String, KeyFault> {
+pub(crate) fn random_suffix() -> Result<String, KeyFault> {
     let mut bytes = [0; 5];
     SystemRandom::new()
         .fill(&mut bytes)

@@ -4,17 +4,22 @@
 //! 2. [`request`]: PKCS#10, from which nothing but the proven public key is taken
 //! 3. [`profile`]: what certificates of one kind hold
 //! 4. [`grant`]: who may be issued what; [`grant::EnrolmentGrant`] has no other way to exist
-//! 5. [`est`]: enrolment over secure transport: paths, bodies, answers
-//! 6. [`RevocationReason`]: why a certificate ended before its time
+//! 5. [`batch`]: a planned number of identities, and what may enter
+//! 6. [`station`]: offline factory stations: terms, journal, account
+//! 7. [`est`]: enrolment over secure transport: paths, bodies, answers
+//! 8. [`RevocationReason`]: why a certificate ended before its time
 
+pub mod batch;
 pub mod est;
 pub mod grant;
 pub mod key;
 pub mod profile;
 pub mod request;
 mod revocation;
+pub mod station;
 pub mod tlv;
 
+pub use batch::{Batch, BatchRefusal, BatchStanding, BatchState, DeviceStart, SigningWindow};
 pub use grant::{EnrolmentGrant, ServerGrant};
 pub use key::SoftwareKey;
 pub use profile::{KeyKind, Profile, ProfileKind};

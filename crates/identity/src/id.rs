@@ -125,8 +125,20 @@ text_id!(
 );
 
 text_id!(
+    /// An offline factory station, unique across tenants.
+    StationId, "station id", 32, "A-Z a-z 0-9 . _ -",
+    |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+);
+
+text_id!(
     /// A certification authority known to the registry, unique across tenants.
     AuthorityId, "authority id", 64, "A-Z a-z 0-9 . _ -",
+    |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+);
+
+text_id!(
+    /// A batch of a factory, unique within its tenant.
+    BatchId, "batch id", 64, "A-Z a-z 0-9 . _ -",
     |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 );
 

@@ -9,12 +9,14 @@
 //! 4. [`anchor`]: the registered authorities, indexed so that a fleet of authorities costs no more than one
 //! 5. [`chain`]: from presented certificates to a [`VerifiedChain`], or a [`ChainFault`] with its TLS alert
 //! 6. [`proof`]: that whoever registers an authority holds its key
-//! 7. [`signed`]: signatures over certificates, requests and lists
+//! 7. [`pattern`]: which device ids may come
+//! 8. [`signed`]: signatures over certificates, requests and lists
 
 pub mod anchor;
 pub mod certificate;
 pub mod chain;
 pub mod id;
+pub mod pattern;
 pub mod proof;
 pub mod rule;
 pub mod signed;
@@ -23,6 +25,7 @@ mod timestamp;
 pub use anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 pub use certificate::CertificateFacts;
 pub use chain::{ChainFault, VerifiedChain};
-pub use id::{AuthorityId, DeviceId, Fingerprint, Generation, IdError, TenantId};
+pub use id::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, StationId, TenantId};
+pub use pattern::IdPattern;
 pub use rule::{IdentityFault, IdentityField, IdentityRule};
 pub use timestamp::Timestamp;

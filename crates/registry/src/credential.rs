@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use countersign_factory::{RevocationReason, Revoked};
 use countersign_identity::{
-    AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
+    AuthorityId, BatchId, CertificateFacts, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
 };
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialFacts, CredentialState, Custody, LifecycleState};
@@ -47,8 +47,8 @@ pub struct IssuedHere {
     pub certificate: Vec<u8>,
     /// The profile it was issued by.
     pub profile: String,
-    /// The batch it belongs to.
-    pub batch: Option<String>,
+    /// The batch it was issued in.
+    pub batch: Option<BatchId>,
 }
 
 impl NewCredential {
@@ -144,8 +144,8 @@ pub enum Revocation {
     Credential(Fingerprint),
     /// All of a device.
     Device(TenantId, DeviceId),
-    /// All of a batch.
-    Batch(TenantId, String),
+    /// All that were issued in a batch.
+    Batch(TenantId, BatchId),
 }
 
 impl Scope<'_> {
@@ -167,6 +167,22 @@ impl Scope<'_> {
             None => self.table.issuer_of(tenant, c),
         };
         let generation = self.revise("credential", tenant.as_str(), &c.fingerprint.to_string())?;
+        self.insert_credential(tenant, device, new, authority.as_ref(), generation)?;
+        self.changes
+            .push(Change::Credential(tenant.clone(), device.clone(), c.fingerprint));
+        Ok(())
+    }
+
+    /// The row and the fact of a credential; no live session can be touched by one that is new.
+    pub(crate) fn insert_credential(
+        &mut self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        new: &NewCredential,
+        authority: Option<&AuthorityId>,
+        generation: Generation,
+    ) -> Result<(), RegistryError> {
+        let c = &new.certificate;
         self.tx
             .prepare_cached(
                 "INSERT INTO credentials (fingerprint, tenant, device, kind, state, custody, serial, issuer,
@@ -187,10 +203,13 @@ impl Scope<'_> {
                 c.not_after.unix_ms(),
                 generation.0.cast_signed(),
                 self.now.unix_ms(),
-                authority.as_ref().map(AuthorityId::as_str),
+                authority.map(AuthorityId::as_str),
                 new.issued.as_ref().map(|i| i.certificate.as_slice()),
                 new.issued.as_ref().map(|i| i.profile.as_str()),
-                new.issued.as_ref().and_then(|i| i.batch.as_deref()),
+                new.issued
+                    .as_ref()
+                    .and_then(|i| i.batch.as_ref())
+                    .map(BatchId::as_str),
             ])?;
         self.facts.push(Fact::Credential(CredentialFacts {
             fingerprint: c.fingerprint,
@@ -201,8 +220,6 @@ impl Scope<'_> {
             custody: new.custody,
             generation,
         }));
-        self.changes
-            .push(Change::Credential(tenant.clone(), device.clone(), c.fingerprint));
         Ok(())
     }
 
@@ -211,7 +228,7 @@ impl Scope<'_> {
         &self,
         fingerprint: &Fingerprint,
     ) -> Result<Option<(String, String)>, RegistryError> {
-        if self.facts.is_empty() && !self.table.knows(fingerprint) {
+        if self.facts.is_empty() && !self.table_is_behind && !self.table.knows(fingerprint) {
             return Ok(None);
         }
         Ok(self
@@ -219,6 +236,14 @@ impl Scope<'_> {
             .prepare_cached("SELECT tenant, device FROM credentials WHERE fingerprint = ?")?
             .query_row([fingerprint.as_bytes()], |r| Ok((r.get(0)?, r.get(1)?)))
             .optional()?)
+    }
+
+    /// Whether a key has a certificate, whoever's.
+    pub(crate) fn knows_key(&self, key: &Fingerprint) -> Result<bool, RegistryError> {
+        Ok(self
+            .tx
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM credentials WHERE public_key = ?)")?
+            .query_row([key.as_bytes()], |r| r.get(0))?)
     }
 
     /// Who else has a key.
@@ -246,7 +271,7 @@ impl Scope<'_> {
     }
 
     /// Moves a credential to another state, with all that follows from it.
-    fn move_credential(
+    pub(crate) fn move_credential(
         &mut self,
         facts: CredentialFacts,
         state: CredentialState,
@@ -276,7 +301,7 @@ impl Scope<'_> {
         Ok(())
     }
 
-    fn credentials_where(
+    pub(crate) fn credentials_where(
         &self,
         clause: &str,
         values: impl rusqlite::Params,
@@ -329,7 +354,7 @@ impl Scope<'_> {
     }
 
     /// What was issued for this key before, if the request is to be answered with it.
-    fn issued_before(
+    pub(crate) fn issued_before(
         &self,
         request: &IssueRequest,
         rules: IssuanceRules,
@@ -389,7 +414,7 @@ impl Registry {
         *self.rules.write() = rules;
     }
 
-    fn issuance_rules(&self) -> IssuanceRules {
+    pub(crate) fn issuance_rules(&self) -> IssuanceRules {
         *self.rules.read()
     }
 
@@ -509,7 +534,10 @@ impl Registry {
                     [tenant.as_str(), device.as_str()],
                 )?,
                 Revocation::Batch(tenant, batch) => scope.credentials_where(
-                    &format!("tenant = ? AND batch = ? AND {alive}"),
+                    &format!(
+                        "tenant = ?1 AND device IN (SELECT id FROM devices WHERE tenant = ?1 AND batch = ?2)
+                         AND batch = ?2 AND {alive}"
+                    ),
                     [tenant.as_str(), batch.as_str()],
                 )?,
             };

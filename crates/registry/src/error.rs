@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId};
+use countersign_factory::BatchRefusal;
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, TenantId};
 use countersign_policy::LifecycleState;
 use countersign_policy::lifecycle::IllegalMove;
 
@@ -71,6 +72,17 @@ pub enum RegistryError {
     /// No such credential.
     #[error("there is no credential with the fingerprint {0}")]
     NoCredential(Fingerprint),
+    /// No such batch.
+    #[error("tenant {tenant} has no batch {batch}; hint: countersign factory batch list --tenant {tenant}")]
+    NoBatch {
+        /// The tenant.
+        tenant: TenantId,
+        /// The batch.
+        batch: BatchId,
+    },
+    /// A batch does not take a device.
+    #[error(transparent)]
+    Batch(#[from] BatchRefusal),
     /// It exists already.
     #[error("{0} exists already")]
     Exists(String),

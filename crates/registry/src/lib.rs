@@ -13,11 +13,12 @@
 //! 3. [`change`]: the changes there are, each with its revision and its audit entry
 //! 4. [`authority`]: authorities: registered, proven, rotated
 //! 5. [`credential`]: credentials: issued, used, superseded, revoked
-//! 6. `first_contact`: what a device that shows up may bring about
-//! 7. [`import`]: thousands of devices in one change
-//! 8. `table`: the facts in memory that the gateway decides on
-//! 9. [`ledger`]: exchanges: bounded queue, limits, queries
-//! 10. [`query`]: reading for people
+//! 6. [`batch`]: a factory's batches; [`bulk`]: issuing for many devices of one at once
+//! 7. `first_contact`: what a device that shows up may bring about
+//! 8. [`import`]: thousands of devices in one change
+//! 9. `table`: the facts in memory that the gateway decides on
+//! 10. [`ledger`]: exchanges: bounded queue, limits, queries
+//! 11. [`query`]: reading for people
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
@@ -25,6 +26,8 @@
 
 mod audit;
 pub mod authority;
+pub mod batch;
+pub mod bulk;
 pub mod change;
 pub mod credential;
 mod error;
@@ -39,6 +42,8 @@ mod writer;
 
 pub use audit::{AuditEntry, AuditFault};
 pub use authority::{AuthorityMove, NewAuthority, Origin};
+pub use batch::BatchView;
+pub use bulk::{BulkIssue, BulkItem, Confirmed};
 pub use change::{Actor, Change, NewDevice};
 pub use credential::{
     IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester, Revocation, Swept,

@@ -42,6 +42,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) facts: Vec<Fact>,
     pub(crate) changes: Vec<Change>,
     pub(crate) table: &'a FactTable,
+    /// Whether earlier jobs of the same group changed facts that `table` does not show yet.
+    pub(crate) table_is_behind: bool,
 }
 
 type Run = Box<dyn FnOnce(&mut Scope<'_>) -> Result<Answer, RegistryError> + Send>;
@@ -257,6 +259,7 @@ impl Loop {
                     facts: Vec::new(),
                     changes: Vec::new(),
                     table: &self.table,
+                    table_is_behind: !facts.is_empty(),
                 };
                 match run(&mut scope) {
                     Ok(answer) => {

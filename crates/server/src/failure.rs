@@ -86,10 +86,12 @@ impl From<RegistryError> for Failure {
             RegistryError::NoTenant(_)
             | RegistryError::NoDevice { .. }
             | RegistryError::NoAuthority(_)
+            | RegistryError::NoBatch { .. }
             | RegistryError::NoCredential(_) => 404,
             RegistryError::Exists(_)
             | RegistryError::Move { .. }
             | RegistryError::SharedKey(_)
+            | RegistryError::Batch(_)
             | RegistryError::Dependents { .. } => 409,
             RegistryError::Unauthorised(_) => 401,
             RegistryError::NotActive { .. } => 403,
