@@ -208,8 +208,10 @@ pub enum Status {
 pub enum OcspError {
     /// The request cannot be read.
     Malformed,
-    /// We cannot answer now.
+    /// We cannot answer.
     Internal,
+    /// We cannot answer now.
+    TryLater,
     /// Not of an authority that answers here.
     Unauthorized,
 }
@@ -220,6 +222,7 @@ impl OcspError {
         let code = match self {
             Self::Malformed => 1,
             Self::Internal => 2,
+            Self::TryLater => 3,
             Self::Unauthorized => 6,
         };
         sequence(&[&tlv(0x0a, &[&[code]])])

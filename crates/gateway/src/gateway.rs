@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use countersign_identity::{DeviceId, TenantId, Timestamp};
+use countersign_identity::{Clock, DeviceId, TenantId, Timestamp};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{ExchangeId, FactSource};
 use serde::Serialize;
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use crate::handshake::config::{ServerIdentity, ServerIdentityError, TlsMinimum, server_config};
 use crate::listen;
 use crate::metrics::Metrics;
-use crate::node::{Clock, GatewayOptions, Node};
+use crate::node::{GatewayOptions, Node};
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
 use crate::timer::Wheel;

@@ -26,10 +26,11 @@ pub mod node;
 pub mod session;
 mod timer;
 
+pub use countersign_identity::Clock;
 pub use gateway::{BindError, Gateway, SessionView};
 pub use handshake::config::{ServerIdentity, ServerIdentityError, TlsMinimum};
 pub use limits::Limits;
 pub use metrics::Metrics;
-pub use node::{Clock, GatewayOptions, SystemClock};
+pub use node::{GatewayOptions, SystemClock};
 pub use session::EndReason;
 pub use session::cutoff::{Cutoff, CutoffReport, Touched};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use countersign_identity::Timestamp;
+use countersign_identity::{Clock, Timestamp};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{
     Denial, DenialCode, ExchangeId, ExchangeRecord, FactSource, Outcome, Possession, Stage, StageOutcome,
@@ -20,12 +20,6 @@ use crate::metrics::Metrics;
 use crate::session::entry::SessionEntry;
 use crate::session::index::SessionIndex;
 use crate::timer::Wheel;
-
-/// Tells the time. The process has one; a test may hold it still or move it.
-pub trait Clock: Send + Sync {
-    /// The time now.
-    fn now(&self) -> Timestamp;
-}
 
 /// The machine's clock.
 #[derive(Debug, Clone, Copy, Default)]

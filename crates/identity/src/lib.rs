@@ -14,6 +14,7 @@
 pub mod anchor;
 pub mod certificate;
 pub mod chain;
+mod clock;
 pub mod id;
 pub mod proof;
 pub mod rule;
@@ -23,6 +24,7 @@ mod timestamp;
 pub use anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 pub use certificate::CertificateFacts;
 pub use chain::{ChainFault, VerifiedChain};
+pub use clock::{Clock, Synchronisation};
 pub use id::{AuthorityId, DeviceId, Fingerprint, Generation, IdError, TenantId};
 pub use rule::{IdentityFault, IdentityField, IdentityRule};
 pub use timestamp::Timestamp;

@@ -191,7 +191,17 @@ impl Scope<'_> {
                 new.issued.as_ref().map(|i| i.certificate.as_slice()),
                 new.issued.as_ref().map(|i| i.profile.as_str()),
                 new.issued.as_ref().and_then(|i| i.batch.as_deref()),
-            ])?;
+            ])
+            .map_err(|e| match e.sqlite_error_code() {
+                // Of the index over authority and serial of what was issued here: one in 2^126, or a broken random source.
+                Some(rusqlite::ErrorCode::ConstraintViolation) if new.issued.is_some() => {
+                    RegistryError::Refused(format!(
+                        "the serial number {} was given out before by this authority: nothing was minted; hint: ask again, and if this comes again do not trust the machine's random source",
+                        c.serial
+                    ))
+                }
+                _ => e.into(),
+            })?;
         self.facts.push(Fact::Credential(CredentialFacts {
             fingerprint: c.fingerprint,
             tenant: tenant.clone(),
@@ -763,7 +773,7 @@ pub(crate) fn issue(
     if let Some(same) = scope.issued_before(request, rules)? {
         return Ok(same);
     }
-    let new = mint(scope.now).map_err(RegistryError::Refused)?;
+    let new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
     let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
         return Err(RegistryError::Refused("what was minted is not kept".into()));
     };
@@ -773,6 +783,7 @@ pub(crate) fn issue(
         repeated: false,
     };
     scope.put_credential(tenant, device, &new)?;
+    scope.keep_time()?;
     let detail = json!({
         "serial": new.certificate.serial,
         "fingerprint": new.certificate.fingerprint,

@@ -18,6 +18,7 @@
 //! 8. `table`: the facts in memory that the gateway decides on
 //! 9. [`ledger`]: exchanges: bounded queue, limits, queries
 //! 10. [`query`]: reading for people
+//! 11. [`clock`]: the newest time that is known to have been, and when nothing is minted
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
@@ -26,11 +27,13 @@
 mod audit;
 pub mod authority;
 pub mod change;
+pub mod clock;
 pub mod credential;
 mod error;
 mod first_contact;
 pub mod import;
 pub mod ledger;
+mod list_number;
 mod migrate;
 pub mod query;
 pub mod store;
@@ -40,6 +43,7 @@ mod writer;
 pub use audit::{AuditEntry, AuditFault};
 pub use authority::{AuthorityMove, NewAuthority, Origin};
 pub use change::{Actor, Change, NewDevice};
+pub use clock::{ClockRules, ClockView, SystemClock};
 pub use credential::{
     IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester, Revocation, Swept,
 };

@@ -164,6 +164,19 @@ impl Collector for Exported {
             "Registered credentials",
             facts.credential_count() as u64,
         )?;
+        labelled(
+            e,
+            "countersign_minting_refused",
+            "Certificates, lists and answers that were not minted for the clock's sake",
+            "reason",
+            registry.minting_refused(),
+        )?;
+        gauge(
+            e,
+            "countersign_clock_behind_seconds",
+            "How far the clock is behind the newest time that is known to have been",
+            registry.clock_view().behind_ms / 1000,
+        )?;
         let ledger = registry.ledger();
         counter(
             e,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_gateway::{BindError, Gateway, GatewayOptions, ServerIdentity, SystemClock};
+use countersign_gateway::{BindError, Gateway, GatewayOptions, ServerIdentity};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -19,7 +19,8 @@ use crate::{enrol, pki};
 
 /// How long a stop waits for sessions to be told.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How often the server certificate is looked at, for renewal and for replaced files, and credentials are swept.
+/// How often the server certificate is looked at, for renewal and for replaced files, credentials are swept, and the
+/// newest time that is known to have been is kept.
 const LOOK: Duration = Duration::from_secs(60);
 
 /// A running platform.
@@ -48,6 +49,7 @@ impl Running {
         let service = tokio::task::block_in_place(|| Service::create(data, config.clone()))?;
         let service = Arc::new(service);
         // Before anybody is admitted: what lapsed or was superseded while nothing ran.
+        service.keep_time().await?;
         service.sweep().await?;
         let token = Token::load(data)?;
         let (chain, key) = service.server_certificate()?;
@@ -81,7 +83,7 @@ impl Running {
             identity,
             registry.facts().clone(),
             registry,
-            Arc::new(SystemClock),
+            service.registry().clock().clone(),
         )
         .map_err(|e| match &e {
             BindError::Address { .. } => Failure::unavailable(
@@ -106,6 +108,9 @@ impl Running {
                 look.tick().await;
                 if let Err(e) = tokio::task::block_in_place(|| watched.reload_server_certificate(&identity)) {
                     tracing::error!(error = %e, "the server certificate cannot be loaded; the old one is served");
+                }
+                if let Err(e) = watched.keep_time().await {
+                    tracing::error!(error = %e, "the time cannot be kept");
                 }
                 if let Err(e) = watched.sweep().await {
                     tracing::error!(error = %e, "credentials cannot be swept");

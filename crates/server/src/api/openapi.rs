@@ -33,6 +33,9 @@ macro_rules! endpoint {
 pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("get" "/status" "version, address, and how many devices and sessions there are"),
     endpoint!("get" "/doctor" "looks at everything that is known to go wrong"),
+    endpoint!("get" "/clock" "what the clock says, the newest time that is known to have been, and whether anything is minted"),
+    endpoint!("post" "/clock/reset" "takes the clock's time for right although it is behind: after it had been ahead by mistake"
+        body [("reason", "why, for the audit")]),
     endpoint!("get" "/tenants" "lists tenants"),
     endpoint!("post" "/tenants" "adds a tenant with an issuing authority of its own"
         body [("id", "tenant id"), ("client_id_mode?", "strict, prefix, assigned or free; default strict")]),

@@ -100,6 +100,9 @@ pub enum Command {
     },
     /// Look at everything that is known to go wrong
     Doctor,
+    /// The clock: nothing is minted while it is behind the newest time that is known to have been
+    #[command(subcommand)]
+    Clock(ClockCommand),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -113,6 +116,19 @@ pub enum Format {
     Mermaid,
     /// The record
     Json,
+}
+
+#[derive(Subcommand)]
+pub enum ClockCommand {
+    /// Show how the clock stands
+    Show,
+    /// Take the clock's time for right although it is behind: after it had been ahead by mistake. What was minted
+    /// meanwhile keeps its dates
+    Reset {
+        /// Why, for the audit
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 #[derive(Subcommand)]

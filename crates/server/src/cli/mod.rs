@@ -6,6 +6,7 @@ mod authority;
 mod ca_key;
 mod commands;
 mod import;
+mod keeping;
 mod output;
 
 use std::path::{Path, PathBuf};
