@@ -130,6 +130,11 @@ impl Timekeeper {
         Timestamp::from_unix_ms(self.mark.load(Ordering::Acquire))
     }
 
+    /// After the lower one is on disk.
+    pub(crate) fn lower_mark(&self, to: Timestamp) {
+        self.mark.store(to.unix_ms(), Ordering::Release);
+    }
+
     fn check(&self, now: Timestamp) -> Result<(), RegistryError> {
         let (mark, rules) = (self.mark(), *self.rules.read());
         if mark.since(now) > rules.tolerance {
@@ -267,7 +272,7 @@ impl Registry {
             Ok((from, to))
         })?;
         let (from, to) = committed.value;
-        self.time.mark.store(to.unix_ms(), Ordering::Release);
+        self.time.lower_mark(to);
         Ok(Committed {
             value: from,
             revision: committed.revision,

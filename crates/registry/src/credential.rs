@@ -617,10 +617,20 @@ impl Registry {
                 "SELECT serial, ended, reason, state FROM credentials WHERE serial = ? AND authority = ?",
             )?;
             let mut rows = statement.query([serial, authority.as_str()])?;
-            let Some(r) = rows.next()? else { return Ok(None) };
-            match r.get::<_, Option<i64>>(1)? {
-                None => Ok(Some(None)),
-                Some(_) => Ok(Some(Some(revoked_entry(r)?))),
+            if let Some(r) = rows.next()? {
+                return match r.get::<_, Option<i64>>(1)? {
+                    None => Ok(Some(None)),
+                    Some(_) => Ok(Some(Some(revoked_entry(r)?))),
+                };
+            }
+            // Issued after the backup that was restored.
+            let mut statement = db.prepare_cached(
+                "SELECT serial, ended, reason, 'revoked' FROM lost_revocations WHERE serial = ? AND authority = ?",
+            )?;
+            let mut rows = statement.query([serial, authority.as_str()])?;
+            match rows.next()? {
+                None => Ok(None),
+                Some(r) => Ok(Some(Some(revoked_entry(r)?))),
             }
         })
     }
@@ -638,7 +648,9 @@ impl Registry {
         self.read(|db| {
             let mut statement = db.prepare_cached(
                 "SELECT serial, ended, reason, state FROM credentials
-                 WHERE authority = ? AND ended IS NOT NULL AND not_after >= ? ORDER BY serial",
+                 WHERE authority = ?1 AND ended IS NOT NULL AND not_after >= ?2
+                 UNION ALL SELECT serial, ended, reason, 'revoked' FROM lost_revocations WHERE authority = ?1
+                 ORDER BY serial",
             )?;
             let mut rows = statement.query(params![authority.as_str(), not_expired_before.unix_ms()])?;
             let mut found = Vec::new();

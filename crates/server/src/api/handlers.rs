@@ -64,6 +64,8 @@ pub(super) fn routes() -> Router<Arc<Service>> {
     Router::new()
         .route("/status", get(status))
         .route("/doctor", get(doctor))
+        .route("/forecast", get(keeping::forecast))
+        .route("/backups", post(keeping::backup))
         .route("/clock", get(keeping::clock))
         .route("/clock/reset", post(keeping::reset_clock))
         .route("/tenants", get(tenants).post(add_tenant))
@@ -137,7 +139,10 @@ async fn status(State(service): App) -> Answer {
     let facts = service.registry().facts();
     let (host, port) = service.address();
     let [enrol, pki] = service.listeners.get().copied().unwrap_or_default();
+    let at = service.registry().registry_facts()?;
     encode(json!({
+        "epoch": at.epoch,
+        "revision": at.revision,
         "enrol": enrol,
         "pki": pki,
         "version": env!("CARGO_PKG_VERSION"),

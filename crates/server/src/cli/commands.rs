@@ -142,9 +142,13 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
         } => explain(client, subject, refused, tenant, format, limit, out).await,
         Command::Doctor => doctor(client, data, out).await,
         Command::Clock(command) => keeping::clock(command, client, out).await,
-        Command::Quickstart { .. } | Command::Init { .. } | Command::Serve { .. } | Command::Config(_) => {
-            Ok(())
-        }
+        Command::Forecast { tenant } => keeping::forecast(tenant, client, out).await,
+        Command::Backup { target, with_keys } => keeping::backup(&target, with_keys, client, out).await,
+        Command::Quickstart { .. }
+        | Command::Init { .. }
+        | Command::Serve { .. }
+        | Command::Restore { .. }
+        | Command::Config(_) => Ok(()),
     }
 }
 

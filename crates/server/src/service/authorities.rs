@@ -51,7 +51,7 @@ fn new_code() -> Result<String, Failure> {
 }
 
 impl Service {
-    fn authority_folder(&self, id: &AuthorityId) -> PathBuf {
+    pub(super) fn authority_folder(&self, id: &AuthorityId) -> PathBuf {
         self.data.join("authorities/devices").join(id.as_str())
     }
 

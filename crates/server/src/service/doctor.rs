@@ -91,6 +91,8 @@ impl Service {
             },
         );
         add("clock", self.check_clock());
+        add("devices' certificates", self.check_expiry_of_devices());
+        add("authorities", self.check_expiry_of_authorities());
         let ledger = self.registry.ledger();
         add(
             "ledger",

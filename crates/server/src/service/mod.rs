@@ -4,6 +4,7 @@ mod authorities;
 #[cfg(test)]
 mod clock_tests;
 mod doctor;
+mod forecast;
 mod issuance;
 mod server_certificate;
 
@@ -80,6 +81,9 @@ pub struct Service {
     /// Where the other listeners are, once they are open: enrolment, then PKI.
     pub listeners: OnceLock<[Option<SocketAddr>; 2]>,
     cutoffs: Arc<Cutoffs>,
+    /// Held while a backup is made.
+    pub(crate) backup_running: Mutex<()>,
+    forecast_kept: Mutex<Option<(Timestamp, forecast::Totals)>>,
 }
 
 impl Service {
@@ -128,6 +132,8 @@ impl Service {
             gateway: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
+            backup_running: Mutex::default(),
+            forecast_kept: Mutex::default(),
         })
     }
 
@@ -167,6 +173,11 @@ impl Service {
     /// [`Failure`] without a reason.
     pub async fn reset_clock(&self, actor: Actor, reason: String) -> Result<Timestamp, Failure> {
         Ok(self.change(move |r| r.reset_clock(actor, reason)).await?.0)
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// The configuration.
