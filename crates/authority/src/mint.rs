@@ -306,6 +306,9 @@ pub fn possession_proof(
     let ca_facts = CertificateFacts::parse(ca).map_err(|e| MintError::Unverified(e.to_string()))?;
     let mut extensions = Extensions::default();
     extensions.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
+    if let Some(ca_key) = &ca_facts.subject_key_id {
+        extensions.add(false, &profile::authority_key(ca_key)?)?;
+    }
     Prepared::new(
         key,
         Name::from_der(&ca_facts.subject_der)?,
