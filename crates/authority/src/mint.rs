@@ -201,6 +201,21 @@ impl IssuingAuthority {
         })
     }
 
+    /// The last second in which a certificate of such a lifetime can be issued: from then on the CA would end before it
+    /// does. `None` is a certificate without an end, which can be issued as long as the CA is in force.
+    pub fn last_issue(&self, lifetime: Option<Duration>) -> Timestamp {
+        let end = self.facts.not_after;
+        match lifetime {
+            // As `validity` reckons: backdated, and both ends inclusive.
+            Some(lifetime) => end
+                .minus(lifetime)
+                .plus(BACKDATING)
+                .plus(Duration::from_secs(1))
+                .min(end),
+            None => end,
+        }
+    }
+
     fn key_id(&self) -> Result<&[u8], MintError> {
         self.facts
             .subject_key_id
@@ -222,7 +237,8 @@ impl IssuingAuthority {
             Some(lifetime) => validity(now, lifetime),
             None => (validity(now, Duration::ZERO).0, NO_END),
         };
-        if validity.1 > self.facts.not_after && validity.1 != NO_END {
+        let outlives = validity.1 > self.facts.not_after && validity.1 != NO_END;
+        if outlives || now > self.facts.not_after {
             return Err(MintError::IssuerTooShort {
                 issuer: self.facts.not_after,
                 wanted: validity.1,
@@ -338,6 +354,9 @@ pub fn possession_proof(
     let ca_facts = CertificateFacts::parse(ca).map_err(|e| MintError::Unverified(e.to_string()))?;
     let mut extensions = Extensions::default();
     extensions.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
+    if let Some(ca_key) = &ca_facts.subject_key_id {
+        extensions.add(false, &profile::authority_key(ca_key)?)?;
+    }
     Prepared::new(
         key,
         Name::from_der(&ca_facts.subject_der)?,

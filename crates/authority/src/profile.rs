@@ -119,7 +119,7 @@ impl Extensions {
     }
 }
 
-fn authority_key(id: &[u8]) -> der::Result<AuthorityKeyIdentifier> {
+pub(crate) fn authority_key(id: &[u8]) -> der::Result<AuthorityKeyIdentifier> {
     // Copied from the issuer's own extension, never computed: imported CAs compute theirs in other ways.
     Ok(AuthorityKeyIdentifier {
         key_identifier: Some(OctetString::new(id)?),

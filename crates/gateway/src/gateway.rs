@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use countersign_identity::{DeviceId, TenantId, Timestamp};
+use countersign_identity::{Clock, DeviceId, TenantId, Timestamp};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{ExchangeId, FactSource};
 use serde::Serialize;
@@ -15,7 +15,7 @@ use crate::handshake::config::{ServerIdentity, ServerIdentityError, server_confi
 use crate::http::DeviceHttp;
 use crate::listen;
 use crate::metrics::Metrics;
-use crate::node::{Clock, DeviceListener, GatewayOptions, Node, Port};
+use crate::node::{DeviceListener, GatewayOptions, Node, Port};
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
 use crate::timer::Wheel;

@@ -28,11 +28,12 @@ pub mod node;
 pub mod session;
 mod timer;
 
+pub use countersign_identity::Clock;
 pub use gateway::{BindError, Foundation, Gateway, SessionView};
 pub use handshake::config::{Protocol, ServerIdentity, ServerIdentityError, TlsMinimum};
 pub use http::{AdmittedDevice, DeviceHttp, NoHttp};
 pub use limits::Limits;
 pub use metrics::Metrics;
-pub use node::{Clock, DeviceListener, GatewayOptions, SystemClock};
+pub use node::{DeviceListener, GatewayOptions};
 pub use session::EndReason;
 pub use session::cutoff::{Cutoff, CutoffReport, Touched};

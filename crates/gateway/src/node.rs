@@ -3,9 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::SystemTime;
 
-use countersign_identity::Timestamp;
+use countersign_identity::{Clock, Timestamp};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{
     Denial, DenialCode, ExchangeId, ExchangeRecord, FactSource, Outcome, Possession, Stage, StageOutcome,
@@ -22,25 +21,6 @@ use crate::metrics::Metrics;
 use crate::session::entry::SessionEntry;
 use crate::session::index::SessionIndex;
 use crate::timer::Wheel;
-
-/// Tells the time. The process has one; a test may hold it still or move it.
-pub trait Clock: Send + Sync {
-    /// The time now.
-    fn now(&self) -> Timestamp;
-}
-
-/// The machine's clock.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> Timestamp {
-        let since = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-    }
-}
 
 /// One address where devices connect.
 #[derive(Clone, Debug)]

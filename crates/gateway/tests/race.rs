@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use countersign_gateway::{
     DeviceListener, Foundation, Gateway, GatewayOptions, Limits, NoHttp, Protocol, ServerIdentity,
-    SystemClock, TlsMinimum, Touched,
+    TlsMinimum, Touched,
 };
 use countersign_identity::{
     AnchorIndex, AnchorState, AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, IdentityRule,
@@ -19,7 +19,7 @@ use countersign_policy::{
     Admission, ClientIdMode, CredentialFacts, DeviceFacts, FactSource, LifecycleMove, LifecycleState,
 };
 use countersign_registry::{
-    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry,
+    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, SystemClock,
 };
 use countersign_testkit::client::{Attempt, connect};
 use countersign_testkit::pki::{Ca, Identity, Leaf};

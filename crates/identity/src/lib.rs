@@ -15,6 +15,7 @@
 pub mod anchor;
 pub mod certificate;
 pub mod chain;
+mod clock;
 pub mod id;
 pub mod pattern;
 pub mod proof;
@@ -25,6 +26,7 @@ mod timestamp;
 pub use anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 pub use certificate::CertificateFacts;
 pub use chain::{ChainFault, VerifiedChain};
+pub use clock::{Clock, Synchronisation};
 pub use id::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, StationId, TenantId};
 pub use pattern::IdPattern;
 pub use rule::{IdentityFault, IdentityField, IdentityRule};

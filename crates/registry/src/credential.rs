@@ -210,7 +210,17 @@ impl Scope<'_> {
                     .as_ref()
                     .and_then(|i| i.batch.as_ref())
                     .map(BatchId::as_str),
-            ])?;
+            ])
+            .map_err(|e| match e.sqlite_error_code() {
+                // Of the index over authority and serial of what was issued here: one in 2^126, or a broken random source.
+                Some(rusqlite::ErrorCode::ConstraintViolation) if new.issued.is_some() => {
+                    RegistryError::Refused(format!(
+                        "the serial number {} was given out before by this authority: nothing was minted; hint: ask again, and if this comes again do not trust the machine's random source",
+                        c.serial
+                    ))
+                }
+                _ => e.into(),
+            })?;
         self.facts.push(Fact::Credential(CredentialFacts {
             fingerprint: c.fingerprint,
             tenant: tenant.clone(),
@@ -635,10 +645,20 @@ impl Registry {
                 "SELECT serial, ended, reason, state FROM credentials WHERE serial = ? AND authority = ?",
             )?;
             let mut rows = statement.query([serial, authority.as_str()])?;
-            let Some(r) = rows.next()? else { return Ok(None) };
-            match r.get::<_, Option<i64>>(1)? {
-                None => Ok(Some(None)),
-                Some(_) => Ok(Some(Some(revoked_entry(r)?))),
+            if let Some(r) = rows.next()? {
+                return match r.get::<_, Option<i64>>(1)? {
+                    None => Ok(Some(None)),
+                    Some(_) => Ok(Some(Some(revoked_entry(r)?))),
+                };
+            }
+            // Issued after the backup that was restored.
+            let mut statement = db.prepare_cached(
+                "SELECT serial, ended, reason, 'revoked' FROM lost_revocations WHERE serial = ? AND authority = ?",
+            )?;
+            let mut rows = statement.query([serial, authority.as_str()])?;
+            match rows.next()? {
+                None => Ok(None),
+                Some(r) => Ok(Some(Some(revoked_entry(r)?))),
             }
         })
     }
@@ -656,7 +676,9 @@ impl Registry {
         self.read(|db| {
             let mut statement = db.prepare_cached(
                 "SELECT serial, ended, reason, state FROM credentials
-                 WHERE authority = ? AND ended IS NOT NULL AND not_after >= ? ORDER BY serial",
+                 WHERE authority = ?1 AND ended IS NOT NULL AND not_after >= ?2
+                 UNION ALL SELECT serial, ended, reason, 'revoked' FROM lost_revocations WHERE authority = ?1
+                 ORDER BY serial",
             )?;
             let mut rows = statement.query(params![authority.as_str(), not_expired_before.unix_ms()])?;
             let mut found = Vec::new();
@@ -791,7 +813,7 @@ pub(crate) fn issue(
     if let Some(same) = scope.issued_before(request, rules)? {
         return Ok(same);
     }
-    let new = mint(scope.now).map_err(RegistryError::Refused)?;
+    let new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
     let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
         return Err(RegistryError::Refused("what was minted is not kept".into()));
     };
@@ -801,6 +823,7 @@ pub(crate) fn issue(
         repeated: false,
     };
     scope.put_credential(tenant, device, &new)?;
+    scope.keep_time()?;
     let detail = json!({
         "serial": new.certificate.serial,
         "fingerprint": new.certificate.fingerprint,

@@ -1,9 +1,10 @@
 //! What can go wrong, each with its cure.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use countersign_factory::BatchRefusal;
-use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, TenantId};
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::LifecycleState;
 use countersign_policy::lifecycle::IllegalMove;
 
@@ -45,6 +46,19 @@ pub enum RegistryError {
     /// The writer is gone: it failed to make changes durable, and no further change is promised.
     #[error("the registry takes no changes: {0}; hint: see to the disk, then restart the server")]
     Closed(String),
+    /// The clock is behind the newest time that is known to have been.
+    #[error("the clock is behind: it says {now}, and this registry was written at {mark}, {} later; nothing is minted until it is past that; hint: set the clock (a time service such as chrony keeps it right); if it was {mark} that was wrong: countersign clock reset --reason TEXT", span(mark.since(*now)))]
+    ClockBehind {
+        /// What the clock says.
+        now: Timestamp,
+        /// The newest time that is known to have been.
+        mark: Timestamp,
+    },
+    /// The clock is not known to be right, and the configuration asks for that.
+    #[error(
+        "the clock is not known to be synchronised ({0}), and issuance.require_clock_sync is on: nothing is minted; hint: let a time service set it (chrony with rtcsync, ntpd or systemd-timesyncd; timedatectl shows it), or turn issuance.require_clock_sync off"
+    )]
+    ClockUnsynchronised(String),
     /// A file operation failed.
     #[error("cannot {what} {}: {source}", path.display())]
     File {
@@ -125,6 +139,29 @@ pub enum RegistryError {
     /// The input breaks a rule.
     #[error("{0}")]
     Refused(String),
+}
+
+/// A length of time, for people: its two largest units.
+fn span(d: Duration) -> String {
+    let seconds = d.as_secs();
+    let parts = [
+        (seconds / 86_400, "d"),
+        (seconds / 3600 % 24, "h"),
+        (seconds / 60 % 60, "min"),
+        (seconds % 60, "s"),
+    ];
+    let shown: Vec<_> = parts
+        .iter()
+        .skip_while(|(n, _)| *n == 0)
+        .take(2)
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, unit)| format!("{n} {unit}"))
+        .collect();
+    if shown.is_empty() {
+        "less than 1 s".into()
+    } else {
+        shown.join(" ")
+    }
 }
 
 impl From<rusqlite::Error> for RegistryError {

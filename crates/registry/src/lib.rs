@@ -19,6 +19,9 @@
 //! 9. `table`: the facts in memory that the gateway decides on
 //! 10. [`ledger`]: exchanges: bounded queue, limits, queries
 //! 11. [`query`]: reading for people
+//! 12. [`backup`] and [`restore`]: copies while in use; a new epoch, and what had ended since
+//! 13. [`forecast`]: what expires when
+//! 14. [`clock`]: the newest time that is known to have been, and when nothing is minted
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
@@ -26,31 +29,40 @@
 
 mod audit;
 pub mod authority;
+pub mod backup;
 pub mod batch;
 pub mod bulk;
 pub mod change;
+pub mod clock;
 pub mod credential;
 mod error;
 mod first_contact;
+pub mod forecast;
 pub mod import;
 pub mod ledger;
+mod list_number;
 mod migrate;
 pub mod query;
+pub mod restore;
 pub mod store;
 mod table;
 mod writer;
 
 pub use audit::{AuditEntry, AuditFault};
 pub use authority::{AuthorityMove, NewAuthority, Origin};
+pub use backup::{DATABASES, EpochView, RegistryFacts};
 pub use batch::BatchView;
 pub use bulk::{BulkIssue, BulkItem, Confirmed};
 pub use change::{Actor, Change, NewDevice};
+pub use clock::{ClockRules, ClockView, SystemClock};
 pub use credential::{
     IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester, Revocation, Swept,
 };
 pub use error::RegistryError;
+pub use forecast::{ForecastGroup, Windows};
 pub use import::ImportReport;
 pub use ledger::{Ledger, LedgerLimits};
+pub use restore::{BackwardClock, Newer, NewerRevocation, NewerState};
 pub use store::Registry;
 pub use table::FactTable;
 pub use writer::Committed;

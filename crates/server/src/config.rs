@@ -7,7 +7,7 @@ use std::time::Duration;
 use countersign_factory::Profile;
 use countersign_factory::grant::check_host_name;
 use countersign_gateway::Limits;
-use countersign_registry::{IssuanceRules, LedgerLimits};
+use countersign_registry::{ClockRules, IssuanceRules, LedgerLimits};
 use serde::{Deserialize, Serialize};
 
 use crate::listeners::{self, Listener, Purpose};
@@ -65,20 +65,35 @@ pub struct IssuanceConfig {
     pub lapse_after_days: u64,
     /// After a newer certificate was first used, for so long the old one is still admitted, in hours.
     pub overlap_hours: u64,
+    /// How far the clock may be behind the newest time that is known to have been before nothing is minted, in seconds.
+    pub clock_tolerance_s: u64,
+    /// Whether nothing is minted either while the kernel does not say that the clock is synchronised.
+    pub require_clock_sync: bool,
 }
 
 impl Default for IssuanceConfig {
     fn default() -> Self {
         let rules = IssuanceRules::default();
+        let clock = ClockRules::default();
         Self {
             replay_window_hours: rules.replay_window.as_secs() / 3600,
             lapse_after_days: rules.lapse_after.as_secs() / 86_400,
             overlap_hours: rules.overlap.as_secs() / 3600,
+            clock_tolerance_s: clock.tolerance.as_secs(),
+            require_clock_sync: clock.require_sync,
         }
     }
 }
 
 impl IssuanceConfig {
+    /// As the registry takes them.
+    pub fn to_clock_rules(&self) -> ClockRules {
+        ClockRules {
+            tolerance: Duration::from_secs(self.clock_tolerance_s),
+            require_sync: self.require_clock_sync,
+        }
+    }
+
     /// As the registry takes them.
     pub fn to_rules(&self) -> IssuanceRules {
         IssuanceRules {
@@ -444,6 +459,13 @@ impl Config {
                 );
             }
         }
+        if self.issuance.clock_tolerance_s > 86_400 {
+            return value(
+                "issuance.clock_tolerance_s",
+                "a clock that is more than a day behind is wrong".into(),
+                "use at most 86400",
+            );
+        }
         if limits.idle_max_s > 65_535 {
             return value(
                 "limits.idle_max_s",
@@ -568,6 +590,10 @@ mod tests {
             ("[[profiles]]\n[[profiles]]", "profiles"),
             ("[limits]\nhandshakes_max = 0", "limits.handshakes_max"),
             ("[limits]\nidle_max_s = 70000", "limits.idle_max_s"),
+            (
+                "[issuance]\nclock_tolerance_s = 86401",
+                "issuance.clock_tolerance_s",
+            ),
         ] {
             let config: Config = toml::from_str(text).unwrap();
             let message = config.check().unwrap_err().to_string();

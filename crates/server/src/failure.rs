@@ -97,7 +97,9 @@ impl From<RegistryError> for Failure {
             RegistryError::NotActive { .. } => 403,
             RegistryError::Refused(_) => 422,
             RegistryError::DiskFull => 507,
-            RegistryError::InUse { .. }
+            RegistryError::ClockBehind { .. }
+            | RegistryError::ClockUnsynchronised(_)
+            | RegistryError::InUse { .. }
             | RegistryError::Newer { .. }
             | RegistryError::Foreign(_)
             | RegistryError::Missing(_)

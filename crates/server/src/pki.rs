@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::failure::Failure;
-use crate::service::{Service, now};
+use crate::service::Service;
 
 /// A list is made anew at least so often.
 const LIST_AGE: Duration = Duration::from_secs(3600);
@@ -35,7 +35,6 @@ struct List {
     made: Timestamp,
     /// The newest revocation it knows of.
     revision: u64,
-    number: u64,
 }
 
 /// What is kept between requests.
@@ -66,6 +65,17 @@ pub async fn start(
     let address = listener
         .local_addr()
         .map_err(|e| Failure::internal(e.to_string()))?;
+    let router = router(service, next_update);
+    let serving = tokio::spawn(async move {
+        if let Err(e) = axum::serve(listener, router).await {
+            tracing::error!(error = %e, "the pki listener ended");
+        }
+    });
+    Ok((address, serving))
+}
+
+/// What the listener answers.
+pub(crate) fn router(service: Arc<Service>, next_update: Duration) -> Router {
     let revision: Arc<AtomicU64> = Arc::default();
     watch(service.registry(), revision.clone());
     let shared = Arc::new(Shared {
@@ -75,20 +85,14 @@ pub async fn start(
         lists: Mutex::default(),
         responders: Mutex::default(),
     });
-    let router = Router::new()
+    Router::new()
         .route("/crl/{file}", get(revocation_list))
         .route("/ca/{file}", get(ca_certificate))
         .route("/bundle/{tenant}", get(bundle))
         .route("/ocsp", post(ocsp_post))
         .route("/ocsp/{*request}", get(ocsp_get))
         .layer(DefaultBodyLimit::max(OCSP_BYTES_MAX))
-        .with_state(shared);
-    let serving = tokio::spawn(async move {
-        if let Err(e) = axum::serve(listener, router).await {
-            tracing::error!(error = %e, "the pki listener ended");
-        }
-    });
-    Ok((address, serving))
+        .with_state(shared)
 }
 
 fn watch(registry: &Registry, newest: Arc<AtomicU64>) {
@@ -186,7 +190,7 @@ impl Shared {
     /// The list of an authority: the one at hand, unless something was revoked since or it is old.
     fn list(&self, id: &AuthorityId) -> Result<Bytes, Failure> {
         let revision = self.revision.load(Ordering::Acquire);
-        let now = now();
+        let now = self.service.now();
         let mut lists = self.lists.lock();
         if let Some(list) = lists.get(id)
             && list.revision == revision
@@ -194,14 +198,14 @@ impl Shared {
         {
             return Ok(list.der.clone());
         }
+        let now = self.service.minting_time()?;
         let authority = self.service.authority_with_key(id)?;
         let revoked = self
             .service
             .registry()
             .revoked_by(id, now.minus(self.next_update))?;
-        // Milliseconds, and more than the last: it grows over restarts too, unless the clock goes back.
-        let last = lists.get(id).map_or(0, |l| l.number);
-        let number = u64::try_from(now.unix_ms()).unwrap_or(0).max(last + 1);
+        // On disk before the list is handed out.
+        let number = self.service.registry().next_list_number(id)?.value;
         let der: Bytes = authority
             .revocation_list(&revoked, number, now, now.plus(self.next_update))?
             .into();
@@ -211,7 +215,6 @@ impl Shared {
                 der: der.clone(),
                 made: now,
                 revision,
-                number,
             },
         );
         Ok(der)
@@ -246,8 +249,9 @@ impl Shared {
             tracing::error!(error = e.as_str(), "an OCSP request cannot be answered");
             OcspError::Internal
         };
-        let now = now();
         let questions = Questions::parse(request)?;
+        // Counted, and told by the timer: not logged for each request of anybody.
+        let now = self.service.minting_time().map_err(|_| OcspError::TryLater)?;
         let responders = self.responders(now).map_err(|e| internal(e.message))?;
         let asked = |(_, r): &&(AuthorityId, Arc<Responder>)| questions.list.iter().all(|q| r.is_asked(q));
         let (id, responder) = responders.iter().find(asked).ok_or(OcspError::Unauthorized)?;

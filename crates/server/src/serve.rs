@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_gateway::{BindError, Foundation, Gateway, GatewayOptions, ServerIdentity, SystemClock};
+use countersign_gateway::{BindError, Foundation, Gateway, GatewayOptions, ServerIdentity};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -20,7 +20,8 @@ use crate::{enrol, pki};
 
 /// How long a stop waits for sessions to be told.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How often the server certificate is looked at, for renewal and for replaced files, and credentials are swept.
+/// How often the server certificate is looked at, for renewal and for replaced files, credentials are swept, and the
+/// newest time that is known to have been is kept.
 const LOOK: Duration = Duration::from_secs(60);
 
 /// A running platform.
@@ -47,6 +48,7 @@ impl Running {
         let service = tokio::task::block_in_place(|| Service::create(data, config.clone()))?;
         let service = Arc::new(service);
         // Before anybody is admitted: what lapsed or was superseded while nothing ran.
+        service.keep_time().await?;
         service.sweep().await?;
         let token = Token::load(data)?;
         let (chain, key) = service.server_certificate()?;
@@ -83,7 +85,7 @@ impl Running {
             facts: registry.facts().clone(),
             sink: registry,
             http: Arc::new(enrol::DevicePort::new(service.clone())),
-            clock: Arc::new(SystemClock),
+            clock: service.registry().clock().clone(),
         };
         let gateway = Gateway::start(&for_devices, options, foundation).map_err(|e| match &e {
             BindError::Address { .. } => Failure::unavailable(
@@ -108,6 +110,9 @@ impl Running {
                 look.tick().await;
                 if let Err(e) = tokio::task::block_in_place(|| watched.reload_server_certificate(&identity)) {
                     tracing::error!(error = %e, "the server certificate cannot be loaded; the old one is served");
+                }
+                if let Err(e) = watched.keep_time().await {
+                    tracing::error!(error = %e, "the time cannot be kept");
                 }
                 if let Err(e) = watched.sweep().await {
                     tracing::error!(error = %e, "credentials cannot be swept");

@@ -10,7 +10,7 @@ use super::body::{
 };
 use super::handlers::{Answer, App, Asked, Body, In, actor, encode};
 use crate::failure::Failure;
-use crate::service::{AuthorityDraft, now};
+use crate::service::AuthorityDraft;
 
 pub(super) async fn authorities(State(service): App) -> Answer {
     encode(service.registry().authorities()?)
@@ -98,7 +98,7 @@ pub(super) async fn dependents(
 ) -> Answer {
     service.registry().authority_certificate(&id)?;
     let limit = q.limit.unwrap_or(100).clamp(1, 10_000);
-    let (count, devices) = service.registry().dependents(&id, now(), limit)?;
+    let (count, devices) = service.registry().dependents(&id, service.now(), limit)?;
     encode(json!({ "count": count, "devices": devices }))
 }
 

@@ -86,6 +86,20 @@ pub(super) struct CertificateBody {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct BackupBody {
+    pub path: std::path::PathBuf,
+    #[serde(default)]
+    pub with_keys: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReasonBody {
+    pub reason: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct BindBody {
     pub authority: Option<AuthorityId>,
 }

@@ -13,11 +13,11 @@ use countersign_policy::ClientIdMode;
 use countersign_registry::{Actor, NewDevice, RegistryError, Revocation};
 use serde_json::{Value, json};
 
-use super::authorities;
 use super::body::{
     BindBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody, ProvisionBody,
     RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
+use super::{authorities, keeping};
 use crate::failure::Failure;
 use crate::service::{Service, Wanted};
 
@@ -64,6 +64,10 @@ pub(super) fn routes() -> Router<Arc<Service>> {
     Router::new()
         .route("/status", get(status))
         .route("/doctor", get(doctor))
+        .route("/forecast", get(keeping::forecast))
+        .route("/backups", post(keeping::backup))
+        .route("/clock", get(keeping::clock))
+        .route("/clock/reset", post(keeping::reset_clock))
         .route("/tenants", get(tenants).post(add_tenant))
         .route("/tenants/{tenant}", patch(configure_tenant))
         .route("/tenants/{tenant}/hosts", post(add_host))
@@ -134,7 +138,10 @@ pub(super) fn encode(value: impl serde::Serialize) -> Answer {
 async fn status(State(service): App) -> Answer {
     let facts = service.registry().facts();
     let (host, port) = service.address();
+    let at = service.registry().registry_facts()?;
     encode(json!({
+        "epoch": at.epoch,
+        "revision": at.revision,
         "listeners": service.listeners.get().map_or(&[][..], Vec::as_slice),
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),

@@ -6,6 +6,7 @@
 mod authorities;
 mod body;
 mod handlers;
+mod keeping;
 #[cfg(test)]
 mod openapi;
 mod token;

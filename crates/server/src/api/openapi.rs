@@ -33,6 +33,13 @@ macro_rules! endpoint {
 pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("get" "/status" "version, address, and how many devices and sessions there are"),
     endpoint!("get" "/doctor" "looks at everything that is known to go wrong"),
+    endpoint!("get" "/forecast" "what expires when: devices by authority, batch and kind, authorities with the last time at which they can issue"
+        , query [("tenant", "only of this tenant")]),
+    endpoint!("post" "/backups" "makes a backup on the server's machine while all goes on; it is there whole, or not at all"
+        body [("path", "absolute path of a folder to make, or of a file that ends in .tar; it must not exist"), ("with_keys?", "whether private keys are in it; default false")]),
+    endpoint!("get" "/clock" "what the clock says, the newest time that is known to have been, and whether anything is minted"),
+    endpoint!("post" "/clock/reset" "takes the clock's time for right although it is behind: after it had been ahead by mistake"
+        body [("reason", "why, for the audit")]),
     endpoint!("get" "/tenants" "lists tenants"),
     endpoint!("post" "/tenants" "adds a tenant with an issuing authority of its own"
         body [("id", "tenant id"), ("client_id_mode?", "strict, prefix, assigned or free; default strict")]),

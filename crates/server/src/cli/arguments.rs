@@ -100,6 +100,43 @@ pub enum Command {
     },
     /// Look at everything that is known to go wrong
     Doctor,
+    /// Show what expires when: devices by authority and batch, and until when authorities can issue
+    Forecast {
+        /// Only of this tenant
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
+    /// Make a backup while the server runs: registry, ledger, certificates, configuration, and keys if asked
+    Backup {
+        /// The folder to make, or a file that ends in .tar, on the server's machine; it must not exist
+        target: PathBuf,
+        /// With the private keys of authorities and server: owner-only files, not encrypted. Whoever reads them can issue
+        /// in this platform's name
+        #[arg(long)]
+        with_keys: bool,
+    },
+    /// Make a data directory (--data) of a backup; it begins a new epoch
+    Restore {
+        /// The folder or .tar file that `backup` made
+        backup: PathBuf,
+        /// A revocation list that this platform issued after the backup; what is on it is revoked here too. May be given
+        /// several times
+        #[arg(long = "crl")]
+        lists: Vec<PathBuf>,
+        /// The data directory that was lost, if it can still be read, or a later backup folder: what was revoked, suspended
+        /// or decommissioned there is so here too
+        #[arg(long)]
+        compare: Option<PathBuf>,
+        /// Only report what ended after the backup; do not end it here
+        #[arg(long)]
+        only_report: bool,
+        /// Take the clock for right although it is behind the backup
+        #[arg(long)]
+        accept_clock: bool,
+    },
+    /// The clock: nothing is minted while it is behind the newest time that is known to have been
+    #[command(subcommand)]
+    Clock(ClockCommand),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -113,6 +150,19 @@ pub enum Format {
     Mermaid,
     /// The record
     Json,
+}
+
+#[derive(Subcommand)]
+pub enum ClockCommand {
+    /// Show how the clock stands
+    Show,
+    /// Take the clock's time for right although it is behind: after it had been ahead by mistake. What was minted
+    /// meanwhile keeps its dates
+    Reset {
+        /// Why, for the audit
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 #[derive(Subcommand)]

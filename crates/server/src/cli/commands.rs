@@ -14,7 +14,7 @@ use super::arguments::{
     TenantCommand,
 };
 use super::output::{Output, cell, time};
-use super::{authority, import};
+use super::{authority, import, keeping};
 use crate::api::{ImportBody, Token};
 use crate::client::Client;
 use crate::config::Config;
@@ -141,9 +141,14 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
             limit,
         } => explain(client, subject, refused, tenant, format, limit, out).await,
         Command::Doctor => doctor(client, data, out).await,
-        Command::Quickstart { .. } | Command::Init { .. } | Command::Serve { .. } | Command::Config(_) => {
-            Ok(())
-        }
+        Command::Clock(command) => keeping::clock(command, client, out).await,
+        Command::Forecast { tenant } => keeping::forecast(tenant, client, out).await,
+        Command::Backup { target, with_keys } => keeping::backup(&target, with_keys, client, out).await,
+        Command::Quickstart { .. }
+        | Command::Init { .. }
+        | Command::Serve { .. }
+        | Command::Restore { .. }
+        | Command::Config(_) => Ok(()),
     }
 }
 
@@ -569,7 +574,11 @@ async fn doctor(client: &Client, data: &Path, out: Output) -> Result<(), Failure
     out.say(&answer, |a| {
         let mut text = format!("data directory {}", data.display());
         for check in a.as_array().map(Vec::as_slice).unwrap_or_default() {
-            let mark = if check["ok"] == true { "ok  " } else { "FAIL" };
+            let mark = match (check["ok"] == true, check["warning"] == true) {
+                (true, false) => "ok  ",
+                (true, true) => "warn",
+                (false, _) => "FAIL",
+            };
             text.push_str(&format!(
                 "\n{mark} {:20} {}",
                 cell(&check["name"]),

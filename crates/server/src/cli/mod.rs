@@ -6,12 +6,14 @@ mod authority;
 mod ca_key;
 mod commands;
 mod import;
+mod keeping;
 mod output;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use countersign_registry::BackwardClock;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogFormat};
@@ -77,6 +79,28 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             config.check().map_err(|e| Failure::invalid(e.to_string()))?;
             logging(config.log.format, &config.log.filter)?;
             crate::serve::serve(&data, config).await
+        }
+        Command::Restore {
+            backup,
+            lists,
+            compare,
+            only_report,
+            accept_clock,
+        } => {
+            logging(LogFormat::Text, "warn")?;
+            let restore = crate::backup::Restore {
+                backup,
+                data,
+                lists,
+                compare,
+                apply: !only_report,
+                clock: if accept_clock {
+                    BackwardClock::Accept
+                } else {
+                    BackwardClock::Refuse
+                },
+            };
+            keeping::restore(&restore, out)
         }
         command => {
             logging(LogFormat::Text, "warn")?;

@@ -16,7 +16,7 @@ use hyper::{Request, Response, StatusCode};
 
 use super::client::Peer;
 use crate::failure::Failure;
-use crate::service::{Service, Wanted, now};
+use crate::service::{Service, Wanted};
 
 type Answer = Response<Full<Bytes>>;
 
@@ -176,6 +176,11 @@ async fn enrol(
             retry_after_s: Some(service.config().enrol.retry_after_s),
             ..Refusal::new(StatusCode::ACCEPTED, "waits for approval")
         },
+        // Nothing is wrong with the request.
+        _ if e.status == 503 => Refusal {
+            retry_after_s: Some(service.config().enrol.retry_after_s),
+            ..Refusal::from(e)
+        },
         _ => Refusal::from(e),
     })?;
     tracing::info!(
@@ -197,7 +202,7 @@ async fn requester(
 ) -> Result<(DeviceId, Requester), Refusal> {
     if peer.chain.is_some() {
         let known = peer
-            .identify(service.registry(), &target.tenant, now())
+            .identify(service.registry(), &target.tenant, service.now())
             .await
             .map_err(|denial| {
                 Refusal::new(

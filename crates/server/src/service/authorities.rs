@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
-use super::{Service, SessionsReport, now};
+use super::{Service, SessionsReport};
 use crate::failure::Failure;
 
 /// An authority that is about to be.
@@ -51,7 +51,7 @@ fn new_code() -> Result<String, Failure> {
 }
 
 impl Service {
-    fn authority_folder(&self, id: &AuthorityId) -> PathBuf {
+    pub(super) fn authority_folder(&self, id: &AuthorityId) -> PathBuf {
         self.data.join("authorities/devices").join(id.as_str())
     }
 
@@ -82,7 +82,8 @@ impl Service {
         let authority = if path.join("issuing.crt").exists() {
             IssuingAuthority::open(&path, Hierarchy::Devices)?
         } else {
-            IssuingAuthority::create(&path, Hierarchy::Devices, draft.tenant.as_str(), now())?
+            let now = self.minting_time()?;
+            IssuingAuthority::create(&path, Hierarchy::Devices, draft.tenant.as_str(), now)?
         };
         self.adopt(actor, draft, authority)
     }

@@ -1,7 +1,10 @@
 //! What operators can do, in one place: API, CLI and quickstart all come through here.
 
 mod authorities;
+#[cfg(test)]
+mod clock_tests;
 mod doctor;
+mod forecast;
 mod issuance;
 mod server_certificate;
 
@@ -12,16 +15,18 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use countersign_authority::{Hierarchy, IssuingAuthority, folder};
 use countersign_gateway::{Cutoff, CutoffReport, Gateway, Touched};
-use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_identity::{
+    AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint, TenantId, Timestamp,
+};
 use countersign_policy::{
     ClientIdMode, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, Possession, TopicSpace,
 };
 use countersign_registry::{
-    Actor, Change, Committed, ImportReport, NewCredential, NewDevice, Registry, RegistryError,
+    Actor, Change, Committed, ImportReport, NewCredential, NewDevice, Registry, RegistryError, SystemClock,
 };
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
@@ -35,12 +40,9 @@ use crate::listeners::Purpose;
 /// How long a change waits for the sessions that it ends.
 const CUTOFF_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The clock of this process.
+/// The machine's clock, where there is no service at hand: what is minted takes [`Service::minting_time`].
 pub fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    SystemClock.now()
 }
 
 /// What a change did to live sessions.
@@ -91,6 +93,9 @@ pub struct Service {
     /// Where the listeners are, once they are open.
     pub listeners: OnceLock<Vec<OpenListener>>,
     cutoffs: Arc<Cutoffs>,
+    /// Held while a backup is made.
+    pub(crate) backup_running: Mutex<()>,
+    forecast_kept: Mutex<Option<(Timestamp, forecast::Totals)>>,
 }
 
 impl Service {
@@ -99,11 +104,18 @@ impl Service {
     /// # Errors
     /// [`Failure`].
     pub fn create(data: &Path, config: Config) -> Result<Self, Failure> {
+        Self::create_with_clock(data, config, Arc::new(SystemClock))
+    }
+
+    /// The same by a clock of the caller's: the program has one, tests move theirs.
+    fn create_with_clock(data: &Path, config: Config, clock: Arc<dyn Clock>) -> Result<Self, Failure> {
         folder::create_private(data)?;
-        let registry = Registry::create(data, config.ledger.to_limits())?;
+        let registry = Registry::create_with_clock(data, config.ledger.to_limits(), clock)?;
+        registry.set_clock_rules(config.issuance.to_clock_rules());
         let platform_folder = data.join("authorities/platform");
         if !platform_folder.join("issuing.crt").exists() {
-            IssuingAuthority::create(&platform_folder, Hierarchy::Platform, "platform", now())?;
+            let now = registry.minting_time()?;
+            IssuingAuthority::create(&platform_folder, Hierarchy::Platform, "platform", now)?;
         }
         let service = Self::with(data, config, registry)?;
         service.ensure_device_authority(&Actor("countersign".into()), &TenantId::default_tenant())?;
@@ -122,6 +134,7 @@ impl Service {
     fn with(data: &Path, config: Config, registry: Registry) -> Result<Self, Failure> {
         let platform = IssuingAuthority::open(&data.join("authorities/platform"), Hierarchy::Platform)?;
         registry.set_issuance_rules(config.issuance.to_rules());
+        registry.set_clock_rules(config.issuance.to_clock_rules());
         Ok(Self {
             data: data.to_owned(),
             config,
@@ -131,12 +144,52 @@ impl Service {
             gateway: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
+            backup_running: Mutex::default(),
+            forecast_kept: Mutex::default(),
         })
     }
 
     /// The registry.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+
+    /// The time now.
+    pub fn now(&self) -> Timestamp {
+        self.registry.now()
+    }
+
+    /// The time to mint by.
+    ///
+    /// # Errors
+    /// [`Failure`] while the clock is behind, or not known to be right though it must be: nothing is to be minted.
+    pub fn minting_time(&self) -> Result<Timestamp, Failure> {
+        Ok(self.registry.minting_time()?)
+    }
+
+    /// Keeps the newest time that is known to have been, and says so while the clock is behind it.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn keep_time(&self) -> Result<(), Failure> {
+        self.change(|r| r.keep_time()).await?;
+        if let Some(refusal) = self.registry.clock_view().refusal {
+            tracing::error!(cause = refusal.as_str(), "nothing is minted");
+        }
+        Ok(())
+    }
+
+    /// Takes the clock's time for right although it is behind.
+    ///
+    /// # Errors
+    /// [`Failure`] without a reason.
+    pub async fn reset_clock(&self, actor: Actor, reason: String) -> Result<Timestamp, Failure> {
+        Ok(self.change(move |r| r.reset_clock(actor, reason)).await?.0)
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// The configuration.
