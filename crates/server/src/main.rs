@@ -20,6 +20,7 @@ mod pki;
 mod quickstart;
 mod serve;
 mod service;
+mod token_keys;
 
 use std::process::ExitCode;
 

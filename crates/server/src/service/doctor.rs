@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use countersign_identity::CertificateFacts;
+use countersign_identity::{AnchorState, CertificateFacts};
 use countersign_policy::FactSource;
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +100,17 @@ impl Service {
                 Err(e) => Err((e.to_string(), "look at the disk".into())),
             },
         );
+        for view in self.registry.authorities().unwrap_or_default() {
+            if view.origin == "managed" && view.state != AnchorState::Revoked {
+                add(
+                    &format!("key of {}", view.id),
+                    self.check_authority_key(&view.id).map_err(|e| {
+                        let hint = "restore it from your backup, or revoke the authority";
+                        (e.message, e.hint.unwrap_or_else(|| hint.into()))
+                    }),
+                );
+            }
+        }
         let ledger = self.registry.ledger();
         add(
             "ledger",
