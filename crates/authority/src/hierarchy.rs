@@ -1,18 +1,20 @@
-//! A root and its issuing CA, kept in one folder: `root.crt`, `root.key`, `issuing.crt`, `issuing.key`.
+//! A root and its issuing CA, kept in one folder: `root.crt`, `issuing.crt`, and the keys as [`crate::keys`] has it:
+//! `root.key` and `issuing.key`, or `key-store.toml`, which tells where they are.
 
 use std::path::Path;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_factory::key::KeyFault;
 use countersign_factory::request::pem;
-use countersign_factory::{CertificateRequest, ProvenKey, SoftwareKey};
+use countersign_factory::{CertificateRequest, ProvenKey};
 use countersign_identity::certificate::CertificateError;
 use countersign_identity::signed::Signer;
 use countersign_identity::{CertificateFacts, Timestamp};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use crate::folder::{self, FolderError};
+use crate::keys::{KeyStore, KeyStoreError, Keys, NoTokens, TokenKeys, Which};
 use crate::mint::{self, MintError, Reach};
 use crate::profile;
 
@@ -51,6 +53,9 @@ pub enum HierarchyError {
     /// A key.
     #[error(transparent)]
     Key(#[from] KeyFault),
+    /// What holds the key.
+    #[error(transparent)]
+    Store(#[from] KeyStoreError),
     /// A certificate that is not one.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -76,6 +81,7 @@ pub enum HierarchyError {
 pub struct IssuingAuthority {
     pub(crate) hierarchy: Hierarchy,
     pub(crate) key: Box<dyn Signer>,
+    store: KeyStore,
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) facts: CertificateFacts,
     root: CertificateDer<'static>,
@@ -91,7 +97,8 @@ impl std::fmt::Debug for IssuingAuthority {
 }
 
 impl IssuingAuthority {
-    /// Makes root and issuing CA in `folder`, which must not hold any yet. `label` tells people whose they are.
+    /// Makes root and issuing CA in `folder`, which must not hold any yet, with their keys in files. `label` tells people
+    /// whose they are.
     ///
     /// # Errors
     /// [`HierarchyError::Exists`] if there is one; any other leaves files that the next try overwrites.
@@ -101,15 +108,38 @@ impl IssuingAuthority {
         label: &str,
         now: Timestamp,
     ) -> Result<Self, HierarchyError> {
-        Self::create_reaching(folder, hierarchy, label, Reach::Leaves, now)
+        Self::create_in(folder, hierarchy, label, now, &KeyStore::File, &NoTokens)
+    }
+
+    /// The same with the keys in a store of choice. In a token the root's key has the issuing CA's name with `-root`
+    /// after it.
+    ///
+    /// # Errors
+    /// [`HierarchyError::Exists`] if there is one; any other leaves what the next try, with the same store, goes on from.
+    pub fn create_in(
+        folder: &Path,
+        hierarchy: Hierarchy,
+        label: &str,
+        now: Timestamp,
+        store: &KeyStore,
+        tokens: &dyn TokenKeys,
+    ) -> Result<Self, HierarchyError> {
+        Self::create_reaching(folder, hierarchy, label, Reach::Leaves, now, store, tokens)
     }
 
     /// Makes root and factory CA of the `devices` hierarchy: it issues stations, and nothing else.
     ///
     /// # Errors
-    /// As for [`IssuingAuthority::create`].
-    pub fn create_factory(folder: &Path, label: &str, now: Timestamp) -> Result<Self, HierarchyError> {
-        Self::create_reaching(folder, Hierarchy::Devices, label, Reach::Stations, now)
+    /// As for [`IssuingAuthority::create_in`].
+    pub fn create_factory_in(
+        folder: &Path,
+        label: &str,
+        now: Timestamp,
+        store: &KeyStore,
+        tokens: &dyn TokenKeys,
+    ) -> Result<Self, HierarchyError> {
+        let hierarchy = Hierarchy::Devices;
+        Self::create_reaching(folder, hierarchy, label, Reach::Stations, now, store, tokens)
     }
 
     fn create_reaching(
@@ -118,16 +148,27 @@ impl IssuingAuthority {
         label: &str,
         reach: Reach,
         now: Timestamp,
+        store: &KeyStore,
+        tokens: &dyn TokenKeys,
     ) -> Result<Self, HierarchyError> {
         if folder.join("issuing.crt").exists() {
             return Err(HierarchyError::Exists(hierarchy));
         }
         folder::create_private(folder)?;
-        let (root_key, issuing_key) = (SoftwareKey::generate()?, SoftwareKey::generate()?);
+        // A key of that name in the token is ours only if an earlier try said so here.
+        let is_repeated = KeyStore::of(folder)? == *store;
+        store.keep(folder)?;
+        let keys = Keys {
+            folder,
+            store,
+            tokens,
+        };
+        let root_key = keys.make(Which::Root, is_repeated)?;
+        let issuing_key = keys.make(Which::Issuing, is_repeated)?;
         // Globally distinct names: two CAs of one name would be tried for each other's certificates.
         let suffix = random_suffix()?;
         let root = mint::root(
-            &root_key,
+            &*root_key,
             profile::ca_name(hierarchy, "Root", label, &suffix),
             now,
         )
@@ -138,22 +179,20 @@ impl IssuingAuthority {
             Reach::Stations => "Factory",
         };
         let issuing = mint::issuing(
-            (&root_key, &root, &root_facts),
-            &issuing_key,
+            (&*root_key, &root, &root_facts),
+            &*issuing_key,
             profile::ca_name(hierarchy, kind, label, &suffix),
             reach,
             now,
         )
         .map_err(Box::new)?;
-        folder::write_private(&folder.join("root.key"), root_key.to_pem().as_bytes())?;
         folder::write_private(&folder.join("root.crt"), pem("CERTIFICATE", &root).as_bytes())?;
-        folder::write_private(&folder.join("issuing.key"), issuing_key.to_pem().as_bytes())?;
         // Last: its presence says that all is there.
         folder::write_private(
             &folder.join("issuing.crt"),
             pem("CERTIFICATE", &issuing).as_bytes(),
         )?;
-        Self::open(folder, hierarchy)
+        Self::open_in(folder, hierarchy, tokens)
     }
 
     /// Makes the key of an issuing CA whose certificate an external root will issue. The request for it, PEM. Safe to
@@ -162,19 +201,48 @@ impl IssuingAuthority {
     /// # Errors
     /// [`HierarchyError::Exists`] if it has its certificate already.
     pub fn request(folder: &Path, hierarchy: Hierarchy, label: &str) -> Result<String, HierarchyError> {
+        Self::request_in(folder, hierarchy, label, &KeyStore::File, &NoTokens)
+    }
+
+    /// The same with the key in a store of choice. A key of that name that a token holds already is used: a key ceremony
+    /// may have made it.
+    ///
+    /// # Errors
+    /// [`HierarchyError::Exists`] if it has its certificate already.
+    pub fn request_in(
+        folder: &Path,
+        hierarchy: Hierarchy,
+        label: &str,
+        store: &KeyStore,
+        tokens: &dyn TokenKeys,
+    ) -> Result<String, HierarchyError> {
         if folder.join("issuing.crt").exists() {
             return Err(HierarchyError::Exists(hierarchy));
         }
         folder::create_private(folder)?;
-        let path = folder.join("issuing.key");
-        if !path.exists() {
-            folder::write_private(&path, SoftwareKey::generate()?.to_pem().as_bytes())?;
-        }
-        let key = read_key(&path, hierarchy)?;
+        let keys = Keys {
+            folder,
+            store,
+            tokens,
+        };
+        let is_there = KeyStore::of(folder)? == *store && keys.is_there(Which::Issuing);
+        store.keep(folder)?;
+        let key = if is_there {
+            keys.open(Which::Issuing)?
+        } else {
+            keys.make(Which::Issuing, true)?
+        };
         Ok(CertificateRequest::with_name(
-            &key,
+            &*key,
             &format!("{label} {hierarchy} Issuing CA"),
         )?)
+    }
+
+    /// Whether a folder holds the key of a request whose certificate is awaited.
+    pub fn is_requested(folder: &Path) -> bool {
+        !folder.join("issuing.crt").exists()
+            && (folder.join(crate::keys::KEY_STORE_FILE).exists()
+                || folder.join(crate::keys::ISSUING_KEY).exists())
     }
 
     /// Installs the certificate that an external root issued for [`IssuingAuthority::request`]: PEM, the issuing CA's
@@ -184,6 +252,19 @@ impl IssuingAuthority {
     /// [`HierarchyError::Damaged`] if it does not belong to the key, is no CA's, or the chain does not hold; then
     /// nothing is written.
     pub fn install(folder: &Path, hierarchy: Hierarchy, chain: &[u8]) -> Result<Self, HierarchyError> {
+        Self::install_in(folder, hierarchy, chain, &NoTokens)
+    }
+
+    /// The same for a key in any store.
+    ///
+    /// # Errors
+    /// As [`IssuingAuthority::install`], and if the key cannot be reached.
+    pub fn install_in(
+        folder: &Path,
+        hierarchy: Hierarchy,
+        chain: &[u8],
+        tokens: &dyn TokenKeys,
+    ) -> Result<Self, HierarchyError> {
         if folder.join("issuing.crt").exists() {
             return Err(HierarchyError::Exists(hierarchy));
         }
@@ -199,8 +280,14 @@ impl IssuingAuthority {
             return Err(wrong("it holds no certificate in PEM"));
         };
         let facts = CertificateFacts::parse(issuing)?;
-        let key = read_key(&folder.join("issuing.key"), hierarchy)?;
-        if ProvenKey::of(&key).fingerprint()? != facts.public_key_sha256 {
+        let store = KeyStore::of(folder)?;
+        let keys = Keys {
+            folder,
+            store: &store,
+            tokens,
+        };
+        let key = keys.open(Which::Issuing)?;
+        if ProvenKey::of(&*key).fingerprint()? != facts.public_key_sha256 {
             return Err(wrong("it is for another key than the request's"));
         }
         if facts.ca.is_none() || facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
@@ -219,7 +306,7 @@ impl IssuingAuthority {
             &folder.join("issuing.crt"),
             pem("CERTIFICATE", issuing).as_bytes(),
         )?;
-        Self::open(folder, hierarchy)
+        Self::open_in(folder, hierarchy, tokens)
     }
 
     /// Opens what [`IssuingAuthority::create`] made.
@@ -227,6 +314,18 @@ impl IssuingAuthority {
     /// # Errors
     /// [`HierarchyError`] if a file is missing, exposed or damaged, or key and certificate do not belong together.
     pub fn open(folder: &Path, hierarchy: Hierarchy) -> Result<Self, HierarchyError> {
+        Self::open_in(folder, hierarchy, &NoTokens)
+    }
+
+    /// The same with the key in any store.
+    ///
+    /// # Errors
+    /// As [`IssuingAuthority::open`], and if the key cannot be reached.
+    pub fn open_in(
+        folder: &Path,
+        hierarchy: Hierarchy,
+        tokens: &dyn TokenKeys,
+    ) -> Result<Self, HierarchyError> {
         let damaged = |file: &'static str, what: String| HierarchyError::Damaged {
             hierarchy,
             file,
@@ -238,14 +337,21 @@ impl IssuingAuthority {
         };
         let root = certificate("root.crt")?;
         let issuing = certificate("issuing.crt")?;
-        let key = read_key(&folder.join("issuing.key"), hierarchy)?;
+        let store = KeyStore::of(folder)?;
+        let keys = Keys {
+            folder,
+            store: &store,
+            tokens,
+        };
+        let key = keys.open(Which::Issuing)?;
         let facts = CertificateFacts::parse(&issuing)?;
-        if ProvenKey::of(&key).fingerprint()? != facts.public_key_sha256 {
-            return Err(damaged("issuing.key", "it is not the key of issuing.crt".into()));
+        if ProvenKey::of(&*key).fingerprint()? != facts.public_key_sha256 {
+            return Err(damaged("the key", "it is not the key of issuing.crt".into()));
         }
         Ok(Self {
             hierarchy,
-            key: Box::new(key),
+            key,
+            store,
             certificate: issuing,
             facts,
             root,
@@ -282,7 +388,21 @@ impl IssuingAuthority {
             certificate,
             facts,
             root: factory,
+            store: KeyStore::File,
         })
+    }
+
+    /// Signs something worthless and checks the signature: whether the key can be reached and is the certificate's.
+    ///
+    /// # Errors
+    /// [`MintError`] with its cure.
+    pub fn check_key(&self) -> Result<(), MintError> {
+        mint::check_key(&self.certificate, &*self.key)
+    }
+
+    /// Where its key is held.
+    pub fn key_store(&self) -> &KeyStore {
+        &self.store
     }
 
     /// Which hierarchy it belongs to.
@@ -304,16 +424,6 @@ impl IssuingAuthority {
     pub fn root(&self) -> &CertificateDer<'static> {
         &self.root
     }
-}
-
-fn read_key(path: &Path, hierarchy: Hierarchy) -> Result<SoftwareKey, HierarchyError> {
-    let key = zeroize::Zeroizing::new(folder::read_private(path)?);
-    let key = PrivatePkcs8KeyDer::from_pem_slice(&key).map_err(|e| HierarchyError::Damaged {
-        hierarchy,
-        file: "issuing.key",
-        what: e.to_string(),
-    })?;
-    Ok(SoftwareKey::from_pkcs8(key.secret_pkcs8_der())?)
 }
 
 pub(crate) fn random_suffix() -> Result<String, KeyFault> {

@@ -371,6 +371,21 @@ pub fn possession_proof(
     .map(|(proof, _)| proof)
 }
 
+/// Signs something worthless and checks the signature: not DER, so no certificate and no list whatever it says.
+pub(crate) fn check_key(ca: &CertificateDer<'_>, key: &dyn Signer) -> Result<(), MintError> {
+    const PROBE: &[u8] = b"countersign: can this key sign?";
+    let unverified = |e: &dyn std::fmt::Display| MintError::Unverified(e.to_string());
+    let signature = key.sign(PROBE)?;
+    let public = signed::key_of(ca).map_err(|e| unverified(&e))?;
+    signed::Signed {
+        content: PROBE,
+        algorithm: key.algorithm(),
+        signature: &signature,
+    }
+    .verify(&public)
+    .map_err(|e| unverified(&e))
+}
+
 /// RFC 7093 section 2 method 1: the leftmost 160 bits of the SHA-256 of the public key's bits.
 fn key_id(key: &dyn Signer) -> Vec<u8> {
     key_id_of(key.public_key())

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use countersign_authority::keys::{KeyStore, NoTokens};
 use countersign_authority::{Hierarchy, IssuingAuthority, MintError};
 use countersign_factory::station::account::Known;
 use countersign_factory::station::challenge::{self, Proof};
@@ -49,7 +50,9 @@ struct Line {
 impl Line {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let factory = IssuingAuthority::create_factory(folder.path(), "test", NOW).unwrap();
+        let factory =
+            IssuingAuthority::create_factory_in(folder.path(), "test", NOW, &KeyStore::File, &NoTokens)
+                .unwrap();
         let key = SoftwareKey::generate().unwrap();
         let terms = terms();
         let grant = StationCaGrant::new(&terms, ProvenKey::of(&key)).unwrap();

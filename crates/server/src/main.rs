@@ -22,6 +22,7 @@ mod pki;
 mod quickstart;
 mod serve;
 mod service;
+mod token_keys;
 
 use std::process::ExitCode;
 

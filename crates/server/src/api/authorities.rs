@@ -26,6 +26,7 @@ pub(super) async fn add_authority(
         tenant: body.tenant,
         rule: body.identity_rule,
         admission: body.admission,
+        key_store: body.key_store,
     };
     let by = actor(&headers);
     let active = json!({ "id": body.id, "state": AnchorState::Active });

@@ -1,5 +1,6 @@
 //! What requests carry.
 
+use countersign_authority::KeyStore;
 use countersign_factory::RevocationReason;
 use countersign_identity::{AuthorityId, DeviceId, IdentityRule, TenantId};
 use countersign_policy::{Admission, ClientIdMode, LifecycleMove, LifecycleState, TopicSpace};
@@ -44,6 +45,8 @@ pub(super) struct AuthorityBody {
     pub certificate: Option<String>,
     #[serde(default)]
     pub origin: AuthorityOrigin,
+    #[serde(default)]
+    pub key_store: KeyStore,
 }
 
 /// How an authority comes to be.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use countersign_authority::keys::PassphraseSource;
 use countersign_factory::RevocationReason;
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, IdentityRule, TenantId};
 use countersign_policy::{ClientIdMode, LifecycleState};
@@ -257,6 +258,8 @@ pub enum AuthorityCommand {
         /// Make only its key, and write the request for an external root here
         #[arg(long)]
         csr: Option<PathBuf>,
+        #[command(flatten)]
+        keys: KeyStoreArguments,
     },
     /// Install what the external root issued for `create --csr`
     Install {
@@ -345,6 +348,30 @@ pub struct AuthorityArguments {
     /// With just-in-time: a TOML file with id_pattern, quota, and as you like model, groups, state
     #[arg(long)]
     pub template: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct KeyStoreArguments {
+    /// Where its key is held
+    #[arg(long, value_enum, default_value = "file")]
+    pub key_store: KeyStoreKind,
+    /// With encrypted: the file with the passphrase (an absolute path), or credential:NAME for one that systemd gives to
+    /// the service
+    #[arg(long)]
+    pub passphrase: Option<PassphraseSource>,
+    /// With pkcs11: pkcs11:token=NAME;object=KEY?module-path=/MODULE.so&pin-source=/PIN-FILE
+    #[arg(long)]
+    pub pkcs11_uri: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeyStoreKind {
+    /// A file that only its owner can read
+    File,
+    /// A file that a passphrase opens (PKCS#8, scrypt, AES-256)
+    Encrypted,
+    /// A token (HSM, smart card): made there, and never to leave it
+    Pkcs11,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

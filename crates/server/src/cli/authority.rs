@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
+use countersign_authority::KeyStore;
 use countersign_identity::AuthorityId;
+use countersign_keystore_pkcs11::TokenUri;
 use serde_json::{Value, json};
 
 use super::arguments::{
     AdmissionMode, AuthorityArguments, AuthorityCommand, AuthorityMoveArguments, ExportHierarchy,
+    KeyStoreArguments, KeyStoreKind,
 };
 use super::ca_key;
 use super::commands::{read, sessions, times};
@@ -54,8 +57,9 @@ pub(super) async fn run(command: AuthorityCommand, client: &Client, out: Output)
                 .await?;
             out.say(&answer, |a| how_to_prove(&id, &cell(&a["code"])))
         }
-        AuthorityCommand::Create { id, draft, csr } => {
+        AuthorityCommand::Create { id, draft, csr, keys } => {
             let mut body = draft_body(&id, &draft)?;
+            body["key_store"] = json!(key_store(keys)?);
             body["origin"] = json!(if csr.is_some() { "requested" } else { "managed" });
             let answer = client.call("POST", "/authorities", Some(body)).await?;
             let Some(path) = csr else {
@@ -149,6 +153,22 @@ pub(super) async fn run(command: AuthorityCommand, client: &Client, out: Output)
             let answer = client.call("GET", &path, None).await?;
             out.say(&answer, |a| cell(&a["certificate"]))
         }
+    }
+}
+
+/// Where a key is to be held. Checked here too: the server's answer would come after half the work.
+pub(super) fn key_store(keys: KeyStoreArguments) -> Result<KeyStore, Failure> {
+    match (keys.key_store, keys.passphrase, keys.pkcs11_uri) {
+        (KeyStoreKind::File, None, None) => Ok(KeyStore::File),
+        (KeyStoreKind::Encrypted, Some(passphrase), None) => Ok(KeyStore::Encrypted { passphrase }),
+        (KeyStoreKind::Pkcs11, None, Some(uri)) => {
+            uri.parse::<TokenUri>()
+                .map_err(|e| Failure::invalid(e.to_string()))?;
+            Ok(KeyStore::Pkcs11 { uri })
+        }
+        _ => Err(Failure::invalid(
+            "the key store and its arguments do not go together; hint: --key-store encrypted --passphrase /PATH, or --key-store pkcs11 --pkcs11-uri URI",
+        )),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use countersign_authority::{Hierarchy, IssuingAuthority, folder};
+use countersign_authority::{Hierarchy, IssuingAuthority, KeyStore, folder};
 use countersign_factory::request::pem;
 use countersign_identity::{AnchorState, AuthorityId, IdentityRule, TenantId, proof};
 use countersign_policy::{Admission, FactSource};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Service, SessionsReport};
 use crate::failure::Failure;
+use crate::token_keys::Pkcs11Keys;
 
 /// An authority that is about to be.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub struct AuthorityDraft {
     pub rule: IdentityRule,
     /// What first contacts of its devices may bring about.
     pub admission: Admission,
+    /// Where its key is held, if it is ours.
+    pub key_store: KeyStore,
 }
 
 /// The answer to a registration.
@@ -68,6 +71,7 @@ impl Service {
             tenant: tenant.clone(),
             rule: IdentityRule::default(),
             admission: Admission::RegisteredOnly,
+            key_store: KeyStore::File,
         };
         match self.make_authority(actor, draft) {
             Err(e) if e.status == 409 => Ok(()),
@@ -80,10 +84,11 @@ impl Service {
     fn make_authority(&self, actor: &Actor, draft: AuthorityDraft) -> Result<(), Failure> {
         let path = self.authority_folder(&draft.id);
         let authority = if path.join("issuing.crt").exists() {
-            IssuingAuthority::open(&path, Hierarchy::Devices)?
+            IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?
         } else {
-            let now = self.minting_time()?;
-            IssuingAuthority::create(&path, Hierarchy::Devices, draft.tenant.as_str(), now)?
+            let label = draft.tenant.as_str();
+            let (now, store) = (self.minting_time()?, &draft.key_store);
+            IssuingAuthority::create_in(&path, Hierarchy::Devices, label, now, store, &Pkcs11Keys)?
         };
         self.adopt(actor, draft, authority)
     }
@@ -135,10 +140,12 @@ impl Service {
     /// [`Failure`].
     pub fn request_authority(&self, draft: &AuthorityDraft) -> Result<String, Failure> {
         self.need_new(draft)?;
-        Ok(IssuingAuthority::request(
+        Ok(IssuingAuthority::request_in(
             &self.authority_folder(&draft.id),
             Hierarchy::Devices,
             draft.id.as_str(),
+            &draft.key_store,
+            &Pkcs11Keys,
         )?)
     }
 
@@ -154,14 +161,15 @@ impl Service {
     ) -> Result<(), Failure> {
         self.need_new(&draft)?;
         let path = self.authority_folder(&draft.id);
-        if !path.join("issuing.key").exists() {
+        if !IssuingAuthority::is_requested(&path) {
             return Err(Failure::not_found(
                 format!("there is no request of authority {}", draft.id),
                 "countersign authority create --csr FILE makes one",
             ));
         }
-        let authority = IssuingAuthority::install(&path, Hierarchy::Devices, chain.as_bytes())
-            .map_err(|e| Failure::invalid(e.to_string()))?;
+        let authority =
+            IssuingAuthority::install_in(&path, Hierarchy::Devices, chain.as_bytes(), &Pkcs11Keys)
+                .map_err(|e| Failure::invalid(e.to_string()))?;
         self.adopt(actor, draft, authority)
     }
 
@@ -171,6 +179,17 @@ impl Service {
     /// [`Failure`] if it is not here.
     pub fn root_key(&self, id: &AuthorityId) -> Result<String, Failure> {
         let path = self.authority_folder(id).join("root.key");
+        if !path.exists()
+            && matches!(
+                KeyStore::of(&self.authority_folder(id)),
+                Ok(KeyStore::Pkcs11 { .. })
+            )
+        {
+            return Err(Failure::not_found(
+                format!("the root key of authority {id} is in its token, and cannot leave it"),
+                "its label ends in -root: delete it there once the root has nothing more to sign",
+            ));
+        }
         if !path.exists() {
             return Err(Failure::not_found(
                 format!("the root key of authority {id} is not here"),
@@ -243,9 +262,21 @@ impl Service {
                 "its holder issues its certificates and lists",
             ));
         }
-        let authority = Arc::new(IssuingAuthority::open(&path, Hierarchy::Devices)?);
+        let authority = Arc::new(IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?);
         self.issuing.lock().insert(id.clone(), authority.clone());
         Ok(authority)
+    }
+
+    /// Whether the key of an authority of ours can be reached and signs. It is opened anew: what was unlocked once and is
+    /// gone by now would not be noticed otherwise.
+    ///
+    /// # Errors
+    /// [`Failure`] with its cure.
+    pub(super) fn check_authority_key(&self, id: &AuthorityId) -> Result<String, Failure> {
+        let path = self.authority_folder(id);
+        let authority = IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?;
+        authority.check_key()?;
+        Ok(format!("it signs, store {}", authority.key_store().name()))
     }
 
     /// Registers an authority that was brought along: unproven.

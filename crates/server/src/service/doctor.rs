@@ -1,6 +1,6 @@
 //! Looks at everything that is known to go wrong.
 
-use countersign_identity::{CertificateFacts, Synchronisation};
+use countersign_identity::{AnchorState, CertificateFacts, Synchronisation};
 use countersign_policy::FactSource;
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +93,17 @@ impl Service {
         add("clock", self.check_clock());
         add("devices' certificates", self.check_expiry_of_devices());
         add("authorities", self.check_expiry_of_authorities());
+        for view in self.registry.authorities().unwrap_or_default() {
+            if view.origin == "managed" && view.state != AnchorState::Revoked {
+                add(
+                    &format!("key of {}", view.id),
+                    self.check_authority_key(&view.id).map_err(|e| {
+                        let hint = "restore it from your backup, or revoke the authority";
+                        (e.message, e.hint.unwrap_or_else(|| hint.into()))
+                    }),
+                );
+            }
+        }
         let ledger = self.registry.ledger();
         add(
             "ledger",
