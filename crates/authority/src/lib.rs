@@ -7,13 +7,15 @@
 //! 2. [`profile`]: what each kind of certificate holds
 //! 3. [`mint`]: from a grant to a certificate: prepare → lint → sign → parse and verify again
 //! 4. [`status`]: revocation lists and OCSP answers, for others
-//! 5. [`folder`]: files with keys: owner-only, written whole or not at all
+//! 5. [`time`]: signed time for devices that have none
+//! 6. [`folder`]: files with keys: owner-only, written whole or not at all
 
 pub mod folder;
 pub mod hierarchy;
 pub mod mint;
 pub mod profile;
 pub mod status;
+pub mod time;
 
 pub use folder::FolderError;
 pub use hierarchy::{Hierarchy, HierarchyError, IssuingAuthority};

@@ -169,3 +169,88 @@ pub(crate) fn tls(
     config.resumption = rustls::client::Resumption::disabled();
     Ok((Arc::new(config), pinned))
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+    use super::*;
+
+    struct Platform {
+        root: CertificateDer<'static>,
+        server: CertificateDer<'static>,
+    }
+
+    /// A root that is always valid, and a server's certificate valid between two days from now.
+    fn platform(from: i64, to: i64) -> Platform {
+        let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let mut root = CertificateParams::new(vec![]).unwrap();
+        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let now = time::OffsetDateTime::now_utc();
+        let day = |n: i64| {
+            let offset = Duration::from_secs(n.unsigned_abs() * 86_400);
+            if n < 0 { now - offset } else { now + offset }
+        };
+        let mut server = CertificateParams::new(vec!["localhost".into()]).unwrap();
+        (server.not_before, server.not_after) = (day(from), day(to));
+        let issuer = Issuer::from_params(&root, &root_key);
+        Platform {
+            server: server.signed_by(&key, &issuer).unwrap().der().clone(),
+            root: root.self_signed(&root_key).unwrap().der().clone(),
+        }
+    }
+
+    fn verify(
+        pinned: &[&Platform],
+        server: &Platform,
+        clock: DeviceClock,
+    ) -> (Result<(), Error>, Option<usize>) {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let roots: Vec<_> = pinned.iter().map(|p| p.root.clone()).collect();
+        let verifier = Pinned::new(&roots, clock, &provider).unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let verified = verifier.verify_server_cert(&server.server, &[], &name, &[], unix(clock.now()));
+        let by = verifier.authenticated_by();
+        (
+            verified.map(drop),
+            by.and_then(|by| roots.iter().position(|r| *r == by)),
+        )
+    }
+
+    /// A clock whose floor lies days from the system's.
+    fn floor(days: i64) -> DeviceClock {
+        let now = DeviceClock::system().now().unix_s();
+        DeviceClock::new(Timestamp::from_unix_s(now + days * 86_400))
+    }
+
+    #[test]
+    fn the_root_that_vouches_is_told_and_no_other_is_believed() {
+        let (a, b) = (platform(-1, 1), platform(-1, 1));
+        assert_eq!(verify(&[&a, &b], &b, floor(-9)), (Ok(()), Some(1)));
+        let (refused, by) = verify(&[&a], &b, floor(-9));
+        assert!(refused.is_err() && by.is_none());
+    }
+
+    #[test]
+    fn only_a_clock_that_is_known_to_be_behind_is_doubted() {
+        let sound = floor(-9);
+        let behind = floor(100);
+        let begins = platform(200, 300);
+        let dated = |(verified, _): (Result<(), Error>, _)| match verified {
+            Ok(()) => "valid",
+            Err(Error::InvalidCertificate(CertificateError::NotValidYetContext { .. })) => "not yet",
+            Err(Error::InvalidCertificate(CertificateError::ExpiredContext { .. })) => "expired",
+            Err(_) => "else",
+        };
+        assert_eq!(dated(verify(&[&begins], &begins, sound)), "not yet");
+        assert_eq!(dated(verify(&[&begins], &begins, behind)), "valid");
+        // Its end is held against the floor, whatever the clock says.
+        let ended = platform(-2, 50);
+        assert_eq!(dated(verify(&[&ended], &ended, sound)), "valid");
+        assert_eq!(dated(verify(&[&ended], &ended, behind)), "expired");
+        // And everything else is checked all the same.
+        let stranger = platform(200, 300);
+        assert_eq!(dated(verify(&[&begins], &stranger, behind)), "else");
+    }
+}

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use countersign_authority::time::TimeSigner;
 use countersign_authority::{Hierarchy, IssuingAuthority, folder};
 use countersign_gateway::{Cutoff, CutoffReport, Gateway, Touched};
 use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
@@ -75,6 +76,7 @@ pub struct Service {
     registry: Arc<Registry>,
     platform: IssuingAuthority,
     issuing: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
+    time_signer: Mutex<Option<TimeSigner>>,
     gateway: OnceLock<Arc<Gateway>>,
     /// Where the other listeners are, once they are open: enrolment, then PKI.
     pub listeners: OnceLock<[Option<SocketAddr>; 2]>,
@@ -116,6 +118,7 @@ impl Service {
             registry: Arc::new(registry),
             platform,
             issuing: Mutex::default(),
+            time_signer: Mutex::default(),
             gateway: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
@@ -311,6 +314,14 @@ impl Service {
             .gateway()
             .map_or(self.config.server.listen.port(), |g| g.local_addr().port());
         (host, port)
+    }
+
+    /// The port where devices enrol; `None` if they cannot.
+    pub fn enrol_port(&self) -> Option<u16> {
+        let open = self.listeners.get().and_then(|[enrol, _]| *enrol);
+        open.or(self.config.enrol.listen)
+            .map(|a| a.port())
+            .filter(|port| *port != 0)
     }
 
     /// Ends the sessions of a device; it may connect again at once.
