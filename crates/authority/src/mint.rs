@@ -341,6 +341,30 @@ pub(crate) fn responder(
     .map(|(certificate, _)| certificate)
 }
 
+/// The certificate of a key that signs time.
+pub(crate) fn time(
+    authority: &IssuingAuthority,
+    key: &dyn Signer,
+    now: Timestamp,
+) -> Result<Issued, MintError> {
+    let (certificate, facts) = Prepared::new(
+        &*authority.key,
+        Name::from_der(&authority.facts.subject_der)?,
+        profile::time_name()?,
+        key.public_key().clone(),
+        profile::time(authority.key_id()?)?,
+        validity(now, crate::time::TIME_LIFETIME),
+    )?
+    .lint(|_| Ok(()))?
+    .sign(&*authority.key)?
+    .verify(&authority.certificate, &authority.facts)?;
+    Ok(Issued {
+        certificate,
+        issuer: authority.certificate.clone(),
+        facts,
+    })
+}
+
 /// A certificate that proves possession of a CA's key: it names the code, is good for an hour and for nothing else.
 ///
 /// # Errors
@@ -406,7 +430,7 @@ fn validity(now: Timestamp, lifetime: Duration) -> (Timestamp, Timestamp) {
 }
 
 /// UTCTime through 2049, GeneralizedTime from 2050 (RFC 5280 section 4.1.2.5).
-fn time(t: Timestamp) -> Result<Time, MintError> {
+fn encoded_time(t: Timestamp) -> Result<Time, MintError> {
     let since = Duration::from_secs(u64::try_from(t.unix_s()).unwrap_or(0));
     Ok(match UtcTime::from_unix_duration(since) {
         Ok(time) => Time::UtcTime(time),
@@ -496,7 +520,7 @@ impl Prepared {
             subject,
             extensions: extensions.into_vec(),
         };
-        let validity = Validity::new(time(not_before)?, time(not_after)?);
+        let validity = Validity::new(encoded_time(not_before)?, encoded_time(not_after)?);
         let mut builder = CertificateBuilder::new(profile, serial_number()?, validity, key)?;
         let tbs = builder.finalize(&BuilderSigner(signer))?;
         Ok(Self {

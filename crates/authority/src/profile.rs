@@ -34,6 +34,8 @@ pub(crate) const BACKDATING: Duration = Duration::from_secs(5 * 60);
 
 /// id-kp-OCSPSigning (RFC 5280 section 4.2.1.12).
 const EKU_OCSP_SIGNING: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.9");
+/// id-kp-timeStamping (RFC 5280 section 4.2.1.12).
+const EKU_TIME_STAMPING: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.8");
 /// id-pkix-ocsp-nocheck (RFC 6960 section 4.2.2.2.1).
 const OCSP_NO_CHECK: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.5");
 const ATTRIBUTE_ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
@@ -81,6 +83,14 @@ pub(crate) fn responder_name() -> der::Result<Name> {
     name(vec![
         utf8(ATTRIBUTE_ORGANIZATION, "Countersign")?,
         utf8(ATTRIBUTE_COMMON_NAME, "OCSP responder")?,
+    ])
+}
+
+/// Of the key that signs time.
+pub(crate) fn time_name() -> der::Result<Name> {
+    name(vec![
+        utf8(ATTRIBUTE_ORGANIZATION, "Countersign")?,
+        utf8(ATTRIBUTE_COMMON_NAME, "time")?,
     ])
 }
 
@@ -218,6 +228,16 @@ pub(crate) fn responder(issuer_key: &[u8]) -> der::Result<Extensions> {
         critical: false,
         extn_value: OctetString::new(der::asn1::Null.to_der()?)?,
     });
+    Ok(e)
+}
+
+/// Of the key that signs time: timeStamping, critical and alone (RFC 3161 section 2.3 has it so), so that it is no
+/// server's.
+pub(crate) fn time(issuer_key: &[u8]) -> der::Result<Extensions> {
+    let mut e = Extensions::default();
+    e.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
+    e.add(true, &ExtendedKeyUsage(vec![EKU_TIME_STAMPING]))?;
+    e.add(false, &authority_key(issuer_key)?)?;
     Ok(e)
 }
 

@@ -1,4 +1,13 @@
 //! EST, Enrolment over Secure Transport (RFC 7030, RFC 8951): paths, bodies and answers, without I/O.
+//!
+//! 1. this module: what a server reads and answers
+//! 2. [`client`]: what a device sends, and what it makes of the answers
+//! 3. [`Bundle`]: what a device is to trust, and where it connects (ours; EST's `cacerts` cannot tell hierarchies apart)
+
+mod bundle;
+pub mod client;
+
+pub use bundle::{BUNDLE_BYTES_MAX, Bundle, BundleFault, ROOTS_MAX};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -43,6 +52,18 @@ impl Operation {
         })
     }
 
+    /// The last segment of its path.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CaCerts => "cacerts",
+            Self::CsrAttrs => "csrattrs",
+            Self::SimpleEnroll => "simpleenroll",
+            Self::SimpleReenroll => "simplereenroll",
+            Self::ServerKeyGen => "serverkeygen",
+            Self::FullCmc => "fullcmc",
+        }
+    }
+
     /// The only method it has.
     pub const fn method(self) -> &'static str {
         match self {
@@ -66,18 +87,11 @@ pub struct Target {
 impl Target {
     /// Reads a path. `None` if it is no EST path, or names an operation that does not exist.
     pub fn parse(path: &str) -> Option<Self> {
-        let rest = path.strip_prefix(BASE)?;
-        let (label, name) = match rest.split_once('/') {
-            Some((label, name)) => (Some(label), name),
-            None => (None, rest),
-        };
+        let (label, name) = split(path.strip_prefix(BASE)?);
         let operation = Operation::named(name)?;
-        let (tenant, profile) = match label {
-            None => (TenantId::default_tenant(), None),
-            Some(label) => match label.split_once('.') {
-                Some((tenant, profile)) => (TenantId::new(tenant).ok()?, Some(profile.to_owned())),
-                None => (TenantId::new(label).ok()?, None),
-            },
+        let (tenant, profile) = match label.and_then(|l| l.split_once('.')) {
+            Some((tenant, profile)) => (TenantId::new(tenant).ok()?, Some(profile.to_owned())),
+            None => (tenant_of(label)?, None),
         };
         Some(Self {
             tenant,
@@ -85,6 +99,66 @@ impl Target {
             operation,
         })
     }
+
+    /// The path that [`Target::parse`] reads.
+    pub fn path(&self) -> String {
+        let name = self.operation.name();
+        match &self.profile {
+            Some(profile) => format!("{BASE}{}.{profile}/{name}", self.tenant),
+            None if self.tenant == TenantId::default_tenant() => format!("{BASE}{name}"),
+            None => format!("{BASE}{}/{name}", self.tenant),
+        }
+    }
+}
+
+/// What this platform answers beside EST, for everybody: `/.well-known/countersign/[TENANT/]NAME`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extra {
+    /// What a device of the tenant is to trust, and where it connects: a [`Bundle`].
+    Bundle(TenantId),
+    /// The platform's signed time.
+    Time(TenantId),
+}
+
+impl Extra {
+    /// Where they live.
+    pub const BASE: &str = "/.well-known/countersign/";
+
+    /// Reads a path. `None` if it names nothing of it.
+    pub fn parse(path: &str) -> Option<Self> {
+        let (label, name) = split(path.strip_prefix(Self::BASE)?);
+        let tenant = tenant_of(label)?;
+        match name {
+            "bundle" => Some(Self::Bundle(tenant)),
+            "time" => Some(Self::Time(tenant)),
+            _ => None,
+        }
+    }
+
+    /// The path that [`Extra::parse`] reads.
+    pub fn path(&self) -> String {
+        let (tenant, name) = match self {
+            Self::Bundle(tenant) => (tenant, "bundle"),
+            Self::Time(tenant) => (tenant, "time"),
+        };
+        if *tenant == TenantId::default_tenant() {
+            format!("{}{name}", Self::BASE)
+        } else {
+            format!("{}{tenant}/{name}", Self::BASE)
+        }
+    }
+}
+
+/// `[LABEL/]NAME`
+fn split(rest: &str) -> (Option<&str>, &str) {
+    match rest.split_once('/') {
+        Some((label, name)) => (Some(label), name),
+        None => (None, rest),
+    }
+}
+
+fn tenant_of(label: Option<&str>) -> Option<TenantId> {
+    label.map_or(Some(TenantId::default_tenant()), |l| TenantId::new(l).ok())
 }
 
 /// Reads the body of an enrolment: base64 with white space anywhere (RFC 8951 section 3.1), and, liberally, PEM or DER.
@@ -186,6 +260,20 @@ mod tests {
             read("/.well-known/est/acme.short/simplereenroll"),
             some("acme", Some("short"), Operation::SimpleReenroll)
         );
+        for path in [
+            "/.well-known/est/cacerts",
+            "/.well-known/est/acme/simpleenroll",
+            "/.well-known/est/acme.short/simplereenroll",
+        ] {
+            assert_eq!(Target::parse(path).unwrap().path(), path);
+        }
+        for path in [
+            "/.well-known/countersign/bundle",
+            "/.well-known/countersign/acme/time",
+        ] {
+            assert_eq!(Extra::parse(path).unwrap().path(), path);
+        }
+        assert_eq!(Extra::parse("/.well-known/countersign/devices"), None);
         for bad in [
             "/",
             "/.well-known/est/",

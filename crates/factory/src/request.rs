@@ -121,11 +121,31 @@ impl CertificateRequest {
     /// # Errors
     /// [`KeyFault`] if signing or encoding fails.
     pub fn with_name(key: &dyn Signer, name: &str) -> Result<String, KeyFault> {
+        Ok(pem("CERTIFICATE REQUEST", &Self::der_with_name(key, name)?))
+    }
+
+    /// The same in DER.
+    ///
+    /// # Errors
+    /// [`KeyFault`] if signing or encoding fails.
+    pub fn der_with_name(key: &dyn Signer, name: &str) -> Result<Vec<u8>, KeyFault> {
+        Self::sign(key, common_name(name).map_err(|_| KeyFault::Failed)?)
+    }
+
+    /// The same, in DER, with the subject of a certificate (DER of the name): what its renewal must ask for (RFC 7030
+    /// section 4.2.2).
+    ///
+    /// # Errors
+    /// [`KeyFault`] if the subject is none, or signing or encoding fails.
+    pub fn with_subject(key: &dyn Signer, subject: &[u8]) -> Result<Vec<u8>, KeyFault> {
+        Self::sign(key, Name::from_der(subject).map_err(|_| KeyFault::Failed)?)
+    }
+
+    fn sign(key: &dyn Signer, subject: Name) -> Result<Vec<u8>, KeyFault> {
         let failed = |_| KeyFault::Failed;
-        let name = common_name(name).map_err(failed)?;
         let info = CertReqInfo {
             version: Version::V1,
-            subject: name,
+            subject,
             public_key: key.public_key().clone(),
             attributes: SetOfVec::new(),
         };
@@ -136,7 +156,7 @@ impl CertificateRequest {
             algorithm: key.algorithm(),
             signature: BitString::from_bytes(&signature).map_err(failed)?,
         };
-        Ok(pem("CERTIFICATE REQUEST", &request.to_der().map_err(failed)?))
+        request.to_der().map_err(failed)
     }
 }
 

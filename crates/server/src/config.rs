@@ -256,6 +256,9 @@ pub struct EnrolConfig {
     pub retry_after_s: u32,
     /// Whether every answer has base64 in lines of 64 characters; else only clients that say they are libest get them.
     pub base64_lines: bool,
+    /// Files with more platform roots (PEM) that devices are to pin: those that the platform's certificate will chain to
+    /// after a rotation, given out long before it.
+    pub platform_roots: Vec<PathBuf>,
 }
 
 impl Default for EnrolConfig {
@@ -265,6 +268,7 @@ impl Default for EnrolConfig {
             secret_hours: 72,
             retry_after_s: 60,
             base64_lines: false,
+            platform_roots: vec![],
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use countersign_authority::folder;
+use countersign_device::DeviceProfile;
 use countersign_factory::key::KeyFault;
 use countersign_factory::{CertificateRequest, SoftwareKey};
 use countersign_identity::DeviceId;
@@ -49,12 +50,16 @@ pub fn write(path: &Path, provisioned: &Provisioned) -> Result<(), Failure> {
         &path.join("platform-root.crt"),
         provisioned.platform_root.as_bytes(),
     )?;
-    let profile = serde_json::json!({
-        "id": provisioned.device,
-        "host": provisioned.host,
-        "port": provisioned.port,
-    });
-    folder::write_private(&path.join("device.json"), format!("{profile:#}\n").as_bytes())?;
+    let profile = DeviceProfile {
+        id: provisioned.device.clone(),
+        host: provisioned.host.clone(),
+        port: provisioned.port,
+        tenant: provisioned.tenant.clone(),
+        enrol_port: provisioned.enrol_port,
+        certificate_profile: None,
+    };
+    let text = serde_json::to_string_pretty(&profile).map_err(|e| Failure::internal(e.to_string()))?;
+    folder::write_private(&path.join("device.json"), format!("{text}\n").as_bytes())?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use countersign_testkit::client::{Attempt, connect};
 use countersign_testkit::pki::Identity;
-use countersign_testkit::server::{Server, http};
+use countersign_testkit::server::{Server, http, listener};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
@@ -35,8 +35,7 @@ impl Place {
     }
 
     fn serve(&self, data: &str) -> Server {
-        let config = "[pki]\nlisten = \"127.0.0.1:0\"\n";
-        Server::start(program(), &self.path(data), config).unwrap()
+        Server::start(program(), &self.path(data), &listener("pki")).unwrap()
     }
 
     fn restore(&self, backup: &str, data: &str, more: &[&str]) -> Output {
@@ -392,10 +391,9 @@ fn one_file_and_no_keys() {
 
 /// The list of the platform's own devices CA, as anybody fetches it.
 fn fetch_list(server: &Server, to: &Path) -> u64 {
-    let status = server.ask("GET", "/status", None).unwrap();
     let url = format!(
         "http://{}/crl/default-devices.crl",
-        status["pki"].as_str().unwrap()
+        server.listener("pki").unwrap()
     );
     let fetched = Command::new("curl")
         .args(["-sSf", "-o"])

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use countersign_authority::possession_proof;
 use countersign_factory::SoftwareKey;
 use countersign_identity::Timestamp;
-use countersign_testkit::server::Server;
+use countersign_testkit::server::{Server, listener};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde::Deserialize;
@@ -21,9 +21,6 @@ const VERSION: &str = "0.13.3";
 const CONFIG: &str = r#"
 [server]
 host_names = ["gate.example.com", "mqtt.example.com", "192.0.2.1", "2001:db8::1"]
-
-[pki]
-listen = "127.0.0.1:0"
 
 [[profiles]]
 name = "operational"
@@ -95,9 +92,13 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
-        let server = Server::start(program, &folder.path().join("data"), CONFIG).unwrap();
-        let status = server.ask("GET", "/status", None).unwrap();
-        let pki = format!("http://{}", status["pki"].as_str().unwrap());
+        let server = Server::start(
+            program,
+            &folder.path().join("data"),
+            &format!("{CONFIG}{}", listener("pki")),
+        )
+        .unwrap();
+        let pki = format!("http://{}", server.listener("pki").unwrap());
         Self {
             folder,
             server,

@@ -146,6 +146,20 @@ impl Ca {
         self.issue_for(leaf, &[], KeyPair::from_pem(&other.key_pem).expect("a key"))
     }
 
+    /// Issues a server's certificate for a host name.
+    pub fn issue_server(&self, host: &str) -> Identity {
+        let leaf_key = key();
+        let mut params = CertificateParams::new(vec![host.to_owned()]).expect("parameters");
+        let now = OffsetDateTime::now_utc();
+        (params.not_before, params.not_after) = (now - Duration::days(1), now + Duration::days(30));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params
+            .signed_by(&leaf_key, &self.issuer())
+            .expect("a certificate");
+        identity(certificate.pem(), vec![certificate.der().clone()], &leaf_key)
+    }
+
     fn issue_for(&self, leaf: &Leaf, above: &[&Self], leaf_key: KeyPair) -> Identity {
         let mut params = CertificateParams::new(vec![]).expect("parameters");
         params.distinguished_name = rcgen::DistinguishedName::new();

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_factory::CertificateRequest;
-use countersign_factory::est::{self, BODY_MAX, Lines, Operation, Target};
+use countersign_factory::est::{self, BODY_MAX, Extra, Lines, Operation, Target};
 use countersign_identity::{CertificateFacts, DeviceId, Fingerprint};
 use countersign_policy::{DenialCode, LifecycleState};
 use countersign_registry::{Actor, Requester};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 
 use super::client::Peer;
 use crate::failure::Failure;
@@ -95,6 +95,9 @@ fn encoded(kind: &'static str, der: &[u8], lines: Lines) -> Answer {
 }
 
 async fn operate(service: &Arc<Service>, peer: &Peer, request: Request<Incoming>) -> Result<Answer, Refusal> {
+    if let Some(extra) = Extra::parse(request.uri().path()) {
+        return beside(service, &extra, &request);
+    }
     let target = Target::parse(request.uri().path())
         .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "there is no such EST operation"))?;
     if request.method().as_str() != target.operation.method() {
@@ -117,6 +120,27 @@ async fn operate(service: &Arc<Service>, peer: &Peer, request: Request<Incoming>
             StatusCode::NOT_IMPLEMENTED,
             "not offered: make the key on the device, and use simpleenroll",
         )),
+    }
+}
+
+/// What is answered beside EST, to everybody.
+fn beside(service: &Service, extra: &Extra, request: &Request<Incoming>) -> Result<Answer, Refusal> {
+    if request.method() != Method::GET {
+        return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this takes GET"));
+    }
+    match extra {
+        Extra::Bundle(tenant) => {
+            let bundle = tokio::task::block_in_place(|| service.bundle(tenant))?;
+            let text = serde_json::to_string(&bundle)
+                .map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+            Ok(plain(StatusCode::OK, "application/json", text))
+        }
+        Extra::Time(_) => {
+            let query = request.uri().query().unwrap_or_default();
+            let nonce = query.split('&').find_map(|p| p.strip_prefix("nonce="));
+            let signed = service.signed_time(nonce.unwrap_or_default())?;
+            Ok(plain(StatusCode::OK, "application/jose", signed))
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use countersign_authority::time::TimeSigner;
 use countersign_authority::{Hierarchy, IssuingAuthority, folder};
 use countersign_gateway::{Cutoff, CutoffReport, Gateway, Touched};
 use countersign_identity::{
@@ -89,6 +90,7 @@ pub struct Service {
     registry: Arc<Registry>,
     platform: IssuingAuthority,
     issuing: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
+    time_signer: Mutex<Option<TimeSigner>>,
     gateway: OnceLock<Arc<Gateway>>,
     /// Where the listeners are, once they are open.
     pub listeners: OnceLock<Vec<OpenListener>>,
@@ -141,6 +143,7 @@ impl Service {
             registry: Arc::new(registry),
             platform,
             issuing: Mutex::default(),
+            time_signer: Mutex::default(),
             gateway: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
@@ -376,6 +379,17 @@ impl Service {
             .gateway()
             .map_or(self.config.device_address().port(), |g| g.local_addr().port());
         (host, port)
+    }
+
+    /// The port where devices enrol; `None` if they cannot.
+    pub fn enrol_port(&self) -> Option<u16> {
+        let open = self.listeners.get().map_or(&[][..], Vec::as_slice);
+        let configured = self.config.listeners.iter().map(|l| (l.purpose, l.listen));
+        open.iter()
+            .map(|l| (l.purpose, l.address))
+            .chain(configured)
+            .find(|(purpose, address)| *purpose == Purpose::Enrol && address.port() != 0)
+            .map(|(_, address)| address.port())
     }
 
     /// Ends the sessions of a device; it may connect again at once.
