@@ -265,7 +265,8 @@ fn what_is_damaged_is_refused_and_nothing_is_overwritten() {
     assert!(text.contains("is not empty") && text.contains("hint:"), "{text}");
     assert_eq!(std::fs::read_to_string(place.path("full/file")).unwrap(), "mine");
 
-    let damage: [(&str, fn(&Path)); 5] = [
+    type Damage = fn(&Path);
+    let damage: [(&str, Damage); 5] = [
         ("was changed", |p| {
             let file = p.join("registry.db");
             let mut bytes = std::fs::read(&file).unwrap();

@@ -97,10 +97,10 @@ pub(super) async fn dependents(
     In(id): In<AuthorityId>,
     Asked(q): Asked<LimitQuery>,
 ) -> Answer {
-    service.registry().authority_certificate(&id)?;
-    let limit = q.limit.unwrap_or(100).clamp(1, 10_000);
-    let (count, devices) = service.registry().dependents(&id, service.now(), limit)?;
-    encode(json!({ "count": count, "devices": devices }))
+    let limit = q.limit.unwrap_or(100).clamp(1, 100_000);
+    encode(tokio::task::block_in_place(|| {
+        service.rotation_report(&id, limit as usize)
+    })?)
 }
 
 pub(super) async fn root_key(State(service): App, In(id): In<AuthorityId>) -> Answer {

@@ -57,8 +57,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("post" "/authorities/{authority}/code" "gives an unproven authority a new code"),
     endpoint!("post" "/authorities/{authority}/moves" "rotates an authority; closing it is refused (409) while more devices depend on it than may be left out"
         body [("move", "retire, reopen, close or revoke"), ("leave_out?", "close: how many dependent devices may be locked out; default 0"), ("reason?", "why, for the audit")]),
-    endpoint!("get" "/authorities/{authority}/dependents" "devices that only a certificate of this authority would let in"
-        , query [("limit", "1 to 10000, default 100")]),
+    endpoint!("get" "/authorities/{authority}/dependents" "devices that have no other way in than this authority, and why they have not moved on"
+        , query [("limit", "1 to 100000, default 100")]),
     endpoint!("get" "/authorities/{authority}/root-key" "the key of a managed authority's root, to be taken offline"),
     endpoint!("delete" "/authorities/{authority}/root-key" "deletes the key of a managed authority's root: nothing here needs it"),
     endpoint!("post" "/tenants/{tenant}/intermediates" "keeps a CA certificate for devices that send only their own"

@@ -292,7 +292,7 @@ pub enum AuthorityCommand {
         #[arg(long, default_value = "default")]
         tenant: TenantId,
     },
-    /// List the devices that only a certificate of this authority would let in
+    /// List the devices that have no other way in than this authority, and why they have not moved on
     Dependents {
         /// The authority
         id: AuthorityId,

@@ -120,13 +120,7 @@ pub(super) async fn run(command: AuthorityCommand, client: &Client, out: Output)
         AuthorityCommand::Dependents { id, limit } => {
             let path = format!("/authorities/{id}/dependents?limit={limit}");
             let answer = client.call("GET", &path, None).await?;
-            out.say(&answer, |a| {
-                let mut text = format!("{} device(s) depend on authority {id}", a["count"]);
-                for device in a["devices"].as_array().into_iter().flatten() {
-                    text.push_str(&format!("\n{}", cell(device)));
-                }
-                text
-            })
+            out.say(&answer, |a| rotation_report(&id, a))
         }
         AuthorityCommand::Retire(which) => go(client, "retire", which, 0, out).await,
         AuthorityCommand::Reopen(which) => go(client, "reopen", which, 0, out).await,
@@ -224,6 +218,23 @@ async fn register(
             draft.tenant
         )
     })
+}
+
+fn rotation_report(id: &AuthorityId, report: &Value) -> String {
+    let mut text = format!("{} device(s) depend on authority {id}", report["count"]);
+    for (why, count) in report["reasons"].as_object().into_iter().flatten() {
+        text.push_str(&format!("\n  {why}: {count}"));
+    }
+    for (code, count) in report["refused_by_devices"].as_object().into_iter().flatten() {
+        text.push_str(&format!(
+            "\n{count} exchange(s) were ended by devices that did not say who they are: {code}"
+        ));
+    }
+    for device in report["devices"].as_array().into_iter().flatten() {
+        let [id, why, detail] = ["id", "why", "detail"].map(|key| cell(&device[key]));
+        text.push_str(&format!("\n{id}  {why}: {detail}"));
+    }
+    text
 }
 
 fn how_to_prove(id: &AuthorityId, code: &str) -> String {

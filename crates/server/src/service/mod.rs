@@ -6,6 +6,7 @@ mod clock_tests;
 mod doctor;
 mod forecast;
 mod issuance;
+mod rotation;
 mod server_certificate;
 
 pub use authorities::AuthorityDraft;
