@@ -6,12 +6,14 @@
 //! 4. [`grant`]: who may be issued what; [`grant::EnrolmentGrant`] has no other way to exist
 //! 5. [`batch`]: a planned number of identities, and what may enter
 //! 6. [`est`]: enrolment over secure transport: paths, bodies, answers
-//! 7. [`RevocationReason`]: why a certificate ended before its time
+//! 7. [`pkcs12`]: key and certificates in one file
+//! 8. [`RevocationReason`]: why a certificate ended before its time
 
 pub mod batch;
 pub mod est;
 pub mod grant;
 pub mod key;
+pub mod pkcs12;
 pub mod profile;
 pub mod request;
 mod revocation;
