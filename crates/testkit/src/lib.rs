@@ -10,5 +10,6 @@
 pub mod agent;
 pub mod client;
 pub mod crash;
+pub mod issuance;
 pub mod pki;
 pub mod server;

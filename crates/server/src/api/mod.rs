@@ -4,6 +4,7 @@
 //! the very same router in its own process.
 
 mod authorities;
+mod batches;
 mod body;
 mod handlers;
 mod keeping;
@@ -11,6 +12,7 @@ mod keeping;
 mod openapi;
 mod token;
 
+pub(crate) use batches::{BatchBody, BulkBody, ConfirmBody};
 pub(crate) use body::{ImportBody, ImportDevice};
 pub(crate) use token::Token;
 

@@ -1,6 +1,7 @@
 //! What operators can do, in one place: API, CLI and quickstart all come through here.
 
 mod authorities;
+mod batches;
 #[cfg(test)]
 mod clock_tests;
 mod doctor;
@@ -10,6 +11,7 @@ mod rotation;
 mod server_certificate;
 
 pub use authorities::AuthorityDraft;
+pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmAnswer, ItemRefusal};
 pub use issuance::{Provisioned, Wanted};
 
 use std::collections::HashMap;
