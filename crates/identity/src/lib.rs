@@ -10,19 +10,24 @@
 //! 5. [`chain`]: from presented certificates to a [`VerifiedChain`], or a [`ChainFault`] with its TLS alert
 //! 6. [`proof`]: that whoever registers an authority holds its key
 //! 7. [`signed`]: signatures over certificates, requests and lists
+//! 8. [`revocation`]: revocation lists of others
 
 pub mod anchor;
 pub mod certificate;
 pub mod chain;
 pub mod id;
+mod path;
 pub mod proof;
+mod raw;
+pub mod revocation;
 pub mod rule;
 pub mod signed;
 mod timestamp;
 
 pub use anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 pub use certificate::CertificateFacts;
-pub use chain::{ChainFault, VerifiedChain};
+pub use chain::{ChainDemands, ChainFault, Purpose, VerifiedChain};
 pub use id::{AuthorityId, DeviceId, Fingerprint, Generation, IdError, TenantId};
+pub use revocation::{ListFault, RevocationList};
 pub use rule::{IdentityFault, IdentityField, IdentityRule};
 pub use timestamp::Timestamp;

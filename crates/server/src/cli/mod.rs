@@ -7,6 +7,7 @@ mod ca_key;
 mod commands;
 mod import;
 mod output;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -78,6 +79,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             logging(config.log.format, &config.log.filter)?;
             crate::serve::serve(&data, config).await
         }
+        Command::Verify(arguments) => verify::run(&arguments, out),
         command => {
             logging(LogFormat::Text, "warn")?;
             let client = crate::client::Client::connect(&data, configuration(&data, named)?).await?;
