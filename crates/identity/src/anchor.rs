@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::CertificateDer;
 
 use crate::certificate::{CertificateError, CertificateFacts};
 use crate::id::{AuthorityId, Generation, TenantId};
+use crate::path::NameRules;
+use crate::raw::{RawCertificate, RawKey};
 use crate::rule::IdentityRule;
 
 /// Whether certificates of an authority may be admitted.
@@ -65,9 +67,11 @@ pub struct Anchor {
     pub generation: Generation,
     /// Where its certificates carry the device id.
     pub identity_rule: IdentityRule,
-    /// What its certificate says; webpki looks at none of it in an anchor, so the chain check does.
+    /// What its certificate says. RFC 5280 section 6 looks at none of it in an anchor; the chain check does.
     pub facts: CertificateFacts,
-    trust: TrustAnchor<'static>,
+    /// SubjectPublicKeyInfo.
+    key: Box<[u8]>,
+    names: Option<Box<NameRules>>,
 }
 
 impl Anchor {
@@ -84,10 +88,17 @@ impl Anchor {
         der: &[u8],
     ) -> Result<Self, CertificateError> {
         let facts = CertificateFacts::parse(der)?;
-        let der = CertificateDer::from(der);
-        let trust = webpki::anchor_from_trusted_cert(&der)
-            .map_err(|e| CertificateError::of_anchor(&e))?
-            .to_owned();
+        let raw = RawCertificate::parse(der).map_err(CertificateError::of_anchor)?;
+        if !raw.key.is_usable() {
+            return Err(CertificateError::of_anchor("no accepted algorithm uses its key"));
+        }
+        let key = raw.key.der.into();
+        let names = match facts.path.constrains_names {
+            true => NameRules::parse(der)
+                .map_err(CertificateError::of_anchor)?
+                .map(Box::new),
+            false => None,
+        };
         Ok(Self {
             tenant,
             authority,
@@ -95,12 +106,17 @@ impl Anchor {
             generation,
             identity_rule,
             facts,
-            trust,
+            key,
+            names,
         })
     }
 
-    pub(crate) fn trust(&self) -> &TrustAnchor<'static> {
-        &self.trust
+    pub(crate) fn key(&self) -> Result<RawKey<'_>, der::Error> {
+        RawKey::parse(&self.key)
+    }
+
+    pub(crate) fn names(&self) -> Option<&NameRules> {
+        self.names.as_deref()
     }
 }
 
@@ -119,8 +135,10 @@ impl StoredIntermediate {
     /// Takes a certificate.
     ///
     /// # Errors
-    /// If the DER cannot be read as a certificate.
+    /// If the DER cannot be read as a certificate that a path may lead through.
     pub fn new(tenant: TenantId, der: &[u8]) -> Result<Self, CertificateError> {
+        // One that no path can lead through would refuse every chain that it is added to.
+        RawCertificate::parse(der).map_err(CertificateError::of_anchor)?;
         Ok(Self {
             tenant,
             facts: CertificateFacts::parse(der)?,

@@ -11,23 +11,28 @@
 //! 6. [`proof`]: that whoever registers an authority holds its key
 //! 7. [`pattern`]: which device ids may come
 //! 8. [`signed`]: signatures over certificates, requests and lists
+//! 9. [`revocation`]: revocation lists of others
 
 pub mod anchor;
 pub mod certificate;
 pub mod chain;
 mod clock;
 pub mod id;
+mod path;
 pub mod pattern;
 pub mod proof;
+mod raw;
+pub mod revocation;
 pub mod rule;
 pub mod signed;
 mod timestamp;
 
 pub use anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 pub use certificate::CertificateFacts;
-pub use chain::{ChainFault, VerifiedChain};
+pub use chain::{ChainDemands, ChainFault, Purpose, VerifiedChain};
 pub use clock::{Clock, Synchronisation};
 pub use id::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, StationId, TenantId};
 pub use pattern::IdPattern;
+pub use revocation::{ListFault, RevocationList};
 pub use rule::{IdentityFault, IdentityField, IdentityRule};
 pub use timestamp::Timestamp;

@@ -226,7 +226,16 @@ catalogue! {
         "issue device certificates by the registered authority itself, or raise its path length in a new CA certificate";
     NameConstraint "chain.name-constraint" ClientCertificate Alert(48),
         "a name constraint of an issuer excludes the device's certificate",
-        "drop directoryName constraints from the CA: they exclude every certificate below";
+        "issue the device a certificate whose names the CA's name constraints permit, or issue the CA's certificate anew";
+    ChainPolicy "chain.policy" ClientCertificate Alert(48),
+        "an issuer in the device's chain demands a certificate policy that the chain does not have",
+        "issue certificates with the policy that the CA's policyConstraints demand, or drop policyConstraints from the CA";
+    ChainRevoked "chain.revoked" ClientCertificate Alert(44),
+        "a certificate of the device's chain is on its issuer's revocation list",
+        "if the device is trusted again, let the authority issue it a new certificate";
+    RevocationUnknown "chain.revocation-unknown" ClientCertificate Alert(48),
+        "whether a certificate of the chain is revoked cannot be told: its issuer's revocation list is missing or stale",
+        "give the current revocation list of the issuer that the detail names";
     WeakKey "chain.weak-key" ClientCertificate Alert(43),
         "the device's key is too weak or of an unknown kind",
         "use P-256, P-384, Ed25519 or RSA of 2048 bits or more";
@@ -394,6 +403,9 @@ impl DenialCode {
             ChainFault::IssuerNotCa(_) => Self::IssuerNotCa,
             ChainFault::PathLength => Self::PathLength,
             ChainFault::NameConstraint => Self::NameConstraint,
+            ChainFault::Policy => Self::ChainPolicy,
+            ChainFault::Revoked { .. } => Self::ChainRevoked,
+            ChainFault::RevocationUnknown { .. } => Self::RevocationUnknown,
             ChainFault::WeakKey => Self::WeakKey,
             ChainFault::SignatureAlgorithm => Self::SignatureAlgorithm,
             ChainFault::Budget => Self::ChainBudget,

@@ -48,6 +48,11 @@ impl Failure {
         Self::new(422, text.as_ref())
     }
 
+    /// The answer is no.
+    pub fn refused(text: impl AsRef<str>) -> Self {
+        Self::new(403, text.as_ref())
+    }
+
     /// There is no such thing.
     pub fn not_found(text: impl AsRef<str>, hint: &str) -> Self {
         Self {

@@ -104,6 +104,8 @@ pub enum Command {
         #[arg(long, short = 'n', default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
     },
+    /// Check a certificate as the gateway does, without a server and without a data directory; 0 only if accepted
+    Verify(super::verify::VerifyArguments),
     /// Look at everything that is known to go wrong
     Doctor,
     /// Show what expires when: devices by authority and batch, and until when authorities can issue

@@ -9,6 +9,7 @@ mod factory;
 mod import;
 mod keeping;
 mod output;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -103,6 +104,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             };
             keeping::restore(&restore, out)
         }
+        Command::Verify(arguments) => verify::run(&arguments, out),
         command => {
             logging(LogFormat::Text, "warn")?;
             let client = crate::client::Client::connect(&data, configuration(&data, named)?).await?;
