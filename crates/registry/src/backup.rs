@@ -106,6 +106,14 @@ impl Registry {
         self.read(facts)
     }
 
+    /// The newest revision.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read.
+    pub fn revision(&self) -> Result<u64, RegistryError> {
+        self.read(newest_revision)
+    }
+
     /// The epoch that is now.
     ///
     /// # Errors

@@ -266,7 +266,8 @@ fn what_is_damaged_is_refused_and_nothing_is_overwritten() {
     assert!(text.contains("is not empty") && text.contains("hint:"), "{text}");
     assert_eq!(std::fs::read_to_string(place.path("full/file")).unwrap(), "mine");
 
-    let damage: [(&str, fn(&Path)); 5] = [
+    type Harm = fn(&Path);
+    let damage: [(&str, Harm); 5] = [
         ("was changed", |p| {
             let file = p.join("registry.db");
             let mut bytes = std::fs::read(&file).unwrap();
@@ -427,6 +428,7 @@ fn what_was_revoked_after_the_backup_is_told_and_stays_revoked() {
     let kept = provision(&server, &folder, "kept");
     let revoked = provision(&server, &folder, "revoked");
     let suspended = provision(&server, &folder, "suspended");
+    server.cli_ok(&["device", "secret", "kept"]).unwrap();
     place.backup(&server, "backup", &["--with-keys"]);
     // What goes on: one is revoked, one comes and is revoked, one comes and stays, one is suspended.
     server
@@ -459,6 +461,8 @@ fn what_was_revoked_after_the_backup_is_told_and_stays_revoked() {
         (&blind["compared"], &blind["revoked"]),
         (&json!(false), &json!([]))
     );
+    // A one-time secret may have been used since.
+    assert_eq!(blind["secrets_void"], 1);
 
     // By the list.
     let list = place.path("old.crl").display().to_string();

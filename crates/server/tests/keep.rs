@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use countersign_testkit::server::{Server, http};
 use serde_json::Value;
@@ -56,7 +56,7 @@ fn a_mark_from_a_clock_in_the_far_future_stops_minting_until_it_is_put_right() {
         .unwrap();
     drop(db);
 
-    let server = start(&data, "");
+    let server = start(&data, "[enrol]\nlisten = \"127.0.0.1:0\"\nretry_after_s = 77\n");
     let refused = provision(&server, folder.path(), "d2", &[]);
     let text = said(&refused);
     assert_eq!(refused.status.code(), Some(5), "{text}");
@@ -85,6 +85,59 @@ fn a_mark_from_a_clock_in_the_far_future_stops_minting_until_it_is_put_right() {
         "{metrics}"
     );
 
+    // Over EST too, with a word to come again; the secret is not used up by it.
+    let secret = json(&server, &["device", "secret", "d2"])["secret"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let status = server.ask("GET", "/status", None).unwrap();
+    let url = format!(
+        "https://{}/.well-known/est/simpleenroll",
+        status["enrol"].as_str().unwrap()
+    );
+    let request = folder.path().join("d2.csr");
+    let made = Command::new("openssl")
+        .args([
+            "req", "-new", "-newkey", "ed25519", "-nodes", "-subj", "/CN=d2", "-outform", "DER", "-keyout",
+        ])
+        .arg(folder.path().join("d2.key"))
+        .arg("-out")
+        .arg(&request)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", said(&made));
+    let enrol = || {
+        let body = Command::new("openssl")
+            .args(["base64", "-in"])
+            .arg(&request)
+            .output()
+            .unwrap();
+        let file = folder.path().join("d2.b64");
+        std::fs::write(&file, body.stdout).unwrap();
+        let answer = Command::new("curl")
+            .args([
+                "-sk",
+                "-i",
+                "-u",
+                &format!("d2:{secret}"),
+                "-H",
+                "Content-Type: application/pkcs10",
+            ])
+            .arg("--data-binary")
+            .arg(format!("@{}", file.display()))
+            .arg(&url)
+            .output()
+            .unwrap();
+        said(&answer).to_lowercase()
+    };
+    let answer = enrol();
+    assert!(
+        answer.starts_with("http/1.1 503")
+            && answer.contains("retry-after: 77")
+            && answer.contains("the clock is behind"),
+        "{answer}"
+    );
+
     let refused = server.cli(&["clock", "reset", "--reason", ""]).unwrap();
     assert_eq!(refused.status.code(), Some(4), "{}", said(&refused));
     assert_eq!(server.cli(&["clock", "reset"]).unwrap().status.code(), Some(2));
@@ -94,6 +147,8 @@ fn a_mark_from_a_clock_in_the_far_future_stops_minting_until_it_is_put_right() {
         .unwrap();
     let output = provision(&server, folder.path(), "d2", &[]);
     assert!(output.status.success(), "{}", said(&output));
+    let answer = enrol();
+    assert!(answer.starts_with("http/1.1 200"), "{answer}");
     assert_ne!(check(&server, "clock")["ok"], false);
     let audit = server.ask("GET", "/audit", None).unwrap();
     assert!(audit.to_string().contains("battery was flat"));

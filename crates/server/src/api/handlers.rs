@@ -139,10 +139,9 @@ async fn status(State(service): App) -> Answer {
     let facts = service.registry().facts();
     let (host, port) = service.address();
     let [enrol, pki] = service.listeners.get().copied().unwrap_or_default();
-    let at = service.registry().registry_facts()?;
     encode(json!({
-        "epoch": at.epoch,
-        "revision": at.revision,
+        "epoch": service.registry().epoch()?.epoch,
+        "revision": service.registry().revision()?,
         "enrol": enrol,
         "pki": pki,
         "version": env!("CARGO_PKG_VERSION"),

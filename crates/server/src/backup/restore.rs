@@ -45,6 +45,8 @@ pub struct Restored {
     pub epoch: i64,
     /// Its first revision.
     pub first_revision: u64,
+    /// One-time secrets that are good no longer: they may have been used since the backup.
+    pub secrets_void: u64,
     /// When the backup was made.
     pub made: countersign_identity::Timestamp,
     /// Where the registry stood in the backup.
@@ -122,7 +124,7 @@ impl Restore {
         let registry = Registry::open(&staging.path, LedgerLimits::default())?;
         check_registry(&registry, &manifest)?;
         let newer = self.newer(&registry, &staging.path)?;
-        let first_revision = registry
+        let new = registry
             .begin_epoch(
                 actor.clone(),
                 manifest.registry.clone(),
@@ -161,7 +163,8 @@ impl Restore {
         Ok(Restored {
             data: self.data.clone(),
             epoch,
-            first_revision,
+            first_revision: new.first_revision,
+            secrets_void: new.secrets_void,
             made: manifest.made,
             backup: manifest.registry,
             revoked: newer.revoked,
@@ -412,6 +415,12 @@ impl Restored {
         }
         for issued in &self.issued {
             text.push_str(&format!("\n  {issued}"));
+        }
+        if self.secrets_void > 0 {
+            text.push_str(&format!(
+                "\n{} one-time secret(s) that nobody had used yet are void, they may have been used since: countersign device secret makes new ones",
+                self.secrets_void
+            ));
         }
         if !self.missing_keys.is_empty() {
             text.push_str("\nthe backup has no keys; put these back before the server is started:");

@@ -49,11 +49,16 @@ impl Service {
         add(
             "registry",
             match facts.health() {
-                Ok(()) => Ok(format!(
-                    "{} devices, {} credentials",
-                    facts.device_count(),
-                    facts.credential_count()
-                )),
+                Ok(()) => match self.registry.epoch() {
+                    Ok(epoch) => Ok(format!(
+                        "{} devices, {} credentials, epoch {} since {}",
+                        facts.device_count(),
+                        facts.credential_count(),
+                        epoch.epoch,
+                        epoch.started
+                    )),
+                    Err(e) => Err((e.to_string(), "look at the disk".into())),
+                },
                 Err(e) => Err((
                     e.to_string(),
                     "free disk space, check permissions, then restart the server".into(),

@@ -14,6 +14,7 @@ pub use issuance::{Provisioned, Wanted};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -83,7 +84,8 @@ pub struct Service {
     cutoffs: Arc<Cutoffs>,
     /// Held while a backup is made.
     pub(crate) backup_running: Mutex<()>,
-    forecast_kept: Mutex<Option<(Timestamp, forecast::Totals)>>,
+    forecast_kept: Mutex<Option<forecast::Kept>>,
+    forecast_running: AtomicBool,
 }
 
 impl Service {
@@ -134,6 +136,7 @@ impl Service {
             cutoffs: Arc::default(),
             backup_running: Mutex::default(),
             forecast_kept: Mutex::default(),
+            forecast_running: AtomicBool::new(false),
         })
     }
 
