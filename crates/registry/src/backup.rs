@@ -97,6 +97,21 @@ fn copy(from: &Path, to: &Path) -> Result<(), RegistryError> {
         .map_err(failed)
 }
 
+/// Writes the logs of a data directory that nobody has open back into its databases, so that these stand by themselves.
+///
+/// # Errors
+/// [`RegistryError`] if one cannot be written.
+pub fn settle(folder: &Path) -> Result<(), RegistryError> {
+    for name in DATABASES {
+        let db = Connection::open(folder.join(name))?;
+        // The last one that closes, and may write, takes the log away.
+        db.pragma_update(None, "synchronous", "FULL")?;
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        db.close().map_err(|(_, e)| e)?;
+    }
+    Ok(())
+}
+
 impl Registry {
     /// Where the registry stands.
     ///

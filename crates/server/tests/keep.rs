@@ -212,7 +212,7 @@ fn the_forecast_counts_devices_and_says_until_when_authorities_can_issue() {
     ] {
         assert!(metrics.contains(line), "{line}\n{metrics}");
     }
-    for name in ["authorities", "devices' certificates"] {
+    for name in ["authorities", "device certificates"] {
         assert!(check(&server, name)["warning"].is_null());
     }
     server.stop().unwrap();
@@ -235,7 +235,7 @@ fn the_forecast_counts_devices_and_says_until_when_authorities_can_issue() {
             && detail.contains("default-devices cannot issue by profile long from 20"),
         "{authorities}"
     );
-    let devices = check(&server, "devices' certificates");
+    let devices = check(&server, "device certificates");
     assert!(
         devices["warning"] == true
             && devices["detail"]
@@ -249,4 +249,40 @@ fn the_forecast_counts_devices_and_says_until_when_authorities_can_issue() {
         text.contains("warn authorities") && text.contains("hint: make a new one in time"),
         "{text}"
     );
+}
+
+/// The kernel is asked for real: what it says here decides what is expected.
+#[test]
+fn a_clock_that_must_be_synchronised_mints_only_if_the_kernel_says_that_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let server = start(&data, "");
+    let says = json(&server, &["clock", "show"])["synchronisation"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(provision(&server, folder.path(), "d1", &[]).status.success());
+    // Only a warning, unless it is asked for.
+    let clock = check(&server, "clock");
+    assert_eq!(clock["ok"], true);
+    assert_eq!(clock["warning"] == true, says != "synchronised", "{clock}");
+    server.stop().unwrap();
+
+    let server = start(&data, "[issuance]\nrequire_clock_sync = true\n");
+    let output = provision(&server, folder.path(), "d2", &[]);
+    let text = said(&output);
+    assert_eq!(output.status.success(), says == "synchronised", "{says}: {text}");
+    if says != "synchronised" {
+        assert_eq!(output.status.code(), Some(5), "{text}");
+        assert!(
+            text.contains("not known to be synchronised") && text.contains("hint: let a time service set it"),
+            "{text}"
+        );
+        assert!(said(&server.cli(&["doctor"]).unwrap()).contains("FAIL clock"));
+        let (_, metrics) = http(server.admin, "GET", "/metrics", None, None).unwrap();
+        assert!(
+            metrics.contains("countersign_minting_refused_total{reason=\"clock-unsynchronised\"} 1"),
+            "{metrics}"
+        );
+    }
 }

@@ -143,8 +143,8 @@ impl Restore {
         };
         registry.apply_newer(actor, applied)?;
         let epoch = registry.epoch()?.epoch;
-        // Closed: its log is written back, its lock let go.
         drop(registry);
+        countersign_registry::backup::settle(&staging.path)?;
         for name in ["lock", LOCK] {
             let _ = fs::remove_file(staging.path.join(name));
         }
@@ -153,7 +153,7 @@ impl Restore {
         fs::rename(&staging.path, &self.data).map_err(|e| {
             Failure::unavailable(
                 format!("cannot put {} in its place: {e}", self.data.display()),
-                "if it is a mount point, restore to a folder below it; if something was put there meanwhile, choose another",
+                "if something was put there meanwhile, choose another",
             )
         })?;
         let place = parent(&self.data);
@@ -238,6 +238,18 @@ fn need_empty(data: &Path) -> Result<(), Failure> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => true,
         Err(e) => return Err(io("read", data)(e)),
     };
+    let device = |path: &Path| {
+        fs::metadata(path)
+            .ok()
+            .map(|m| std::os::unix::fs::MetadataExt::dev(&m))
+    };
+    if device(data).is_some_and(|d| Some(d) != device(parent(data))) {
+        return Err(Failure::invalid(format!(
+            "{} is a mount point, and the data directory is put in its place by a rename; hint: restore to a folder below it (--data {})",
+            data.display(),
+            data.join("data").display()
+        )));
+    }
     if is_empty {
         return Ok(());
     }

@@ -51,11 +51,14 @@ impl Service {
             match facts.health() {
                 Ok(()) => match self.registry.epoch() {
                     Ok(epoch) => Ok(format!(
-                        "{} devices, {} credentials, epoch {} since {}",
+                        "{} devices, {} credentials, epoch {}{}",
                         facts.device_count(),
                         facts.credential_count(),
                         epoch.epoch,
-                        epoch.started
+                        match epoch.restored_from {
+                            Some(_) => format!(", restored at {}", epoch.started),
+                            None => String::new(),
+                        }
                     )),
                     Err(e) => Err((e.to_string(), "look at the disk".into())),
                 },
@@ -96,7 +99,7 @@ impl Service {
             },
         );
         add("clock", self.check_clock());
-        add("devices' certificates", self.check_expiry_of_devices());
+        add("device certificates", self.check_expiry_of_devices());
         add("authorities", self.check_expiry_of_authorities());
         let ledger = self.registry.ledger();
         add(

@@ -244,6 +244,8 @@ impl Service {
     /// # Errors
     /// [`Failure`].
     pub async fn add_tenant(&self, actor: Actor, id: TenantId, mode: ClientIdMode) -> Result<(), Failure> {
+        // Without an authority of its own it would be of no use.
+        self.minting_time()?;
         let (by, tenant) = (actor.clone(), id.clone());
         self.change(move |r| r.add_tenant(by, tenant, mode)).await?;
         tokio::task::block_in_place(|| self.ensure_device_authority(&actor, &id))
