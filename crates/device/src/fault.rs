@@ -156,7 +156,7 @@ impl LinkFault {
             ),
             AlertDescription::CertificateRequired => (
                 "no certificate was sent",
-                "check that the identity folder's certificate and key are used",
+                "check that the identity folder's certificate and key are used; who has none yet enrols at the port for enrolment, not at the device port",
             ),
             AlertDescription::DecryptError => (
                 "the proof of possession failed",

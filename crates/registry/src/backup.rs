@@ -97,6 +97,21 @@ fn copy(from: &Path, to: &Path) -> Result<(), RegistryError> {
         .map_err(failed)
 }
 
+/// Writes the logs of a data directory that nobody has open back into its databases, so that these stand by themselves.
+///
+/// # Errors
+/// [`RegistryError`] if one cannot be written.
+pub fn settle(folder: &Path) -> Result<(), RegistryError> {
+    for name in DATABASES {
+        let db = Connection::open(folder.join(name))?;
+        // The last one that closes, and may write, takes the log away.
+        db.pragma_update(None, "synchronous", "FULL")?;
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        db.close().map_err(|(_, e)| e)?;
+    }
+    Ok(())
+}
+
 impl Registry {
     /// Where the registry stands.
     ///
@@ -104,6 +119,14 @@ impl Registry {
     /// [`RegistryError`] if the database cannot be read.
     pub fn registry_facts(&self) -> Result<RegistryFacts, RegistryError> {
         self.read(facts)
+    }
+
+    /// The newest revision.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read.
+    pub fn revision(&self) -> Result<u64, RegistryError> {
+        self.read(newest_revision)
     }
 
     /// The epoch that is now.

@@ -104,13 +104,14 @@ impl Registry {
         tenant: Option<&TenantId>,
     ) -> Result<Vec<ForecastGroup>, RegistryError> {
         let db = migrate::open_reader(&self.path().join("registry.db"))?;
+        // The table in its own order: by an index each row would be looked up apart, four times as slow.
         // With one max() the other columns are of the row that has it (SQLite, "bare columns"). One in use goes before
         // one that its device may not have.
         let mut statement = db.prepare(
             "WITH last AS (
                 SELECT tenant, device, kind, authority, batch, not_before, not_after,
                        max((state = 'active') * 1000000000000000 + not_after)
-                FROM credentials WHERE state IN ('issued', 'active') AND (?1 IS NULL OR tenant = ?1)
+                FROM credentials NOT INDEXED WHERE state IN ('issued', 'active') AND (?1 IS NULL OR tenant = ?1)
                 GROUP BY tenant, device, kind)
              SELECT l.tenant, l.authority, l.batch, l.kind, count(*),
                     sum(l.not_after < ?2),

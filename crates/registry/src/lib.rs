@@ -63,7 +63,7 @@ pub use error::RegistryError;
 pub use forecast::{ForecastGroup, Windows};
 pub use import::ImportReport;
 pub use ledger::{Ledger, LedgerLimits};
-pub use restore::{BackwardClock, Newer, NewerRevocation, NewerState};
+pub use restore::{BackwardClock, NewEpoch, Newer, NewerRevocation, NewerState};
 pub use rotation::LeftBehind;
 pub use store::Registry;
 pub use table::FactTable;

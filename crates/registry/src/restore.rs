@@ -66,6 +66,15 @@ pub struct NewerState {
     pub before_quarantine: Option<String>,
 }
 
+/// A new epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewEpoch {
+    /// Its first revision.
+    pub first_revision: u64,
+    /// One-time secrets that are good no longer: they may have been used since.
+    pub secrets_void: u64,
+}
+
 /// What happened after the backup was made, as far as it can be known.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Newer {
@@ -100,7 +109,8 @@ impl Newer {
 
 impl Registry {
     /// Begins a new epoch on a registry that was restored: its revisions start where none of any earlier epoch can have
-    /// been, so that no generation of a time that the backup does not know equals one of now. Its first revision.
+    /// been, so that no generation of a time that the backup does not know equals one of now. One-time secrets that were
+    /// not used yet are void: they may have been used since.
     ///
     /// # Errors
     /// [`RegistryError::ClockBehind`] if the clock is behind the backup: the new revisions could not be told from older
@@ -111,7 +121,7 @@ impl Registry {
         backup: RegistryFacts,
         made: Timestamp,
         clock: BackwardClock,
-    ) -> Result<Committed<u64>, RegistryError> {
+    ) -> Result<Committed<NewEpoch>, RegistryError> {
         let committed = self.write(move |scope| {
             let mark = made.max(backup.high_water);
             match clock {
@@ -154,19 +164,26 @@ impl Registry {
                     json!({ "made": made, "registry": backup }).to_string()
                 ],
             )?;
+            let secrets_void = scope
+                .tx
+                .execute("DELETE FROM enrolment_secrets WHERE used_key IS NULL", [])?;
             let detail = json!({
-                "epoch": backup.epoch + 1, "first_revision": first, "backup_made": made.to_string(),
+                "secrets_void": secrets_void, "epoch": backup.epoch + 1, "first_revision": first, "backup_made": made.to_string(),
                 "backup_revision": backup.revision, "backup_audit_head": backup.audit_head,
             });
             scope.audit(&actor, "registry.restore", "", "", &detail)?;
-            Ok((first, scope.now))
+            let new = NewEpoch {
+                first_revision: first,
+                secrets_void: secrets_void as u64,
+            };
+            Ok((new, scope.now))
         })?;
-        let (first, now) = committed.value;
+        let (new, now) = committed.value;
         if clock == BackwardClock::Accept {
             self.time.lower_mark(now);
         }
         Ok(Committed {
-            value: first,
+            value: new,
             revision: committed.revision,
             changes: committed.changes,
         })

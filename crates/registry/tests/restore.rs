@@ -148,7 +148,7 @@ fn a_clock_that_is_behind_the_backup_is_refused_or_accepted_by_name() {
         let refused = begin(BackwardClock::Refuse).unwrap_err();
         assert!(matches!(refused, RegistryError::ClockBehind { .. }), "{refused}");
         assert_eq!(registry.epoch().unwrap().epoch, 1);
-        let first = begin(BackwardClock::Accept).unwrap().value;
+        let first = begin(BackwardClock::Accept).unwrap().value.first_revision;
         registry.minting_time().unwrap();
         first
     };

@@ -180,8 +180,8 @@ impl Collector for Exported {
             "Registered credentials",
             facts.credential_count() as u64,
         )?;
-        // What cannot be read is left out: a missing metric is seen, a wrong one is not.
-        if let Ok(totals) = self.0.forecast_totals() {
+        // Left out until it is known: a missing metric is seen, a wrong one is not.
+        if let Some(totals) = self.0.forecast_totals() {
             labelled_gauge(
                 e,
                 "countersign_devices_expiring",

@@ -265,8 +265,8 @@ fn what_is_damaged_is_refused_and_nothing_is_overwritten() {
     assert!(text.contains("is not empty") && text.contains("hint:"), "{text}");
     assert_eq!(std::fs::read_to_string(place.path("full/file")).unwrap(), "mine");
 
-    type Damage = fn(&Path);
-    let damage: [(&str, Damage); 5] = [
+    type Harm = fn(&Path);
+    let damage: [(&str, Harm); 5] = [
         ("was changed", |p| {
             let file = p.join("registry.db");
             let mut bytes = std::fs::read(&file).unwrap();
@@ -426,6 +426,7 @@ fn what_was_revoked_after_the_backup_is_told_and_stays_revoked() {
     let kept = provision(&server, &folder, "kept");
     let revoked = provision(&server, &folder, "revoked");
     let suspended = provision(&server, &folder, "suspended");
+    server.cli_ok(&["device", "secret", "kept"]).unwrap();
     place.backup(&server, "backup", &["--with-keys"]);
     // What goes on: one is revoked, one comes and is revoked, one comes and stays, one is suspended.
     server
@@ -458,6 +459,8 @@ fn what_was_revoked_after_the_backup_is_told_and_stays_revoked() {
         (&blind["compared"], &blind["revoked"]),
         (&json!(false), &json!([]))
     );
+    // A one-time secret may have been used since.
+    assert_eq!(blind["secrets_void"], 1);
 
     // By the list.
     let list = place.path("old.crl").display().to_string();
@@ -641,4 +644,76 @@ fn a_server_that_is_killed_leaves_no_half_backup() {
     place.backup(&server, "cut", &[]);
     assert!(!part.exists());
     place.restored("cut", "new-cut", &[]);
+}
+
+/// The page cache survives a kill, so the kills alone prove little: before each rename that puts a backup or a data
+/// directory in its place, all files in it and the folders with their names are synced; after it, the folder above.
+#[test]
+fn all_is_synced_before_it_is_put_in_its_place() {
+    let place = Place::new();
+    let server = place.serve("old");
+    provision(&server, place.folder.path(), "sensor");
+    server.stop().unwrap();
+    let folder = place.folder.path().canonicalize().unwrap();
+    for (arguments, data, staging, target) in [
+        (["backup", "backup"], "old", ".backup.making", "backup"),
+        (["restore", "backup"], "new", "new.restoring", "new"),
+    ] {
+        let trace = place.path(&format!("{target}.trace"));
+        let output = Command::new("strace")
+            .args([
+                "-f",
+                "-qq",
+                "-yy",
+                "-e",
+                "trace=fsync,fdatasync,rename,renameat,renameat2",
+                "-o",
+            ])
+            .arg(&trace)
+            .arg(program())
+            .arg("--data")
+            .arg(folder.join(data))
+            .arg(arguments[0])
+            .arg(folder.join(arguments[1]))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let text = std::fs::read_to_string(&trace).unwrap();
+        let staging = folder.join(staging).display().to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        let put = lines
+            .iter()
+            .position(|l| l.contains(&format!("\"{staging}\", ")) && l.contains("rename"))
+            .unwrap_or_else(|| panic!("no rename: {text}"));
+        let synced = |lines: &[&str], path: &str| {
+            lines
+                .iter()
+                .any(|l| l.contains("sync(") && l.contains(&format!("<{path}>")))
+        };
+        let mut seen = 0;
+        let mut folders = vec![folder.join(target)];
+        while let Some(path) = folders.pop() {
+            let name =
+                path.display()
+                    .to_string()
+                    .replacen(&folder.join(target).display().to_string(), &staging, 1);
+            assert!(synced(&lines[..put], &name), "{name}: {text}");
+            for entry in std::fs::read_dir(&path).unwrap() {
+                let entry = entry.unwrap();
+                let name = format!("{name}/{}", entry.file_name().to_string_lossy());
+                if entry.file_type().unwrap().is_dir() {
+                    folders.push(entry.path());
+                    continue;
+                }
+                // A file that is written under another name and renamed is synced under that.
+                let renamed = lines[..put]
+                    .iter()
+                    .any(|l| l.contains("rename") && l.contains(&format!("\"{name}\"")));
+                assert!(renamed || synced(&lines[..put], &name), "{name}: {text}");
+                seen += 1;
+            }
+        }
+        assert!(seen > 6, "{seen}");
+        assert!(synced(&lines[put..], &folder.display().to_string()), "{text}");
+    }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use countersign_testkit::client::{Attempt, connect};
-use countersign_testkit::server::Server;
+use countersign_testkit::server::{Server, listener};
 use serde_json::{Value, json};
 
 struct Place {
@@ -601,7 +601,7 @@ fn espressifs_tool_makes_a_partition_of_each_identity() {
 
 #[test]
 fn what_is_confirmed_is_active_and_a_batch_is_revoked_as_a_whole() {
-    let place = Place::new("[pki]\nlisten = \"127.0.0.1:0\"\n");
+    let place = Place::new(&listener("pki"));
     place.batch("B-1", "9", &[]);
     let range = ["--format", "SN-{}", "--count", "4"];
     assert!(place.issue("B-1", "out", &range).0);
@@ -647,10 +647,7 @@ fn what_is_confirmed_is_active_and_a_batch_is_revoked_as_a_whole() {
         .unwrap();
     assert!(text.contains("batch B-1: 4 certificate(s) revoked"), "{text}");
     // Others see it on the list.
-    let pki = place.server.ask("GET", "/status", None).unwrap()["pki"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let pki = place.server.listener("pki").unwrap();
     let crl = place.text("list.crl");
     let authority = &index[0][4];
     ok(Command::new("curl").args(["-sSf", "-o", &crl, &format!("http://{pki}/crl/{authority}.crl")]));

@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use countersign_testkit::server::{Server, http};
 use serde_json::Value;
@@ -56,7 +56,7 @@ fn a_mark_from_a_clock_in_the_far_future_stops_minting_until_it_is_put_right() {
         .unwrap();
     drop(db);
 
-    let server = start(&data, "");
+    let server = start(&data, "[enrol]\nlisten = \"127.0.0.1:0\"\nretry_after_s = 77\n");
     let refused = provision(&server, folder.path(), "d2", &[]);
     let text = said(&refused);
     assert_eq!(refused.status.code(), Some(5), "{text}");
@@ -85,6 +85,59 @@ fn a_mark_from_a_clock_in_the_far_future_stops_minting_until_it_is_put_right() {
         "{metrics}"
     );
 
+    // Over EST too, with a word to come again; the secret is not used up by it.
+    let secret = json(&server, &["device", "secret", "d2"])["secret"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let status = server.ask("GET", "/status", None).unwrap();
+    let url = format!(
+        "https://{}/.well-known/est/simpleenroll",
+        status["enrol"].as_str().unwrap()
+    );
+    let request = folder.path().join("d2.csr");
+    let made = Command::new("openssl")
+        .args([
+            "req", "-new", "-newkey", "ed25519", "-nodes", "-subj", "/CN=d2", "-outform", "DER", "-keyout",
+        ])
+        .arg(folder.path().join("d2.key"))
+        .arg("-out")
+        .arg(&request)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", said(&made));
+    let enrol = || {
+        let body = Command::new("openssl")
+            .args(["base64", "-in"])
+            .arg(&request)
+            .output()
+            .unwrap();
+        let file = folder.path().join("d2.b64");
+        std::fs::write(&file, body.stdout).unwrap();
+        let answer = Command::new("curl")
+            .args([
+                "-sk",
+                "-i",
+                "-u",
+                &format!("d2:{secret}"),
+                "-H",
+                "Content-Type: application/pkcs10",
+            ])
+            .arg("--data-binary")
+            .arg(format!("@{}", file.display()))
+            .arg(&url)
+            .output()
+            .unwrap();
+        said(&answer).to_lowercase()
+    };
+    let answer = enrol();
+    assert!(
+        answer.starts_with("http/1.1 503")
+            && answer.contains("retry-after: 77")
+            && answer.contains("the clock is behind"),
+        "{answer}"
+    );
+
     let refused = server.cli(&["clock", "reset", "--reason", ""]).unwrap();
     assert_eq!(refused.status.code(), Some(4), "{}", said(&refused));
     assert_eq!(server.cli(&["clock", "reset"]).unwrap().status.code(), Some(2));
@@ -94,6 +147,8 @@ fn a_mark_from_a_clock_in_the_far_future_stops_minting_until_it_is_put_right() {
         .unwrap();
     let output = provision(&server, folder.path(), "d2", &[]);
     assert!(output.status.success(), "{}", said(&output));
+    let answer = enrol();
+    assert!(answer.starts_with("http/1.1 200"), "{answer}");
     assert_ne!(check(&server, "clock")["ok"], false);
     let audit = server.ask("GET", "/audit", None).unwrap();
     assert!(audit.to_string().contains("battery was flat"));
@@ -157,7 +212,7 @@ fn the_forecast_counts_devices_and_says_until_when_authorities_can_issue() {
     ] {
         assert!(metrics.contains(line), "{line}\n{metrics}");
     }
-    for name in ["authorities", "devices' certificates"] {
+    for name in ["authorities", "device certificates"] {
         assert!(check(&server, name)["warning"].is_null());
     }
     server.stop().unwrap();
@@ -180,7 +235,7 @@ fn the_forecast_counts_devices_and_says_until_when_authorities_can_issue() {
             && detail.contains("default-devices cannot issue by profile long from 20"),
         "{authorities}"
     );
-    let devices = check(&server, "devices' certificates");
+    let devices = check(&server, "device certificates");
     assert!(
         devices["warning"] == true
             && devices["detail"]
@@ -194,4 +249,40 @@ fn the_forecast_counts_devices_and_says_until_when_authorities_can_issue() {
         text.contains("warn authorities") && text.contains("hint: make a new one in time"),
         "{text}"
     );
+}
+
+/// The kernel is asked for real: what it says here decides what is expected.
+#[test]
+fn a_clock_that_must_be_synchronised_mints_only_if_the_kernel_says_that_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let server = start(&data, "");
+    let says = json(&server, &["clock", "show"])["synchronisation"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(provision(&server, folder.path(), "d1", &[]).status.success());
+    // Only a warning, unless it is asked for.
+    let clock = check(&server, "clock");
+    assert_eq!(clock["ok"], true);
+    assert_eq!(clock["warning"] == true, says != "synchronised", "{clock}");
+    server.stop().unwrap();
+
+    let server = start(&data, "[issuance]\nrequire_clock_sync = true\n");
+    let output = provision(&server, folder.path(), "d2", &[]);
+    let text = said(&output);
+    assert_eq!(output.status.success(), says == "synchronised", "{says}: {text}");
+    if says != "synchronised" {
+        assert_eq!(output.status.code(), Some(5), "{text}");
+        assert!(
+            text.contains("not known to be synchronised") && text.contains("hint: let a time service set it"),
+            "{text}"
+        );
+        assert!(said(&server.cli(&["doctor"]).unwrap()).contains("FAIL clock"));
+        let (_, metrics) = http(server.admin, "GET", "/metrics", None, None).unwrap();
+        assert!(
+            metrics.contains("countersign_minting_refused_total{reason=\"clock-unsynchronised\"} 1"),
+            "{metrics}"
+        );
+    }
 }

@@ -156,10 +156,9 @@ pub(super) fn encode(value: impl serde::Serialize) -> Answer {
 async fn status(State(service): App) -> Answer {
     let facts = service.registry().facts();
     let (host, port) = service.address();
-    let at = service.registry().registry_facts()?;
     encode(json!({
-        "epoch": at.epoch,
-        "revision": at.revision,
+        "epoch": service.registry().epoch()?.epoch,
+        "revision": service.registry().revision()?,
         "listeners": service.listeners.get().map_or(&[][..], Vec::as_slice),
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),

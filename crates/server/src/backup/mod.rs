@@ -259,8 +259,13 @@ impl Service {
         if target.extension().is_some_and(|e| e == "tar") {
             let file = staging.0.join(".tar");
             archive::pack(&staging.0, &manifest, &file).map_err(io("write", &file))?;
-            // A link, unlike a rename, fails if somebody made the target meanwhile.
-            fs::hard_link(&file, target).map_err(io("write", target))?;
+            // A link, unlike a rename, fails if somebody made the target meanwhile; not every file system has them.
+            fs::hard_link(&file, target)
+                .or_else(|e| match e.kind() {
+                    std::io::ErrorKind::AlreadyExists => Err(e),
+                    _ => fs::rename(&file, target),
+                })
+                .map_err(io("write", target))?;
         } else {
             fs::rename(&staging.0, target).map_err(io("write", target))?;
         }

@@ -45,6 +45,8 @@ pub struct Restored {
     pub epoch: i64,
     /// Its first revision.
     pub first_revision: u64,
+    /// One-time secrets that are good no longer: they may have been used since the backup.
+    pub secrets_void: u64,
     /// When the backup was made.
     pub made: countersign_identity::Timestamp,
     /// Where the registry stood in the backup.
@@ -122,7 +124,7 @@ impl Restore {
         let registry = Registry::open(&staging.path, LedgerLimits::default())?;
         check_registry(&registry, &manifest)?;
         let newer = self.newer(&registry, &staging.path)?;
-        let first_revision = registry
+        let new = registry
             .begin_epoch(
                 actor.clone(),
                 manifest.registry.clone(),
@@ -141,8 +143,8 @@ impl Restore {
         };
         registry.apply_newer(actor, applied)?;
         let epoch = registry.epoch()?.epoch;
-        // Closed: its log is written back, its lock let go.
         drop(registry);
+        countersign_registry::backup::settle(&staging.path)?;
         for name in ["lock", LOCK] {
             let _ = fs::remove_file(staging.path.join(name));
         }
@@ -151,7 +153,7 @@ impl Restore {
         fs::rename(&staging.path, &self.data).map_err(|e| {
             Failure::unavailable(
                 format!("cannot put {} in its place: {e}", self.data.display()),
-                "if it is a mount point, restore to a folder below it; if something was put there meanwhile, choose another",
+                "if something was put there meanwhile, choose another",
             )
         })?;
         let place = parent(&self.data);
@@ -161,7 +163,8 @@ impl Restore {
         Ok(Restored {
             data: self.data.clone(),
             epoch,
-            first_revision,
+            first_revision: new.first_revision,
+            secrets_void: new.secrets_void,
             made: manifest.made,
             backup: manifest.registry,
             revoked: newer.revoked,
@@ -235,6 +238,18 @@ fn need_empty(data: &Path) -> Result<(), Failure> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => true,
         Err(e) => return Err(io("read", data)(e)),
     };
+    let device = |path: &Path| {
+        fs::metadata(path)
+            .ok()
+            .map(|m| std::os::unix::fs::MetadataExt::dev(&m))
+    };
+    if device(data).is_some_and(|d| Some(d) != device(parent(data))) {
+        return Err(Failure::invalid(format!(
+            "{} is a mount point, and the data directory is put in its place by a rename; hint: restore to a folder below it (--data {})",
+            data.display(),
+            data.join("data").display()
+        )));
+    }
     if is_empty {
         return Ok(());
     }
@@ -412,6 +427,12 @@ impl Restored {
         }
         for issued in &self.issued {
             text.push_str(&format!("\n  {issued}"));
+        }
+        if self.secrets_void > 0 {
+            text.push_str(&format!(
+                "\n{} one-time secret(s) that nobody had used yet are void, they may have been used since: countersign device secret makes new ones",
+                self.secrets_void
+            ));
         }
         if !self.missing_keys.is_empty() {
             text.push_str("\nthe backup has no keys; put these back before the server is started:");

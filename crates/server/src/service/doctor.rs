@@ -49,11 +49,19 @@ impl Service {
         add(
             "registry",
             match facts.health() {
-                Ok(()) => Ok(format!(
-                    "{} devices, {} credentials",
-                    facts.device_count(),
-                    facts.credential_count()
-                )),
+                Ok(()) => match self.registry.epoch() {
+                    Ok(epoch) => Ok(format!(
+                        "{} devices, {} credentials, epoch {}{}",
+                        facts.device_count(),
+                        facts.credential_count(),
+                        epoch.epoch,
+                        match epoch.restored_from {
+                            Some(_) => format!(", restored at {}", epoch.started),
+                            None => String::new(),
+                        }
+                    )),
+                    Err(e) => Err((e.to_string(), "look at the disk".into())),
+                },
                 Err(e) => Err((
                     e.to_string(),
                     "free disk space, check permissions, then restart the server".into(),
@@ -91,7 +99,7 @@ impl Service {
             },
         );
         add("clock", self.check_clock());
-        add("devices' certificates", self.check_expiry_of_devices());
+        add("device certificates", self.check_expiry_of_devices());
         add("authorities", self.check_expiry_of_authorities());
         for view in self.registry.authorities().unwrap_or_default() {
             if view.origin == "managed" && view.state != AnchorState::Revoked {

@@ -1,6 +1,8 @@
 //! What expires when: devices, and the authorities themselves.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use countersign_factory::grant::SERVER_LIFETIME;
 use countersign_identity::{AnchorState, CertificateFacts, TenantId, Timestamp};
@@ -12,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::Service;
 use crate::failure::Failure;
 
+/// A registry of so few credentials is read in a moment.
+const SMALL: usize = 20_000;
 /// For so long a forecast is good enough for metrics: it reads all certificates.
 const KEPT: Duration = Duration::from_secs(300);
 /// `doctor` warns of what ends within this.
@@ -65,6 +69,14 @@ pub struct Totals {
     pub unrenewed: u64,
     /// Authorities that admit or issue.
     pub authorities: Windows,
+}
+
+/// Totals that were made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kept {
+    at: Timestamp,
+    took: Duration,
+    totals: Totals,
 }
 
 fn end_of(pem: &[u8]) -> Option<Timestamp> {
@@ -130,19 +142,41 @@ impl Service {
         })
     }
 
-    /// The same in a few numbers, at most some minutes old.
-    ///
-    /// # Errors
-    /// [`Failure`] if the registry cannot be read.
-    pub fn forecast_totals(&self) -> Result<Totals, Failure> {
-        let mut kept = self.forecast_kept.lock();
+    /// The same in a few numbers, some minutes old: it is made anew beside whoever asks, and takes at most a hundredth of
+    /// one processor. `None` until it is there.
+    pub fn forecast_totals(self: &Arc<Self>) -> Option<Totals> {
+        let kept = *self.forecast_kept.lock();
         let now = self.now();
-        if let Some((at, totals)) = *kept
-            && at <= now
-            && now.since(at) < KEPT
-        {
-            return Ok(totals);
+        let is_good = kept.is_some_and(|k| k.at <= now && now.since(k.at) < KEPT.max(k.took * 100));
+        if is_good || self.forecast_running.swap(true, Ordering::AcqRel) {
+            return kept.map(|k| k.totals);
         }
+        let service = self.clone();
+        let make = move || {
+            let started = Instant::now();
+            match service.make_totals() {
+                Ok(totals) => {
+                    let took = started.elapsed();
+                    *service.forecast_kept.lock() = Some(Kept {
+                        at: now,
+                        took,
+                        totals,
+                    });
+                }
+                Err(e) => tracing::error!(error = %e, "the forecast cannot be made"),
+            }
+            service.forecast_running.store(false, Ordering::Release);
+        };
+        // The first of a small registry is not worth the wait for the next scrape.
+        if kept.is_none() && self.registry.facts().credential_count() <= SMALL {
+            make();
+            return self.forecast_kept.lock().map(|k| k.totals);
+        }
+        tokio::task::spawn_blocking(make);
+        kept.map(|k| k.totals)
+    }
+
+    fn make_totals(&self) -> Result<Totals, Failure> {
         let forecast = self.forecast(None)?;
         let mut totals = Totals::default();
         for group in &forecast.devices {
@@ -153,9 +187,8 @@ impl Service {
             let end = authority
                 .root_not_after
                 .map_or(authority.not_after, |root| root.min(authority.not_after));
-            totals.authorities.count(now, end);
+            totals.authorities.count(forecast.now, end);
         }
-        *kept = Some((now, totals));
         Ok(totals)
     }
 

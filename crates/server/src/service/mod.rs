@@ -17,6 +17,7 @@ pub use issuance::{Provisioned, Wanted};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -100,7 +101,8 @@ pub struct Service {
     cutoffs: Arc<Cutoffs>,
     /// Held while a backup is made.
     pub(crate) backup_running: Mutex<()>,
-    forecast_kept: Mutex<Option<(Timestamp, forecast::Totals)>>,
+    forecast_kept: Mutex<Option<forecast::Kept>>,
+    forecast_running: AtomicBool,
 }
 
 impl Service {
@@ -152,6 +154,7 @@ impl Service {
             cutoffs: Arc::default(),
             backup_running: Mutex::default(),
             forecast_kept: Mutex::default(),
+            forecast_running: AtomicBool::new(false),
         })
     }
 
@@ -259,6 +262,8 @@ impl Service {
     /// # Errors
     /// [`Failure`].
     pub async fn add_tenant(&self, actor: Actor, id: TenantId, mode: ClientIdMode) -> Result<(), Failure> {
+        // Without an authority of its own it would be of no use.
+        self.minting_time()?;
         let (by, tenant) = (actor.clone(), id.clone());
         self.change(move |r| r.add_tenant(by, tenant, mode)).await?;
         tokio::task::block_in_place(|| self.ensure_device_authority(&actor, &id))
