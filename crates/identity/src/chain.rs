@@ -151,6 +151,19 @@ impl VerifiedChain {
         intermediates: &[CertificateDer<'_>],
         now: Timestamp,
     ) -> Result<Self, ChainFault> {
+        Self::verify_at(anchors, tenant, leaf, leaf_der, intermediates, now, now)
+    }
+
+    /// The same with the leaf's dates held against another moment than `now`.
+    fn verify_at(
+        anchors: &AnchorIndex,
+        tenant: Option<&TenantId>,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        leaf_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Self, ChainFault> {
         let bytes = leaf_der.len() + intermediates.iter().map(|c| c.len()).sum::<usize>();
         if intermediates.len() + 1 > CHAIN_CERTIFICATES_MAX || bytes > CHAIN_BYTES_MAX {
             return Err(ChainFault::TooLarge {
@@ -175,8 +188,9 @@ impl VerifiedChain {
         let candidates = candidates(anchors, tenant, &leaf, &above)?;
         let trust: Vec<_> = candidates.iter().map(|a| a.trust().clone()).collect();
         let end_entity = EndEntityCert::try_from(leaf_der).map_err(|e| fault_of(e, &leaf, &candidates))?;
-        let time =
-            UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.unix_s().max(0).unsigned_abs()));
+        let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            leaf_at.unix_s().max(0).unsigned_abs(),
+        ));
         // Of several paths (cross-signed, overlapping roots) any that holds will do; the first fault is told if none does.
         let first_fault = RefCell::new(None);
         let examine = |path: &VerifiedPath<'_>| {
@@ -230,6 +244,58 @@ impl VerifiedChain {
     /// Gives up the parts, for the session that outlives the handshake.
     pub fn into_parts(self) -> (CertificateFacts, Arc<Anchor>) {
         (self.leaf, self.anchor)
+    }
+}
+
+/// A device certificate that has expired, and that everything else is right with: at the last moment of its validity it
+/// led to an authority that is registered and in force *now*.
+///
+/// It is no [`VerifiedChain`], and there is no way from one to the other, so that whatever lets devices in cannot take it:
+///
+/// ```compile_fail
+/// use countersign_identity::{ExpiredChain, VerifiedChain};
+/// fn let_in(_: VerifiedChain) {}
+/// fn try_it(expired: ExpiredChain) { let_in(expired) }
+/// ```
+///
+/// ```compile_fail
+/// use countersign_identity::{ExpiredChain, VerifiedChain};
+/// fn try_it(expired: ExpiredChain) -> VerifiedChain { expired.0 }
+/// ```
+#[derive(Debug, Clone)]
+pub struct ExpiredChain(VerifiedChain);
+
+impl ExpiredChain {
+    /// Checks the certificates of a client whose own has expired, leaf first: all that [`VerifiedChain::verify`] checks,
+    /// with the dates of everything above the leaf held against `now`.
+    ///
+    /// # Errors
+    /// [`ChainFault::NotYetValid`] if the leaf is not expired at all; else the first fault in the order of that type.
+    pub fn verify(
+        anchors: &AnchorIndex,
+        tenant: &TenantId,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: Timestamp,
+    ) -> Result<Self, ChainFault> {
+        if now.unix_s() <= leaf.not_after.unix_s() {
+            return Err(ChainFault::NotYetValid {
+                not_before: leaf.not_before,
+            });
+        }
+        let end = leaf.not_after;
+        VerifiedChain::verify_at(anchors, Some(tenant), leaf, leaf_der, intermediates, end, now).map(Self)
+    }
+
+    /// What the expired certificate says.
+    pub fn leaf(&self) -> &CertificateFacts {
+        self.0.leaf()
+    }
+
+    /// The registered authority that the path ends in.
+    pub fn anchor(&self) -> &Arc<Anchor> {
+        self.0.anchor()
     }
 }
 
@@ -328,6 +394,12 @@ fn examine(
             .ok_or(ChainFault::Budget)?;
         if facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
             return Err(ChainFault::IssuerNotCa("keyUsage lacks keyCertSign"));
+        }
+        // The library held its dates against the leaf's moment, which may be another than now.
+        if !facts.is_valid_at(now) {
+            return Err(ChainFault::Expired {
+                not_after: facts.not_after,
+            });
         }
     }
     let anchor = anchor_of(path, candidates).ok_or(ChainFault::Budget)?;

@@ -22,7 +22,7 @@ mod timestamp;
 
 pub use anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 pub use certificate::CertificateFacts;
-pub use chain::{ChainFault, VerifiedChain};
+pub use chain::{ChainFault, ExpiredChain, VerifiedChain};
 pub use id::{AuthorityId, DeviceId, Fingerprint, Generation, IdError, TenantId};
 pub use rule::{IdentityFault, IdentityField, IdentityRule};
 pub use timestamp::Timestamp;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId};
-use countersign_policy::LifecycleState;
 use countersign_policy::lifecycle::IllegalMove;
+use countersign_policy::{ClaimId, ClaimRefusal, LaneRefusal, LifecycleState};
 
 /// Why the registry did not do what it was asked. Whatever it is, nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,9 @@ pub enum RegistryError {
     /// No such credential.
     #[error("there is no credential with the fingerprint {0}")]
     NoCredential(Fingerprint),
+    /// No such claim.
+    #[error("there is no claim {0}; hint: countersign factory claim list")]
+    NoClaim(ClaimId),
     /// It exists already.
     #[error("{0} exists already")]
     Exists(String),
@@ -110,9 +113,27 @@ pub enum RegistryError {
         /// Its state.
         state: LifecycleState,
     },
+    /// The renewal lane refuses.
+    #[error("{0}")]
+    Lane(LaneRefusal),
+    /// A claim refuses.
+    #[error("{0}")]
+    Claim(ClaimRefusal),
     /// The input breaks a rule.
     #[error("{0}")]
     Refused(String),
+}
+
+impl From<LaneRefusal> for RegistryError {
+    fn from(refusal: LaneRefusal) -> Self {
+        Self::Lane(refusal)
+    }
+}
+
+impl From<ClaimRefusal> for RegistryError {
+    fn from(refusal: ClaimRefusal) -> Self {
+        Self::Claim(refusal)
+    }
 }
 
 impl From<rusqlite::Error> for RegistryError {

@@ -26,10 +26,12 @@
 mod audit;
 pub mod authority;
 pub mod change;
+mod claim;
 pub mod credential;
 mod error;
 mod first_contact;
 pub mod import;
+mod lane;
 pub mod ledger;
 mod migrate;
 pub mod query;
@@ -40,11 +42,13 @@ mod writer;
 pub use audit::{AuditEntry, AuditFault};
 pub use authority::{AuthorityMove, NewAuthority, Origin};
 pub use change::{Actor, Change, NewDevice};
+pub use claim::{ClaimProof, ClaimRequester, ClaimView, Minted, NewClaim};
 pub use credential::{
     IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester, Revocation, Swept,
 };
 pub use error::RegistryError;
 pub use import::ImportReport;
+pub use lane::ExpiredRequester;
 pub use ledger::{Ledger, LedgerLimits};
 pub use store::Registry;
 pub use table::FactTable;

@@ -5,6 +5,7 @@
 
 mod authorities;
 mod body;
+mod claims;
 mod handlers;
 #[cfg(test)]
 mod openapi;

@@ -8,6 +8,8 @@ use countersign_factory::RevocationReason;
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, IdentityRule, TenantId};
 use countersign_policy::{ClientIdMode, LifecycleState};
 
+use super::claim::ClaimCommand;
+
 /// The self-hosted front door of a device fleet: devices prove who they are by certificate and mutual TLS, policy says
 /// whether they may come in now, and every exchange can be looked at.
 ///
@@ -74,6 +76,9 @@ pub enum Command {
     /// Certificates of devices
     #[command(subcommand)]
     Credential(CredentialCommand),
+    /// The factory: claims
+    #[command(subcommand)]
+    Factory(FactoryCommand),
     /// Live sessions
     #[command(subcommand)]
     Session(SessionCommand),
@@ -462,6 +467,13 @@ pub struct RevocationArguments {
     /// Why, for the audit
     #[arg(long, default_value = "")]
     pub reason: String,
+}
+
+#[derive(Subcommand)]
+pub enum FactoryCommand {
+    /// Claims: one secret or certificate for many devices, good for the ids on its list
+    #[command(subcommand)]
+    Claim(ClaimCommand),
 }
 
 #[derive(Subcommand)]

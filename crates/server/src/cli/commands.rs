@@ -10,11 +10,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::{Value, json};
 
 use super::arguments::{
-    Command, CredentialCommand, DeviceCommand, Format, HostCommand, OneDevice, OneMove, SessionCommand,
-    TenantCommand,
+    Command, CredentialCommand, DeviceCommand, FactoryCommand, Format, HostCommand, OneDevice, OneMove,
+    SessionCommand, TenantCommand,
 };
 use super::output::{Output, cell, time};
-use super::{authority, import};
+use super::{authority, claim, import};
 use crate::api::{ImportBody, Token};
 use crate::client::Client;
 use crate::config::Config;
@@ -106,6 +106,7 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
             let answer = client.call("POST", &path, None).await?;
             out.say(&answer, |_| format!("certificate {fingerprint} is active"))
         }
+        Command::Factory(FactoryCommand::Claim(command)) => claim::run(command, client, out).await,
         Command::Session(SessionCommand::List { tenant }) => {
             let query = tenant.map(|t| format!("?tenant={t}")).unwrap_or_default();
             let mut answer = client.call("GET", &format!("/sessions{query}"), None).await?;

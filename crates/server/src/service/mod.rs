@@ -1,11 +1,13 @@
 //! What operators can do, in one place: API, CLI and quickstart all come through here.
 
 mod authorities;
+mod claims;
 mod doctor;
 mod issuance;
 mod server_certificate;
 
 pub use authorities::AuthorityDraft;
+pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
 
 use std::collections::HashMap;
