@@ -604,6 +604,21 @@ impl Registry {
         })
     }
 
+    /// Whether a certificate was superseded whose overlap is over at `now`: then a sweep is due.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read.
+    pub fn is_sweep_due(&self, now: Timestamp) -> Result<bool, RegistryError> {
+        self.read(|db| {
+            Ok(db
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM credentials WHERE supersede_at IS NOT NULL AND supersede_at <= ?
+                     AND state = 'active')",
+                )?
+                .query_row([now.unix_ms()], |r| r.get(0))?)
+        })
+    }
+
     /// First use: `issued` becomes `active`. Not waited for: it alters no admission.
     pub(crate) fn credential_used(&self, fingerprint: Fingerprint, authority: AuthorityId) {
         let rules = self.issuance_rules();

@@ -14,13 +14,15 @@ use crate::api::{self, Token};
 use crate::client::ADDRESS_FILE;
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::service::Service;
+use crate::service::{Service, now};
 use crate::{enrol, pki};
 
 /// How long a stop waits for sessions to be told.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the server certificate is looked at, for renewal and for replaced files, and credentials are swept.
 const LOOK: Duration = Duration::from_secs(60);
+/// How often it is looked whether the overlap of a superseded certificate is over.
+const OVERLAP_LOOK: Duration = Duration::from_secs(1);
 
 /// A running platform.
 pub struct Running {
@@ -112,7 +114,21 @@ impl Running {
                 }
             }
         });
-        let mut tasks = vec![serving, watching];
+        let swept = service.clone();
+        let sweeping = tokio::spawn(async move {
+            let mut look = tokio::time::interval(OVERLAP_LOOK);
+            loop {
+                look.tick().await;
+                let due = tokio::task::block_in_place(|| swept.registry().is_sweep_due(now()));
+                // What the database says against it is told by the sweep of every minute.
+                if due.unwrap_or(false)
+                    && let Err(e) = swept.sweep().await
+                {
+                    tracing::error!(error = %e, "superseded credentials cannot be ended");
+                }
+            }
+        });
+        let mut tasks = vec![serving, watching, sweeping];
         let enrol = match config.enrol.listen {
             None => None,
             Some(listen) => {

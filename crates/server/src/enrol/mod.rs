@@ -11,6 +11,8 @@ mod answer;
 mod client;
 mod est;
 mod lane;
+#[cfg(test)]
+mod overlap_tests;
 mod requester;
 
 use std::convert::Infallible;
