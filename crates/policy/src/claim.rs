@@ -1,7 +1,7 @@
 //! Claims: one secret or certificate for many devices, for lines that cannot give each device its own.
 //!
 //! A claim leaks sooner or later: it is in every device's first firmware. So it enrols only the ids on its list (or of a
-//! pattern, with a quota), none that has a certificate in force, and not for long; and everything it minted is found by it.
+//! pattern, with a quota), none that was enrolled before, and not for long; and everything it minted is found by it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -79,7 +79,8 @@ pub struct ClaimFacts {
     pub is_listed: bool,
     /// The quota, if there is one, and how many other devices it was used up by.
     pub quota: Option<(u64, u64)>,
-    /// Whether the device has a certificate in force for another key.
+    /// Whether the device has or had a certificate in use for another key, and it was not revoked: whoever finds a claim
+    /// must not become a device whose certificate merely expired.
     pub is_enrolled: bool,
 }
 
@@ -96,7 +97,7 @@ pub enum ClaimRefusal {
     NotListed,
     /// The quota is used up.
     Quota,
-    /// The device has a certificate in force.
+    /// The device was enrolled before.
     Enrolled,
 }
 
@@ -131,7 +132,7 @@ impl ClaimRefusal {
             Self::Expired => "the claim's time is over",
             Self::NotListed => "the id is not one that this claim enrols",
             Self::Quota => "the claim's quota is used up",
-            Self::Enrolled => "the device has a certificate in force, for another key",
+            Self::Enrolled => "the device was enrolled before, for another key",
         }
     }
 

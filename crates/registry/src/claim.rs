@@ -171,8 +171,8 @@ impl Scope<'_> {
         let is_enrolled: bool = self
             .tx
             .prepare_cached(
-                "SELECT EXISTS (SELECT 1 FROM credentials WHERE tenant = ? AND device = ?
-                 AND state IN ('issued', 'active') AND not_after >= ? AND public_key <> ?)",
+                "SELECT EXISTS (SELECT 1 FROM credentials WHERE tenant = ?1 AND device = ?2
+                 AND public_key <> ?4 AND (state IN ('active', 'superseded') OR state = 'issued' AND not_after >= ?3))",
             )?
             .query_row(
                 params![

@@ -165,6 +165,10 @@ fn a_claims_secret_enrols_the_ids_on_its_list_once_each_and_nobody_else() {
     // The same request again: the same certificate. Another key: one enrolment per id.
     assert_eq!(place.post("simpleenroll", "line-1", &["-u", &user]).1, first);
     refused("line-1+again", &user, "403", "claim.enrolled");
+    // Until an operator says that the key is lost.
+    place.server.cli_ok(&["device", "revoke", "line-1"]).unwrap();
+    let (status, text) = place.post("simpleenroll", "line-1+again", &["-u", &user]);
+    assert_eq!(status, "200", "{text}");
     // It renews nothing, and opens no session.
     let (status, text) = place.post("simplereenroll", "line-1", &["-u", &user]);
     assert_eq!(status, "403", "{text}");
@@ -215,7 +219,7 @@ fn a_claims_secret_enrols_the_ids_on_its_list_once_each_and_nobody_else() {
         .iter()
         .map(|m| m["device"].clone())
         .collect();
-    assert_eq!(minted, [json!("line-1"), json!("line-2")]);
+    assert_eq!(minted, [json!("line-1"), json!("line-1"), json!("line-2")]);
     let revoked = place.json(&[
         "factory",
         "claim",
@@ -226,7 +230,7 @@ fn a_claims_secret_enrols_the_ids_on_its_list_once_each_and_nobody_else() {
         "key-compromise",
     ]);
     assert_eq!(revoked["revoked"], 2, "{revoked}");
-    refused("line-1", &user, "403", "claim.revoked");
+    refused("line-1+again", &user, "403", "claim.revoked");
     let (code, _, err) = agent.run(&["check"]);
     assert_eq!(code, 6, "{err}");
     let list = place.json(&["factory", "claim", "list"]);

@@ -432,6 +432,50 @@ async fn the_chain_is_checked_as_at_the_device_port_but_for_the_leafs_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_agent_comes_back_by_itself_after_its_certificate_has_expired() {
+    let place = Place::new(|_| {}).await;
+    place.device("slept", 7).await;
+    let folder = place.path("slept");
+    std::fs::create_dir(&folder).unwrap();
+    for (from, to) in [("slept.pem", "device.crt"), ("root.pem", "platform-root.crt")] {
+        std::fs::copy(place.path(from), folder.join(to)).unwrap();
+    }
+    // OpenSSL wrote the key in the old form; the agent reads PKCS#8.
+    let key = folder.join("device.key").display().to_string();
+    openssl(&[
+        "pkcs8",
+        "-topk8",
+        "-nocrypt",
+        "-in",
+        &place.text("slept.key"),
+        "-out",
+        &key,
+    ]);
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let profile = serde_json::json!({
+        "id": "slept", "host": "localhost", "port": place.running.gateway.local_addr().port(),
+        "enrol_port": place.running.enrol.unwrap().port(),
+    });
+    std::fs::write(folder.join("device.json"), profile.to_string()).unwrap();
+    let folder = countersign_device::IdentityFolder::new(&folder);
+    let options = countersign_device::LinkOptions::default();
+    let say = |_: &str| {};
+    let fault = countersign_device::renewal::connect(&folder, &options, &say)
+        .await
+        .unwrap_err();
+    assert_eq!(fault.exit_code(), 6, "{fault}");
+    let renewed = countersign_device::renewal::renew(&folder, countersign_device::KeyReuse::New)
+        .await
+        .unwrap();
+    let (link, identity) = countersign_device::renewal::connect(&folder, &options, &say)
+        .await
+        .unwrap();
+    assert_eq!(identity.facts.fingerprint, renewed.fingerprint);
+    link.disconnect().await.unwrap();
+    place.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_being_opened_there_is_no_lane() {
     assert_eq!(Config::default().enrol.expired_days_max, 0);
     let place = Place::new(|config| config.enrol.expired_days_max = 0).await;
