@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use countersign_factory::BatchRefusal;
 use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, TenantId, Timestamp};
-use countersign_policy::LifecycleState;
 use countersign_policy::lifecycle::IllegalMove;
+use countersign_policy::{ClaimId, ClaimRefusal, LaneRefusal, LifecycleState};
 
 /// Why the registry did not do what it was asked. Whatever it is, nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +97,9 @@ pub enum RegistryError {
     /// A batch does not take a device.
     #[error(transparent)]
     Batch(#[from] BatchRefusal),
+    /// No such claim.
+    #[error("there is no claim {0}; hint: countersign factory claim list")]
+    NoClaim(ClaimId),
     /// It exists already.
     #[error("{0} exists already")]
     Exists(String),
@@ -136,9 +139,27 @@ pub enum RegistryError {
         /// Its state.
         state: LifecycleState,
     },
+    /// The renewal lane refuses.
+    #[error("{0}")]
+    Lane(LaneRefusal),
+    /// A claim refuses.
+    #[error("{0}")]
+    Claim(ClaimRefusal),
     /// The input breaks a rule.
     #[error("{0}")]
     Refused(String),
+}
+
+impl From<LaneRefusal> for RegistryError {
+    fn from(refusal: LaneRefusal) -> Self {
+        Self::Lane(refusal)
+    }
+}
+
+impl From<ClaimRefusal> for RegistryError {
+    fn from(refusal: ClaimRefusal) -> Self {
+        Self::Claim(refusal)
+    }
 }
 
 /// A length of time, for people: its two largest units.

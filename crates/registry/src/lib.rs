@@ -33,12 +33,14 @@ pub mod backup;
 pub mod batch;
 pub mod bulk;
 pub mod change;
+mod claim;
 pub mod clock;
 pub mod credential;
 mod error;
 mod first_contact;
 pub mod forecast;
 pub mod import;
+mod lane;
 pub mod ledger;
 mod list_number;
 mod migrate;
@@ -55,6 +57,7 @@ pub use backup::{DATABASES, EpochView, RegistryFacts};
 pub use batch::BatchView;
 pub use bulk::{BulkIssue, BulkItem, Confirmed};
 pub use change::{Actor, Change, NewDevice};
+pub use claim::{ClaimProof, ClaimRequester, ClaimView, Minted, NewClaim};
 pub use clock::{ClockRules, ClockView, SystemClock};
 pub use credential::{
     IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester, Revocation, Swept,
@@ -62,6 +65,7 @@ pub use credential::{
 pub use error::RegistryError;
 pub use forecast::{ForecastGroup, Windows};
 pub use import::ImportReport;
+pub use lane::ExpiredRequester;
 pub use ledger::{Ledger, LedgerLimits};
 pub use restore::{BackwardClock, NewEpoch, Newer, NewerRevocation, NewerState};
 pub use rotation::LeftBehind;
