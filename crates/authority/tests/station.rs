@@ -31,6 +31,7 @@ fn terms() -> Terms {
         station: StationId::new("line-1").unwrap(),
         tenant: TenantId::default_tenant(),
         batch: BatchId::new("b1").unwrap(),
+        batch_ids: "SN-*".parse().unwrap(),
         ids: "SN-000..SN-099".parse().unwrap(),
         quota: 3,
         from: NOW,
