@@ -157,6 +157,11 @@ impl Scope<'_> {
         new: &NewCredential,
     ) -> Result<(), RegistryError> {
         let c = &new.certificate;
+        if let Some(station) = self.station_by_subject(&c.issuer_der)? {
+            return Err(RegistryError::Refused(format!(
+                "the certificate was issued by factory station {station}, whose journal alone vouches for it; hint: countersign factory reconcile JOURNAL"
+            )));
+        }
         if let Some((other_tenant, other)) = self.key_of_other(tenant, device, &c.public_key_sha256)? {
             return Err(RegistryError::SharedKey(format!(
                 "{other} of tenant {other_tenant}"
@@ -632,7 +637,9 @@ impl Registry {
     ) -> Result<Option<Option<Revoked>>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT serial, ended, reason, state FROM credentials WHERE serial = ? AND authority = ?",
+                "SELECT serial, ended, reason, state FROM credentials
+                 WHERE serial = ?1 AND authority = ?2 AND station IS NULL
+                 UNION ALL SELECT serial, ended, reason, state FROM stations WHERE serial = ?1 AND authority = ?2",
             )?;
             let mut rows = statement.query([serial, authority.as_str()])?;
             let Some(r) = rows.next()? else { return Ok(None) };
@@ -655,8 +662,11 @@ impl Registry {
     ) -> Result<Vec<Revoked>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
+                // A station's certificates are another issuer's: the station itself is on the list.
                 "SELECT serial, ended, reason, state FROM credentials
-                 WHERE authority = ? AND ended IS NOT NULL AND not_after >= ? ORDER BY serial",
+                 WHERE authority = ?1 AND ended IS NOT NULL AND not_after >= ?2 AND station IS NULL
+                 UNION ALL SELECT serial, ended, reason, state FROM stations
+                 WHERE authority = ?1 AND ended IS NOT NULL AND not_after >= ?2 ORDER BY serial",
             )?;
             let mut rows = statement.query(params![authority.as_str(), not_expired_before.unix_ms()])?;
             let mut found = Vec::new();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use countersign_factory::BatchRefusal;
-use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, TenantId};
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, StationId, TenantId};
 use countersign_policy::LifecycleState;
 use countersign_policy::lifecycle::IllegalMove;
 
@@ -69,6 +69,9 @@ pub enum RegistryError {
     /// No such authority.
     #[error("there is no authority {0}; hint: countersign authority list")]
     NoAuthority(String),
+    /// No such station.
+    #[error("there is no station {0}; hint: countersign factory station list")]
+    NoStation(StationId),
     /// No such credential.
     #[error("there is no credential with the fingerprint {0}")]
     NoCredential(Fingerprint),

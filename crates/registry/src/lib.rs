@@ -36,6 +36,7 @@ pub mod import;
 pub mod ledger;
 mod migrate;
 pub mod query;
+pub mod station;
 pub mod store;
 mod table;
 mod writer;
@@ -51,6 +52,7 @@ pub use credential::{
 pub use error::RegistryError;
 pub use import::ImportReport;
 pub use ledger::{Ledger, LedgerLimits};
+pub use station::{Minted, Reconciled, RefusedEntry, StationState, StationView, Verdict};
 pub use store::Registry;
 pub use table::FactTable;
 pub use writer::Committed;
