@@ -1,6 +1,7 @@
 //! Requests for certificates, PKCS#10 (RFC 2986). From a request only the public key is taken: names and extensions in
 //! it are wishes, and certificates are built from the profile and the registry.
 
+use countersign_identity::certificate::{ATTRIBUTE_COMMON_NAME, KeyAlgorithm, attribute_texts};
 use countersign_identity::signed::{SignatureFault, Signed, Signer};
 use countersign_identity::{DeviceId, Fingerprint};
 use der::asn1::{BitString, SetOfVec, Utf8StringRef};
@@ -11,6 +12,7 @@ use x509_cert::name::{Name, RdnSequence, RelativeDistinguishedName};
 use x509_cert::request::{CertReq, CertReqInfo, Version};
 
 use crate::key::KeyFault;
+use crate::profile::KeyKind;
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +66,7 @@ impl ProvenKey {
 pub struct CertificateRequest {
     key: ProvenKey,
     subject: String,
+    common_names: Vec<String>,
 }
 
 impl CertificateRequest {
@@ -86,6 +89,8 @@ impl CertificateRequest {
         };
         let request = CertReq::from_der(bytes).map_err(malformed)?;
         let info = request.info.public_key;
+        // Before the signature: a key that is too weak is told as that, not as one that does not fit.
+        KeyKind::of(KeyAlgorithm::of(&info)).ok_or(RequestFault::Key)?;
         let signed = Signed::parse(bytes).map_err(|e| RequestFault::Malformed(e.to_string()))?;
         signed.verify(&info).map_err(|e| match e {
             SignatureFault::Malformed(what) => RequestFault::Malformed(what),
@@ -94,6 +99,7 @@ impl CertificateRequest {
         })?;
         Ok(Self {
             key: ProvenKey { info },
+            common_names: attribute_texts(&request.info.subject, ATTRIBUTE_COMMON_NAME),
             subject: request.info.subject.to_string(),
         })
     }
@@ -106,6 +112,11 @@ impl CertificateRequest {
     /// The subject it wishes for, for people. Nothing of it enters the certificate.
     pub fn subject(&self) -> &str {
         &self.subject
+    }
+
+    /// The common names it wishes for: what a factory may look a device up by, never what enters the certificate.
+    pub fn common_names(&self) -> &[String] {
+        &self.common_names
     }
 
     /// Makes a request, in PEM, with the device id as common name. The key's half of enrolment, run on the device.
@@ -143,7 +154,7 @@ impl CertificateRequest {
 fn common_name(text: &str) -> der::Result<Name> {
     let value = Any::encode_from(&Utf8StringRef::new(text)?)?;
     let attribute = AttributeTypeAndValue {
-        oid: countersign_identity::certificate::ATTRIBUTE_COMMON_NAME,
+        oid: ATTRIBUTE_COMMON_NAME,
         value,
     };
     let rdn = RelativeDistinguishedName::try_from(vec![attribute])?;

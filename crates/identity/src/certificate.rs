@@ -302,7 +302,7 @@ fn time_of(t: x509_cert::time::Time) -> Timestamp {
 }
 
 /// All values of one attribute that are text; values of other types do not count as an identity.
-fn attribute_texts(name: &x509_cert::name::Name, oid: ObjectIdentifier) -> Vec<String> {
+pub fn attribute_texts(name: &x509_cert::name::Name, oid: ObjectIdentifier) -> Vec<String> {
     name.iter()
         .filter(|a| a.oid == oid)
         .map(|a| {

@@ -38,23 +38,32 @@ pub fn request(path: &Path, device: &DeviceId) -> Result<String, Failure> {
     CertificateRequest::create(&key, device).map_err(internal)
 }
 
-/// Writes `device.crt`, `platform-root.crt` and `device.json`.
-///
-/// # Errors
-/// [`Failure`] if a file cannot be written.
-pub fn write(path: &Path, provisioned: &Provisioned) -> Result<(), Failure> {
-    folder::create_private(path)?;
-    folder::write_private(&path.join("device.crt"), provisioned.certificate.as_bytes())?;
-    folder::write_private(
-        &path.join("platform-root.crt"),
-        provisioned.platform_root.as_bytes(),
-    )?;
+/// What an identity folder holds beside the key: `device.crt`, `platform-root.crt` and `device.json`, the last last.
+pub fn files(provisioned: &Provisioned) -> [(&'static str, Vec<u8>); 3] {
     let profile = serde_json::json!({
         "id": provisioned.device,
         "host": provisioned.host,
         "port": provisioned.port,
     });
-    folder::write_private(&path.join("device.json"), format!("{profile:#}\n").as_bytes())?;
+    [
+        ("device.crt", provisioned.certificate.clone().into_bytes()),
+        (
+            "platform-root.crt",
+            provisioned.platform_root.clone().into_bytes(),
+        ),
+        ("device.json", format!("{profile:#}\n").into_bytes()),
+    ]
+}
+
+/// Writes [`files`].
+///
+/// # Errors
+/// [`Failure`] if a file cannot be written.
+pub fn write(path: &Path, provisioned: &Provisioned) -> Result<(), Failure> {
+    folder::create_private(path)?;
+    for (name, bytes) in files(provisioned) {
+        folder::write_private(&path.join(name), &bytes)?;
+    }
     Ok(())
 }
 

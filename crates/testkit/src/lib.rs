@@ -9,5 +9,6 @@
 
 pub mod client;
 pub mod crash;
+pub mod issuance;
 pub mod pki;
 pub mod server;

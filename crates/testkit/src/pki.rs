@@ -4,6 +4,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SerialNumber,
 };
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
 
@@ -28,6 +29,23 @@ impl Clone for Identity {
             pem: self.pem.clone(),
             key_pem: self.key_pem.clone(),
         }
+    }
+}
+
+impl Identity {
+    /// Reads `device.crt` and `device.key` of an identity folder.
+    ///
+    /// # Errors
+    /// If they are not there, or no PEM.
+    pub fn load(folder: &std::path::Path) -> anyhow::Result<Self> {
+        let pem = std::fs::read_to_string(folder.join("device.crt"))?;
+        let key_pem = std::fs::read_to_string(folder.join("device.key"))?;
+        Ok(Self {
+            chain: CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>()?,
+            key: PrivateKeyDer::from_pem_slice(key_pem.as_bytes())?,
+            pem,
+            key_pem,
+        })
     }
 }
 

@@ -13,11 +13,11 @@ use countersign_policy::ClientIdMode;
 use countersign_registry::{Actor, NewDevice, RegistryError, Revocation};
 use serde_json::{Value, json};
 
-use super::authorities;
 use super::body::{
     BindBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody, ProvisionBody,
     RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
+use super::{authorities, batches};
 use crate::failure::Failure;
 use crate::service::{Service, Wanted};
 
@@ -110,6 +110,24 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/tenants/{tenant}/devices/{device}/sessions", delete(disconnect))
         .route("/credentials/{fingerprint}/revoke", post(revoke))
         .route("/credentials/{fingerprint}/confirm", post(confirm))
+        .route(
+            "/tenants/{tenant}/batches",
+            get(batches::batches).post(batches::add_batch),
+        )
+        .route("/tenants/{tenant}/batches/{batch}", get(batches::batch))
+        .route(
+            "/tenants/{tenant}/batches/{batch}/close",
+            post(batches::close_batch),
+        )
+        .route(
+            "/tenants/{tenant}/batches/{batch}/certificates",
+            post(batches::issue),
+        )
+        .route(
+            "/tenants/{tenant}/batches/{batch}/confirm",
+            post(batches::confirm),
+        )
+        .route("/tenants/{tenant}/batches/{batch}/revoke", post(batches::revoke))
         .route("/sessions", get(sessions))
         .route("/exchanges", get(exchanges))
         .route("/audit", get(audit))
@@ -277,7 +295,8 @@ async fn device(State(service): App, In((tenant, device)): In<(TenantId, DeviceI
         .into_iter()
         .filter(|s| s.device == device)
         .collect();
-    encode(json!({ "device": view, "credentials": credentials, "sessions": sessions }))
+    let batch = service.registry().batch_of(&tenant, &device)?;
+    encode(json!({ "device": view, "batch": batch, "credentials": credentials, "sessions": sessions }))
 }
 
 async fn bind_device(

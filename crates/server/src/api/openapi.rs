@@ -78,6 +78,17 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("post" "/credentials/{fingerprint}/revoke" "revokes a certificate; answers when the sessions that this ends are closed"
         body [("code?", "unspecified, key-compromise, ca-compromise, affiliation-changed, superseded, cessation-of-operation or privilege-withdrawn"), ("reason?", "why, for the audit")]),
     endpoint!("post" "/credentials/{fingerprint}/confirm" "confirms that a certificate is on its device: it will not lapse"),
+    endpoint!("get" "/tenants/{tenant}/batches" "lists a tenant's batches, newest first, with how far they have come"),
+    endpoint!("post" "/tenants/{tenant}/batches" "plans a batch; the same plan again changes nothing, another of that id is refused (409)"
+        body [("id", "batch id"), ("model", "the model of its devices"), ("profile", "the profile of its certificates"), ("id_pattern", "which device ids fit: * for any number of characters, ? for one"), ("quota", "how many devices it may have in all"), ("groups?", "the groups of its devices"), ("devices_start?", "active (default) or pending"), ("authority?", "the authority that issues; default: the tenant's newest active one"), ("window?", "{not_before?, not_after?}: when its certificates may be signed, in milliseconds since 1970")]),
+    endpoint!("get" "/tenants/{tenant}/batches/{batch}" "a batch: its plan, its devices, its certificates by state"),
+    endpoint!("post" "/tenants/{tenant}/batches/{batch}/close" "closes a batch for good; what was issued stays" body [("reason?", "why, for the audit")]),
+    endpoint!("post" "/tenants/{tenant}/batches/{batch}/certificates" "makes devices with certificates, at most 1000 at once; what was issued for a key before is answered again; a device that is refused (code, reason, hint) does not hold up the others"
+        body [("devices", "list of {id, request}; request is PKCS#10, PEM"), ("replace?", "true: a certificate for another key that nobody used or confirmed is revoked in favour of the new one")]),
+    endpoint!("post" "/tenants/{tenant}/batches/{batch}/confirm" "confirms that certificates are on their devices: they will not lapse"
+        body [("fingerprints?", "list of certificate fingerprints"), ("devices?", "list of device ids: the newest certificate that the batch issued to each")]),
+    endpoint!("post" "/tenants/{tenant}/batches/{batch}/revoke" "revokes all certificates that were issued in a batch; answers when the sessions that this ends are closed"
+        body [("code?", "CRL reason, default unspecified"), ("reason?", "why, for the audit")]),
     endpoint!("get" "/sessions" "lists live sessions" , query [("tenant", "only of this tenant")]),
     endpoint!("get" "/exchanges" "the exchanges that a subject names, or the newest, newest first"
         , query [("subject", "device id, certificate fingerprint, serial number or exchange id"), ("tenant", "tenant of the device"), ("refused", "true: only refused ones, if no subject is given"), ("limit", "1 to 1000, default 20")]),
@@ -191,7 +202,8 @@ mod tests {
                 .replace("{tenant}", "nobody")
                 .replace("{device}", "d")
                 .replace("{host}", "h")
-                .replace("{authority}", "a");
+                .replace("{authority}", "a")
+                .replace("{batch}", "b");
             let path = format!("/api/v1{}", path.replace("{fingerprint}", &"0".repeat(64)));
             for (shown, expected_401) in [(Some(token.header()), false), (None, true)] {
                 let mut request = Request::builder()

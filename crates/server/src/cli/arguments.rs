@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use countersign_factory::RevocationReason;
-use countersign_identity::{AuthorityId, DeviceId, Fingerprint, IdentityRule, TenantId};
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, IdentityRule, TenantId};
 use countersign_policy::{ClientIdMode, LifecycleState};
+
+pub use super::factory::arguments::FactoryCommand;
 
 /// The self-hosted front door of a device fleet: devices prove who they are by certificate and mutual TLS, policy says
 /// whether they may come in now, and every exchange can be looked at.
@@ -74,6 +76,9 @@ pub enum Command {
     /// Certificates of devices
     #[command(subcommand)]
     Credential(CredentialCommand),
+    /// The factory: batches, and their identities in bulk
+    #[command(subcommand)]
+    Factory(FactoryCommand),
     /// Live sessions
     #[command(subcommand)]
     Session(SessionCommand),
@@ -439,10 +444,17 @@ pub enum DeviceCommand {
 
 #[derive(Subcommand)]
 pub enum CredentialCommand {
-    /// Revoke a certificate; ends the sessions it opened
+    /// Revoke a certificate, or all of a batch; ends the sessions they opened
     Revoke {
         /// The certificate's SHA-256 fingerprint
-        fingerprint: Fingerprint,
+        #[arg(required_unless_present = "batch")]
+        fingerprint: Option<Fingerprint>,
+        /// All that were issued in this batch
+        #[arg(long, conflicts_with = "fingerprint")]
+        batch: Option<BatchId>,
+        /// With --batch: its tenant
+        #[arg(long, default_value = "default", requires = "batch")]
+        tenant: TenantId,
         #[command(flatten)]
         why: RevocationArguments,
     },

@@ -14,7 +14,7 @@ use super::arguments::{
     TenantCommand,
 };
 use super::output::{Output, cell, time};
-use super::{authority, import};
+use super::{authority, factory, import};
 use crate::api::{ImportBody, Token};
 use crate::client::Client;
 use crate::config::Config;
@@ -88,17 +88,32 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
         Command::Tenant(command) => tenant(command, client, out).await,
         Command::Authority(command) => authority::run(command, client, out).await,
         Command::Device(command) => device(command, client, out).await,
-        Command::Credential(CredentialCommand::Revoke { fingerprint, why }) => {
-            let path = format!("/credentials/{fingerprint}/revoke");
-            let answer = client
-                .call(
-                    "POST",
-                    &path,
-                    Some(json!({ "code": why.code, "reason": why.reason })),
-                )
-                .await?;
+        Command::Factory(command) => factory::run(command, client, out).await,
+        Command::Credential(CredentialCommand::Revoke {
+            fingerprint,
+            batch,
+            tenant,
+            why,
+        }) => {
+            let (path, what) = match (&fingerprint, &batch) {
+                (_, Some(batch)) => (
+                    format!("/tenants/{tenant}/batches/{batch}/revoke"),
+                    format!("batch {batch}"),
+                ),
+                (Some(fingerprint), None) => (
+                    format!("/credentials/{fingerprint}/revoke"),
+                    format!("certificate {fingerprint}"),
+                ),
+                (None, None) => return Err(Failure::invalid("it is not said what is to be revoked")),
+            };
+            let body = json!({ "code": why.code, "reason": why.reason });
+            let answer = client.call("POST", &path, Some(body)).await?;
             out.say(&answer, |a| {
-                format!("certificate {fingerprint} is revoked{}", sessions(&a["sessions"]))
+                format!(
+                    "{what}: {} certificate(s) revoked{}",
+                    a["revoked"],
+                    sessions(&a["sessions"])
+                )
             })
         }
         Command::Credential(CredentialCommand::Confirm { fingerprint }) => {
@@ -486,12 +501,13 @@ async fn provision(
 fn show(a: &Value) -> String {
     let d = &a["device"];
     let mut text = format!(
-        "device   {} of tenant {}\nstate    {}\nmodel    {}\ngroups   {}\nbound to {}\ncreated  {}",
+        "device   {} of tenant {}\nstate    {}\nmodel    {}\ngroups   {}\nbatch    {}\nbound to {}\ncreated  {}",
         cell(&d["id"]),
         cell(&d["tenant"]),
         cell(&d["state"]),
         cell(&d["model"]),
         cell(&d["groups"]),
+        cell(&a["batch"]),
         cell(&d["authority"]),
         time(&d["created"])
     );

@@ -5,6 +5,7 @@ mod arguments;
 mod authority;
 mod ca_key;
 mod commands;
+mod factory;
 mod import;
 mod output;
 

@@ -1,11 +1,13 @@
 //! What operators can do, in one place: API, CLI and quickstart all come through here.
 
 mod authorities;
+mod batches;
 mod doctor;
 mod issuance;
 mod server_certificate;
 
 pub use authorities::AuthorityDraft;
+pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmAnswer, ItemRefusal};
 pub use issuance::{Provisioned, Wanted};
 
 use std::collections::HashMap;
