@@ -177,6 +177,11 @@ impl Scope<'_> {
         new: &NewCredential,
     ) -> Result<(), RegistryError> {
         let c = &new.certificate;
+        if let Some(station) = self.station_by_subject(&c.issuer_der)? {
+            return Err(RegistryError::Refused(format!(
+                "the certificate was issued by factory station {station}, whose journal alone vouches for it; hint: countersign factory reconcile JOURNAL"
+            )));
+        }
         if let Some((other_tenant, other)) = self.key_of_other(tenant, device, &c.public_key_sha256)? {
             return Err(RegistryError::SharedKey(format!(
                 "{other} of tenant {other_tenant}"
@@ -683,7 +688,9 @@ impl Registry {
     ) -> Result<Option<Option<Revoked>>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT serial, ended, reason, state FROM credentials WHERE serial = ? AND authority = ?",
+                "SELECT serial, ended, reason, state FROM credentials
+                 WHERE serial = ?1 AND authority = ?2 AND station IS NULL
+                 UNION ALL SELECT serial, ended, reason, state FROM stations WHERE serial = ?1 AND authority = ?2",
             )?;
             let mut rows = statement.query([serial, authority.as_str()])?;
             if let Some(r) = rows.next()? {
@@ -716,7 +723,10 @@ impl Registry {
     ) -> Result<Vec<Revoked>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
+                // A station's certificates are another issuer's: the station itself is on the list.
                 "SELECT serial, ended, reason, state FROM credentials
+                 WHERE authority = ?1 AND ended IS NOT NULL AND not_after >= ?2 AND station IS NULL
+                 UNION ALL SELECT serial, ended, reason, state FROM stations
                  WHERE authority = ?1 AND ended IS NOT NULL AND not_after >= ?2
                  UNION ALL SELECT serial, ended, reason, 'revoked' FROM lost_revocations WHERE authority = ?1
                  ORDER BY serial",

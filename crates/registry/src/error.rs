@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use countersign_factory::BatchRefusal;
-use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, StationId, TenantId, Timestamp};
 use countersign_policy::lifecycle::IllegalMove;
 use countersign_policy::{ClaimId, ClaimRefusal, LaneRefusal, LifecycleState};
 
@@ -83,6 +83,9 @@ pub enum RegistryError {
     /// No such authority.
     #[error("there is no authority {0}; hint: countersign authority list")]
     NoAuthority(String),
+    /// No such station.
+    #[error("there is no station {0}; hint: countersign factory station list")]
+    NoStation(StationId),
     /// No such credential.
     #[error("there is no credential with the fingerprint {0}")]
     NoCredential(Fingerprint),

@@ -93,6 +93,7 @@ impl From<RegistryError> for Failure {
             | RegistryError::NoAuthority(_)
             | RegistryError::NoBatch { .. }
             | RegistryError::NoClaim(_)
+            | RegistryError::NoStation(_)
             | RegistryError::NoCredential(_) => 404,
             RegistryError::Exists(_)
             | RegistryError::Move { .. }
