@@ -2,15 +2,17 @@
 //!
 //! 1. [`key`]: a P-256 key in software, made here or on the device
 //! 2. [`request`]: PKCS#10, from which nothing but the proven public key is taken
-//! 3. [`profile`]: what certificates of one kind hold
-//! 4. [`grant`]: who may be issued what; [`grant::EnrolmentGrant`] has no other way to exist
-//! 5. [`est`]: enrolment over secure transport: paths, bodies, answers
-//! 6. [`RevocationReason`]: why a certificate ended before its time
+//! 3. [`renewal_proof`]: that the holder of an old key asks for a certificate for a new one
+//! 4. [`profile`]: what certificates of one kind hold
+//! 5. [`grant`]: who may be issued what; [`grant::EnrolmentGrant`] has no other way to exist
+//! 6. [`est`]: enrolment over secure transport: paths, bodies, answers
+//! 7. [`RevocationReason`]: why a certificate ended before its time
 
 pub mod est;
 pub mod grant;
 pub mod key;
 pub mod profile;
+pub mod renewal_proof;
 pub mod request;
 mod revocation;
 pub mod tlv;

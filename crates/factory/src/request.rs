@@ -64,6 +64,7 @@ impl ProvenKey {
 pub struct CertificateRequest {
     key: ProvenKey,
     subject: String,
+    der: Vec<u8>,
 }
 
 impl CertificateRequest {
@@ -95,7 +96,13 @@ impl CertificateRequest {
         Ok(Self {
             key: ProvenKey { info },
             subject: request.info.subject.to_string(),
+            der: bytes.to_vec(),
         })
+    }
+
+    /// The request itself, DER: evidence for whoever is to judge it again.
+    pub fn der(&self) -> &[u8] {
+        &self.der
     }
 
     /// The proven key.

@@ -41,7 +41,8 @@ pub use audit::{AuditEntry, AuditFault};
 pub use authority::{AuthorityMove, NewAuthority, Origin};
 pub use change::{Actor, Change, NewDevice};
 pub use credential::{
-    IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester, Revocation, Swept,
+    EndedCredential, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester,
+    Revocation, Swept,
 };
 pub use error::RegistryError;
 pub use import::ImportReport;

@@ -8,6 +8,7 @@
 )]
 
 mod api;
+mod ca;
 mod cli;
 mod client;
 mod config;

@@ -9,6 +9,8 @@ use countersign_factory::RevocationReason;
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, IdentityRule, TenantId};
 use countersign_policy::{ClientIdMode, LifecycleState};
 
+use super::ca::CaCommand;
+
 /// The self-hosted front door of a device fleet: devices prove who they are by certificate and mutual TLS, policy says
 /// whether they may come in now, and every exchange can be looked at.
 ///
@@ -63,6 +65,9 @@ pub enum Command {
         #[arg(long)]
         admin: Option<SocketAddr>,
     },
+    /// The CA as a process of its own; --data names its folder
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Tenants: closed worlds of authorities, devices, policies and topics
     #[command(subcommand)]
     Tenant(TenantCommand),

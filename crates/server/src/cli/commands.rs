@@ -141,9 +141,11 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
             limit,
         } => explain(client, subject, refused, tenant, format, limit, out).await,
         Command::Doctor => doctor(client, data, out).await,
-        Command::Quickstart { .. } | Command::Init { .. } | Command::Serve { .. } | Command::Config(_) => {
-            Ok(())
-        }
+        Command::Quickstart { .. }
+        | Command::Init { .. }
+        | Command::Serve { .. }
+        | Command::Ca(_)
+        | Command::Config(_) => Ok(()),
     }
 }
 
