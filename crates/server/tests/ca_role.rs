@@ -5,8 +5,8 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,26 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_factory::{CertificateRequest, SoftwareKey, renewal_proof};
 use countersign_identity::{CertificateFacts, DeviceId};
+use countersign_testkit::ca::{CaProcess, exchange};
 use serde_json::{Value, json};
 
-/// A CA's folder, and its process.
+/// A CA that answers, with what a hostile control process would ask.
 struct Ca {
     folder: tempfile::TempDir,
-    child: Option<Child>,
+    process: CaProcess,
+}
+
+impl std::ops::Deref for Ca {
+    type Target = CaProcess;
+    fn deref(&self) -> &CaProcess {
+        &self.process
+    }
+}
+
+impl std::ops::DerefMut for Ca {
+    fn deref_mut(&mut self) -> &mut CaProcess {
+        &mut self.process
+    }
 }
 
 fn program() -> &'static Path {
@@ -30,104 +44,14 @@ impl Ca {
     /// A CA with the authorities `fleet` and `other`, running.
     fn new(settings: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut ca = Self { folder, child: None };
-        ca.ok(&["init"]);
+        let mut process = CaProcess::new(program(), &folder.path().join("ca"));
         if !settings.is_empty() {
-            std::fs::write(ca.path("ca.toml"), settings).unwrap();
+            std::fs::write(process.path("ca.toml"), settings).unwrap();
         }
-        ca.ok(&["authority", "add", "fleet"]);
-        ca.ok(&["authority", "add", "other", "--tenant", "acme"]);
-        ca.start();
-        ca
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join("ca").join(name)
-    }
-
-    fn start(&mut self) {
-        let log = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(self.folder.path().join("log"))
-            .unwrap();
-        let mut child = Command::new(program())
-            .arg("--data")
-            .arg(self.path(""))
-            .args(["ca", "serve"])
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let started = Instant::now();
-        while UnixStream::connect(self.path("ca.sock")).is_err() {
-            assert!(child.try_wait().unwrap().is_none(), "{}", self.log());
-            assert!(started.elapsed() < Duration::from_secs(30), "{}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.child = Some(child);
-    }
-
-    /// SIGKILL.
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-    }
-
-    /// A command of the CA's operator.
-    fn operator(&self, arguments: &[&str]) -> Output {
-        Command::new(program())
-            .arg("--data")
-            .arg(self.path(""))
-            .args(["--json", "ca"])
-            .args(arguments)
-            .output()
-            .unwrap()
-    }
-
-    fn ok(&self, arguments: &[&str]) -> Value {
-        let output = self.operator(arguments);
-        assert!(output.status.success(), "{arguments:?}: {output:?}");
-        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
-    }
-
-    fn batch(&self, id: &str, pattern: &str, quota: u32, more: &[&str]) {
-        let quota = quota.to_string();
-        let mut arguments = vec![
-            "batch",
-            "add",
-            id,
-            "--authority",
-            "fleet",
-            "--pattern",
-            pattern,
-            "--quota",
-            &quota,
-        ];
-        arguments.extend(more);
-        self.ok(&arguments);
-    }
-
-    fn connect(&self) -> UnixStream {
-        let stream = UnixStream::connect(self.path("ca.sock")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        stream
-    }
-
-    /// Sends a frame as it is; the answer, or `None` if the connection was closed.
-    fn raw(&self, body: &[u8]) -> Option<Value> {
-        exchange(&mut self.connect(), body)
-    }
-
-    fn ask(&self, request: &Value) -> Value {
-        let call = json!({ "version": 1, "request": request });
-        self.raw(call.to_string().as_bytes()).expect("an answer")
+        process.ok(&["authority", "add", "fleet"]);
+        process.ok(&["authority", "add", "other", "--tenant", "acme"]);
+        process.start();
+        Self { folder, process }
     }
 
     /// Asks for a certificate on some evidence: DER, or the code of the refusal.
@@ -139,15 +63,8 @@ impl Ca {
         outcome(&self.ask(&issue("fleet", csr, profile, evidence)))
     }
 
-    fn count(&self) -> usize {
-        self.ok(&["certificates", "--limit", "100000"])
-            .as_array()
-            .unwrap()
-            .len()
-    }
-
     fn end(&self, certificate: &[u8], how: &str) -> Value {
-        let serial = CertificateFacts::parse_der(certificate).serial;
+        let serial = serial(certificate);
         self.ask(&json!({
             "type": "end", "authority": "fleet",
             "certificates": [{ "serial": serial, "how": how, "reason": "key-compromise" }],
@@ -155,30 +72,8 @@ impl Ca {
     }
 }
 
-trait ParseDer {
-    fn parse_der(der: &[u8]) -> CertificateFacts;
-}
-
-impl ParseDer for CertificateFacts {
-    fn parse_der(der: &[u8]) -> CertificateFacts {
-        CertificateFacts::parse(der).unwrap()
-    }
-}
-
-impl Drop for Ca {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-fn exchange(stream: &mut UnixStream, body: &[u8]) -> Option<Value> {
-    let head = u32::try_from(body.len()).unwrap().to_be_bytes();
-    let _ = stream.write_all(&[&head, body].concat());
-    let mut head = [0; 4];
-    stream.read_exact(&mut head).ok()?;
-    let mut answer = vec![0; u32::from_be_bytes(head) as usize];
-    stream.read_exact(&mut answer).ok()?;
-    Some(serde_json::from_slice(&answer).unwrap())
+fn serial(certificate: &[u8]) -> String {
+    CertificateFacts::parse(certificate).unwrap().serial
 }
 
 fn key() -> SoftwareKey {
@@ -674,7 +569,7 @@ fn what_was_revoked_stays_revoked_whatever_the_control_process_says() {
         String::from_utf8_lossy(&out.stdout),
         String::from_utf8_lossy(&out.stderr),
     );
-    let serial = CertificateFacts::parse_der(&certificate).serial.to_uppercase();
+    let serial = serial(&certificate).to_uppercase();
     assert!(
         said.contains("verify OK") && text.contains(&serial) && text.contains("Key Compromise"),
         "{said}{text}"
@@ -806,8 +701,8 @@ fn a_kill_loses_no_certificate_and_uses_no_serial_twice() {
         let over = AtomicBool::new(false);
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let wait = Duration::from_millis(5 + (seed >> 33) % 120);
-        let mut child = ca.child.take().unwrap();
-        let socket = ca.path("ca.sock");
+        let mut child = ca.take();
+        let socket = ca.socket();
         let results: Vec<_> = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..4)
                 .map(|worker| {
@@ -865,7 +760,7 @@ fn a_kill_loses_no_certificate_and_uses_no_serial_twice() {
         .collect();
     assert_eq!(serials.len(), list.len());
     for (_, _, certificate) in answered.values() {
-        assert!(serials.contains(&CertificateFacts::parse_der(certificate).serial));
+        assert!(serials.contains(&serial(certificate)));
     }
     assert_eq!(ca.ok(&["batch", "list"])[0]["used"], json!(list.len()));
     let findings = serde_json::from_slice::<Value>(&ca.operator(&["status"]).stdout).unwrap();

@@ -7,6 +7,7 @@
     reason = "in a test a panic is the report"
 )]
 
+pub mod ca;
 pub mod client;
 pub mod crash;
 pub mod pki;

@@ -212,14 +212,15 @@ impl CaError {
     pub const fn status(&self) -> u16 {
         match self {
             Self::Malformed(_) | Self::Version(_) => 400,
-            Self::Secret(_)
-            | Self::NotIssuedHere
+            Self::Secret(_) => 401,
+            Self::NotIssuedHere
             | Self::EvidenceEnded(_)
             | Self::EvidenceExpired(_)
-            | Self::NotProven => 401,
-            Self::ProfileStep { .. } | Self::NoBatch { .. } | Self::Pattern { .. } | Self::Quota { .. } => {
-                403
-            }
+            | Self::NotProven
+            | Self::ProfileStep { .. }
+            | Self::NoBatch { .. }
+            | Self::Pattern { .. }
+            | Self::Quota { .. } => 403,
             Self::NoAuthority(_) | Self::NoProfile(_) | Self::NotFound(_) => 404,
             Self::KeyOfOther(_) | Self::HasAnotherKey(_) | Self::Exists(_) | Self::NotTheNewest => 409,
             Self::ClockBehind { .. }

@@ -5,7 +5,7 @@
 //! anew here. So whoever takes over the control process cannot mint outside what the CA's operator allowed.
 //!
 //! 1. [`protocol`]: what is asked and answered, framed; both halves share it
-//! 2. [`settings`]: `ca.toml`
+//! 2. [`settings`]: the CA's own configuration, `ca.toml`
 //! 3. [`error`]: every refusal, with a stable code
 //! 4. [`store`]: what the CA remembers: certificates, batches, secrets, its log; one writer
 //! 5. [`rules`]: from evidence to a certificate, inside one transaction
@@ -68,12 +68,11 @@ impl Ca {
     /// [`CaError`]; then nothing was minted.
     pub fn issue(&self, actor: &str, asked: Asked) -> Result<IssuedAnswer, CaError> {
         // Opened outside the transaction: a token may take its time.
-        self.keys.authority(asked.authority()).or_else(|e| match e {
-            // That it is not known at all is the rules' to say.
+        self.keys.authority(asked.authority()).map_err(|e| match e {
             CaError::Keys(_) if !self.keys.has(asked.authority()) => {
-                Err(CaError::NoAuthority(asked.authority().clone()))
+                CaError::NoAuthority(asked.authority().clone())
             }
-            e => Err(e),
+            e => e,
         })?;
         let (settings, keys) = (self.settings.clone(), self.keys.clone());
         self.store

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_factory::CertificateRequest;
 use countersign_factory::est::{self, BODY_MAX, Lines, Operation, Target};
+use countersign_factory::{CertificateRequest, renewal_proof};
 use countersign_identity::{CertificateFacts, DeviceId, Fingerprint};
 use countersign_policy::{DenialCode, LifecycleState};
 use countersign_registry::{Actor, Requester};
@@ -16,7 +16,7 @@ use hyper::{Request, Response, StatusCode};
 
 use super::client::Peer;
 use crate::failure::Failure;
-use crate::service::{Service, Wanted, now};
+use crate::service::{Service, Shown, Wanted, now};
 
 type Answer = Response<Full<Bytes>>;
 
@@ -156,6 +156,11 @@ async fn enrol(
         ));
     }
     let authorization = request.headers().get(header::AUTHORIZATION).cloned();
+    let shown = shown(
+        peer,
+        authorization.as_ref(),
+        request.headers().get(renewal_proof::HEADER),
+    )?;
     let body = Limited::new(request.into_body(), BODY_MAX)
         .collect()
         .await
@@ -167,6 +172,7 @@ async fn enrol(
     let wanted = Wanted {
         profile: target.profile,
         requester,
+        shown,
         ..Wanted::new(target.tenant, device.clone(), csr)
     };
     let actor = Actor(format!("est:{device}"));
@@ -231,6 +237,31 @@ async fn requester(
     let device = DeviceId::new(&user)
         .map_err(|_| Refusal::new(StatusCode::UNAUTHORIZED, "the user name must be the device id"))?;
     Ok((device, Requester::Secret(Fingerprint::of(secret.as_bytes()))))
+}
+
+/// What was shown, for a CA that judges it anew: the certificate before the secret, as [`requester`] has it.
+fn shown(
+    peer: &Peer,
+    authorization: Option<&HeaderValue>,
+    proof: Option<&HeaderValue>,
+) -> Result<Shown, Refusal> {
+    if let Some(leaf) = peer.chain.as_ref().and_then(|chain| chain.first()) {
+        let proof = proof
+            .map(|value| STANDARD.decode(value.as_bytes().trim_ascii()))
+            .transpose()
+            .map_err(|_| {
+                let text = format!("the header {} is no base64", renewal_proof::HEADER);
+                Refusal::new(StatusCode::BAD_REQUEST, text)
+            })?;
+        return Ok(Shown::Certificate {
+            certificate: leaf.to_vec(),
+            proof,
+        });
+    }
+    Ok(match authorization.and_then(basic) {
+        Some((_, secret)) => Shown::Secret(secret.into()),
+        None => Shown::Nothing,
+    })
 }
 
 /// Subject and alternative names of the request must be those of the certificate (RFC 7030 section 4.2.2).

@@ -100,6 +100,19 @@ impl Service {
                 Err(e) => Err((e.to_string(), "look at the disk".into())),
             },
         );
+        if let Some(ca) = &self.ca {
+            add(
+                "ca",
+                match ca.authorities() {
+                    Ok(found) => Ok(format!(
+                        "answers at {}, {} authorities",
+                        ca.socket().display(),
+                        found.len()
+                    )),
+                    Err(e) => Err((e.message, e.hint.unwrap_or_default())),
+                },
+            );
+        }
         for view in self.registry.authorities().unwrap_or_default() {
             if view.origin == "managed" && view.state != AnchorState::Revoked {
                 add(

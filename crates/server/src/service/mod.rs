@@ -1,10 +1,12 @@
 //! What operators can do, in one place: API, CLI and quickstart all come through here.
 
+mod apart;
 mod authorities;
 mod doctor;
 mod issuance;
 mod server_certificate;
 
+pub use apart::Shown;
 pub use authorities::AuthorityDraft;
 pub use issuance::{Provisioned, Wanted};
 
@@ -28,6 +30,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
+use crate::ca::link::CaLink;
 use crate::config::Config;
 use crate::failure::Failure;
 
@@ -75,6 +78,9 @@ pub struct Service {
     registry: Arc<Registry>,
     platform: IssuingAuthority,
     issuing: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
+    /// The CA, if it is a process of its own.
+    ca: Option<CaLink>,
+    ended_told: Arc<apart::EndedTold>,
     gateway: OnceLock<Arc<Gateway>>,
     /// Where the other listeners are, once they are open: enrolment, then PKI.
     pub listeners: OnceLock<[Option<SocketAddr>; 2]>,
@@ -87,6 +93,12 @@ impl Service {
     /// # Errors
     /// [`Failure`].
     pub fn create(data: &Path, config: Config) -> Result<Self, Failure> {
+        if crate::ca::store::exists(data) {
+            return Err(Failure::invalid(format!(
+                "{} is the folder of a CA: its keys are no business of this process; hint: name another data directory",
+                data.display()
+            )));
+        }
         folder::create_private(data)?;
         let registry = Registry::create(data, config.ledger.to_limits())?;
         let platform_folder = data.join("authorities/platform");
@@ -94,7 +106,17 @@ impl Service {
             IssuingAuthority::create(&platform_folder, Hierarchy::Platform, "platform", now())?;
         }
         let service = Self::with(data, config, registry)?;
-        service.ensure_device_authority(&Actor("countersign".into()), &TenantId::default_tenant())?;
+        let by = Actor("countersign".into());
+        match &service.ca {
+            None => service.ensure_device_authority(&by, &TenantId::default_tenant())?,
+            // Devices that have their certificates are admitted without it.
+            Some(ca) => {
+                if let Err(e) = service.adopt_from_ca(ca, &by, None) {
+                    let hint = e.hint.as_deref().unwrap_or_default();
+                    tracing::warn!(cause = %e, hint, "the CA's authorities cannot be looked at: nothing is issued yet");
+                }
+            }
+        }
         Ok(service)
     }
 
@@ -110,12 +132,20 @@ impl Service {
     fn with(data: &Path, config: Config, registry: Registry) -> Result<Self, Failure> {
         let platform = IssuingAuthority::open(&data.join("authorities/platform"), Hierarchy::Platform)?;
         registry.set_issuance_rules(config.issuance.to_rules());
+        let timeout = Duration::from_secs(config.ca.timeout_s);
+        let ca = config
+            .ca
+            .socket
+            .clone()
+            .map(|socket| CaLink::new(socket, timeout));
         Ok(Self {
             data: data.to_owned(),
             config,
             registry: Arc::new(registry),
             platform,
             issuing: Mutex::default(),
+            ca,
+            ended_told: Arc::default(),
             gateway: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
@@ -130,6 +160,11 @@ impl Service {
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The CA, if it is a process of its own.
+    pub fn ca(&self) -> Option<&CaLink> {
+        self.ca.as_ref()
     }
 
     /// The gateway, if this process serves.
@@ -190,7 +225,10 @@ impl Service {
     pub async fn add_tenant(&self, actor: Actor, id: TenantId, mode: ClientIdMode) -> Result<(), Failure> {
         let (by, tenant) = (actor.clone(), id.clone());
         self.change(move |r| r.add_tenant(by, tenant, mode)).await?;
-        tokio::task::block_in_place(|| self.ensure_device_authority(&actor, &id))
+        tokio::task::block_in_place(|| match &self.ca {
+            None => self.ensure_device_authority(&actor, &id),
+            Some(ca) => self.adopt_from_ca(ca, &actor, None),
+        })
     }
 
     /// Replaces what is given of a tenant's settings.
