@@ -2,13 +2,14 @@
 //!
 //! 1. [`key`]: a P-256 key in software, made here or on the device
 //! 2. [`request`]: PKCS#10, from which nothing but the proven public key is taken
-//! 3. [`profile`]: what certificates of one kind hold
-//! 4. [`grant`]: who may be issued what; [`grant::EnrolmentGrant`] has no other way to exist
-//! 5. [`batch`]: a planned number of identities, and what may enter
-//! 6. [`station`]: offline factory stations: terms, journal, account
-//! 7. [`est`]: enrolment over secure transport: paths, bodies, answers
-//! 8. [`pkcs12`]: key and certificates in one file
-//! 9. [`RevocationReason`]: why a certificate ended before its time
+//! 3. [`renewal_proof`]: that the holder of an old key asks for a certificate for a new one
+//! 4. [`profile`]: what certificates of one kind hold
+//! 5. [`grant`]: who may be issued what; [`grant::EnrolmentGrant`] has no other way to exist
+//! 6. [`batch`]: a planned number of identities, and what may enter
+//! 7. [`station`]: offline factory stations: terms, journal, account
+//! 8. [`est`]: enrolment over secure transport: paths, bodies, answers
+//! 9. [`pkcs12`]: key and certificates in one file
+//! 10. [`RevocationReason`]: why a certificate ended before its time
 
 pub mod batch;
 pub mod est;
@@ -16,6 +17,7 @@ pub mod grant;
 pub mod key;
 pub mod pkcs12;
 pub mod profile;
+pub mod renewal_proof;
 pub mod request;
 mod revocation;
 pub mod station;

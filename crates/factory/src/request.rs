@@ -87,6 +87,7 @@ pub struct CertificateRequest {
     key: ProvenKey,
     subject: String,
     common_names: Vec<String>,
+    der: Vec<u8>,
     challenge_password: Option<String>,
     wants_encrypted_key: bool,
 }
@@ -137,6 +138,7 @@ impl CertificateRequest {
             key: ProvenKey { info },
             common_names: attribute_texts(&request.info.subject, ATTRIBUTE_COMMON_NAME),
             subject: request.info.subject.to_string(),
+            der: bytes.to_vec(),
             challenge_password,
             wants_encrypted_key: attributes
                 .iter()
@@ -161,6 +163,11 @@ impl CertificateRequest {
     /// Whether it asks for a server-made key to be encrypted (RFC 7030 section 4.4.1).
     pub fn wants_encrypted_key(&self) -> bool {
         self.wants_encrypted_key
+    }
+
+    /// The request itself, DER: evidence for whoever is to judge it again.
+    pub fn der(&self) -> &[u8] {
+        &self.der
     }
 
     /// The proven key.

@@ -5,6 +5,8 @@
 //!    └──never used in time──▶ lapsed          any of them ──▶ revoked
 //! ```
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use countersign_factory::{RevocationReason, Revoked};
@@ -121,6 +123,8 @@ pub enum Requester {
     Expired(ExpiredRequester),
     /// Whoever holds a claim, for the ids on its list.
     Claim(ClaimRequester),
+    /// The active device's own, by evidence that the CA judges: a secret that only the CA knows.
+    JudgedByCa,
 }
 
 /// What a requester may have.
@@ -143,6 +147,19 @@ pub struct IssueOutcome {
     pub authority: AuthorityId,
     /// Whether it had been issued before: nothing new was minted.
     pub repeated: bool,
+}
+
+/// A certificate that ended before its time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndedCredential {
+    /// Its serial number, hex.
+    pub serial: String,
+    /// Its state; still `active` or `issued` if it ended with its authority.
+    pub state: CredentialState,
+    /// Why, if a reason was given.
+    pub reason: Option<RevocationReason>,
+    /// Since when.
+    pub at: Timestamp,
 }
 
 /// What a sweep found.
@@ -472,6 +489,65 @@ impl Registry {
         self.write(move |scope| issue(scope, &actor, &request, rules, mint))
     }
 
+    /// Whether [`Registry::issue`] would mint: `None` if it would, else the certificate that it would answer with. The very
+    /// same rules, and nothing is kept of what would lead to minting.
+    ///
+    /// # Errors
+    /// As [`Registry::issue`].
+    pub fn issue_check(
+        &self,
+        actor: Actor,
+        request: IssueRequest,
+    ) -> Result<Option<IssueOutcome>, RegistryError> {
+        let rules = self.issuance_rules();
+        let reached = Arc::new(AtomicBool::new(false));
+        let would_mint = reached.clone();
+        // Failing is what undoes the job.
+        let checked = self.write(move |scope| {
+            issue(scope, &actor, &request, rules, |_| {
+                would_mint.store(true, Ordering::Relaxed);
+                Err(String::new())
+            })
+        });
+        match checked {
+            Ok(committed) => Ok(Some(committed.value)),
+            Err(RegistryError::Refused(_)) if reached.load(Ordering::Relaxed) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The certificates of an authority that have ended since a moment, oldest first, for telling others.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read.
+    pub fn ended_since(
+        &self,
+        authority: &AuthorityId,
+        since: Timestamp,
+    ) -> Result<Vec<EndedCredential>, RegistryError> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT serial, state, reason, ended FROM credentials
+                 WHERE authority = ? AND ended >= ? ORDER BY ended",
+            )?;
+            let mut rows = statement.query(params![authority.as_str(), since.unix_ms()])?;
+            let mut found = Vec::new();
+            while let Some(r) = rows.next()? {
+                let state: String = r.get(1)?;
+                let reason: Option<u8> = r.get(2)?;
+                found.push(EndedCredential {
+                    serial: r.get(0)?,
+                    state: damaged(state.parse())?,
+                    reason: reason
+                        .map(|code| damaged(RevocationReason::try_from(code)))
+                        .transpose()?,
+                    at: Timestamp::from_unix_ms(r.get(3)?),
+                });
+            }
+            Ok(found)
+        })
+    }
+
     /// Confirms that a certificate is on its device: `issued` becomes `active`, and it will not lapse.
     ///
     /// # Errors
@@ -762,7 +838,7 @@ fn check_requester(
     rules: IssuanceRules,
 ) -> Result<Standing, RegistryError> {
     match &request.requester {
-        Requester::Operator => Ok(Standing::Whole),
+        Requester::Operator | Requester::JudgedByCa => Ok(Standing::Whole),
         Requester::Expired(expired) => Ok(match scope.enter_lane(actor, request, expired)? {
             LanePass::Issue => Standing::Whole,
             LanePass::Repeat => Standing::RepeatOnly,
@@ -881,6 +957,13 @@ pub(crate) fn issue(
     let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
         return Err(RegistryError::Refused("what was minted is not kept".into()));
     };
+    // A CA of its own answers with what it issued before; what has ended here is not taken a second time.
+    if scope.credential_owner(&new.certificate.fingerprint)?.is_some() {
+        return Err(RegistryError::Exists(format!(
+            "certificate {}",
+            new.certificate.fingerprint
+        )));
+    }
     let outcome = IssueOutcome {
         certificate: issued.certificate.clone(),
         authority: authority.clone(),

@@ -551,3 +551,55 @@ fn a_database_of_the_first_schema_is_brought_up_to_date() {
     );
     assert_eq!(facts.anchors().len(), 1);
 }
+
+#[test]
+fn a_look_before_issuing_follows_the_same_rules_and_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    registry.add_device(actor(), tenant(), device("d1")).unwrap();
+    let (facts, key) = certificate("d1");
+    let entries = || registry.audit(1000).unwrap().len();
+    let before = entries();
+    let mut asked = request("d1", &facts);
+    asked.idempotency_key = Some("mine".into());
+    assert_eq!(
+        registry.issue_check(actor(), asked.clone()).unwrap(),
+        None,
+        "it would mint"
+    );
+    assert_eq!(entries(), before);
+    // The idempotency key was not taken: with other content it is still free.
+    let (other, _) = certificate("d1");
+    let mut other_asked = request("d1", &other);
+    other_asked.idempotency_key = Some("mine".into());
+    assert_eq!(registry.issue_check(actor(), other_asked).unwrap(), None);
+    let unknown = registry.issue_check(actor(), request("d2", &facts));
+    assert!(
+        matches!(unknown, Err(RegistryError::NoDevice { .. })),
+        "{unknown:?}"
+    );
+
+    let issued = issue(&registry, "d1", facts.clone()).unwrap();
+    let same = registry.issue_check(actor(), request("d1", &facts)).unwrap();
+    assert_eq!(
+        same,
+        Some(IssueOutcome {
+            repeated: true,
+            ..issued
+        })
+    );
+    // The very certificate is not registered twice, whoever hands it in: refused, and the writer goes on.
+    registry.set_issuance_rules(IssuanceRules {
+        lapse_after: std::time::Duration::ZERO,
+        ..IssuanceRules::default()
+    });
+    // It lapses as soon as the clock has moved on.
+    while registry.sweep_credentials().unwrap().value.lapsed == 0 {}
+    let again = issue(&registry, "d1", facts.clone());
+    assert!(matches!(again, Err(RegistryError::Exists(_))), "{again:?}");
+    let ended = registry
+        .ended_since(&AuthorityId::new("ca").unwrap(), Timestamp::from_unix_ms(0))
+        .unwrap();
+    assert_eq!((ended.len(), ended[0].state), (1, CredentialState::Lapsed));
+    assert!(issue(&registry, "d1", certificate_of("d1", &key)).is_ok());
+}

@@ -32,6 +32,8 @@ pub struct Config {
     pub enrol: EnrolConfig,
     /// Revocation lists and answers.
     pub pki: PkiConfig,
+    /// The CA, if it is a process of its own.
+    pub ca: CaConfig,
     /// The log.
     pub log: LogConfig,
     /// What certificates hold; the first is the one that is issued unless another is named.
@@ -49,6 +51,7 @@ impl Default for Config {
             issuance: IssuanceConfig::default(),
             enrol: EnrolConfig::default(),
             pki: PkiConfig::default(),
+            ca: CaConfig::default(),
             log: LogConfig::default(),
             profiles: Profile::built_in(),
         }
@@ -296,6 +299,27 @@ impl Default for PkiConfig {
     }
 }
 
+/// `[ca]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaConfig {
+    /// The socket of a CA that is a process of its own (countersign ca serve): then no key that signs device certificates
+    /// is used here. Without it this process is the CA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// How long an answer of the CA is waited for, in seconds.
+    pub timeout_s: u64,
+}
+
+impl Default for CaConfig {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            timeout_s: 10,
+        }
+    }
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -413,6 +437,13 @@ impl Config {
                     "write names such as gate.example.com",
                 );
             }
+        }
+        if self.ca.timeout_s == 0 {
+            return value(
+                "ca.timeout_s",
+                "it is 0, so the CA could never answer".into(),
+                "leave it out for the default",
+            );
         }
         if self.server.certificate.is_some() != self.server.key.is_some() {
             return value(

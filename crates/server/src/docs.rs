@@ -88,12 +88,27 @@ fn the_page_of_the_configuration_has_every_key_and_its_default() {
             assert_eq!(told, default.to_string().replace(' ', ""), "{section}.{key}");
         }
     }
-    // server.certificate and server.key have no default.
+    // server.certificate, server.key and ca.socket have no default.
     assert_eq!(
         page.lines().filter(|l| l.starts_with("| `")).count(),
-        keys + 2,
+        keys + 3,
         "the page names keys that are none"
     );
+}
+
+#[test]
+fn the_page_of_the_ca_has_every_key_of_its_file_and_its_default() {
+    let page = read("docs/ca-role.md");
+    let settings = toml::Value::try_from(crate::ca::settings::Settings::default()).unwrap();
+    for (key, default) in settings.as_table().unwrap() {
+        let told = match key.as_str() {
+            "log" => "| `log.format`, `log.filter` |".to_owned(),
+            "profiles" => "| `[[profiles]]` |".to_owned(),
+            "control_uids" => "| `control_uids` | `[]` |".to_owned(),
+            key => format!("| `{key}` | {default} |"),
+        };
+        assert!(page.contains(&told), "{told}");
+    }
 }
 
 #[test]

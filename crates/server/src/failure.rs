@@ -4,6 +4,8 @@ use countersign_authority::{FolderError, HierarchyError, MintError};
 use countersign_policy::{ClaimRefusal, LifecycleState};
 use countersign_registry::RegistryError;
 
+use crate::ca::error::CaError;
+
 /// A failure with its cure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -41,6 +43,11 @@ impl Failure {
                 state: None,
             },
         }
+    }
+
+    /// As another process told it: a status, the cause and, after "; hint: ", the cure.
+    pub fn told(status: u16, text: &str) -> Self {
+        Self::new(status, text)
     }
 
     /// The input breaks a rule.
@@ -123,6 +130,12 @@ impl From<RegistryError> for Failure {
             state,
             ..Self::new(status, &e.to_string())
         }
+    }
+}
+
+impl From<CaError> for Failure {
+    fn from(e: CaError) -> Self {
+        Self::new(e.status(), &e.to_string())
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod api;
 mod backup;
+mod ca;
 mod cli;
 mod client;
 mod config;

@@ -199,6 +199,18 @@ impl Shared {
             return Ok(list.der.clone());
         }
         let now = self.service.minting_time()?;
+        if let Some(ca) = self.service.ca() {
+            self.service.registry().authority_certificate(id)?;
+            self.service.tell_ca()?;
+            let der: Bytes = ca.revocation_list(id, self.next_update_hours())?.into();
+            let list = List {
+                der: der.clone(),
+                made: now,
+                revision,
+            };
+            lists.insert(id.clone(), list);
+            return Ok(der);
+        }
         let authority = self.service.authority_with_key(id)?;
         let revoked = self
             .service
@@ -218,6 +230,10 @@ impl Shared {
             },
         );
         Ok(der)
+    }
+
+    fn next_update_hours(&self) -> u32 {
+        u32::try_from(self.next_update.as_secs() / 3600).unwrap_or(u32::MAX)
     }
 
     fn responders(&self, now: Timestamp) -> Result<Vec<(AuthorityId, Arc<Responder>)>, Failure> {
@@ -249,6 +265,13 @@ impl Shared {
             tracing::error!(error = e.as_str(), "an OCSP request cannot be answered");
             OcspError::Internal
         };
+        if let Some(ca) = self.service.ca() {
+            return self
+                .service
+                .tell_ca()
+                .and_then(|()| ca.ocsp(request, self.next_update_hours()))
+                .map_err(|e| internal(e.message));
+        }
         let questions = Questions::parse(request)?;
         // Counted, and told by the timer: not logged for each request of anybody.
         let now = self.service.minting_time().map_err(|_| OcspError::TryLater)?;

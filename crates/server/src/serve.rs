@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_gateway::{BindError, Foundation, Gateway, GatewayOptions, ServerIdentity};
+use countersign_registry::Change;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::api::{self, Token};
@@ -136,6 +138,7 @@ impl Running {
             }
         });
         let mut tasks = vec![serving, watching, sweeping];
+        tasks.extend(tell_ca(&service));
         let mut listeners: Vec<_> = gateway
             .local_addrs()
             .iter()
@@ -200,6 +203,39 @@ impl Running {
             "stopped"
         );
     }
+}
+
+/// Keeps the CA told of what has ended here, if it is a process of its own.
+fn tell_ca(service: &Arc<Service>) -> Option<JoinHandle<()>> {
+    service.ca()?;
+    let news = Arc::new(Notify::new());
+    let noticed = news.clone();
+    service.registry().on_change(move |_, changes| {
+        if changes
+            .iter()
+            .any(|c| matches!(c, Change::Credential(..) | Change::Authority(_)))
+        {
+            noticed.notify_one();
+        }
+    });
+    let service = service.clone();
+    Some(tokio::spawn(async move {
+        let mut is_down = false;
+        loop {
+            let (told, of) = (tokio::time::timeout(LOOK, news.notified()), service.clone());
+            let _ = told.await;
+            let result = tokio::task::spawn_blocking(move || of.tell_ca()).await;
+            match result {
+                Ok(Ok(())) => is_down = false,
+                // Once per outage: it is tried again with every change, and every minute.
+                Ok(Err(e)) if !is_down => {
+                    is_down = true;
+                    tracing::error!(error = %e, "the CA cannot be told what has ended");
+                }
+                _ => {}
+            }
+        }
+    }))
 }
 
 /// `countersign serve`: until SIGTERM or SIGINT. SIGHUP loads the server certificate again.

@@ -8,6 +8,7 @@
 )]
 
 pub mod agent;
+pub mod ca;
 pub mod client;
 pub mod crash;
 pub mod issuance;

@@ -9,6 +9,7 @@ use countersign_factory::RevocationReason;
 use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, IdentityRule, TenantId};
 use countersign_policy::{ClientIdMode, LifecycleState};
 
+use super::ca::CaCommand;
 pub use super::factory::arguments::FactoryCommand;
 
 /// The self-hosted front door of a device fleet: devices prove who they are by certificate and mutual TLS, policy says
@@ -65,6 +66,9 @@ pub enum Command {
         #[arg(long)]
         admin: Option<SocketAddr>,
     },
+    /// The CA as a process of its own; --data names its folder
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Tenants: closed worlds of authorities, devices, policies and topics
     #[command(subcommand)]
     Tenant(TenantCommand),

@@ -277,7 +277,7 @@ fn admission_body(mode: AdmissionMode, template: Option<&Path>) -> Result<Value,
     }
 }
 
-fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
+pub(super) fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
     if path.exists() {
         return Err(Failure::invalid(format!(
             "{} exists and is not overwritten; hint: choose another file",

@@ -163,6 +163,7 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
         | Command::Init { .. }
         | Command::Serve { .. }
         | Command::Restore { .. }
+        | Command::Ca(_)
         | Command::Config(_)
         | Command::Verify(_) => Ok(()),
     }

@@ -3,6 +3,7 @@
 
 mod arguments;
 mod authority;
+mod ca;
 mod ca_key;
 mod claim;
 mod commands;
@@ -71,6 +72,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             let config = configuration(&data, named)?;
             commands::config_check(&config, out)
         }
+        Command::Ca(command) => ca::run(command, &data, out).await,
         Command::Serve { listen, admin } => {
             let mut config = configuration(&data, named)?;
             if let Some(listen) = listen {

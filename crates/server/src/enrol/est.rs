@@ -5,7 +5,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_factory::est::{self, BODY_MAX, Extra, Lines, Operation, Target};
-use countersign_factory::{CertificateRequest, SoftwareKey};
+use countersign_factory::{CertificateRequest, SoftwareKey, renewal_proof};
 use countersign_policy::LifecycleState;
 use countersign_registry::{Actor, IssueOutcome};
 use http_body_util::{BodyExt, Limited};
@@ -140,6 +140,7 @@ impl Asked {
             ));
         }
         let authorization = request.headers().get(header::AUTHORIZATION).cloned();
+        let proof = request.headers().get(renewal_proof::HEADER).cloned();
         let body = Limited::new(request.into_body(), BODY_MAX)
             .collect()
             .await
@@ -147,7 +148,15 @@ impl Asked {
             .to_bytes();
         let csr =
             est::read_request(&body).map_err(|e| Refusal::new(StatusCode::BAD_REQUEST, e.to_string()))?;
-        let asker = asker(service, peer, &target, authorization.as_ref(), &csr).await?;
+        let asker = asker(
+            service,
+            peer,
+            &target,
+            authorization.as_ref(),
+            proof.as_ref(),
+            &csr,
+        )
+        .await?;
         Ok(Self { target, asker, csr })
     }
 
@@ -167,10 +176,12 @@ impl Asked {
                 device,
                 requester,
                 profile,
+                shown,
             } => {
                 let wanted = Wanted {
                     profile: self.target.profile.or(profile),
                     requester,
+                    shown,
                     ..Wanted::new(self.target.tenant, device.clone(), self.csr)
                 };
                 let issued = service.issue(Actor(format!("est:{device}")), wanted).await;

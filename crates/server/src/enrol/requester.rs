@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_factory::CertificateRequest;
 use countersign_factory::est::{Operation, Target};
+use countersign_factory::{CertificateRequest, renewal_proof};
 use countersign_identity::{CertificateFacts, DeviceId, Fingerprint};
 use countersign_policy::{ClaimId, Denial, DenialCode};
 use countersign_registry::{ClaimProof, ClaimRequester, Requester};
@@ -17,7 +17,7 @@ use super::answer::Refusal;
 use super::client::Peer;
 use super::lane::{Outside, RenewalLane};
 use crate::failure::Failure;
-use crate::service::{Service, now};
+use crate::service::{Service, Shown};
 
 /// The user name of a claim's secret is this and the claim's name. No device id has a slash.
 const CLAIM_USER: &str = "claim/";
@@ -30,6 +30,8 @@ pub(super) enum Asker {
         requester: Requester,
         /// The profile that it is bound to.
         profile: Option<String>,
+        /// What it showed, for a CA that judges it anew.
+        shown: Shown,
     },
     /// A device whose certificate has expired: it can do nothing but re-enrol.
     Expired(Box<RenewalLane>),
@@ -51,6 +53,7 @@ pub(super) async fn asker(
     peer: &Peer,
     target: &Target,
     authorization: Option<&HeaderValue>,
+    proof: Option<&HeaderValue>,
     csr: &CertificateRequest,
 ) -> Result<Asker, Refusal> {
     let renews = target.operation == Operation::SimpleReenroll;
@@ -61,7 +64,13 @@ pub(super) async fn asker(
             .map_err(Failure::from)?;
         return match claim {
             Some(claim) if !renews => by_claim_certificate(service, target, claim, leaf, csr),
-            _ => by_certificate(service, peer, target, csr).await,
+            _ => {
+                let shown = Shown::Certificate {
+                    certificate: leaf.to_vec(),
+                    proof: renewal_proof_of(proof)?,
+                };
+                by_certificate(service, peer, target, shown, csr).await
+            }
         };
     }
     if renews {
@@ -89,6 +98,7 @@ pub(super) async fn asker(
         device,
         requester: Requester::Secret(hash),
         profile: None,
+        shown: Shown::Secret(secret),
     })
 }
 
@@ -96,10 +106,11 @@ async fn by_certificate(
     service: &Arc<Service>,
     peer: &Peer,
     target: &Target,
+    shown: Shown,
     csr: &CertificateRequest,
 ) -> Result<Asker, Refusal> {
     let renews = target.operation == Operation::SimpleReenroll;
-    let now = now();
+    let now = service.now();
     match peer.identify(service.registry(), &target.tenant, now).await {
         Ok(known) => {
             if renews {
@@ -109,6 +120,7 @@ async fn by_certificate(
                 device: known.device,
                 requester: Requester::Certificate(known.certificate.fingerprint),
                 profile: None,
+                shown,
             })
         }
         Err(denial) if renews && denial.code == DenialCode::CertificateExpired => {
@@ -133,7 +145,7 @@ fn by_claim_certificate(
 ) -> Result<Asker, Refusal> {
     let facts = CertificateFacts::parse(leaf)
         .map_err(|e| denied(&Denial::new(DenialCode::ChainMalformed, e.to_string())))?;
-    if !facts.is_valid_at(now()) {
+    if !facts.is_valid_at(service.now()) {
         return Err(denied(&DenialCode::CertificateExpired.into()));
     }
     on_claim(
@@ -170,7 +182,19 @@ fn on_claim(
         device,
         requester: Requester::Claim(ClaimRequester { claim, proof }),
         profile,
+        shown: Shown::Nothing,
     })
+}
+
+/// The proof of possession of the old key that a CA in a process of its own asks for.
+fn renewal_proof_of(header: Option<&HeaderValue>) -> Result<Option<Vec<u8>>, Refusal> {
+    header
+        .map(|value| STANDARD.decode(value.as_bytes().trim_ascii()))
+        .transpose()
+        .map_err(|_| {
+            let text = format!("the header {} is no base64", renewal_proof::HEADER);
+            Refusal::new(StatusCode::BAD_REQUEST, text)
+        })
 }
 
 /// Subject and alternative names of the request must be those of the certificate (RFC 7030 section 4.2.2).

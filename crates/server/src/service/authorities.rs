@@ -126,7 +126,18 @@ impl Service {
     /// [`Failure`].
     pub fn create_authority(&self, actor: &Actor, draft: AuthorityDraft) -> Result<(), Failure> {
         self.need_new(&draft)?;
-        self.make_authority(actor, draft)
+        match &self.ca {
+            None => self.make_authority(actor, draft),
+            Some(ca) if draft.key_store == KeyStore::File => self.adopt_from_ca(ca, actor, Some(draft)),
+            Some(_) => Err(self.keys_are_apart()),
+        }
+    }
+
+    /// The CA is a process of its own: what concerns keys is done there.
+    fn keys_are_apart(&self) -> Failure {
+        Failure::invalid(
+            "the CA is a process of its own, and keys are made there; hint: countersign ca authority add, on the CA, then countersign authority create ID here",
+        )
     }
 
     fn need_new(&self, draft: &AuthorityDraft) -> Result<(), Failure> {
@@ -146,6 +157,9 @@ impl Service {
     /// [`Failure`].
     pub fn request_authority(&self, draft: &AuthorityDraft) -> Result<String, Failure> {
         self.need_new(draft)?;
+        if self.ca.is_some() {
+            return Err(self.keys_are_apart());
+        }
         Ok(IssuingAuthority::request_in(
             &self.authority_folder(&draft.id),
             Hierarchy::Devices,
@@ -166,6 +180,9 @@ impl Service {
         chain: &str,
     ) -> Result<(), Failure> {
         self.need_new(&draft)?;
+        if self.ca.is_some() {
+            return Err(self.keys_are_apart());
+        }
         let path = self.authority_folder(&draft.id);
         if !IssuingAuthority::is_requested(&path) {
             return Err(Failure::not_found(
@@ -224,7 +241,7 @@ impl Service {
         &self,
         tenant: &TenantId,
         named: Option<&AuthorityId>,
-    ) -> Result<(AuthorityId, Arc<IssuingAuthority>), Failure> {
+    ) -> Result<AuthorityId, Failure> {
         let id = match named {
             Some(id) => id.clone(),
             None => self.registry.issuing_authority(tenant)?.ok_or_else(|| {
@@ -246,8 +263,7 @@ impl Service {
             }
             None => return Err(RegistryError::NoAuthority(id.to_string()).into()),
         }
-        let authority = self.authority_with_key(&id)?;
-        Ok((id, authority))
+        Ok(id)
     }
 
     /// An authority of ours with its key, whatever its state: a retired one still signs revocation lists.
@@ -255,6 +271,12 @@ impl Service {
     /// # Errors
     /// [`Failure`] if it is not ours.
     pub(crate) fn authority_with_key(&self, id: &AuthorityId) -> Result<Arc<IssuingAuthority>, Failure> {
+        if let Some(ca) = &self.ca {
+            return Err(Failure::unavailable(
+                format!("the CA is a process of its own: no key of authority {id} is used here"),
+                &format!("ask it at {}", ca.socket().display()),
+            ));
+        }
         if let Some(authority) = self.issuing.lock().get(id) {
             return Ok(authority.clone());
         }
@@ -280,6 +302,22 @@ impl Service {
     /// [`Failure`] with its cure.
     pub(super) fn check_authority_key(&self, id: &AuthorityId) -> Result<String, Failure> {
         let path = self.authority_folder(id);
+        match (&self.ca, self.is_held_by_ca(id)) {
+            (Some(_), true) => return Ok("held by the CA".into()),
+            (Some(_), false) => {
+                return Err(Failure::unavailable(
+                    "its key is here, though the CA is a process of its own; it is not used",
+                    "renew its devices under an authority of the CA, close it, and delete its folder's *.key",
+                ));
+            }
+            (None, true) => {
+                return Err(Failure::unavailable(
+                    "it is held by a CA process, and none is configured",
+                    "set ca.socket",
+                ));
+            }
+            (None, false) => {}
+        }
         let authority = IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?;
         authority.check_key()?;
         Ok(format!("it signs, store {}", authority.key_store().name()))
@@ -420,11 +458,7 @@ impl Service {
         for view in self.registry.authorities()? {
             if view.tenant == *tenant && view.origin == "managed" && view.state.admits() {
                 found.push(self.registry.authority_certificate(&view.id)?);
-                let root = self.authority_folder(&view.id).join("root.crt");
-                found.push(read_certificate(
-                    &String::from_utf8_lossy(&folder::read(&root)?),
-                    "the root's file",
-                )?);
+                found.push(self.root_of(&view.id)?);
             }
         }
         Ok(found)
@@ -476,6 +510,12 @@ impl Service {
             .map_err(|e| Failure::internal(e.to_string()))
     }
 
+    /// The root of an authority of ours, DER.
+    fn root_of(&self, id: &AuthorityId) -> Result<Vec<u8>, Failure> {
+        let bytes = folder::read(&self.authority_folder(id).join("root.crt"))?;
+        read_certificate(&String::from_utf8_lossy(&bytes), "the root's file")
+    }
+
     /// What devices pin: the platform root, PEM.
     pub fn platform_root(&self) -> String {
         pem("CERTIFICATE", self.platform.root())
@@ -486,11 +526,11 @@ impl Service {
     /// # Errors
     /// [`Failure`].
     pub fn device_ca(&self, tenant: &TenantId) -> Result<String, Failure> {
-        let (_, authority) = self.issuing_authority(tenant, None)?;
+        let id = self.issuing_authority(tenant, None)?;
         Ok(format!(
             "{}{}",
-            pem("CERTIFICATE", authority.certificate()),
-            pem("CERTIFICATE", authority.root())
+            pem("CERTIFICATE", &self.registry.authority_certificate(&id)?),
+            pem("CERTIFICATE", &self.root_of(&id)?)
         ))
     }
 }

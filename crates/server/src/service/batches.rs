@@ -253,7 +253,13 @@ impl Service {
         wanted: &[BulkWanted],
     ) -> Result<Vec<BulkAnswerItem>, Failure> {
         let profile = self.profile(Some(&plan.profile))?;
-        let (authority_id, authority) = self.issuing_authority(&plan.tenant, plan.authority.as_ref())?;
+        let authority_id = self.issuing_authority(&plan.tenant, plan.authority.as_ref())?;
+        if self.is_held_by_ca(&authority_id) {
+            return Err(Failure::refused(format!(
+                "authority {authority_id} is held by the CA process, which issues one device at a time, by its own batches; hint: countersign ca batch add, on the CA, then countersign device provision for each device"
+            )));
+        }
+        let authority = self.authority_with_key(&authority_id)?;
         let mut outcomes: Vec<Option<BulkOutcome>> = Vec::with_capacity(wanted.len());
         let (mut items, mut grants) = (Vec::new(), Vec::new());
         for one in wanted {

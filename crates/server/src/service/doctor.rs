@@ -101,6 +101,19 @@ impl Service {
         add("clock", self.check_clock());
         add("device certificates", self.check_expiry_of_devices());
         add("authorities", self.check_expiry_of_authorities());
+        if let Some(ca) = &self.ca {
+            add(
+                "ca",
+                match ca.authorities() {
+                    Ok(found) => Ok(format!(
+                        "answers at {}, {} authorities",
+                        ca.socket().display(),
+                        found.len()
+                    )),
+                    Err(e) => Err((e.message, e.hint.unwrap_or_default())),
+                },
+            );
+        }
         for view in self.registry.authorities().unwrap_or_default() {
             if view.origin == "managed" && view.state != AnchorState::Revoked {
                 add(

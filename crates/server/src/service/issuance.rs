@@ -12,7 +12,7 @@ use countersign_registry::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Service, SessionsReport};
+use super::{Service, SessionsReport, Shown};
 use crate::failure::Failure;
 
 /// A certificate that is asked for.
@@ -32,6 +32,8 @@ pub struct Wanted {
     pub idempotency_key: Option<String>,
     /// Who asks.
     pub requester: Requester,
+    /// What the requester showed, for a CA that judges it anew.
+    pub shown: Shown,
     /// When it is dated, if not now: for demonstrations of what has expired.
     pub dated: Option<Timestamp>,
 }
@@ -47,6 +49,7 @@ impl Wanted {
             authority: None,
             idempotency_key: None,
             requester: Requester::Operator,
+            shown: Shown::Nothing,
             dated: None,
         }
     }
@@ -107,7 +110,11 @@ impl Service {
     /// [`Failure`]; then nothing was minted.
     pub async fn issue(&self, actor: Actor, wanted: Wanted) -> Result<IssueOutcome, Failure> {
         let profile = self.profile(wanted.profile.as_deref())?;
-        let (id, authority) = self.issuing_authority(&wanted.tenant, wanted.authority.as_ref())?;
+        let id = self.issuing_authority(&wanted.tenant, wanted.authority.as_ref())?;
+        if let Some(ca) = &self.ca {
+            return self.issue_apart(ca.clone(), actor, id, wanted).await;
+        }
+        let authority = self.authority_with_key(&id)?;
         let key = wanted.request.key();
         let request = IssueRequest {
             tenant: wanted.tenant.clone(),
@@ -196,6 +203,11 @@ impl Service {
         tenant: TenantId,
         device: DeviceId,
     ) -> Result<(String, Timestamp), Failure> {
+        if self.ca.is_some() {
+            return Err(Failure::invalid(format!(
+                "the CA is a process of its own, and takes only secrets that its operator made; hint: countersign ca secret {device}, on the CA"
+            )));
+        }
         let secret = countersign_identity::proof::new_code()
             .ok_or_else(|| Failure::internal("the system's random source failed"))?;
         let hash = Fingerprint::of(secret.as_bytes());

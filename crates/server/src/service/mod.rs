@@ -1,5 +1,6 @@
 //! What operators can do, in one place: API, CLI and quickstart all come through here.
 
+mod apart;
 mod authorities;
 mod batches;
 mod claims;
@@ -11,6 +12,7 @@ mod issuance;
 mod rotation;
 mod server_certificate;
 
+pub use apart::Shown;
 pub use authorities::AuthorityDraft;
 pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmAnswer, ItemRefusal};
 pub use claims::ClaimDraft;
@@ -40,6 +42,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
+use crate::ca::link::CaLink;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::listeners::Purpose;
@@ -97,6 +100,9 @@ pub struct Service {
     platform: IssuingAuthority,
     issuing: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
     time_signer: Mutex<Option<TimeSigner>>,
+    /// The CA, if it is a process of its own.
+    ca: Option<CaLink>,
+    ended_told: Arc<apart::EndedTold>,
     gateway: OnceLock<Arc<Gateway>>,
     /// Where the listeners are, once they are open.
     pub listeners: OnceLock<Vec<OpenListener>>,
@@ -118,6 +124,12 @@ impl Service {
 
     /// The same by a clock of the caller's: the program has one, tests move theirs.
     fn create_with_clock(data: &Path, config: Config, clock: Arc<dyn Clock>) -> Result<Self, Failure> {
+        if crate::ca::store::exists(data) {
+            return Err(Failure::invalid(format!(
+                "{} is the folder of a CA: its keys are no business of this process; hint: name another data directory",
+                data.display()
+            )));
+        }
         folder::create_private(data)?;
         let registry = Registry::create_with_clock(data, config.ledger.to_limits(), clock)?;
         registry.set_clock_rules(config.issuance.to_clock_rules());
@@ -127,7 +139,17 @@ impl Service {
             IssuingAuthority::create(&platform_folder, Hierarchy::Platform, "platform", now)?;
         }
         let service = Self::with(data, config, registry)?;
-        service.ensure_device_authority(&Actor("countersign".into()), &TenantId::default_tenant())?;
+        let by = Actor("countersign".into());
+        match &service.ca {
+            None => service.ensure_device_authority(&by, &TenantId::default_tenant())?,
+            // Devices that have their certificates are admitted without it.
+            Some(ca) => {
+                if let Err(e) = service.adopt_from_ca(ca, &by, None) {
+                    let hint = e.hint.as_deref().unwrap_or_default();
+                    tracing::warn!(cause = %e, hint, "the CA's authorities cannot be looked at: nothing is issued yet");
+                }
+            }
+        }
         Ok(service)
     }
 
@@ -144,6 +166,12 @@ impl Service {
         let platform = IssuingAuthority::open(&data.join("authorities/platform"), Hierarchy::Platform)?;
         registry.set_issuance_rules(config.issuance.to_rules());
         registry.set_clock_rules(config.issuance.to_clock_rules());
+        let timeout = Duration::from_secs(config.ca.timeout_s);
+        let ca = config
+            .ca
+            .socket
+            .clone()
+            .map(|socket| CaLink::new(socket, timeout));
         Ok(Self {
             data: data.to_owned(),
             config,
@@ -151,6 +179,8 @@ impl Service {
             platform,
             issuing: Mutex::default(),
             time_signer: Mutex::default(),
+            ca,
+            ended_told: Arc::default(),
             gateway: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
@@ -206,6 +236,11 @@ impl Service {
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The CA, if it is a process of its own.
+    pub fn ca(&self) -> Option<&CaLink> {
+        self.ca.as_ref()
     }
 
     /// The gateway, if this process serves.
@@ -268,7 +303,10 @@ impl Service {
         self.minting_time()?;
         let (by, tenant) = (actor.clone(), id.clone());
         self.change(move |r| r.add_tenant(by, tenant, mode)).await?;
-        tokio::task::block_in_place(|| self.ensure_device_authority(&actor, &id))
+        tokio::task::block_in_place(|| match &self.ca {
+            None => self.ensure_device_authority(&actor, &id),
+            Some(ca) => self.adopt_from_ca(ca, &actor, None),
+        })
     }
 
     /// Replaces what is given of a tenant's settings.

@@ -1,0 +1,122 @@
+//! `ca.toml`, the CA's own configuration. Every key has a default, unknown keys are refused, units are in the names.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use countersign_factory::Profile;
+use serde::{Deserialize, Serialize};
+
+use super::error::CaError;
+use crate::config::LogConfig;
+
+/// The file's name.
+pub const FILE: &str = "ca.toml";
+
+/// How the CA is set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The unix socket; `ca.sock` in the CA's folder if it is not named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// The user ids that may ask, besides the CA's own.
+    pub control_uids: Vec<u32>,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// How long one request or answer may take to come or go, in seconds.
+    pub transfer_timeout_s: u64,
+    /// For so long a repeated request is answered with the same certificate, whatever its renewal point, in hours.
+    pub replay_window_hours: u64,
+    /// For so long after its expiry a certificate is still evidence for its device's next one, in days.
+    pub renewal_lane_days: u64,
+    /// Certificates of one device in force at once.
+    pub certificates_per_device_max: u32,
+    /// The longest that a revocation list or an OCSP answer is good, in hours.
+    pub next_update_hours_max: u32,
+    /// The log.
+    pub log: LogConfig,
+    /// What certificates hold.
+    pub profiles: Vec<Profile>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            control_uids: Vec::new(),
+            connections_max: 32,
+            transfer_timeout_s: 10,
+            replay_window_hours: 24,
+            renewal_lane_days: 0,
+            certificates_per_device_max: 8,
+            next_update_hours_max: 168,
+            log: LogConfig::default(),
+            profiles: Profile::built_in(),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads and checks the file of a CA's folder.
+    ///
+    /// # Errors
+    /// [`CaError`] with its cure.
+    pub fn load(folder: &Path) -> Result<Self, CaError> {
+        let path = folder.join(FILE);
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            CaError::NotFound(format!(
+                "cannot read {}: {e}; hint: countersign ca init --data {}",
+                path.display(),
+                folder.display()
+            ))
+        })?;
+        let wrong = |what: &dyn std::fmt::Display| {
+            CaError::Invalid(format!(
+                "{}: {what}; hint: docs/ca-role.md lists the keys",
+                path.display()
+            ))
+        };
+        let settings: Self = toml::from_str(&text).map_err(|e| wrong(&e.to_string().trim_end()))?;
+        if let Some(what) = settings.profiles.iter().find_map(|p| p.check().err()) {
+            return Err(wrong(&what));
+        }
+        let names: std::collections::HashSet<_> = settings.profiles.iter().map(|p| &p.name).collect();
+        if names.len() != settings.profiles.len() || names.is_empty() {
+            return Err(wrong(&"there is no profile, or two have one name"));
+        }
+        let positive = [
+            ("connections_max", settings.connections_max as u64),
+            ("transfer_timeout_s", settings.transfer_timeout_s),
+            (
+                "certificates_per_device_max",
+                settings.certificates_per_device_max.into(),
+            ),
+            ("next_update_hours_max", settings.next_update_hours_max.into()),
+        ];
+        match positive.into_iter().find(|(_, n)| *n == 0) {
+            Some((key, _)) => Err(wrong(&format!("{key} is 0, so nothing could be done"))),
+            None => Ok(settings),
+        }
+    }
+
+    /// Where the socket is.
+    pub fn socket_in(&self, folder: &Path) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| folder.join("ca.sock"))
+    }
+
+    /// How long a transfer may take.
+    pub fn transfer_timeout(&self) -> Duration {
+        Duration::from_secs(self.transfer_timeout_s)
+    }
+
+    /// A profile by its name.
+    ///
+    /// # Errors
+    /// [`CaError::NoProfile`].
+    pub fn profile(&self, name: &str) -> Result<&Profile, CaError> {
+        self.profiles
+            .iter()
+            .find(|p| p.name == name)
+            .ok_or_else(|| CaError::NoProfile(name.chars().take(64).collect()))
+    }
+}

@@ -1,0 +1,449 @@
+//! A platform whose CA is a process of its own: everything that a platform with its own keys does, by real clients.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use countersign_factory::renewal_proof;
+use countersign_testkit::ca::CaProcess;
+use countersign_testkit::server::{Server, listener};
+use serde_json::json;
+
+struct Place {
+    folder: tempfile::TempDir,
+    ca: CaProcess,
+    server: Option<Server>,
+    more: String,
+}
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_countersign"))
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+fn ok(command: &mut Command) -> String {
+    let output = run(command);
+    let text = said(&output);
+    assert!(output.status.success(), "{command:?}: {text}");
+    text
+}
+
+fn said(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+impl Place {
+    fn new(more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ca = CaProcess::new(program(), &folder.path().join("ca"));
+        ca.ok(&["authority", "add", "fleet"]);
+        ca.start();
+        let mut place = Self {
+            folder,
+            ca,
+            server: None,
+            more: more.to_owned(),
+        };
+        place.serve();
+        place
+    }
+
+    fn serve(&mut self) {
+        self.server = None;
+        let config = format!(
+            "[ca]\nsocket = {:?}\n{}{}{}",
+            self.ca.socket(),
+            self.more,
+            listener("pki"),
+            listener("enrol"),
+        );
+        self.server = Some(Server::start(program(), &self.path("data"), &config).unwrap());
+    }
+
+    fn server(&self) -> &Server {
+        self.server.as_ref().unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn provision(&self, device: &str, more: &[&str]) -> Output {
+        let out = self.text(device);
+        let mut arguments = vec!["device", "provision", device, "--out", &out];
+        arguments.extend(more);
+        self.server().cli(&arguments).unwrap()
+    }
+
+    fn refused(&self, output: &Output, words: &[&str]) {
+        let text = said(output);
+        assert!(!output.status.success() && text.contains("hint: "), "{text}");
+        for word in words {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+    }
+
+    /// Connects and publishes with an identity folder.
+    fn publish(&self, device: &str) -> Output {
+        let file = |name: &str| self.text(&format!("{device}/{name}"));
+        run(Command::new("mosquitto_pub").args([
+            "-h",
+            "localhost",
+            "-p",
+            &self.server().devices.port().to_string(),
+            "--cafile",
+            &file("platform-root.crt"),
+            "--cert",
+            &file("device.crt"),
+            "--key",
+            &file("device.key"),
+            "-i",
+            device,
+            "-q",
+            "1",
+            "-t",
+            &format!("devices/{device}/telemetry"),
+            "-m",
+            "1",
+        ]))
+    }
+
+    fn check(&self, name: &str) -> serde_json::Value {
+        let checks = self.server().ask("GET", "/doctor", None).unwrap();
+        let found = checks.as_array().unwrap().iter().find(|c| c["name"] == *name);
+        found.unwrap_or_else(|| panic!("{name}: {checks}")).clone()
+    }
+
+    fn est(&self, operation: &str, csr: &str, more: &[&str]) -> (String, String) {
+        let port = self.server().listener("enrol").unwrap().port();
+        let root = self
+            .server()
+            .cli_ok(&["authority", "export", "platform"])
+            .unwrap();
+        std::fs::write(self.path("root.pem"), root).unwrap();
+        let der = self.text("est.csr");
+        ok(Command::new("openssl").args(["req", "-in", csr, "-outform", "DER", "-out", &der]));
+        let body = STANDARD.encode(std::fs::read(&der).unwrap());
+        let url = format!("https://localhost:{port}/.well-known/est/{operation}");
+        let output = run(Command::new("curl")
+            .args([
+                "-sS",
+                "--max-time",
+                "20",
+                "-w",
+                "\n%{http_code}",
+                "--cacert",
+                &self.text("root.pem"),
+            ])
+            .args(["-H", "Content-Type: application/pkcs10", "--data-binary", &body])
+            .args(more)
+            .arg(url));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, status) = text.rsplit_once('\n').unwrap_or_else(|| panic!("{output:?}"));
+        (status.to_owned(), body.to_owned())
+    }
+
+    /// The certificate of an EST answer, PEM, in a file.
+    fn keep(&self, body: &str, name: &str) -> String {
+        std::fs::write(self.path("p7"), STANDARD.decode(body.trim()).unwrap()).unwrap();
+        let path = self.text(name);
+        ok(Command::new("openssl").args([
+            "pkcs7",
+            "-inform",
+            "DER",
+            "-in",
+            &self.text("p7"),
+            "-print_certs",
+            "-out",
+            &path,
+        ]));
+        path
+    }
+
+    /// A key and a request for it.
+    fn request(&self, name: &str, subject: &str) -> (String, String) {
+        let (key, csr) = (
+            self.text(&format!("{name}.key")),
+            self.text(&format!("{name}.csr")),
+        );
+        ok(Command::new("openssl").args([
+            "ecparam",
+            "-name",
+            "prime256v1",
+            "-genkey",
+            "-noout",
+            "-out",
+            &key,
+        ]));
+        ok(Command::new("openssl").args(["req", "-new", "-key", &key, "-subj", subject, "-out", &csr]));
+        (key, csr)
+    }
+}
+
+fn der_of(path: &str, what: &str) -> Vec<u8> {
+    let output = run(Command::new("openssl").args([what, "-in", path, "-outform", "DER"]));
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+#[test]
+fn devices_live_a_whole_life_and_no_key_is_in_the_control_process() {
+    let place = Place::new("");
+    place.ca.batch("b", "SN-*", 2, &[]);
+    assert!(place.provision("SN-1", &[]).status.success());
+    let output = place.publish("SN-1");
+    assert!(output.status.success(), "{output:?}");
+    // No key that signs device certificates is anywhere below the data directory.
+    let found = ok(Command::new("find")
+        .arg(place.path("data/authorities/devices"))
+        .args(["-name", "*.key"]));
+    assert_eq!(found, "");
+    let listed = place.server().cli_ok(&["authority", "list"]).unwrap();
+    assert!(
+        listed.contains("fleet") && !listed.contains("default-devices"),
+        "{listed}"
+    );
+    for name in ["ca", "key of fleet"] {
+        assert_eq!(place.check(name)["ok"], true, "{}", place.check(name));
+    }
+    // What the CA's operator did not allow is not to be had, and is told with the cure.
+    place.refused(&place.provision("XX-1", &[]), &["no open batch", "ca batch add"]);
+    assert!(place.provision("SN-2", &[]).status.success());
+    place.refused(&place.provision("SN-3", &[]), &["quota of batch b is used up"]);
+    place.refused(
+        &place.server().cli(&["device", "secret", "SN-3"]).unwrap(),
+        &["ca secret"],
+    );
+    let create = ["authority", "create", "more", "--csr", "/nonexistent/x"];
+    place.refused(&place.server().cli(&create).unwrap(), &["ca authority add"]);
+    place.refused(
+        &place.server().cli(&["authority", "create", "more"]).unwrap(),
+        &["no authority more"],
+    );
+    assert_eq!(place.ca.count(), 2);
+
+    // Revoked here, revoked there: on the list, in OCSP, and the key gets nothing any more.
+    place
+        .server()
+        .cli_ok(&["device", "revoke", "SN-1", "--code", "key-compromise"])
+        .unwrap();
+    assert!(!place.publish("SN-1").status.success());
+    let pki = place.server().listener("pki").unwrap();
+    ok(Command::new("curl").args([
+        "-sSf",
+        "-o",
+        &place.text("list"),
+        &format!("http://{pki}/crl/fleet.crl"),
+    ]));
+    let issuing = place.ca.path("authorities/fleet/issuing.crt");
+    let text = ok(Command::new("openssl")
+        .args([
+            "crl",
+            "-inform",
+            "DER",
+            "-text",
+            "-in",
+            &place.text("list"),
+            "-CAfile",
+        ])
+        .arg(&issuing));
+    assert!(
+        text.contains("verify OK") && text.contains("Key Compromise"),
+        "{text}"
+    );
+    let ocsp = |device: &str| {
+        said(&run(Command::new("openssl")
+            .args(["ocsp", "-url", &format!("http://{pki}/ocsp"), "-CAfile"])
+            .arg(place.ca.path("authorities/fleet/root.crt"))
+            .arg("-verify_other")
+            .arg(&issuing)
+            .arg("-issuer")
+            .arg(&issuing)
+            .args(["-cert", &place.text(&format!("{device}/device.crt"))])))
+    };
+    assert!(
+        ocsp("SN-1").contains("Response verify OK") && ocsp("SN-1").contains(": revoked"),
+        "{}",
+        ocsp("SN-1")
+    );
+    assert!(ocsp("SN-2").contains(": good"), "{}", ocsp("SN-2"));
+    place.refused(&place.provision("SN-1", &[]), &["was revoked"]);
+    assert_eq!(place.ca.count(), 2);
+    assert_eq!(
+        place.ca.ok(&["certificates", "--device", "SN-1"])[0]["state"],
+        "revoked"
+    );
+
+    // The two do not mix their folders.
+    let output = run(Command::new(program())
+        .arg("--data")
+        .arg(place.ca.path(""))
+        .args(["serve"]));
+    place.refused(&output, &["is the folder of a CA"]);
+    let output = run(Command::new(program())
+        .arg("--data")
+        .arg(place.path("data"))
+        .args(["ca", "init"]));
+    place.refused(&output, &["is the data directory of a platform"]);
+}
+
+#[test]
+fn est_by_a_secret_of_the_ca_and_by_a_certificate_whose_key_speaks() {
+    let place = Place::new("");
+    place.server().cli_ok(&["device", "add", "SN-1"]).unwrap();
+    place
+        .server()
+        .cli_ok(&["device", "add", "waits", "--state", "pending"])
+        .unwrap();
+    let (key, csr) = place.request("first", "/CN=x");
+    let secret = |device: &str| {
+        let made = place.ca.ok(&["secret", device, "--authority", "fleet"]);
+        format!("{device}:{}", made["secret"].as_str().unwrap())
+    };
+    let (status, text) = place.est("simpleenroll", &csr, &["-u", "SN-1:wrong"]);
+    assert_eq!(status, "401", "{text}");
+    // The secret holds, and the registry says not yet, or no: then nothing is minted.
+    let waits = secret("waits");
+    assert_eq!(place.est("simpleenroll", &csr, &["-u", "waits:wrong"]).0, "401");
+    assert_eq!(place.est("simpleenroll", &csr, &["-u", &waits]).0, "202");
+    let user = secret("SN-1");
+    place.server().cli_ok(&["device", "suspend", "SN-1"]).unwrap();
+    assert_eq!(place.est("simpleenroll", &csr, &["-u", &user]).0, "403");
+    place.server().cli_ok(&["device", "resume", "SN-1"]).unwrap();
+    assert_eq!(place.ca.count(), 0);
+    let (status, body) = place.est("simpleenroll", &csr, &["-u", &user]);
+    assert_eq!(status, "200", "{body}");
+    let first = place.keep(&body, "first.pem");
+    assert!(
+        ok(Command::new("openssl").args(["x509", "-noout", "-subject", "-in", &first])).contains("CN = SN-1")
+    );
+    let (status, again) = place.est("simpleenroll", &csr, &["-u", &user]);
+    assert_eq!(
+        (status.as_str(), again == body),
+        ("200", true),
+        "a lost answer is answered again"
+    );
+    assert_eq!(place.ca.count(), 1);
+
+    // Re-enrolment: with the same key as ever; with another one only if the old key says so, and not only to us.
+    let subject = "/O=default/CN=SN-1/serialNumber=SN-1";
+    let same = place.text("same.csr");
+    ok(Command::new("openssl").args(["req", "-new", "-key", &key, "-subj", subject, "-out", &same]));
+    let shown = ["--cert", first.as_str(), "--key", key.as_str()];
+    assert_eq!(place.est("simplereenroll", &same, &shown).0, "200");
+    let (_, new) = place.request("second", subject);
+    let (status, text) = place.est("simplereenroll", &new, &shown);
+    assert!(status == "403" && text.contains("another key"), "{status} {text}");
+    let content = renewal_proof::content(&der_of(&first, "x509"), &der_of(&new, "req"));
+    std::fs::write(place.path("content"), content).unwrap();
+    ok(Command::new("openssl").args([
+        "dgst",
+        "-sha256",
+        "-sign",
+        &key,
+        "-out",
+        &place.text("proof"),
+        &place.text("content"),
+    ]));
+    let proof = STANDARD.encode(std::fs::read(place.path("proof")).unwrap());
+    let header = format!("{}: {proof}", renewal_proof::HEADER);
+    let mut proven = shown.to_vec();
+    proven.extend(["-H", &header]);
+    let (status, body) = place.est("simplereenroll", &new, &proven);
+    assert_eq!(status, "200", "{body}");
+    assert_ne!(
+        std::fs::read(place.keep(&body, "second.pem")).unwrap(),
+        std::fs::read(&first).unwrap()
+    );
+    let mut garbage = shown.to_vec();
+    garbage.extend(["-H", "countersign-renewal-proof: !!"]);
+    assert_eq!(place.est("simplereenroll", &new, &garbage).0, "400");
+    assert_eq!(place.ca.count(), 2);
+}
+
+#[test]
+fn without_the_ca_nothing_is_issued_and_everybody_who_may_is_admitted() {
+    let mut place = Place::new("");
+    place.ca.batch("b", "SN-*", 10, &[]);
+    assert!(place.provision("SN-1", &[]).status.success());
+    place.ca.kill();
+    let output = place.provision("SN-2", &[]);
+    place.refused(&output, &["the CA at", "does not answer", "ca serve"]);
+    assert_eq!(output.status.code(), Some(5), "not available");
+    let (status, problem) = place
+        .server()
+        .call(
+            "POST",
+            "/tenants/default/devices/SN-2/certificates",
+            Some(&json!({ "request": countersign_testkit::pki::request("SN-2") })),
+        )
+        .unwrap();
+    assert_eq!(status, 503, "{problem}");
+    assert_eq!(place.check("ca")["ok"], false);
+    assert!(place.publish("SN-1").status.success());
+    assert!(!place.publish("SN-2").status.success());
+    // Also a platform that starts while the CA is away admits.
+    place.serve();
+    assert!(place.publish("SN-1").status.success());
+    // What is revoked meanwhile is told once the CA is back, before it issues or signs anything.
+    place.server().cli_ok(&["device", "revoke", "SN-1"]).unwrap();
+    place.ca.start();
+    assert!(place.provision("SN-2", &[]).status.success());
+    assert!(place.publish("SN-2").status.success());
+    assert_eq!(
+        place.ca.ok(&["certificates", "--device", "SN-1"])[0]["state"],
+        "revoked"
+    );
+    assert_eq!(place.check("ca")["ok"], true);
+}
+
+#[test]
+fn an_answer_that_was_lost_between_the_two_is_found_again() {
+    let mut place = Place::new("[issuance]\nlapse_after_days = 0\n");
+    place.ca.batch("b", "SN-*", 10, &[]);
+    // The CA issued, and the control process was cut before it registered anything: as this very request, sent past it.
+    let (key, csr) = place.request("cut", "/CN=SN-1");
+    let answer = place.ca.ask(&json!({
+        "type": "issue", "authority": "fleet", "profile": "operational", "request": STANDARD.encode(der_of(&csr, "req")),
+        "evidence": { "kind": "batch", "device": "SN-1" },
+    }));
+    assert_eq!(answer["repeated"], false, "{answer}");
+    std::fs::create_dir(place.path("SN-1")).unwrap();
+    std::fs::copy(key, place.path("SN-1/device.key")).unwrap();
+    assert!(place.provision("SN-1", &["--csr", &csr]).status.success());
+    let der = der_of(&place.text("SN-1/device.crt"), "x509");
+    assert_eq!(
+        STANDARD.encode(&der),
+        answer["certificate"].as_str().unwrap(),
+        "the same certificate, now registered"
+    );
+    assert_eq!(place.ca.count(), 1);
+    // It was never used, and lapses at the next start: told to the CA, a new one is minted for the same key, and counted.
+    place.serve();
+    let output = place.provision("SN-1", &["--csr", &csr]);
+    assert!(output.status.success(), "{output:?}");
+    assert_ne!(der_of(&place.text("SN-1/device.crt"), "x509"), der);
+    assert!(place.publish("SN-1").status.success());
+    let states = place.ca.ok(&["certificates", "--device", "SN-1"]);
+    let states: Vec<_> = states
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["state"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(states, ["issued", "lapsed"]);
+    assert_eq!(place.ca.ok(&["batch", "list"])[0]["used"], 2);
+}
