@@ -128,7 +128,7 @@ pub fn encode(
 
     let salt = random::<16>()?;
     let mac_key = mac_key(password, &salt);
-    let mac = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &*mac_key), &safe);
+    let mac = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &mac_key), &safe);
     let digest_info = sequence(&[&sequence(&[&oid(SHA256), &tlv(0x05, &[])]), &octets(mac.as_ref())]);
     let mac_data = sequence(&[&digest_info, &octets(&salt), &integer(ITERATIONS)]);
     Ok(Zeroizing::new(sequence(&[&integer(3), &auth_safe, &mac_data])))
