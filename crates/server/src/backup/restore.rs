@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
-use countersign_authority::folder;
 use countersign_authority::status::ShownList;
+use countersign_authority::{KeyStore, folder};
 use countersign_registry::{
     Actor, BackwardClock, LedgerLimits, Newer, NewerRevocation, NewerState, Registry, RegistryFacts,
 };
@@ -359,13 +359,18 @@ fn newer_in_list(registry: &Registry, path: &Path) -> Result<Newer, Failure> {
     Err(wrong("no authority of this backup issued it"))
 }
 
-/// Issuing CAs whose key is not beside their certificate.
+/// Issuing CAs whose key belongs beside their certificate, and is not there.
 fn missing_keys(data: &Path) -> std::io::Result<Vec<String>> {
     let mut files = Vec::new();
     super::files_below(data, "authorities", &mut files)?;
     Ok(files
         .iter()
         .filter_map(|path| path.strip_suffix("issuing.crt"))
+        // In a token, or with another process, it stayed where it was.
+        .filter(|folder| match KeyStore::of(&data.join(folder)) {
+            Ok(store) => matches!(store, KeyStore::File | KeyStore::Encrypted { .. }),
+            Err(_) => true,
+        })
         .map(|folder| format!("{folder}issuing.key"))
         .filter(|key| !files.contains(key))
         .collect())
