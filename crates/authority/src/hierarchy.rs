@@ -127,7 +127,15 @@ impl IssuingAuthority {
         Self::create_reaching(folder, hierarchy, label, Reach::Leaves, now, store, tokens)
     }
 
-    /// Makes root and factory CA of the `devices` hierarchy: it issues stations, and nothing else.
+    /// Makes root and factory CA of the `devices` hierarchy in files: it issues stations, and nothing else.
+    ///
+    /// # Errors
+    /// As for [`IssuingAuthority::create_in`].
+    pub fn create_factory(folder: &Path, label: &str, now: Timestamp) -> Result<Self, HierarchyError> {
+        Self::create_factory_in(folder, label, now, &KeyStore::File, &NoTokens)
+    }
+
+    /// The same with the keys in a store of choice.
     ///
     /// # Errors
     /// As for [`IssuingAuthority::create_in`].

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_authority::keys::{KeyStore, NoTokens};
 use countersign_authority::{Hierarchy, IssuingAuthority, MintError};
 use countersign_factory::station::account::Known;
 use countersign_factory::station::challenge::{self, Proof};
@@ -32,6 +31,7 @@ fn terms() -> Terms {
         station: StationId::new("line-1").unwrap(),
         tenant: TenantId::default_tenant(),
         batch: BatchId::new("b1").unwrap(),
+        batch_ids: "SN-*".parse().unwrap(),
         ids: "SN-000..SN-099".parse().unwrap(),
         quota: 3,
         from: NOW,
@@ -50,9 +50,7 @@ struct Line {
 impl Line {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let factory =
-            IssuingAuthority::create_factory_in(folder.path(), "test", NOW, &KeyStore::File, &NoTokens)
-                .unwrap();
+        let factory = IssuingAuthority::create_factory(folder.path(), "test", NOW).unwrap();
         let key = SoftwareKey::generate().unwrap();
         let terms = terms();
         let grant = StationCaGrant::new(&terms, ProvenKey::of(&key)).unwrap();

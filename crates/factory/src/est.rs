@@ -4,9 +4,11 @@
 //! 2. [`client`]: what a device sends, and what it makes of the answers
 //! 3. [`Bundle`]: what a device is to trust, and where it connects (ours; EST's `cacerts` cannot tell hierarchies apart)
 
+mod attributes;
 mod bundle;
 pub mod client;
 
+pub use attributes::csr_attributes;
 pub use bundle::{BUNDLE_BYTES_MAX, Bundle, BundleFault, ROOTS_MAX};
 
 use base64::Engine;
@@ -33,7 +35,7 @@ pub enum Operation {
     SimpleEnroll,
     /// A new certificate in place of the one that is shown.
     SimpleReenroll,
-    /// A key made by the server: not offered.
+    /// A certificate for a key that the server makes, where the profile allows it.
     ServerKeyGen,
     /// Full CMC: not offered.
     FullCmc,
@@ -214,9 +216,6 @@ pub fn base64_encode(der: &[u8], lines: Lines) -> String {
 
 const SIGNED_DATA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.7.2");
 const DATA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.7.1");
-const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-const SECP256R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
-const ECDSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
 
 /// Certificates as a CMS SignedData without signers, "certs-only" (RFC 5652 section 5.1, RFC 7030 section 4.1.3).
 pub fn certs_only(certificates: &[&[u8]]) -> Vec<u8> {
@@ -228,14 +227,6 @@ pub fn certs_only(certificates: &[&[u8]]) -> Vec<u8> {
         &tlv(0x31, &[]),
     ]);
     sequence(&[&oid(SIGNED_DATA), &tlv(0xa0, &[&signed_data])])
-}
-
-/// CSR attributes (RFC 7030 section 4.5.2): a P-256 key, signed with SHA-256.
-pub fn csr_attributes() -> Vec<u8> {
-    sequence(&[
-        &sequence(&[&oid(EC_PUBLIC_KEY), &tlv(0x31, &[&oid(SECP256R1)])]),
-        &oid(ECDSA_SHA256),
-    ])
 }
 
 #[cfg(test)]

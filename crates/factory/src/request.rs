@@ -1,6 +1,7 @@
 //! Requests for certificates, PKCS#10 (RFC 2986). From a request only the public key is taken: names and extensions in
 //! it are wishes, and certificates are built from the profile and the registry.
 
+use const_oid::ObjectIdentifier;
 use countersign_identity::certificate::{ATTRIBUTE_COMMON_NAME, KeyAlgorithm, attribute_texts};
 use countersign_identity::signed::{SignatureFault, Signed, Signer};
 use countersign_identity::{DeviceId, Fingerprint};
@@ -61,12 +62,42 @@ impl ProvenKey {
     }
 }
 
+/// challengePassword (RFC 2985 section 5.4.1).
+const CHALLENGE_PASSWORD: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.9.7");
+/// id-aa-decryptKeyID (RFC 4108 section 2.2.5).
+const DECRYPT_KEY_ID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.9.16.2.37");
+/// id-aa-asymmDecryptKeyID (RFC 7030 section 4.4.1.2).
+const ASYMMETRIC_DECRYPT_KEY_ID: ObjectIdentifier =
+    ObjectIdentifier::new_unwrap("1.2.840.113549.1.9.16.2.54");
+
+/// Text of one of the types that names and passwords have.
+fn text_of(value: &Any) -> Option<String> {
+    use der::Tagged;
+    match value.tag() {
+        der::Tag::Utf8String | der::Tag::PrintableString | der::Tag::Ia5String => {
+            String::from_utf8(value.value().to_vec()).ok()
+        }
+        _ => None,
+    }
+}
+
 /// A request whose signature holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct CertificateRequest {
     key: ProvenKey,
     subject: String,
     common_names: Vec<String>,
+    challenge_password: Option<String>,
+    wants_encrypted_key: bool,
+}
+
+impl std::fmt::Debug for CertificateRequest {
+    /// Without the challengePassword.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CertificateRequest")
+            .field("subject", &self.subject)
+            .finish_non_exhaustive()
+    }
 }
 
 impl CertificateRequest {
@@ -97,11 +128,39 @@ impl CertificateRequest {
             SignatureFault::Algorithm => RequestFault::Key,
             SignatureFault::Invalid => RequestFault::Signature,
         })?;
+        let attributes = &request.info.attributes;
+        let challenge_password = attributes
+            .iter()
+            .find(|a| a.oid == CHALLENGE_PASSWORD)
+            .and_then(|a| text_of(a.values.iter().next()?));
         Ok(Self {
             key: ProvenKey { info },
             common_names: attribute_texts(&request.info.subject, ATTRIBUTE_COMMON_NAME),
             subject: request.info.subject.to_string(),
+            challenge_password,
+            wants_encrypted_key: attributes
+                .iter()
+                .any(|a| a.oid == DECRYPT_KEY_ID || a.oid == ASYMMETRIC_DECRYPT_KEY_ID),
         })
+    }
+
+    /// The common name it wishes for, if there is one alone. It chooses among what its sender may have; it proves nothing.
+    pub fn common_name(&self) -> Option<&str> {
+        match self.common_names.as_slice() {
+            [one] if !one.is_empty() => Some(one),
+            _ => None,
+        }
+    }
+
+    /// The challengePassword attribute (RFC 2985 section 5.4.1), which EST uses to link the request to the TLS connection
+    /// (RFC 7030 section 3.5). It may be a secret: never log it.
+    pub fn challenge_password(&self) -> Option<&str> {
+        self.challenge_password.as_deref()
+    }
+
+    /// Whether it asks for a server-made key to be encrypted (RFC 7030 section 4.4.1).
+    pub fn wants_encrypted_key(&self) -> bool {
+        self.wants_encrypted_key
     }
 
     /// The proven key.

@@ -243,6 +243,27 @@ impl VerifiedChain {
         intermediates: &[CertificateDer<'_>],
         now: Timestamp,
     ) -> Result<Self, ChainFault> {
+        Self::verify_at(
+            demands,
+            anchors,
+            tenant,
+            leaf,
+            leaf_der,
+            intermediates,
+            [now, now],
+        )
+    }
+
+    /// The same with two moments: one that the leaf's own dates are held against, and now.
+    fn verify_at(
+        demands: &ChainDemands<'_>,
+        anchors: &AnchorIndex,
+        tenant: Option<&TenantId>,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        [leaf_at, now]: [Timestamp; 2],
+    ) -> Result<Self, ChainFault> {
         let bytes = leaf_der.len() + intermediates.iter().map(|c| c.len()).sum::<usize>();
         if intermediates.len() + 1 > CHAIN_CERTIFICATES_MAX || bytes > CHAIN_BYTES_MAX {
             return Err(ChainFault::TooLarge {
@@ -274,7 +295,7 @@ impl VerifiedChain {
         let nodes = std::iter::once(Node::new(&leaf, leaf_der))
             .chain(above.iter().map(|(facts, der)| Node::new(facts, der)))
             .collect::<Result<Vec<_>, _>>()?;
-        let found = Search::new(nodes, &candidates, demands, now)
+        let found = Search::new(nodes, &candidates, demands, leaf_at, now)
             .run()
             // Perhaps there is a path among what was left out: that is another answer than "there is none".
             .map_err(|fault| match fault {
@@ -311,6 +332,67 @@ impl VerifiedChain {
     /// Gives up the parts, for the session that outlives the handshake.
     pub fn into_parts(self) -> (CertificateFacts, Arc<Anchor>) {
         (self.leaf, self.anchor)
+    }
+}
+
+/// A device certificate that has expired, and that everything else is right with: at the last moment of its validity it
+/// led to an authority that is registered and in force *now*.
+///
+/// It is no [`VerifiedChain`], and there is no way from one to the other, so that whatever lets devices in cannot take it:
+///
+/// ```compile_fail
+/// use countersign_identity::{ExpiredChain, VerifiedChain};
+/// fn let_in(_: VerifiedChain) {}
+/// fn try_it(expired: ExpiredChain) { let_in(expired) }
+/// ```
+///
+/// ```compile_fail
+/// use countersign_identity::{ExpiredChain, VerifiedChain};
+/// fn try_it(expired: ExpiredChain) -> VerifiedChain { expired.0 }
+/// ```
+#[derive(Debug, Clone)]
+pub struct ExpiredChain(VerifiedChain);
+
+impl ExpiredChain {
+    /// Checks the certificates of a client whose own has expired, leaf first: all that [`VerifiedChain::verify`] checks,
+    /// with the dates of everything above the leaf held against `now`.
+    ///
+    /// # Errors
+    /// [`ChainFault::NotYetValid`] if the leaf is not expired at all; else the first fault in the order of that type.
+    pub fn verify(
+        anchors: &AnchorIndex,
+        tenant: &TenantId,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: Timestamp,
+    ) -> Result<Self, ChainFault> {
+        if now.unix_s() <= leaf.not_after.unix_s() {
+            return Err(ChainFault::NotYetValid {
+                not_before: leaf.not_before,
+            });
+        }
+        let (demands, end) = (ChainDemands::default(), leaf.not_after);
+        VerifiedChain::verify_at(
+            &demands,
+            anchors,
+            Some(tenant),
+            leaf,
+            leaf_der,
+            intermediates,
+            [end, now],
+        )
+        .map(Self)
+    }
+
+    /// What the expired certificate says.
+    pub fn leaf(&self) -> &CertificateFacts {
+        self.0.leaf()
+    }
+
+    /// The registered authority that the path ends in.
+    pub fn anchor(&self) -> &Arc<Anchor> {
+        self.0.anchor()
     }
 }
 

@@ -29,7 +29,7 @@ mod timestamp;
 
 pub use anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 pub use certificate::CertificateFacts;
-pub use chain::{ChainDemands, ChainFault, Purpose, VerifiedChain};
+pub use chain::{ChainDemands, ChainFault, ExpiredChain, Purpose, VerifiedChain};
 pub use clock::{Clock, Synchronisation};
 pub use id::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, StationId, TenantId};
 pub use pattern::IdPattern;

@@ -54,6 +54,8 @@ pub(crate) struct Search<'a> {
     nodes: Vec<Node<'a>>,
     anchors: &'a [Arc<Anchor>],
     demands: &'a ChainDemands<'a>,
+    /// What the leaf's own dates are held against.
+    leaf_at: Timestamp,
     now: Timestamp,
     /// By node and signing key.
     signatures: Vec<(usize, &'a [u8], Result<(), RawFault>)>,
@@ -70,12 +72,14 @@ impl<'a> Search<'a> {
         nodes: Vec<Node<'a>>,
         anchors: &'a [Arc<Anchor>],
         demands: &'a ChainDemands<'a>,
+        leaf_at: Timestamp,
         now: Timestamp,
     ) -> Self {
         Self {
             nodes,
             anchors,
             demands,
+            leaf_at,
             now,
             signatures: Vec::new(),
             steps: 0,
@@ -95,7 +99,7 @@ impl<'a> Search<'a> {
             return Err(ChainFault::Malformed("no certificate".into()));
         };
         sound(leaf.facts)?;
-        in_time(leaf.facts, self.now)?;
+        in_time(leaf.facts, self.leaf_at)?;
         if !leaf.facts.allows(&self.demands.purpose.usage()) {
             return Err(ChainFault::WrongUsage(self.demands.purpose.lacks()));
         }

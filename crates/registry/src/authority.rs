@@ -46,6 +46,8 @@ pub struct NewAuthority {
 pub enum Origin {
     /// We do.
     Managed,
+    /// We do, and it issues stations only: nothing of it is ever learned at first contact.
+    Factory,
     /// Somebody else; it stays `unproven` until a certificate is shown that it issued for this code.
     Registered {
         /// The code, from [`proof::new_code`].
@@ -57,6 +59,7 @@ impl Origin {
     fn name(&self) -> &'static str {
         match self {
             Self::Managed => "managed",
+            Self::Factory => "factory",
             Self::Registered { .. } => "registered",
         }
     }
@@ -160,6 +163,7 @@ fn row(r: &rusqlite::Row<'_>) -> Result<(Row, Generation), RegistryError> {
         tenant: damaged(r.get::<_, String>(1)?.parse())?,
         origin: match r.get::<_, String>(2)?.as_str() {
             "managed" => Origin::Managed,
+            "factory" => Origin::Factory,
             _ => Origin::Registered {
                 code: code.clone().unwrap_or_default(),
             },
@@ -182,6 +186,17 @@ pub(crate) fn anchor_state(text: &str) -> Result<AnchorState, RegistryError> {
         .into_iter()
         .find(|s| s.name() == text)
         .ok_or_else(|| RegistryError::Database(format!("the database is damaged: authority state {text:?}")))
+}
+
+/// A factory CA's devices come by the journals of its stations, and by nothing else.
+fn check_factory(new: &NewAuthority) -> Result<(), RegistryError> {
+    if new.origin == Origin::Factory && new.admission != Admission::RegisteredOnly {
+        return Err(RegistryError::Refused(format!(
+            "authority {} is a factory CA: its devices are let in once their station's journal is reconciled, never at first contact; hint: leave its admission at registered-only",
+            new.id
+        )));
+    }
+    Ok(())
 }
 
 fn anchor(new: &NewAuthority, state: AnchorState, generation: Generation) -> Result<Anchor, RegistryError> {
@@ -255,8 +270,9 @@ impl Registry {
     ) -> Result<Committed<AnchorState>, RegistryError> {
         self.write(move |scope| {
             scope.need_tenant(&new.tenant)?;
+            check_factory(&new)?;
             let (state, code) = match &new.origin {
-                Origin::Managed => (AnchorState::Active, None),
+                Origin::Managed | Origin::Factory => (AnchorState::Active, None),
                 Origin::Registered { code } => (AnchorState::Unproven, Some(code)),
             };
             let facts = CertificateFacts::parse(&new.certificate)
@@ -406,6 +422,7 @@ impl Registry {
             let detail = json!({ "identity_rule": rule, "admission": admission });
             new.rule = rule.unwrap_or(new.rule);
             new.admission = admission.unwrap_or(new.admission);
+            check_factory(&new)?;
             scope.put_authority(&new, state)?;
             scope.audit(
                 &actor,

@@ -105,13 +105,18 @@ fn view(db: &Connection, row: Row) -> Result<BatchView, RegistryError> {
 }
 
 impl Scope<'_> {
-    /// A batch and how it stands in this transaction.
+    /// A batch and how it stands in this transaction; devices that stations may still make are counted in.
     pub(crate) fn batch(
         &self,
         tenant: &TenantId,
         id: &BatchId,
     ) -> Result<(Batch, BatchStanding), RegistryError> {
-        read_batch(self.tx, tenant, id).map(|r| (r.batch, r.standing))
+        let Row {
+            batch, mut standing, ..
+        } = read_batch(self.tx, tenant, id)?;
+        // What stations may still make is spoken for.
+        standing.devices += self.reserved_in_batch(tenant, id)?;
+        Ok((batch, standing))
     }
 
     /// The batch that a device was made in; `None` inside if in none, outside if there is no such device.

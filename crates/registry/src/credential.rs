@@ -12,13 +12,16 @@ use countersign_identity::{
     AuthorityId, BatchId, CertificateFacts, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
 };
 use countersign_policy::facts::CredentialKind;
-use countersign_policy::{CredentialFacts, CredentialState, Custody, LifecycleState};
+use countersign_policy::renewal_lane::LanePass;
+use countersign_policy::{ClaimId, CredentialFacts, CredentialState, Custody, LaneRefusal, LifecycleState};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::change::{Actor, Change, damaged};
+use crate::claim::ClaimRequester;
 use crate::error::RegistryError;
+use crate::lane::ExpiredRequester;
 use crate::store::Registry;
 use crate::table::Fact;
 use crate::writer::{Committed, Scope};
@@ -114,6 +117,21 @@ pub enum Requester {
     Secret(Fingerprint),
     /// The active device's own, by a certificate it proved to hold, which must be in force.
     Certificate(Fingerprint),
+    /// The active device's own, by an expired certificate it proved to hold: the renewal lane.
+    Expired(ExpiredRequester),
+    /// Whoever holds a claim, for the ids on its list.
+    Claim(ClaimRequester),
+}
+
+/// What a requester may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    /// What was issued before, or a new one.
+    Whole,
+    /// What was issued before, and nothing new.
+    RepeatOnly,
+    /// A new one that is kept as minted on a claim.
+    OnClaim(ClaimId),
 }
 
 /// The answer to an [`IssueRequest`].
@@ -146,6 +164,8 @@ pub enum Revocation {
     Device(TenantId, DeviceId),
     /// All that were issued in a batch.
     Batch(TenantId, BatchId),
+    /// All that were issued on a claim.
+    Claim(TenantId, ClaimId),
 }
 
 impl Scope<'_> {
@@ -157,6 +177,11 @@ impl Scope<'_> {
         new: &NewCredential,
     ) -> Result<(), RegistryError> {
         let c = &new.certificate;
+        if let Some(station) = self.station_by_subject(&c.issuer_der)? {
+            return Err(RegistryError::Refused(format!(
+                "the certificate was issued by factory station {station}, whose journal alone vouches for it; hint: countersign factory reconcile JOURNAL"
+            )));
+        }
         if let Some((other_tenant, other)) = self.key_of_other(tenant, device, &c.public_key_sha256)? {
             return Err(RegistryError::SharedKey(format!(
                 "{other} of tenant {other_tenant}"
@@ -391,6 +416,7 @@ impl Scope<'_> {
             return Ok(None);
         };
         let is_young = self.now.since(Timestamp::from_unix_ms(created)) < rules.replay_window;
+        let is_over = self.now.unix_ms() > not_after;
         let is_due = self.now >= renewal_point(not_before, not_after);
         let same = IssueOutcome {
             certificate,
@@ -403,7 +429,8 @@ impl Scope<'_> {
                 request.device
             ))),
             CredentialState::Issued if self.now.unix_ms() <= not_after => Ok(Some(same)),
-            CredentialState::Active if is_young || !is_due => Ok(Some(same)),
+            // An expired one is of no use to anybody, however young its issuance.
+            CredentialState::Active if !is_over && (is_young || !is_due) => Ok(Some(same)),
             _ if request.demands_new_key => Err(RegistryError::Refused(format!(
                 "profile {} demands a new key with every certificate; hint: make a new key",
                 request.profile
@@ -550,6 +577,10 @@ impl Registry {
                     ),
                     [tenant.as_str(), batch.as_str()],
                 )?,
+                Revocation::Claim(tenant, claim) => scope.credentials_where(
+                    &format!("tenant = ? AND claim = ? AND {alive}"),
+                    [tenant.as_str(), claim.as_str()],
+                )?,
             };
             let count = found.len() as u64;
             for facts in found {
@@ -616,6 +647,21 @@ impl Registry {
         })
     }
 
+    /// Whether a certificate was superseded whose overlap is over at `now`: then a sweep is due.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read.
+    pub fn is_sweep_due(&self, now: Timestamp) -> Result<bool, RegistryError> {
+        self.read(|db| {
+            Ok(db
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM credentials WHERE supersede_at IS NOT NULL AND supersede_at <= ?
+                     AND state = 'active')",
+                )?
+                .query_row([now.unix_ms()], |r| r.get(0))?)
+        })
+    }
+
     /// First use: `issued` becomes `active`. Not waited for: it alters no admission.
     pub(crate) fn credential_used(&self, fingerprint: Fingerprint, authority: AuthorityId) {
         let rules = self.issuance_rules();
@@ -642,7 +688,9 @@ impl Registry {
     ) -> Result<Option<Option<Revoked>>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT serial, ended, reason, state FROM credentials WHERE serial = ? AND authority = ?",
+                "SELECT serial, ended, reason, state FROM credentials
+                 WHERE serial = ?1 AND authority = ?2 AND station IS NULL
+                 UNION ALL SELECT serial, ended, reason, state FROM stations WHERE serial = ?1 AND authority = ?2",
             )?;
             let mut rows = statement.query([serial, authority.as_str()])?;
             if let Some(r) = rows.next()? {
@@ -675,7 +723,10 @@ impl Registry {
     ) -> Result<Vec<Revoked>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
+                // A station's certificates are another issuer's: the station itself is on the list.
                 "SELECT serial, ended, reason, state FROM credentials
+                 WHERE authority = ?1 AND ended IS NOT NULL AND not_after >= ?2 AND station IS NULL
+                 UNION ALL SELECT serial, ended, reason, state FROM stations
                  WHERE authority = ?1 AND ended IS NOT NULL AND not_after >= ?2
                  UNION ALL SELECT serial, ended, reason, 'revoked' FROM lost_revocations WHERE authority = ?1
                  ORDER BY serial",
@@ -706,11 +757,20 @@ fn revoked_entry(r: &rusqlite::Row<'_>) -> Result<Revoked, RegistryError> {
 
 fn check_requester(
     scope: &mut Scope<'_>,
+    actor: &Actor,
     request: &IssueRequest,
     rules: IssuanceRules,
-) -> Result<(), RegistryError> {
+) -> Result<Standing, RegistryError> {
     match &request.requester {
-        Requester::Operator => Ok(()),
+        Requester::Operator => Ok(Standing::Whole),
+        Requester::Expired(expired) => Ok(match scope.enter_lane(actor, request, expired)? {
+            LanePass::Issue => Standing::Whole,
+            LanePass::Repeat => Standing::RepeatOnly,
+        }),
+        Requester::Claim(claim) => {
+            scope.enter_claim(actor, request, claim)?;
+            Ok(Standing::OnClaim(claim.claim.clone()))
+        }
         Requester::Secret(hash) => {
             let spent = scope
                 .tx
@@ -731,16 +791,17 @@ fn check_requester(
                     request.device
                 )));
             }
-            Ok(())
+            Ok(Standing::Whole)
         }
         Requester::Certificate(fingerprint) => {
             let facts = read_credential(scope.tx, fingerprint)?
                 .filter(|c| c.tenant == request.tenant && c.device == request.device);
             match facts {
-                Some(facts) if facts.state == CredentialState::Active => Ok(()),
+                Some(facts) if facts.state == CredentialState::Active => Ok(Standing::Whole),
                 // Proven to be held: that is its first use.
                 Some(facts) if facts.state == CredentialState::Issued => {
-                    scope.activate_credential(facts, None, rules.overlap)
+                    scope.activate_credential(facts, None, rules.overlap)?;
+                    Ok(Standing::Whole)
                 }
                 Some(facts) => Err(RegistryError::Unauthorised(format!(
                     "the certificate shown is {}; hint: enrol anew with a one-time secret (countersign device secret {})",
@@ -763,7 +824,7 @@ pub(crate) fn issue(
 ) -> Result<IssueOutcome, RegistryError> {
     let (tenant, device) = (&request.tenant, &request.device);
     // Who may not ask is not told which devices there are, nor how they stand.
-    check_requester(scope, request, rules)?;
+    let standing = check_requester(scope, actor, request, rules)?;
     let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
         return Err(RegistryError::NoDevice {
             tenant: tenant.clone(),
@@ -813,6 +874,9 @@ pub(crate) fn issue(
     if let Some(same) = scope.issued_before(request, rules)? {
         return Ok(same);
     }
+    if standing == Standing::RepeatOnly {
+        return Err(LaneRefusal::Used.into());
+    }
     let new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
     let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
         return Err(RegistryError::Refused("what was minted is not kept".into()));
@@ -824,6 +888,9 @@ pub(crate) fn issue(
     };
     scope.put_credential(tenant, device, &new)?;
     scope.keep_time()?;
+    if let Standing::OnClaim(claim) = &standing {
+        scope.mark_minted(&new.certificate.fingerprint, claim)?;
+    }
     let detail = json!({
         "serial": new.certificate.serial,
         "fingerprint": new.certificate.fingerprint,

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use countersign_factory::BatchRefusal;
-use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, TenantId, Timestamp};
-use countersign_policy::LifecycleState;
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, StationId, TenantId, Timestamp};
 use countersign_policy::lifecycle::IllegalMove;
+use countersign_policy::{ClaimId, ClaimRefusal, LaneRefusal, LifecycleState};
 
 /// Why the registry did not do what it was asked. Whatever it is, nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +83,9 @@ pub enum RegistryError {
     /// No such authority.
     #[error("there is no authority {0}; hint: countersign authority list")]
     NoAuthority(String),
+    /// No such station.
+    #[error("there is no station {0}; hint: countersign factory station list")]
+    NoStation(StationId),
     /// No such credential.
     #[error("there is no credential with the fingerprint {0}")]
     NoCredential(Fingerprint),
@@ -97,6 +100,9 @@ pub enum RegistryError {
     /// A batch does not take a device.
     #[error(transparent)]
     Batch(#[from] BatchRefusal),
+    /// No such claim.
+    #[error("there is no claim {0}; hint: countersign factory claim list")]
+    NoClaim(ClaimId),
     /// It exists already.
     #[error("{0} exists already")]
     Exists(String),
@@ -136,9 +142,27 @@ pub enum RegistryError {
         /// Its state.
         state: LifecycleState,
     },
+    /// The renewal lane refuses.
+    #[error("{0}")]
+    Lane(LaneRefusal),
+    /// A claim refuses.
+    #[error("{0}")]
+    Claim(ClaimRefusal),
     /// The input breaks a rule.
     #[error("{0}")]
     Refused(String),
+}
+
+impl From<LaneRefusal> for RegistryError {
+    fn from(refusal: LaneRefusal) -> Self {
+        Self::Lane(refusal)
+    }
+}
+
+impl From<ClaimRefusal> for RegistryError {
+    fn from(refusal: ClaimRefusal) -> Self {
+        Self::Claim(refusal)
+    }
 }
 
 /// A length of time, for people: its two largest units.

@@ -256,6 +256,11 @@ pub struct EnrolConfig {
     pub retry_after_s: u32,
     /// Whether every answer has base64 in lines of 64 characters; else only clients that say they are libest get them.
     pub base64_lines: bool,
+    /// The renewal lane: certificates that expired at most so many days ago may be renewed, once; 0 closes it.
+    pub expired_days_max: u32,
+    /// Whether a one-time secret may also come as the request's challengePassword, for clients without HTTP
+    /// authentication.
+    pub challenge_secrets: bool,
     /// Files with more platform roots (PEM) that devices are to pin: those that the platform's certificate will chain to
     /// after a rotation, given out long before it.
     pub platform_roots: Vec<PathBuf>,
@@ -268,6 +273,8 @@ impl Default for EnrolConfig {
             secret_hours: 72,
             retry_after_s: 60,
             base64_lines: false,
+            expired_days_max: 0,
+            challenge_secrets: false,
             platform_roots: vec![],
         }
     }

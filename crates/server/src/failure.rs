@@ -1,7 +1,7 @@
 //! What can fail, as API and CLI tell it: a status, a message, a hint. Exit codes follow from the status.
 
 use countersign_authority::{FolderError, HierarchyError, MintError};
-use countersign_policy::LifecycleState;
+use countersign_policy::{ClaimRefusal, LifecycleState};
 use countersign_registry::RegistryError;
 
 /// A failure with its cure.
@@ -92,6 +92,8 @@ impl From<RegistryError> for Failure {
             | RegistryError::NoDevice { .. }
             | RegistryError::NoAuthority(_)
             | RegistryError::NoBatch { .. }
+            | RegistryError::NoClaim(_)
+            | RegistryError::NoStation(_)
             | RegistryError::NoCredential(_) => 404,
             RegistryError::Exists(_)
             | RegistryError::Move { .. }
@@ -99,7 +101,8 @@ impl From<RegistryError> for Failure {
             | RegistryError::Batch(_)
             | RegistryError::Dependents { .. } => 409,
             RegistryError::Unauthorised(_) => 401,
-            RegistryError::NotActive { .. } => 403,
+            RegistryError::Claim(ClaimRefusal::Unknown) => 401,
+            RegistryError::NotActive { .. } | RegistryError::Lane(_) | RegistryError::Claim(_) => 403,
             RegistryError::Refused(_) => 422,
             RegistryError::DiskFull => 507,
             RegistryError::ClockBehind { .. }

@@ -72,6 +72,16 @@ impl Listener {
         }
     }
 
+    /// Where devices enrol, by the defaults.
+    #[cfg(test)]
+    pub fn enrol(listen: SocketAddr) -> Self {
+        Self {
+            name: Purpose::Enrol.name().to_owned(),
+            purpose: Purpose::Enrol,
+            ..Self::devices(listen)
+        }
+    }
+
     /// The lowest TLS version.
     pub fn tls_minimum(&self) -> TlsMinimum {
         self.tls_minimum.unwrap_or_default()

@@ -23,6 +23,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// How often the server certificate is looked at, for renewal and for replaced files, credentials are swept, and the
 /// newest time that is known to have been is kept.
 const LOOK: Duration = Duration::from_secs(60);
+/// How often it is looked whether the overlap of a superseded certificate is over.
+const OVERLAP_LOOK: Duration = Duration::from_secs(1);
 
 /// A running platform.
 pub struct Running {
@@ -119,7 +121,21 @@ impl Running {
                 }
             }
         });
-        let mut tasks = vec![serving, watching];
+        let swept = service.clone();
+        let sweeping = tokio::spawn(async move {
+            let mut look = tokio::time::interval(OVERLAP_LOOK);
+            loop {
+                look.tick().await;
+                let due = tokio::task::block_in_place(|| swept.registry().is_sweep_due(swept.now()));
+                // What the database says against it is told by the sweep of every minute.
+                if due.unwrap_or(false)
+                    && let Err(e) = swept.sweep().await
+                {
+                    tracing::error!(error = %e, "superseded credentials cannot be ended");
+                }
+            }
+        });
+        let mut tasks = vec![serving, watching, sweeping];
         let mut listeners: Vec<_> = gateway
             .local_addrs()
             .iter()
@@ -160,6 +176,13 @@ impl Running {
             address_file,
             tasks,
         })
+    }
+
+    /// The first listener of a purpose.
+    #[cfg(test)]
+    pub fn listener(&self, purpose: Purpose) -> Option<SocketAddr> {
+        let found = self.listeners.iter().find(|l| l.purpose == purpose);
+        found.map(|l| l.address)
     }
 
     /// Closes the ports and tells every session. Everything recorded is on disk afterwards.

@@ -81,6 +81,18 @@ impl Place {
         ]
     }
 
+    /// SHA-256 of a certificate, by OpenSSL.
+    fn fingerprint(&self, path: &Path) -> String {
+        let output = Command::new("openssl")
+            .args(["x509", "-noout", "-fingerprint", "-sha256", "-in"])
+            .arg(path)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (_, hex) = text.trim().split_once('=').unwrap();
+        hex.replace(':', "").to_ascii_lowercase()
+    }
+
     fn credentials(&self, device: &str) -> Vec<(String, String)> {
         let path = format!("/tenants/default/devices/{device}");
         let answer = self.server.ask("GET", &path, None).unwrap();
@@ -154,6 +166,22 @@ fn a_device_enrols_by_a_one_time_secret_connects_and_renews() {
     agent.ok(&["check"]);
     assert_ne!(agent.certificate(), second);
     // With the secret anew: the old identity is replaced when the new one has connected.
+    // Refused when it comes: the old one is used on, and the next renewal has another.
+    agent.ok(&["renew", "--no-connect"]);
+    let next = std::fs::read_dir(agent.folder.join("slots")).unwrap();
+    let next = next.map(|e| e.unwrap().path()).max().unwrap().join("device.crt");
+    let fingerprint = place.fingerprint(&next);
+    place
+        .server
+        .cli_ok(&["credential", "revoke", &fingerprint])
+        .unwrap();
+    let before = agent.certificate();
+    let (code, _, err) = agent.run(&["check"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("was not admitted"), "{err}");
+    assert_eq!(agent.certificate(), before);
+    assert!(!next.exists());
+    agent.ok(&["renew"]);
     let third = agent.certificate();
     let again = [place.arguments("sensor-1", &secret), vec!["--again"]].concat();
     agent.ok(&again);

@@ -144,7 +144,7 @@ impl Account {
 }
 
 /// Of the station's own signatures: by its key's kind.
-fn signature_algorithm(station: &CertificateFacts) -> spki::AlgorithmIdentifierOwned {
+pub fn signature_algorithm(station: &CertificateFacts) -> spki::AlgorithmIdentifierOwned {
     let oid = match KeyKind::of(station.key_algorithm) {
         Some(KeyKind::P384) => "1.2.840.10045.4.3.3",
         _ => "1.2.840.10045.4.3.2",

@@ -315,7 +315,11 @@ pub struct Found {
 ///
 /// # Errors
 /// [`JournalFault`] if anything but the last record is not whole: that is no power cut.
-pub fn recover(bytes: &[u8], key: &dyn Signer) -> Result<Found, JournalFault> {
+pub fn recover(
+    bytes: &[u8],
+    key: &SubjectPublicKeyInfoOwned,
+    algorithm: &AlgorithmIdentifierOwned,
+) -> Result<Found, JournalFault> {
     let mut last_is_signed = true;
     let mut found = Found {
         records: Vec::new(),
@@ -332,7 +336,7 @@ pub fn recover(bytes: &[u8], key: &dyn Signer) -> Result<Found, JournalFault> {
             Some(Ok(line)) => {
                 let length = end.unwrap_or(0) + 1;
                 if length == rest.len() || rest.len() - length < RECORD_BYTES_MAX {
-                    last_is_signed = line.is_signed_by(key.public_key(), &key.algorithm());
+                    last_is_signed = line.is_signed_by(key, algorithm);
                 }
                 found.last = found.good;
                 found.good += length;

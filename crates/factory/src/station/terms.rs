@@ -166,7 +166,9 @@ pub struct Terms {
     pub tenant: TenantId,
     /// The batch of its devices.
     pub batch: BatchId,
-    /// The ids it may give.
+    /// The ids of the batch.
+    pub batch_ids: IdPattern,
+    /// Of these the ones that it may give.
     pub ids: IdRange,
     /// How many certificates it may issue in all.
     pub quota: u64,
@@ -201,6 +203,8 @@ pub enum StationFault {
         device: DeviceId,
         /// What was granted.
         ids: IdRange,
+        /// What the batch has.
+        batch_ids: IdPattern,
     },
     /// Outside the signing window.
     #[error(
@@ -294,6 +298,14 @@ impl Terms {
                 self.profile.name
             ));
         }
+        if let IdRange::Run { first, last } = &self.ids
+            && let Some(outside) = [first, last].into_iter().find(|id| !self.batch_ids.fits(id))
+        {
+            return wrong(format!(
+                "{outside} does not fit the ids of the batch, {}; hint: choose ids of the batch",
+                self.batch_ids
+            ));
+        }
         self.profile.check().map_err(StationFault::Terms)
     }
 
@@ -315,10 +327,11 @@ impl Terms {
                 to: self.to,
             });
         }
-        if !self.ids.fits(device) {
+        if !self.ids.fits(device) || !self.batch_ids.fits(device) {
             return Err(StationFault::ForeignId {
                 device: device.clone(),
                 ids: self.ids.clone(),
+                batch_ids: self.batch_ids.clone(),
             });
         }
         if issued >= self.quota {

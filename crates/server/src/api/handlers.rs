@@ -17,7 +17,7 @@ use super::body::{
     BindBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody, ProvisionBody,
     RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
-use super::{authorities, batches, keeping};
+use super::{authorities, batches, claims, keeping};
 use crate::failure::Failure;
 use crate::service::{Service, Wanted};
 
@@ -112,6 +112,15 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/tenants/{tenant}/devices/{device}/revoke", post(revoke_device))
         .route("/tenants/{tenant}/devices/{device}/certificates", post(provision))
         .route("/tenants/{tenant}/devices/{device}/sessions", delete(disconnect))
+        .route(
+            "/tenants/{tenant}/claims",
+            get(claims::claims).post(claims::add_claim),
+        )
+        .route("/tenants/{tenant}/claims/{claim}", get(claims::claim))
+        .route(
+            "/tenants/{tenant}/claims/{claim}/revoke",
+            post(claims::revoke_claim),
+        )
         .route("/credentials/{fingerprint}/revoke", post(revoke))
         .route("/credentials/{fingerprint}/confirm", post(confirm))
         .route(

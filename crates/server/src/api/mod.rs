@@ -6,6 +6,7 @@
 mod authorities;
 mod batches;
 mod body;
+mod claims;
 mod handlers;
 mod keeping;
 #[cfg(test)]

@@ -82,6 +82,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("post" "/tenants/{tenant}/devices/{device}/revoke" "revokes all certificates of a device; answers when the sessions that this ends are closed"
         body [("code?", "CRL reason, default unspecified"), ("reason?", "why, for the audit")]),
     endpoint!("delete" "/tenants/{tenant}/devices/{device}/sessions" "ends the sessions of a device; it may connect again at once"),
+    endpoint!("get" "/tenants/{tenant}/claims" "lists claims"),
+    endpoint!("post" "/tenants/{tenant}/claims" "makes a claim: one secret or certificate that enrols the devices of its list; a secret is in the answer, once"
+        body [("id", "claim name"), ("allow", "which devices: {ids: [...]} or {pattern: {pattern, quota}}"), ("days", "how many days it is good, 1 to 366"), ("certificate?", "the certificate that the devices show, PEM; without it a secret is made"), ("profile?", "the only profile that it enrols by"), ("model?", "model of the devices that it brings"), ("groups?", "their groups")]),
+    endpoint!("get" "/tenants/{tenant}/claims/{claim}" "a claim with everything that it minted"),
+    endpoint!("post" "/tenants/{tenant}/claims/{claim}/revoke" "lets a claim enrol nobody any more; the answer lists everything that it minted"
+        body [("minted?", "true: revokes everything that it minted too, and ends its sessions"), ("code?", "CRL reason for these, default unspecified"), ("reason?", "why, for the audit")]),
     endpoint!("post" "/credentials/{fingerprint}/revoke" "revokes a certificate; answers when the sessions that this ends are closed"
         body [("code?", "unspecified, key-compromise, ca-compromise, affiliation-changed, superseded, cessation-of-operation or privilege-withdrawn"), ("reason?", "why, for the audit")]),
     endpoint!("post" "/credentials/{fingerprint}/confirm" "confirms that a certificate is on its device: it will not lapse"),
@@ -210,7 +216,8 @@ mod tests {
                 .replace("{device}", "d")
                 .replace("{host}", "h")
                 .replace("{authority}", "a")
-                .replace("{batch}", "b");
+                .replace("{batch}", "b")
+                .replace("{claim}", "c");
             let path = format!("/api/v1{}", path.replace("{fingerprint}", &"0".repeat(64)));
             for (shown, expected_401) in [(Some(token.header()), false), (None, true)] {
                 let mut request = Request::builder()

@@ -77,7 +77,7 @@ pub enum Command {
     /// Certificates of devices
     #[command(subcommand)]
     Credential(CredentialCommand),
-    /// The factory: batches, and their identities in bulk
+    /// The factory: batches, their identities in bulk, and claims
     #[command(subcommand)]
     Factory(FactoryCommand),
     /// Live sessions

@@ -4,6 +4,7 @@
 mod arguments;
 mod authority;
 mod ca_key;
+mod claim;
 mod commands;
 mod factory;
 mod import;

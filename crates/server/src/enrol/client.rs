@@ -77,6 +77,8 @@ impl ClientCertVerifier for AnyCertificate {
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
     pub(super) source: SocketAddr,
+    /// Names this TLS connection and no other (RFC 9266); `None` before TLS 1.3.
+    pub(super) binding: Option<[u8; 32]>,
     /// The certificates it showed, leaf first, the leaf's key proven to be held.
     pub(super) chain: Option<Vec<CertificateDer<'static>>>,
 }

@@ -33,6 +33,8 @@ impl DeviceHttp for DevicePort {
         Box::pin(async move {
             let peer = Peer {
                 source: device.source,
+                // The session is bound to the certificate already.
+                binding: None,
                 chain: Some(device.chain.to_vec()),
             };
             est::answer(&service, &peer, request).await

@@ -1,14 +1,22 @@
-//! Enrolment over EST: on a listener of its own, HTTPS with an optional client certificate and nothing else on it, and
-//! for admitted devices on the device listeners.
+//! Enrolment: on listeners of their own, HTTPS with an optional client certificate and nothing on it but EST, trust bundle
+//! and time; and for admitted devices on the device listeners.
 //!
 //! 1. this module: accept, TLS, HTTP
 //! 2. [`client`]: who asks, judged after the handshake, when possession is proven
-//! 3. [`est`]: what each operation answers
-//! 4. [`device_port`]: the same for devices that have a session
+//! 3. [`requester`]: on whose word a certificate is issued: certificate, one-time secret, claim, or the lane
+//! 4. [`lane`]: the renewal lane, for certificates that have expired
+//! 5. [`est`]: what each operation answers
+//! 6. [`answer`]: how answers and refusals look
+//! 7. [`device_port`]: the same for devices that have a session
 
+mod answer;
 mod client;
 mod device_port;
 mod est;
+mod lane;
+#[cfg(test)]
+mod overlap_tests;
+mod requester;
 
 pub use device_port::DevicePort;
 
@@ -110,6 +118,16 @@ pub async fn start(
     Ok((address, accepting))
 }
 
+/// tls-exporter (RFC 9266 section 3). TLS 1.2 without extended master secret has none that is safe.
+fn binding(connection: &rustls::ServerConnection) -> Option<[u8; 32]> {
+    if connection.protocol_version() != Some(rustls::ProtocolVersion::TLSv1_3) {
+        return None;
+    }
+    connection
+        .export_keying_material([0; 32], b"EXPORTER-Channel-Binding", None)
+        .ok()
+}
+
 async fn serve(socket: TcpStream, source: SocketAddr, acceptor: TlsAcceptor, service: Arc<Service>) {
     let _ = socket.set_nodelay(true);
     let stream = match timeout(HANDSHAKE, acceptor.accept(socket)).await {
@@ -120,8 +138,12 @@ async fn serve(socket: TcpStream, source: SocketAddr, acceptor: TlsAcceptor, ser
         }
         Err(_) => return,
     };
-    let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
-    let peer = Peer { source, chain };
+    let (_, connection) = stream.get_ref();
+    let peer = Peer {
+        source,
+        binding: binding(connection),
+        chain: connection.peer_certificates().map(<[_]>::to_vec),
+    };
     let answer = service_fn(|request: Request<Incoming>| {
         let (service, peer) = (service.clone(), peer.clone());
         async move { Ok::<_, Infallible>(est::answer(&service, &peer, request).await) }

@@ -2,6 +2,7 @@
 
 mod authorities;
 mod batches;
+mod claims;
 #[cfg(test)]
 mod clock_tests;
 mod doctor;
@@ -12,6 +13,7 @@ mod server_certificate;
 
 pub use authorities::AuthorityDraft;
 pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmAnswer, ItemRefusal};
+pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
 
 use std::collections::HashMap;

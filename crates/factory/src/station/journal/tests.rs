@@ -33,6 +33,10 @@ fn algorithm(key: &SoftwareKey) -> AlgorithmIdentifierOwned {
     key.algorithm()
 }
 
+fn found(bytes: &[u8], key: &SoftwareKey) -> Result<Found, JournalFault> {
+    recover(bytes, key.public_key(), &algorithm(key))
+}
+
 fn check(bytes: &[u8], key: &SoftwareKey) -> Result<Verified, JournalFault> {
     verify(bytes, key.public_key(), &algorithm(key), Ending::Sealed)
 }
@@ -42,7 +46,7 @@ fn whatever_a_power_cut_leaves_of_the_last_record_is_dropped_and_nothing_else() 
     let key = SoftwareKey::generate().unwrap();
     let (bytes, ends) = journal(&key, 4, None);
     for cut in 0..=bytes.len() {
-        let found = recover(&bytes[..cut], &key).unwrap();
+        let found = found(&bytes[..cut], &key).unwrap();
         let whole = ends.iter().filter(|e| **e <= cut).count() - 1;
         assert_eq!(found.records.len(), whole, "{cut}");
         assert_eq!(
@@ -56,7 +60,7 @@ fn whatever_a_power_cut_leaves_of_the_last_record_is_dropped_and_nothing_else() 
     for hole in [(last, bytes.len()), (last + 40, last + 90), (last, last + 1)] {
         let mut torn = bytes.clone();
         torn[hole.0..hole.1].fill(0);
-        let found = recover(&torn, &key).unwrap();
+        let found = found(&torn, &key).unwrap();
         assert_eq!((found.records.len(), found.good), (3, last), "{hole:?}");
     }
 }
@@ -77,17 +81,17 @@ fn damage_is_no_power_cut() {
         let mut damaged = bytes.clone();
         damaged[place] ^= 1;
         assert!(
-            matches!(recover(&damaged, &key), Err(JournalFault::Edited { .. })),
+            matches!(found(&damaged, &key), Err(JournalFault::Edited { .. })),
             "{place}"
         );
     }
     // Zeros in the middle.
     let mut damaged = bytes.clone();
     damaged[ends[1] + 100..ends[1] + 110].fill(0);
-    assert!(recover(&damaged, &key).is_err());
+    assert!(found(&damaged, &key).is_err());
     let without: Vec<u8> = [&bytes[..ends[1]], &bytes[ends[2]..]].concat();
     assert!(matches!(
-        recover(&without, &key),
+        found(&without, &key),
         Err(JournalFault::Gap { before: 1, found: 2 })
     ));
 }
@@ -158,7 +162,7 @@ fn nothing_follows_a_close_and_time_does_not_go_back() {
     assert_eq!(fault, JournalFault::AfterClose { number: 4 });
 
     let (bytes, _) = journal(&key, 3, None);
-    let head = recover(&bytes, &key).unwrap().head;
+    let head = found(&bytes, &key).unwrap().head;
     let (line, ..) = head.append(at(0), written(9), &key).unwrap();
     let fault = check(&[bytes, line].concat(), &key).unwrap_err();
     assert_eq!(fault.code(), "journal.clock");

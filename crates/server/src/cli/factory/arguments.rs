@@ -6,11 +6,16 @@ use clap::{Args, Subcommand, ValueEnum};
 use countersign_factory::DeviceStart;
 use countersign_identity::{AuthorityId, BatchId, IdPattern, TenantId, Timestamp};
 
+use crate::cli::claim::ClaimCommand;
+
 #[derive(Subcommand)]
 pub enum FactoryCommand {
     /// Batches: planned numbers of identities of one model
     #[command(subcommand)]
     Batch(BatchCommand),
+    /// Claims: one secret or certificate for many devices, good for the ids on its list
+    #[command(subcommand)]
+    Claim(ClaimCommand),
     /// Issue identities of a batch in bulk; what was cut off is simply repeated
     Issue(IssueArguments),
     /// The line's confirm step: certificates are on their devices, and were challenged there; they will not lapse

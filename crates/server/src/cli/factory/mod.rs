@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::commands;
 use super::output::{Output, cell, time};
 use crate::api::{BatchBody, ConfirmBody};
+use crate::cli::claim;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::service::ConfirmAnswer;
@@ -28,6 +29,7 @@ const SHOWN_MAX: usize = 20;
 pub async fn run(command: FactoryCommand, client: &Client, out: Output) -> Result<(), Failure> {
     match command {
         FactoryCommand::Batch(command) => batch(command, client, out).await,
+        FactoryCommand::Claim(command) => claim::run(command, client, out).await,
         FactoryCommand::Issue(arguments) => issue::run(arguments, client, out).await,
         FactoryCommand::Confirm {
             batch,

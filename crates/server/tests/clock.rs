@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use countersign_testkit::server::{Server, http};
+use countersign_testkit::server::{Server, http, listener};
 use serde_json::Value;
 
 fn start(data: &Path, config: &str) -> Server {
@@ -56,7 +56,10 @@ fn a_mark_from_a_clock_in_the_far_future_stops_minting_until_it_is_put_right() {
         .unwrap();
     drop(db);
 
-    let server = start(&data, "[enrol]\nlisten = \"127.0.0.1:0\"\nretry_after_s = 77\n");
+    let server = start(
+        &data,
+        &format!("[enrol]\nretry_after_s = 77\n{}", listener("enrol")),
+    );
     let refused = provision(&server, folder.path(), "d2", &[]);
     let text = said(&refused);
     assert_eq!(refused.status.code(), Some(5), "{text}");
@@ -90,10 +93,9 @@ fn a_mark_from_a_clock_in_the_far_future_stops_minting_until_it_is_put_right() {
         .as_str()
         .unwrap()
         .to_owned();
-    let status = server.ask("GET", "/status", None).unwrap();
     let url = format!(
         "https://{}/.well-known/est/simpleenroll",
-        status["enrol"].as_str().unwrap()
+        server.listener("enrol").unwrap()
     );
     let request = folder.path().join("d2.csr");
     let made = Command::new("openssl")
