@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use countersign_authority::status::ShownList;
 use countersign_authority::{KeyStore, folder};
 use countersign_registry::{
-    Actor, BackwardClock, LedgerLimits, Newer, NewerRevocation, NewerState, Registry, RegistryFacts,
+    Actor, BackwardClock, LedgerLimits, Newer, NewerEnd, NewerRevocation, NewerState, Registry, RegistryFacts,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -57,6 +57,8 @@ pub struct Restored {
     pub devices: Vec<NewerState>,
     /// Authorities that were retired or revoked since.
     pub authorities: Vec<NewerState>,
+    /// Stations and claims that were revoked since, batches that were closed.
+    pub ends: Vec<NewerEnd>,
     /// Certificates that were issued since: they are not known here.
     pub issued: Vec<String>,
     /// Whether these have ended, and are kept out, here too.
@@ -170,6 +172,7 @@ impl Restore {
             revoked: newer.revoked,
             devices: newer.devices,
             authorities: newer.authorities,
+            ends: newer.ends,
             issued: newer.issued,
             applied: self.apply,
             compared: self.compare.is_some() || !self.lists.is_empty(),
@@ -423,6 +426,15 @@ impl Restored {
                 let was = s.was.as_deref().unwrap_or("not in the backup");
                 text.push_str(&format!("\n  {}/{}  {} (was: {was})", s.tenant, s.id, s.is));
             }
+        }
+        if !self.ends.is_empty() {
+            text.push_str(&format!(
+                "\n{} station(s), claim(s) or batch(es) had ended since; {done}:",
+                self.ends.len()
+            ));
+        }
+        for e in &self.ends {
+            text.push_str(&format!("\n  {} {}/{}", e.kind, e.tenant, e.id));
         }
         if !self.issued.is_empty() {
             text.push_str(&format!(
