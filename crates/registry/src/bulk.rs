@@ -115,7 +115,7 @@ impl Run<'_> {
             self.batch.signs(self.standing.state, &item.device, scope.now)?;
             replaced = self.replaceable(scope, item)?;
         }
-        let new = mint(scope.now).map_err(RegistryError::Refused)?;
+        let new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
         let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
             return Err(RegistryError::Refused("what was minted is not kept".into()));
         };
@@ -261,6 +261,7 @@ impl Run<'_> {
         let Some(generation) = self.generation else {
             return Ok(());
         };
+        scope.keep_time()?;
         let (tenant, batch) = (&self.request.tenant, &self.request.batch);
         scope.count_into_batch(tenant, batch, self.added, generation)?;
         let detail = json!({

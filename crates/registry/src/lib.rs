@@ -69,7 +69,7 @@ pub use forecast::{ForecastGroup, Windows};
 pub use import::ImportReport;
 pub use lane::ExpiredRequester;
 pub use ledger::{Ledger, LedgerLimits};
-pub use restore::{BackwardClock, NewEpoch, Newer, NewerRevocation, NewerState};
+pub use restore::{BackwardClock, NewEpoch, Newer, NewerEnd, NewerRevocation, NewerState};
 pub use rotation::LeftBehind;
 pub use station::{MintedStation, Reconciled, RefusedEntry, StationState, StationView, Verdict};
 pub use store::Registry;

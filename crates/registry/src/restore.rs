@@ -66,6 +66,22 @@ pub struct NewerState {
     pub before_quarantine: Option<String>,
 }
 
+/// What may let devices in, and had ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewerEnd {
+    /// `station`, `claim` or `batch`.
+    pub kind: String,
+    /// The tenant.
+    pub tenant: String,
+    /// Its id.
+    pub id: String,
+    /// Since when, if that is kept.
+    pub at: Option<Timestamp>,
+    /// Of a station: CRLReason, RFC 5280 section 5.3.1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<u8>,
+}
+
 /// A new epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewEpoch {
@@ -84,6 +100,8 @@ pub struct Newer {
     pub devices: Vec<NewerState>,
     /// Authorities that were retired or revoked.
     pub authorities: Vec<NewerState>,
+    /// Stations and claims that were revoked, batches that were closed.
+    pub ends: Vec<NewerEnd>,
     /// Certificates that were issued and are in force: the restored registry does not know them, so their devices are
     /// not admitted with them. Each as `tenant/device serial`.
     pub issued: Vec<String>,
@@ -98,6 +116,15 @@ impl Newer {
             let same = |r: &NewerRevocation| r.serial == revoked.serial && r.authority == revoked.authority;
             if !self.revoked.iter().any(same) {
                 self.revoked.push(revoked);
+            }
+        }
+        for end in other.ends {
+            if !self
+                .ends
+                .iter()
+                .any(|e| e.kind == end.kind && e.tenant == end.tenant && e.id == end.id)
+            {
+                self.ends.push(end);
             }
         }
         self.devices.extend(other.devices);
@@ -207,9 +234,29 @@ impl Registry {
             let mut known = db.prepare(
                 "SELECT fingerprint, tenant || '/' || device, ended FROM credentials WHERE serial = ? AND authority = ?",
             )?;
+            let mut stations = db.prepare(
+                "SELECT tenant, id, ended IS NOT NULL FROM stations WHERE serial = ? AND authority = ?",
+            )?;
             let mut lost = db
                 .prepare("SELECT EXISTS (SELECT 1 FROM lost_revocations WHERE serial = ? AND authority = ?)")?;
             for entry in entries {
+                let station: Option<(String, String, bool)> = stations
+                    .query_row([&entry.serial, authority.as_str()], |r| {
+                        Ok((r.get(0)?, r.get(1)?, r.get(2)?))
+                    })
+                    .optional()?;
+                if let Some((tenant, id, ended)) = station {
+                    if !ended {
+                        newer.ends.push(NewerEnd {
+                            kind: "station".into(),
+                            tenant,
+                            id,
+                            at: Some(entry.at),
+                            reason: Some(entry.reason.code()),
+                        });
+                    }
+                    continue;
+                }
                 type Found = ([u8; 32], String, Option<i64>);
                 let found: Option<Found> = known
                     .query_row([&entry.serial, authority.as_str()], |r| {
@@ -274,6 +321,9 @@ impl Registry {
                 let action = format!("authority.{}", authority.is);
                 scope.audit(&actor, &action, &authority.tenant, &authority.id, &detail)?;
             }
+            for end in &newer.ends {
+                scope.apply_end(&actor, end)?;
+            }
             for (issuer, number) in &newer.list_numbers {
                 scope.raise_list_number(issuer, *number)?;
             }
@@ -324,6 +374,37 @@ impl Scope<'_> {
         self.audit(actor, &action, tenant.0, tenant.1, &detail)
     }
 
+    fn apply_end(&mut self, actor: &Actor, end: &NewerEnd) -> Result<(), RegistryError> {
+        let at = end.at.unwrap_or(self.now).unix_ms();
+        let (action, key) = match end.kind.as_str() {
+            "station" => {
+                let generation = self.revise("station", &end.tenant, &end.id)?;
+                self.tx.execute(
+                    "UPDATE stations SET state = 'revoked', ended = ?2, reason = ?3, revision = ?4 WHERE id = ?1",
+                    params![end.id, at, end.reason, generation.0.cast_signed()],
+                )?;
+                ("station.revoke", &end.id)
+            }
+            "claim" => {
+                self.tx.execute(
+                    "UPDATE claims SET revoked = ?3, reason = 'restore' WHERE tenant = ?1 AND id = ?2",
+                    params![end.tenant, end.id, at],
+                )?;
+                ("claim.revoke", &end.id)
+            }
+            _ => {
+                let generation = self.revise("batch", &end.tenant, &end.id)?;
+                self.tx.execute(
+                    "UPDATE batches SET state = 'closed', revision = ?3 WHERE tenant = ?1 AND id = ?2",
+                    params![end.tenant, end.id, generation.0.cast_signed()],
+                )?;
+                ("batch.close", &end.id)
+            }
+        };
+        let detail = json!({ "at": end.at.map(|t| t.to_string()), "code": end.reason, "source": "restore" });
+        self.audit(actor, action, &end.tenant, key, &detail)
+    }
+
     fn apply_device(&mut self, actor: &Actor, device: &NewerState) -> Result<(), RegistryError> {
         let generation = self.revise("device", &device.tenant, &device.id)?;
         self.tx.execute(
@@ -342,6 +423,20 @@ impl Scope<'_> {
         let detail = json!({ "from": device.was, "to": device.is, "source": "restore" });
         self.audit(actor, "device.restore", &device.tenant, &device.id, &detail)
     }
+}
+
+/// Of a row `authority, serial, ended, reason`: a certificate of which nothing else is known.
+fn lost_entry(r: &rusqlite::Row<'_>) -> rusqlite::Result<NewerRevocation> {
+    Ok(NewerRevocation {
+        authority: r.get(0)?,
+        serial: r.get(1)?,
+        at: Timestamp::from_unix_ms(r.get(2)?),
+        reason: r.get(3)?,
+        state: "revoked".into(),
+        fingerprint: None,
+        device: None,
+        known: false,
+    })
 }
 
 /// `main` is what was restored, `later` the registry that went on.
@@ -371,21 +466,42 @@ fn compare(db: &Connection) -> Result<Newer, RegistryError> {
         "SELECT l.authority, l.serial, l.ended, l.reason FROM later.lost_revocations l
          WHERE NOT EXISTS (SELECT 1 FROM main.lost_revocations m WHERE m.authority = l.authority AND m.serial = l.serial)",
     )?;
-    let lost = statement.query_map([], |r| {
-        Ok(NewerRevocation {
-            authority: r.get(0)?,
-            serial: r.get(1)?,
-            at: Timestamp::from_unix_ms(r.get(2)?),
-            reason: r.get(3)?,
-            state: "revoked".into(),
-            fingerprint: None,
-            device: None,
-            known: false,
-        })
-    })?;
+    let lost = statement.query_map([], lost_entry)?;
     for revoked in lost {
         newer.revoked.push(revoked?);
     }
+    // A station that was granted after the backup is known by its certificate alone.
+    let mut statement = db.prepare(
+        "SELECT l.authority, l.serial, l.ended, l.reason FROM later.stations l
+         WHERE l.state = 'revoked' AND NOT EXISTS (SELECT 1 FROM main.stations m WHERE m.id = l.id)",
+    )?;
+    let stations = statement.query_map([], lost_entry)?;
+    for revoked in stations {
+        newer.revoked.push(revoked?);
+    }
+    newer.ends = db
+        .prepare(
+            "SELECT 'station', l.tenant, l.id, l.ended, l.reason
+             FROM later.stations l JOIN main.stations m ON m.id = l.id
+             WHERE l.state = 'revoked' AND m.state <> 'revoked'
+             UNION ALL SELECT 'claim', l.tenant, l.id, l.revoked, NULL
+             FROM later.claims l JOIN main.claims m ON m.tenant = l.tenant AND m.id = l.id
+             WHERE l.revoked IS NOT NULL AND m.revoked IS NULL
+             UNION ALL SELECT 'batch', l.tenant, l.id, NULL, NULL
+             FROM later.batches l JOIN main.batches m ON m.tenant = l.tenant AND m.id = l.id
+             WHERE l.state = 'closed' AND m.state <> 'closed'
+             ORDER BY 1, 2, 3",
+        )?
+        .query_map([], |r| {
+            Ok(NewerEnd {
+                kind: r.get(0)?,
+                tenant: r.get(1)?,
+                id: r.get(2)?,
+                at: r.get::<_, Option<i64>>(3)?.map(Timestamp::from_unix_ms),
+                reason: r.get(4)?,
+            })
+        })?
+        .collect::<Result<_, _>>()?;
     let state = |r: &rusqlite::Row<'_>| {
         Ok(NewerState {
             tenant: r.get(0)?,

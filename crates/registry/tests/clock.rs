@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
+use countersign_factory::Batch;
 use countersign_identity::{
-    AuthorityId, CertificateFacts, Clock, DeviceId, Synchronisation, TenantId, Timestamp,
+    AuthorityId, BatchId, CertificateFacts, Clock, DeviceId, Synchronisation, TenantId, Timestamp,
 };
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Custody, LifecycleState};
 use countersign_registry::{
-    Actor, ClockRules, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits, NewCredential, NewDevice,
-    Registry, RegistryError, Requester, SystemClock,
+    Actor, BulkIssue, BulkItem, ClockRules, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits,
+    NewCredential, NewDevice, Registry, RegistryError, Requester, SystemClock,
 };
 
 /// A clock that the test moves.
@@ -176,6 +177,74 @@ fn nothing_is_minted_while_the_clock_is_behind() {
     clock.set(START);
     issue(&registry, "d3", 3).unwrap();
     assert_eq!(minted(&registry), (3, 3));
+}
+
+#[test]
+fn nothing_is_minted_in_a_batch_while_the_clock_is_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Moved::new();
+    let registry = open(folder.path(), &clock);
+    let batch = Batch {
+        id: BatchId::new("B-1").unwrap(),
+        tenant: TenantId::default_tenant(),
+        model: "pump".into(),
+        profile: "operational".into(),
+        groups: vec![],
+        devices_start: Default::default(),
+        authority: None,
+        id_pattern: "SN-*".parse().unwrap(),
+        quota: 10,
+        window: Default::default(),
+    };
+    registry.add_batch(actor(), batch.clone()).unwrap();
+    let issue = |wanted: &[(&str, &(CertificateFacts, Vec<u8>))]| {
+        let request = BulkIssue {
+            tenant: batch.tenant.clone(),
+            batch: batch.id.clone(),
+            demands_new_key: false,
+            replace: false,
+            items: wanted
+                .iter()
+                .map(|(device, c)| BulkItem {
+                    device: DeviceId::new(device).unwrap(),
+                    key: c.0.public_key_sha256,
+                })
+                .collect(),
+        };
+        let certificates: Vec<_> = wanted.iter().map(|(_, c)| (*c).clone()).collect();
+        let mint = move |n: usize, _| {
+            let (certificate, der): (CertificateFacts, Vec<u8>) = certificates[n].clone();
+            Ok(NewCredential {
+                certificate,
+                kind: CredentialKind::Operational,
+                state: CredentialState::Issued,
+                custody: Custody::Unknown,
+                authority: Some(AuthorityId::new("ca").unwrap()),
+                issued: Some(IssuedHere {
+                    certificate: der,
+                    profile: "operational".into(),
+                    batch: Some(BatchId::new("B-1").unwrap()),
+                }),
+            })
+        };
+        registry.issue_in_batch(actor(), request, mint).unwrap().value
+    };
+    let (first, second) = (certificate("SN-1", 1), certificate("SN-2", 2));
+    // The mark is moved by it.
+    clock.set(START + HOUR);
+    assert!(issue(&[("SN-1", &first)])[0].is_ok());
+    clock.set(START);
+    let answers = issue(&[("SN-1", &first), ("SN-2", &second)]);
+    assert!(answers[0].as_ref().unwrap().repeated);
+    assert!(
+        matches!(answers[1], Err(RegistryError::ClockBehind { .. })),
+        "{:?}",
+        answers[1]
+    );
+    assert_eq!(registry.facts().credential_count(), 1);
+    assert_eq!(registry.facts().device_count(), 1);
+    clock.set(START + HOUR);
+    assert!(issue(&[("SN-2", &second)])[0].is_ok());
 }
 
 #[test]

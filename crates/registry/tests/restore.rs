@@ -174,6 +174,36 @@ fn what_had_ended_since_the_backup_is_told_and_ends_here_too() {
     go(&old, "resumed", LifecycleMove::Resume);
     add(&old, "later");
     go(&old, "later", LifecycleMove::Decommission);
+    // Stations, claims and batches as they are kept, three known to the backup, each ended since; and a station of later.
+    let rows = |path: &Path, stations: &[(&str, &str)], claim: &str, batch: &str| {
+        let db = rusqlite::Connection::open(path.join("registry.db")).unwrap();
+        db.pragma_update(None, "foreign_keys", false).unwrap();
+        for (id, state) in stations {
+            db.execute(
+                &format!(
+                    "INSERT OR REPLACE INTO stations VALUES ('{id}', 'default', 'ca', 'B', '{state}', '{{}}', x'00', x'00',
+                     x'{0}', x'{0}', '{id}5e71a1', 0, 1, 0, iif('{state}' = 'revoked', 7, NULL), 1, 1, 1)",
+                    if *id == "s1" { "01" } else { "02" }
+                ),
+                [],
+            )
+            .unwrap();
+        }
+        db.execute_batch(&format!(
+            "INSERT OR REPLACE INTO claims (tenant, id, groups, expires, created, revoked)
+             VALUES ('default', 'c1', '[]', 9, 1, {claim});
+             INSERT OR REPLACE INTO batches (tenant, id, model, profile, groups, devices_start, id_pattern, quota, state,
+             revision, created) VALUES ('default', 'b1', 'm', 'p', '[]', 'active', '*', 5, '{batch}', 1, 1);"
+        ))
+        .unwrap();
+    };
+    rows(&path("backup"), &[("s1", "granted")], "NULL", "open");
+    rows(
+        &path("old"),
+        &[("s1", "revoked"), ("s2", "revoked")],
+        "8",
+        "closed",
+    );
     let ca = AuthorityId::new("ca").unwrap();
     let number = old.next_list_number(&ca).unwrap().value + 1;
     assert_eq!(old.next_list_number(&ca).unwrap().value, number);
@@ -195,6 +225,29 @@ fn what_had_ended_since_the_backup_is_told_and_ends_here_too() {
         ]
     );
     assert_eq!(newer.devices[1].was, None);
+    let told: Vec<_> = newer
+        .ends
+        .iter()
+        .map(|e| (e.kind.as_str(), e.id.as_str()))
+        .collect();
+    assert_eq!(told, [("batch", "b1"), ("claim", "c1"), ("station", "s1")]);
+    let told: Vec<_> = newer
+        .revoked
+        .iter()
+        .map(|r| (r.serial.as_str(), r.known))
+        .collect();
+    assert_eq!(told, [("s25e71a1", false)]);
+    // A list tells of a station too; one that is told twice is told once.
+    let stolen = [Revoked {
+        serial: "s15e71a1".into(),
+        at: Timestamp::from_unix_ms(7),
+        reason: RevocationReason::KeyCompromise,
+    }];
+    let by_list = new.newer_in_list(&ca, 1, &stolen).unwrap();
+    assert_eq!(by_list.ends, newer.ends[2..]);
+    let mut newer = newer;
+    newer.merge(by_list);
+    assert_eq!((newer.ends.len(), newer.revoked.len()), (3, 1));
     let list = [Revoked {
         serial: "abcd".into(),
         at: Timestamp::from_unix_ms(START),
@@ -202,7 +255,7 @@ fn what_had_ended_since_the_backup_is_told_and_ends_here_too() {
     }];
     let mut all = newer;
     all.merge(new.newer_in_list(&ca, number + 7, &list).unwrap());
-    assert!(!all.revoked[0].known);
+    assert!(!all.revoked[1].known);
     new.apply_newer(actor(), all).unwrap();
     drop(new);
 
@@ -215,7 +268,18 @@ fn what_had_ended_since_the_backup_is_told_and_ends_here_too() {
     // Whoever was let in again since is not: nobody is admitted on a guess.
     assert_eq!(state("resumed"), LifecycleState::Suspended);
     // A certificate that this registry never saw stays revoked for whoever asks, and numbers go on growing.
-    assert_eq!(new.revoked_by(&ca, Timestamp::from_unix_ms(0)).unwrap(), list);
+    let revoked = new.revoked_by(&ca, Timestamp::from_unix_ms(0)).unwrap();
+    let serials: Vec<_> = revoked.iter().map(|r| r.serial.as_str()).collect();
+    assert_eq!(serials, ["abcd", "s15e71a1", "s25e71a1"]);
+    let db = rusqlite::Connection::open(path("new").join("registry.db")).unwrap();
+    let ended: (String, Option<i64>, String) = db
+        .query_row(
+            "SELECT (SELECT state FROM stations WHERE id = 's1'), (SELECT revoked FROM claims), (SELECT state FROM batches)",
+            [],
+            |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
+        )
+        .unwrap();
+    assert_eq!(ended, ("revoked".into(), Some(8), "closed".into()));
     assert_eq!(
         new.certificate_status(&ca, "abcd").unwrap(),
         Some(Some(list[0].clone()))

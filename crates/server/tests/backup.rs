@@ -340,6 +340,22 @@ fn one_file_and_no_keys() {
     let place = Place::new();
     let server = place.serve("old");
     let identity = provision(&server, place.folder.path(), "sensor");
+    // One whose key only a passphrase opens: that file is no secret's place in a backup either, but says where it is.
+    let passphrase = place.path("passphrase");
+    std::fs::write(&passphrase, "not a very long one, but long enough").unwrap();
+    std::fs::set_permissions(&passphrase, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let passphrase = passphrase.display().to_string();
+    server
+        .cli_ok(&[
+            "authority",
+            "create",
+            "locked",
+            "--key-store",
+            "encrypted",
+            "--passphrase",
+            &passphrase,
+        ])
+        .unwrap();
     place.backup(&server, "backup.tar", &[]);
     let listed = Command::new("tar")
         .arg("-tf")
@@ -368,6 +384,7 @@ fn one_file_and_no_keys() {
         missing,
         [
             "authorities/devices/default-devices/issuing.key",
+            "authorities/devices/locked/issuing.key",
             "authorities/platform/issuing.key"
         ]
     );
@@ -376,6 +393,19 @@ fn one_file_and_no_keys() {
     }
     let server = place.serve("new");
     assert_eq!(connack(&server, "sensor", &identity), Some(0));
+    // The key is still opened by its passphrase: what said so was in the backup.
+    let out = place.path("by-locked").display().to_string();
+    server
+        .cli_ok(&[
+            "device",
+            "provision",
+            "by-locked",
+            "--authority",
+            "locked",
+            "--out",
+            &out,
+        ])
+        .unwrap();
 
     // A tar file that is none of ours.
     std::fs::write(place.path("evil"), "x").unwrap();

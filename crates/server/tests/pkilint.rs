@@ -5,10 +5,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
-use countersign_authority::possession_proof;
-use countersign_factory::SoftwareKey;
-use countersign_identity::Timestamp;
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use countersign_authority::{Hierarchy, IssuingAuthority, KeyStore, NoTokens, possession_proof};
+use countersign_factory::station::{StationCaGrant, Terms};
+use countersign_factory::{EnrolmentGrant, Profile, ProvenKey, SoftwareKey};
+use countersign_identity::{BatchId, DeviceId, StationId, TenantId, Timestamp};
 use countersign_testkit::server::{Server, listener};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -80,6 +84,11 @@ struct Place {
     server: Server,
     pki: String,
     made: Vec<Artifact>,
+}
+
+fn now() -> Timestamp {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    Timestamp::from_unix_s(i64::try_from(now.as_secs()).unwrap())
 }
 
 fn run(program: &str, arguments: &[&str]) -> Output {
@@ -307,6 +316,56 @@ impl Place {
         self.list("list of a revoked authority");
     }
 
+    /// The factory's CA, a station below it, and a device of that: by the library, as the station itself does.
+    fn stations(&mut self) {
+        let now = now();
+        let folder = self.folder.path().join("factory");
+        let factory =
+            IssuingAuthority::create_factory_in(&folder, "default", now, &KeyStore::File, &NoTokens).unwrap();
+        self.add("factory root", Linter::Certificate, factory.root());
+        self.add("factory issuing", Linter::Certificate, factory.certificate());
+        let key = SoftwareKey::generate().unwrap();
+        let terms = Terms {
+            station: StationId::new("line-1").unwrap(),
+            tenant: TenantId::default_tenant(),
+            batch: BatchId::new("b1").unwrap(),
+            ids: "SN-000..SN-099".parse().unwrap(),
+            quota: 3,
+            from: now,
+            to: now.plus(Duration::from_secs(86_400)),
+            profile: Profile::default(),
+        };
+        let grant = StationCaGrant::new(&terms, ProvenKey::of(&key)).unwrap();
+        let issued = factory.issue_station(&grant, now).unwrap();
+        self.add("station", Linter::Certificate, issued.certificate());
+        let certificate = issued.certificate().clone();
+        let station =
+            IssuingAuthority::station(Box::new(key), certificate, factory.certificate().clone()).unwrap();
+        let device = SoftwareKey::generate().unwrap();
+        let grant = EnrolmentGrant::new(
+            TenantId::default_tenant(),
+            DeviceId::new("SN-001").unwrap(),
+            ProvenKey::of(&device),
+            Profile::default(),
+        )
+        .unwrap();
+        let leaf = station.issue_device(&grant, now).unwrap();
+        self.add("device of a station", Linter::Certificate, leaf.certificate());
+    }
+
+    /// The key that signs time for devices: its certificate is in what it signs.
+    fn time(&mut self) {
+        let folder = self.folder.path().join("platform-of-time");
+        let now = now();
+        let platform = IssuingAuthority::create(&folder, Hierarchy::Platform, "platform", now).unwrap();
+        let signer = platform.time_signer(now).unwrap();
+        let jws = signer.sign(now, Duration::from_secs(1), "abc").unwrap();
+        let header = URL_SAFE_NO_PAD.decode(jws.split('.').next().unwrap()).unwrap();
+        let header: Value = serde_json::from_slice(&header).unwrap();
+        let der = STANDARD.decode(header["x5c"][0].as_str().unwrap()).unwrap();
+        self.add("time", Linter::Certificate, &der);
+    }
+
     /// What `authority register --key` makes, by the CA of somebody else.
     fn proof(&mut self) {
         let (key, certificate) = (self.text("brought.key"), self.text("brought.crt"));
@@ -341,10 +400,8 @@ impl Place {
         let ca = CertificateDer::from_pem_file(&certificate).unwrap();
         let key = PrivatePkcs8KeyDer::from_pem_file(&key).unwrap();
         let key = SoftwareKey::from_pkcs8(key.secret_pkcs8_der()).unwrap();
-        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
-        let now = Timestamp::from_unix_s(i64::try_from(now.as_secs()).unwrap());
         let code = countersign_identity::proof::new_code().unwrap();
-        let proof = possession_proof(&ca, &key, &code, now).unwrap();
+        let proof = possession_proof(&ca, &key, &code, now()).unwrap();
         self.add("possession proof", Linter::Certificate, &proof);
     }
 }
@@ -354,6 +411,8 @@ fn artifacts() -> Place {
     let mut place = Place::new();
     place.authorities();
     place.devices();
+    place.stations();
+    place.time();
     place.proof();
     place.revocation();
     place

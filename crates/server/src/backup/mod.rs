@@ -17,6 +17,7 @@ use std::path::{Component, Path, PathBuf};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use countersign_authority::folder;
+use countersign_authority::keys::KEY_STORE_FILE;
 use countersign_identity::Timestamp;
 use countersign_registry::{Actor, DATABASES, RegistryFacts};
 use serde::{Deserialize, Serialize};
@@ -242,8 +243,8 @@ impl Service {
         }
         for path in files {
             let from = data.join(&path);
-            // What is no certificate is taken for a key.
-            let public = path == CONFIGURATION || path.ends_with(".crt");
+            // What is neither a certificate nor says where the key is, is taken for a key.
+            let public = path == CONFIGURATION || path.ends_with(".crt") || path.ends_with(KEY_STORE_FILE);
             if !from.exists() || !(public || keys == Keys::Include) {
                 continue;
             }

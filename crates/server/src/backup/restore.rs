@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
-use countersign_authority::folder;
 use countersign_authority::status::ShownList;
+use countersign_authority::{KeyStore, folder};
 use countersign_registry::{
-    Actor, BackwardClock, LedgerLimits, Newer, NewerRevocation, NewerState, Registry, RegistryFacts,
+    Actor, BackwardClock, LedgerLimits, Newer, NewerEnd, NewerRevocation, NewerState, Registry, RegistryFacts,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -57,6 +57,8 @@ pub struct Restored {
     pub devices: Vec<NewerState>,
     /// Authorities that were retired or revoked since.
     pub authorities: Vec<NewerState>,
+    /// Stations and claims that were revoked since, batches that were closed.
+    pub ends: Vec<NewerEnd>,
     /// Certificates that were issued since: they are not known here.
     pub issued: Vec<String>,
     /// Whether these have ended, and are kept out, here too.
@@ -170,6 +172,7 @@ impl Restore {
             revoked: newer.revoked,
             devices: newer.devices,
             authorities: newer.authorities,
+            ends: newer.ends,
             issued: newer.issued,
             applied: self.apply,
             compared: self.compare.is_some() || !self.lists.is_empty(),
@@ -359,13 +362,18 @@ fn newer_in_list(registry: &Registry, path: &Path) -> Result<Newer, Failure> {
     Err(wrong("no authority of this backup issued it"))
 }
 
-/// Issuing CAs whose key is not beside their certificate.
+/// Issuing CAs whose key belongs beside their certificate, and is not there.
 fn missing_keys(data: &Path) -> std::io::Result<Vec<String>> {
     let mut files = Vec::new();
     super::files_below(data, "authorities", &mut files)?;
     Ok(files
         .iter()
         .filter_map(|path| path.strip_suffix("issuing.crt"))
+        // In a token, or with another process, it stayed where it was.
+        .filter(|folder| match KeyStore::of(&data.join(folder)) {
+            Ok(store) => matches!(store, KeyStore::File | KeyStore::Encrypted { .. }),
+            Err(_) => true,
+        })
         .map(|folder| format!("{folder}issuing.key"))
         .filter(|key| !files.contains(key))
         .collect())
@@ -418,6 +426,15 @@ impl Restored {
                 let was = s.was.as_deref().unwrap_or("not in the backup");
                 text.push_str(&format!("\n  {}/{}  {} (was: {was})", s.tenant, s.id, s.is));
             }
+        }
+        if !self.ends.is_empty() {
+            text.push_str(&format!(
+                "\n{} station(s), claim(s) or batch(es) had ended since; {done}:",
+                self.ends.len()
+            ));
+        }
+        for e in &self.ends {
+            text.push_str(&format!("\n  {} {}/{}", e.kind, e.tenant, e.id));
         }
         if !self.issued.is_empty() {
             text.push_str(&format!(

@@ -66,6 +66,8 @@ impl From<&RegistryError> for ItemRefusal {
         let code = match e {
             RegistryError::Batch(refusal) => refusal.code(),
             RegistryError::SharedKey(_) => "key.of-another-device",
+            RegistryError::ClockBehind { .. } => "clock.behind",
+            RegistryError::ClockUnsynchronised(_) => "clock.unsynchronised",
             _ => "refused",
         };
         Self::new(code, &e.to_string())
