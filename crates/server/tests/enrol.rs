@@ -16,10 +16,14 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    fn with(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = "[enrol]\nlisten = \"127.0.0.1:0\"\n";
+        let config = format!("[enrol]\nlisten = \"127.0.0.1:0\"\n{more}");
         let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
-        let server = Server::start(program, &folder.path().join("data"), config).unwrap();
+        let server = Server::start(program, &folder.path().join("data"), &config).unwrap();
         let status = server.ask("GET", "/status", None).unwrap();
         let port = status["enrol"]
             .as_str()
@@ -471,4 +475,28 @@ fn strongswan_enrols_and_reenrols() {
     renew.extend(&authorities);
     let second = pki(&renew, "second.crt");
     assert_ne!(std::fs::read(first).unwrap(), std::fs::read(second).unwrap());
+}
+
+#[test]
+fn base64_comes_in_the_lines_that_each_client_reads() {
+    let longest = |place: &Place, more: &[&str]| {
+        let (status, body) = place.curl("cacerts", more);
+        assert_eq!(status, "200");
+        (body.lines().map(str::len).max().unwrap(), body.lines().count())
+    };
+    let place = Place::new();
+    let (length, lines) = longest(&place, &[]);
+    assert!(
+        length > 1000 && lines == 1,
+        "strongSwan reads one line: {length}, {lines}"
+    );
+    for agent in ["libest 1.0", "Cisco EST client"] {
+        let (length, lines) = longest(&place, &["-A", agent]);
+        assert!(
+            length == 64 && lines > 10,
+            "libest reads lines: {length}, {lines}"
+        );
+    }
+    let place = Place::with("base64_lines = true\n");
+    assert_eq!(longest(&place, &[]).0, 64);
 }
