@@ -16,8 +16,12 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    fn with(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = listener("enrol");
+        let config = format!("[enrol]\n{more}{}", listener("enrol"));
         let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
         let server = Server::start(program, &folder.path().join("data"), &config).unwrap();
         let port = server.listener("enrol").unwrap().port();
@@ -604,4 +608,28 @@ fn a_suspension_cuts_an_open_https_connection() {
         String::from_utf8_lossy(&rest)
     );
     client.wait().unwrap();
+}
+
+#[test]
+fn base64_comes_in_the_lines_that_each_client_reads() {
+    let longest = |place: &Place, more: &[&str]| {
+        let (status, body) = place.curl("cacerts", more);
+        assert_eq!(status, "200");
+        (body.lines().map(str::len).max().unwrap(), body.lines().count())
+    };
+    let place = Place::new();
+    let (length, lines) = longest(&place, &[]);
+    assert!(
+        length > 1000 && lines == 1,
+        "strongSwan reads one line: {length}, {lines}"
+    );
+    for agent in ["libest 1.0", "Cisco EST client"] {
+        let (length, lines) = longest(&place, &["-A", agent]);
+        assert!(
+            length == 64 && lines > 10,
+            "libest reads lines: {length}, {lines}"
+        );
+    }
+    let place = Place::with("base64_lines = true\n");
+    assert_eq!(longest(&place, &[]).0, 64);
 }
