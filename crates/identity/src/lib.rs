@@ -28,6 +28,6 @@ pub use anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 pub use certificate::CertificateFacts;
 pub use chain::{ChainDemands, ChainFault, Purpose, VerifiedChain};
 pub use id::{AuthorityId, DeviceId, Fingerprint, Generation, IdError, TenantId};
-pub use revocation::{ListFault, RevocationList};
+pub use revocation::{KeptLists, ListFault, RevocationList, WhenStale};
 pub use rule::{IdentityFault, IdentityField, IdentityRule};
 pub use timestamp::Timestamp;

@@ -17,7 +17,8 @@
 //! 7. [`import`]: thousands of devices in one change
 //! 8. `table`: the facts in memory that the gateway decides on
 //! 9. [`ledger`]: exchanges: bounded queue, limits, queries
-//! 10. [`query`]: reading for people
+//! 10. [`revocation_list`]: what registered authorities revoked by their own word
+//! 11. [`query`]: reading for people
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
@@ -33,6 +34,7 @@ pub mod import;
 pub mod ledger;
 mod migrate;
 pub mod query;
+pub mod revocation_list;
 pub mod store;
 mod table;
 mod writer;
@@ -46,6 +48,7 @@ pub use credential::{
 pub use error::RegistryError;
 pub use import::ImportReport;
 pub use ledger::{Ledger, LedgerLimits};
+pub use revocation_list::{ListSettings, ListView, ListsTaken};
 pub use store::Registry;
 pub use table::FactTable;
 pub use writer::Committed;

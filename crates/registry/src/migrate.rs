@@ -21,6 +21,7 @@ pub(crate) const REGISTRY: Schema = Schema {
     migrations: &[
         include_str!("migrations/registry_001.sql"),
         include_str!("migrations/registry_002.sql"),
+        include_str!("migrations/registry_005.sql"),
     ],
     synchronous: "FULL",
 };

@@ -112,7 +112,8 @@ impl Running {
                 }
             }
         });
-        let mut tasks = vec![serving, watching];
+        let lists = tokio::spawn(service.clone().watch_lists());
+        let mut tasks = vec![serving, watching, lists];
         let enrol = match config.enrol.listen {
             None => None,
             Some(listen) => {

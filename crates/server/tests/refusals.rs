@@ -49,6 +49,8 @@ struct World {
     unproven: Ca,
     first_contact: Ca,
     just_in_time: Ca,
+    stale: Ca,
+    listed: Identity,
     good: Identity,
     known: BTreeMap<&'static str, Identity>,
 }
@@ -133,7 +135,18 @@ fn world() -> &'static World {
         let just_in_time = Ca::root("refusals just-in-time", None);
         let template = json!({ "mode": "just-in-time", "id_pattern": "jit-*", "quota": 0 });
         server.register("jit", "default", &just_in_time, &template).unwrap();
-        World { _folder: folder, server, root, issuing, tight, unproven, first_contact, just_in_time, good, known }
+        let lists = Ca::root("refusals lists", None);
+        let stale = Ca::root("refusals stale", None);
+        let listed = lists.issue(&Leaf::named("listed"), &[]);
+        for (id, ca, list) in [
+            ("lists", &lists, lists.revocation_list(&[&listed], 1, (-1, 60))),
+            ("stale", &stale, stale.revocation_list(&[], 1, (-60, -1))),
+        ] {
+            register(id, "default", ca);
+            let path = format!("/authorities/{id}/revocation-list");
+            server.ask("POST", &path, Some(&json!({ "lists": list }))).unwrap();
+        }
+        World { stale, listed, _folder: folder, server, root, issuing, tight, unproven, first_contact, just_in_time, good, known }
     })
 }
 
@@ -174,6 +187,11 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
         "no certificate" => attempt.run(),
         "self-signed" => attempt.identity(&pki::self_signed("good")).run(),
         "unknown CA" => leaf(&Ca::root("nobody", None), "good", &[]).run(),
+        "on its issuer's revocation list" => attempt
+            .identity(&world.listed)
+            .send(connect(level, "listed"))
+            .run(),
+        "its issuer's revocation list is stale" => leaf(&world.stale, "good", &[]).run(),
         "CA of the same name with another key" => leaf(&world.root.twin(), "good", &[]).run(),
         "CA of another tenant" => Attempt {
             name: "other.test".into(),

@@ -77,6 +77,13 @@ pub(super) fn routes() -> Router<Arc<Service>> {
             patch(authorities::configure_authority),
         )
         .route(
+            "/authorities/{authority}/revocation-list",
+            get(authorities::list_view)
+                .put(authorities::set_list_settings)
+                .post(authorities::take_lists)
+                .delete(authorities::drop_lists),
+        )
+        .route(
             "/authorities/{authority}/proof",
             post(authorities::prove_authority),
         )

@@ -3,10 +3,12 @@
 mod authorities;
 mod doctor;
 mod issuance;
+mod lists;
 mod server_certificate;
 
 pub use authorities::AuthorityDraft;
 pub use issuance::{Provisioned, Wanted};
+pub use lists::as_pem;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
