@@ -261,6 +261,11 @@ impl Registry {
     ) -> Result<Committed<AnchorState>, RegistryError> {
         self.write(move |scope| {
             scope.need_tenant(&new.tenant)?;
+            if new.id.is_pinned() {
+                return Err(RegistryError::Refused(
+                    "the id \"pinned\" stands for certificates that are registered by fingerprint; hint: choose another id".into(),
+                ));
+            }
             let (state, code) = match &new.origin {
                 Origin::Managed => (AnchorState::Active, None),
                 Origin::Registered { code } => (AnchorState::Unproven, Some(code)),

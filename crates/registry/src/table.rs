@@ -232,6 +232,10 @@ impl FactSource for FactTable {
     }
 
     fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)> {
+        // Certificates that vouch for themselves have none that could change.
+        if authority.is_pinned() {
+            return Some((AnchorState::Active, Generation(0)));
+        }
         self.authorities
             .read()
             .get(authority)

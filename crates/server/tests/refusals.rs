@@ -146,6 +146,20 @@ fn world() -> &'static World {
             let path = format!("/authorities/{id}/revocation-list");
             server.ask("POST", &path, Some(&json!({ "lists": list }))).unwrap();
         }
+        for name in ["pin", "pin-early", "pin-revoked"] {
+            let identity = pki::self_signed_from("what it calls itself", if name == "pin-early" { 2 } else { -1 });
+            server.ask("POST", "/tenants/default/devices", Some(&json!({ "id": name }))).unwrap();
+            let path = format!("/tenants/default/devices/{name}/pins");
+            let pinned = server.ask("POST", &path, Some(&json!({ "certificate": identity.pem }))).unwrap();
+            if name == "pin-revoked" {
+                let fingerprint = pinned["fingerprint"].as_str().unwrap();
+                server.ask("POST", &format!("/credentials/{fingerprint}/revoke"), Some(&json!({}))).unwrap();
+            }
+            known.insert(name, identity);
+        }
+        let unpinned = pki::self_signed("unpinned");
+        import(&server, "default", "unpinned", "active", &unpinned);
+        known.insert("unpinned", unpinned);
         World { stale, listed, _folder: folder, server, root, issuing, tight, unproven, first_contact, just_in_time, good, known }
     })
 }
@@ -187,6 +201,19 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
         "no certificate" => attempt.run(),
         "self-signed" => attempt.identity(&pki::self_signed("good")).run(),
         "unknown CA" => leaf(&Ca::root("nobody", None), "good", &[]).run(),
+        "self-signed, registered but not pinned" => known("unpinned").run(),
+        "pinned, not yet valid" => known("pin-early").run(),
+        "pinned, revoked" => known("pin-revoked").run(),
+        "pinned, by another tenant's server name" => Attempt {
+            name: "other.test".into(),
+            ..known("pin")
+        }
+        .run(),
+        "pinned certificate without its key" => {
+            let mut thief = world.known["pin"].clone();
+            thief.key = pki::self_signed("pin").key;
+            attempt.identity(&thief).send(connect(level, "pin")).run()
+        }
         "on its issuer's revocation list" => attempt
             .identity(&world.listed)
             .send(connect(level, "listed"))

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 use super::authorities;
 use super::body::{
-    BindBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody, ProvisionBody,
-    RevokeBody, TenantBody, TenantQuery, TenantSettings,
+    BindBody, CertificateBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody,
+    ProvisionBody, RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
 use crate::failure::Failure;
 use crate::service::{Service, Wanted};
@@ -111,6 +111,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/tenants/{tenant}/devices/{device}", get(device))
         .route("/tenants/{tenant}/devices/{device}/moves", post(move_device))
         .route("/tenants/{tenant}/devices/{device}/authority", put(bind_device))
+        .route("/tenants/{tenant}/devices/{device}/pins", post(pin))
         .route("/tenants/{tenant}/devices/{device}/secrets", post(new_secret))
         .route("/tenants/{tenant}/devices/{device}/revoke", post(revoke_device))
         .route("/tenants/{tenant}/devices/{device}/certificates", post(provision))
@@ -422,4 +423,16 @@ async fn reload_server_certificate(State(service): App) -> Answer {
     };
     let replaced = tokio::task::block_in_place(|| service.reload_server_certificate(gateway.identity()))?;
     encode(json!({ "replaced": replaced }))
+}
+
+async fn pin(
+    State(service): App,
+    headers: HeaderMap,
+    In((tenant, device)): In<(TenantId, DeviceId)>,
+    Body(body): Body<CertificateBody>,
+) -> Answer {
+    let (fingerprint, added) = service
+        .pin_certificate(actor(&headers), tenant, device.clone(), &body.certificate)
+        .await?;
+    encode(json!({ "device": device, "fingerprint": fingerprint, "added": added }))
 }

@@ -77,6 +77,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         body [("request", "PKCS#10, PEM"), ("profile?", "default: the first of the configuration"), ("authority?", "default: the tenant's newest active one")]),
     endpoint!("put" "/tenants/{tenant}/devices/{device}/authority" "binds a device to the authority whose certificates may be learned for it"
         body [("authority", "authority id, or null")]),
+    endpoint!("post" "/tenants/{tenant}/devices/{device}/pins" "registers a self-signed certificate for a device by its fingerprint; safe to repeat"
+        body [("certificate", "self-signed certificate, PEM")]),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/secrets" "makes a one-time secret with which the device enrols over EST; shown once"),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/revoke" "revokes all certificates of a device; answers when the sessions that this ends are closed"
         body [("code?", "CRL reason, default unspecified"), ("reason?", "why, for the audit")]),

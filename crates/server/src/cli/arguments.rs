@@ -429,6 +429,13 @@ pub enum DeviceCommand {
         #[arg(long)]
         authority: Option<AuthorityId>,
     },
+    /// Register a device's self-signed certificate by its fingerprint: that certificate alone is admitted, no CA vouches for it
+    Pin {
+        #[command(flatten)]
+        device: OneDevice,
+        /// The certificate, PEM
+        certificate: PathBuf,
+    },
     /// Make a one-time secret with which a device enrols over EST (HTTP user: the device id)
     Secret(OneDevice),
     /// Revoke all certificates of a device; ends its sessions
