@@ -284,6 +284,20 @@ async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<
                 None => format!("device {} is bound to no authority", device.id),
             })
         }
+        DeviceCommand::Pin {
+            device: OneDevice { id, tenant },
+            certificate,
+        } => {
+            let body = json!({ "certificate": read(&certificate)? });
+            let path = format!("/tenants/{tenant}/devices/{id}/pins");
+            let answer = client.call("POST", &path, Some(body)).await?;
+            out.say(&answer, |a| {
+                format!(
+                    "device {id} is admitted by the certificate {}, until that expires or is revoked",
+                    cell(&a["fingerprint"])
+                )
+            })
+        }
         DeviceCommand::Secret(one) => {
             let answer = client
                 .call("POST", &format!("{}/secrets", path_of(&one)), None)
