@@ -56,6 +56,9 @@ pub enum Command {
         /// A host name or address that devices connect to; may be given several times
         #[arg(long = "host-name")]
         host_names: Vec<String>,
+        /// The socket of a CA that is a process of its own (countersign ca serve): then no issuing key is made here
+        #[arg(long)]
+        ca_socket: Option<PathBuf>,
     },
     /// Open the device port and the admin listener
     Serve {

@@ -35,10 +35,11 @@ pub fn init(
     data: &Path,
     listen: Option<SocketAddr>,
     host_names: Vec<String>,
+    ca_socket: Option<PathBuf>,
     out: Output,
 ) -> Result<(), Failure> {
     let file = data.join("countersign.toml");
-    if file.exists() && (listen.is_some() || !host_names.is_empty()) {
+    if file.exists() && (listen.is_some() || !host_names.is_empty() || ca_socket.is_some()) {
         return Err(Failure::invalid(format!(
             "{} exists and is not overwritten; hint: edit it, then countersign config check",
             file.display()
@@ -54,6 +55,7 @@ pub fn init(
         if !host_names.is_empty() {
             config.server.host_names = host_names;
         }
+        config.ca.socket = ca_socket;
         config.check().map_err(|e| Failure::invalid(e.to_string()))?;
         config
     };
