@@ -11,6 +11,7 @@ use countersign_identity::signed::Signer;
 use countersign_identity::{CertificateFacts, Timestamp};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use spki::SubjectPublicKeyInfoOwned;
 
 use crate::folder::{self, FolderError};
 use crate::mint::{self, MintError};
@@ -78,6 +79,8 @@ pub struct IssuingAuthority {
     pub(crate) key: Box<dyn Signer>,
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) facts: CertificateFacts,
+    /// The key of `certificate`: what its signatures are verified with.
+    pub(crate) public_key: SubjectPublicKeyInfoOwned,
     root: CertificateDer<'static>,
 }
 
@@ -220,9 +223,12 @@ impl IssuingAuthority {
         if ProvenKey::of(&key).fingerprint()? != facts.public_key_sha256 {
             return Err(damaged("issuing.key", "it is not the key of issuing.crt".into()));
         }
+        let public_key = countersign_identity::signed::key_of(&issuing)
+            .map_err(|e| damaged("issuing.crt", e.to_string()))?;
         Ok(Self {
             hierarchy,
             key: Box::new(key),
+            public_key,
             certificate: issuing,
             facts,
             root,

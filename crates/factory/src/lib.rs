@@ -7,12 +7,14 @@
 //! 5. [`batch`]: a planned number of identities, and what may enter
 //! 6. [`est`]: enrolment over secure transport: paths, bodies, answers
 //! 7. [`pkcs12`]: key and certificates in one file
-//! 8. [`RevocationReason`]: why a certificate ended before its time
+//! 8. [`manifest`]: secure elements, as their manufacturer tells of them
+//! 9. [`RevocationReason`]: why a certificate ended before its time
 
 pub mod batch;
 pub mod est;
 pub mod grant;
 pub mod key;
+pub mod manifest;
 pub mod pkcs12;
 pub mod profile;
 pub mod request;

@@ -4,11 +4,13 @@ mod authorities;
 mod batches;
 mod doctor;
 mod issuance;
+mod manifest;
 mod server_certificate;
 
 pub use authorities::AuthorityDraft;
 pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmAnswer, ItemRefusal};
 pub use issuance::{Provisioned, Wanted};
+pub use manifest::{ManifestImport, ManifestReport};
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
