@@ -1,4 +1,4 @@
-//! Kills the server again and again while devices are provisioned and suspended.
+//! Kills the server again and again while devices are provisioned and suspended, and bulk issue at random.
 
 use anyhow::Result;
 use clap::Args;
@@ -22,6 +22,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let place = tempfile::tempdir()?;
     let report =
         countersign_testkit::crash::run(&program, &place.path().join("data"), options.rounds, options.seed)?;
+    let bulk =
+        countersign_testkit::crash::bulk(&program, &place.path().join("bulk"), options.rounds, options.seed)?;
+    println!(
+        "bulk issue: {} kills, {} of them amid a run, {} identities complete at a kill and kept, {} in the end, none twice (seed {})",
+        bulk.kills, bulk.amid, bulk.kept, bulk.issued, options.seed
+    );
     println!(
         "{} kills, {} certificates and {} suspensions acknowledged, none lost (seed {})",
         report.kills, report.provisioned, report.suspended, options.seed

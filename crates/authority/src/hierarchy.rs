@@ -12,6 +12,7 @@ use countersign_identity::signed::Signer;
 use countersign_identity::{CertificateFacts, Timestamp};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use spki::SubjectPublicKeyInfoOwned;
 
 use crate::folder::{self, FolderError};
 use crate::keys::{KeyStore, KeyStoreError, Keys, NoTokens, TokenKeys, Which};
@@ -84,6 +85,8 @@ pub struct IssuingAuthority {
     store: KeyStore,
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) facts: CertificateFacts,
+    /// The key of `certificate`: what its signatures are verified with.
+    pub(crate) public_key: SubjectPublicKeyInfoOwned,
     root: CertificateDer<'static>,
 }
 
@@ -356,10 +359,13 @@ impl IssuingAuthority {
         if ProvenKey::of(&*key).fingerprint()? != facts.public_key_sha256 {
             return Err(damaged("the key", "it is not the key of issuing.crt".into()));
         }
+        let public_key = countersign_identity::signed::key_of(&issuing)
+            .map_err(|e| damaged("issuing.crt", e.to_string()))?;
         Ok(Self {
             hierarchy,
             key,
             store,
+            public_key,
             certificate: issuing,
             facts,
             root,
@@ -390,9 +396,12 @@ impl IssuingAuthority {
         countersign_identity::signed::key_of(&factory)
             .and_then(|key| countersign_identity::signed::Signed::parse(&certificate)?.verify(&key))
             .map_err(|e| wrong(&format!("the factory CA did not sign it: {e}")))?;
+        let public_key =
+            countersign_identity::signed::key_of(&certificate).map_err(|e| wrong(&e.to_string()))?;
         Ok(Self {
             hierarchy: Hierarchy::Devices,
             key,
+            public_key,
             certificate,
             facts,
             root: factory,

@@ -9,19 +9,15 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_factory::key::KeyFault;
 use countersign_factory::request::pem;
 use countersign_factory::station::StationCaGrant;
+use countersign_factory::tlv::{sequence, tlv};
 use countersign_factory::{EnrolmentGrant, ProfileKind, ServerGrant};
 use countersign_identity::signed::{Signer, SigningFailed};
 use countersign_identity::{CertificateFacts, Fingerprint, Timestamp, signed};
 use der::asn1::{BitString, GeneralizedTime, UtcTime};
 use der::{Decode, Encode};
 use rustls_pki_types::CertificateDer;
-use spki::{
-    DynSignatureAlgorithmIdentifier, EncodePublicKey, SubjectPublicKeyInfoOwned, SubjectPublicKeyInfoRef,
-};
-use x509_cert::builder::profile::BuilderProfile;
-use x509_cert::builder::{Builder, CertificateBuilder};
+use spki::SubjectPublicKeyInfoOwned;
 use x509_cert::certificate::TbsCertificate;
-use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::{KeyUsage, KeyUsages};
 use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
@@ -83,12 +79,6 @@ impl From<der::Error> for MintError {
     }
 }
 
-impl From<x509_cert::builder::Error> for MintError {
-    fn from(e: x509_cert::builder::Error) -> Self {
-        Self::Encoding(e.to_string())
-    }
-}
-
 /// A certificate that was linted, signed and verified again.
 #[derive(Debug, Clone)]
 pub struct Issued {
@@ -106,6 +96,11 @@ impl Issued {
     /// What it says.
     pub fn facts(&self) -> &CertificateFacts {
         &self.facts
+    }
+
+    /// What it says, and its DER, for whoever keeps them.
+    pub fn into_parts(self) -> (CertificateFacts, Vec<u8>) {
+        (self.facts, self.certificate.to_vec())
     }
 
     /// Certificate and issuing CA: what a peer sends. The root is never sent.
@@ -137,7 +132,7 @@ impl IssuingAuthority {
         let extensions = profile::device(self.key_id()?, profile.kind, uri.as_deref())?;
         self.issue(
             subject,
-            grant.key().info().clone(),
+            grant.key().info(),
             extensions,
             now,
             profile.lifetime(),
@@ -161,7 +156,7 @@ impl IssuingAuthority {
         let extensions = profile::server(self.key_id()?, hosts)?;
         self.issue(
             subject,
-            grant.key().info().clone(),
+            grant.key().info(),
             extensions,
             now,
             Some(countersign_factory::grant::SERVER_LIFETIME),
@@ -185,15 +180,15 @@ impl IssuingAuthority {
                 wanted: grant.not_after(),
             });
         }
-        let key = grant.key().info().clone();
-        let extensions = profile::station(&key_id_of(&key), self.key_id()?)?;
+        let key = grant.key().info();
+        let extensions = profile::station(&key_id_of(key), self.key_id()?)?;
         let subject = profile::station_name(grant.station(), &crate::hierarchy::random_suffix()?)?;
-        let issuer = Name::from_der(&self.facts.subject_der)?;
+        let issuer = &self.facts.subject_der;
         let validity = (validity(now, Duration::ZERO).0, grant.not_after());
-        let (certificate, facts) = Prepared::new(&*self.key, issuer, subject, key, extensions, validity)?
+        let (certificate, facts) = Prepared::new(&*self.key, issuer, &subject, key, &extensions, validity)?
             .lint(|tbs| lint_station(tbs, self))?
             .sign(&*self.key)?
-            .verify(&self.certificate, &self.facts)?;
+            .verify(&self.public_key, issuer)?;
         Ok(Issued {
             certificate,
             issuer: self.certificate.clone(),
@@ -226,7 +221,7 @@ impl IssuingAuthority {
     fn issue(
         &self,
         subject: Name,
-        key: SubjectPublicKeyInfoOwned,
+        key: &SubjectPublicKeyInfoOwned,
         extensions: Extensions,
         now: Timestamp,
         lifetime: Option<Duration>,
@@ -244,11 +239,11 @@ impl IssuingAuthority {
                 wanted: validity.1,
             });
         }
-        let issuer = Name::from_der(&self.facts.subject_der)?;
-        let (certificate, facts) = Prepared::new(&*self.key, issuer, subject, key, extensions, validity)?
+        let issuer = &self.facts.subject_der;
+        let (certificate, facts) = Prepared::new(&*self.key, issuer, &subject, key, &extensions, validity)?
             .lint(|tbs| lint_leaf(tbs, self, kind))?
             .sign(&*self.key)?
-            .verify(&self.certificate, &self.facts)?;
+            .verify(&self.public_key, issuer)?;
         Ok(Issued {
             certificate,
             issuer: self.certificate.clone(),
@@ -266,19 +261,19 @@ pub(crate) fn root(
     let subject = subject?;
     let key_id = key_id(key);
     let extensions = profile::ca(&key_id, &key_id, None)?;
-    let signed = Prepared::new(
+    let name = subject.to_der()?;
+    Prepared::new(
         key,
-        subject.clone(),
-        subject,
-        key.public_key().clone(),
-        extensions,
+        &name,
+        &subject,
+        key.public_key(),
+        &extensions,
         validity(now, ROOT_LIFETIME),
     )?
     .lint(lint_ca)?
-    .sign(key)?;
-    let der = CertificateDer::from(signed.0.clone());
-    let facts = CertificateFacts::parse(&der).map_err(|e| MintError::Unverified(e.to_string()))?;
-    signed.verify(&der, &facts).map(|(certificate, _)| certificate)
+    .sign(key)?
+    .verify(key.public_key(), &name)
+    .map(|(certificate, _)| certificate)
 }
 
 /// How far below a CA its chains may reach.
@@ -305,18 +300,17 @@ pub(crate) fn issuing(
     };
     let root_key_id = root_facts.subject_key_id.as_deref().unwrap_or_default();
     let extensions = profile::ca(&key_id(key), root_key_id, Some(path_length))?;
-    let issuer = Name::from_der(&root_facts.subject_der)?;
     Prepared::new(
         root_key,
-        issuer,
-        subject,
-        key.public_key().clone(),
-        extensions,
+        &root_facts.subject_der,
+        &subject,
+        key.public_key(),
+        &extensions,
         validity(now, lifetime),
     )?
     .lint(lint_ca)?
     .sign(root_key)?
-    .verify(root, root_facts)
+    .verify(&key_of(root)?, &root_facts.subject_der)
     .map(|(certificate, _)| certificate)
 }
 
@@ -329,15 +323,15 @@ pub(crate) fn responder(
     let facts = &authority.facts;
     Prepared::new(
         &*authority.key,
-        Name::from_der(&facts.subject_der)?,
-        profile::responder_name()?,
-        key.public_key().clone(),
-        profile::responder(authority.key_id()?)?,
+        &facts.subject_der,
+        &profile::responder_name()?,
+        key.public_key(),
+        &profile::responder(authority.key_id()?)?,
         validity(now, crate::status::RESPONDER_LIFETIME),
     )?
     .lint(|_| Ok(()))?
     .sign(&*authority.key)?
-    .verify(&authority.certificate, facts)
+    .verify(&authority.public_key, &facts.subject_der)
     .map(|(certificate, _)| certificate)
 }
 
@@ -349,15 +343,15 @@ pub(crate) fn time(
 ) -> Result<Issued, MintError> {
     let (certificate, facts) = Prepared::new(
         &*authority.key,
-        Name::from_der(&authority.facts.subject_der)?,
-        profile::time_name()?,
-        key.public_key().clone(),
-        profile::time(authority.key_id()?)?,
+        &authority.facts.subject_der,
+        &profile::time_name()?,
+        key.public_key(),
+        &profile::time(authority.key_id()?)?,
         validity(now, crate::time::TIME_LIFETIME),
     )?
     .lint(|_| Ok(()))?
     .sign(&*authority.key)?
-    .verify(&authority.certificate, &authority.facts)?;
+    .verify(&authority.public_key, &authority.facts.subject_der)?;
     Ok(Issued {
         certificate,
         issuer: authority.certificate.clone(),
@@ -383,15 +377,15 @@ pub fn possession_proof(
     }
     Prepared::new(
         key,
-        Name::from_der(&ca_facts.subject_der)?,
-        profile::code_name(code)?,
-        key.public_key().clone(),
-        extensions,
+        &ca_facts.subject_der,
+        &profile::code_name(code)?,
+        key.public_key(),
+        &extensions,
         validity(now, Duration::from_secs(3600)),
     )?
     .lint(|_| Ok(()))?
     .sign(key)?
-    .verify(ca, &ca_facts)
+    .verify(&key_of(ca)?, &ca_facts.subject_der)
     .map(|(proof, _)| proof)
 }
 
@@ -408,6 +402,11 @@ pub(crate) fn check_key(ca: &CertificateDer<'_>, key: &dyn Signer) -> Result<(),
     }
     .verify(&public)
     .map_err(|e| unverified(&e))
+}
+
+/// The public key of an issuer.
+fn key_of(issuer: &CertificateDer<'static>) -> Result<SubjectPublicKeyInfoOwned, MintError> {
+    signed::key_of(issuer).map_err(|e| MintError::Unverified(e.to_string()))
 }
 
 /// RFC 7093 section 2 method 1: the leftmost 160 bits of the SHA-256 of the public key's bits.
@@ -448,86 +447,36 @@ fn serial_number() -> Result<SerialNumber, MintError> {
     Ok(SerialNumber::new(&bytes)?)
 }
 
-/// What x509-cert asks of a profile; ours are finished extensions.
-struct Fixed {
-    issuer: Name,
-    subject: Name,
-    extensions: Vec<Extension>,
-}
-
-impl BuilderProfile for Fixed {
-    fn get_issuer(&self, _subject: &Name) -> Name {
-        self.issuer.clone()
-    }
-
-    fn get_subject(&self) -> Name {
-        self.subject.clone()
-    }
-
-    fn build_extensions(
-        &self,
-        _key: SubjectPublicKeyInfoRef<'_>,
-        _issuer_key: SubjectPublicKeyInfoRef<'_>,
-        _tbs: &TbsCertificate,
-    ) -> x509_cert::builder::Result<Vec<Extension>> {
-        Ok(self.extensions.clone())
-    }
-}
-
-/// What x509-cert asks of a signer before the signature: the algorithm and the public key.
-struct BuilderSigner<'a>(&'a dyn Signer);
-
-#[derive(Clone)]
-struct PublicKey(Vec<u8>);
-
-impl signature::Keypair for BuilderSigner<'_> {
-    type VerifyingKey = PublicKey;
-
-    fn verifying_key(&self) -> PublicKey {
-        PublicKey(self.0.public_key().to_der().unwrap_or_default())
-    }
-}
-
-impl EncodePublicKey for PublicKey {
-    fn to_public_key_der(&self) -> spki::Result<der::Document> {
-        Ok(der::Document::try_from(self.0.as_slice())?)
-    }
-}
-
-impl DynSignatureAlgorithmIdentifier for BuilderSigner<'_> {
-    fn signature_algorithm_identifier(&self) -> spki::Result<spki::AlgorithmIdentifierOwned> {
-        Ok(self.0.algorithm())
-    }
-}
-
+/// The bytes that will be signed.
 struct Prepared {
-    builder: CertificateBuilder<Fixed>,
     algorithm: spki::AlgorithmIdentifierOwned,
     tbs: Vec<u8>,
 }
 
 impl Prepared {
+    /// TBSCertificate (RFC 5280 section 4.1.2), put together from parts that are DER already.
     fn new(
         signer: &dyn Signer,
-        issuer: Name,
-        subject: Name,
-        key: SubjectPublicKeyInfoOwned,
-        extensions: Extensions,
+        issuer_der: &[u8],
+        subject: &Name,
+        key: &SubjectPublicKeyInfoOwned,
+        extensions: &Extensions,
         (not_before, not_after): (Timestamp, Timestamp),
     ) -> Result<Self, MintError> {
-        let profile = Fixed {
-            issuer,
-            subject,
-            extensions: extensions.into_vec(),
-        };
-        let validity = Validity::new(encoded_time(not_before)?, encoded_time(not_after)?);
-        let mut builder = CertificateBuilder::new(profile, serial_number()?, validity, key)?;
-        let tbs = builder.finalize(&BuilderSigner(signer))?;
-        Ok(Self {
-            builder,
-            algorithm: signer.algorithm(),
-            tbs,
-        })
+        const V3: &[u8] = &[0xa0, 3, 2, 1, 2];
+        let algorithm = signer.algorithm();
+        let validity = Validity::<x509_cert::certificate::Rfc5280>::new(encoded_time(not_before)?, encoded_time(not_after)?);
+        let tbs = sequence(&[
+            V3,
+            &serial_number()?.to_der()?,
+            &algorithm.to_der()?,
+            issuer_der,
+            &validity.to_der()?,
+            &subject.to_der()?,
+            &key.to_der()?,
+            &tlv(0xa3, &[&extensions.to_der()?]),
+        ]);
+        Ok(Self { algorithm, tbs })
     }
 
     /// Looks at the very bytes that will be signed.
@@ -544,10 +493,13 @@ struct Linted(Prepared);
 
 impl Linted {
     fn sign(self, key: &dyn Signer) -> Result<Signed, MintError> {
-        let Self(Prepared { builder, tbs, .. }) = self;
+        let Self(Prepared { algorithm, tbs }) = self;
         let signature = BitString::from_bytes(&key.sign(&tbs)?)?;
-        let certificate = builder.assemble(signature, &BuilderSigner(key))?;
-        Ok(Signed(certificate.to_der()?))
+        Ok(Signed(sequence(&[
+            &tbs,
+            &algorithm.to_der()?,
+            &signature.to_der()?,
+        ])))
     }
 }
 
@@ -557,19 +509,19 @@ impl Signed {
     /// Parses it with our own eyes and verifies it with the library that will verify it in the field.
     fn verify(
         self,
-        issuer: &CertificateDer<'static>,
-        issuer_facts: &CertificateFacts,
+        issuer_key: &SubjectPublicKeyInfoOwned,
+        issuer_subject: &[u8],
     ) -> Result<(CertificateDer<'static>, CertificateFacts), MintError> {
         let unverified = |what: String| MintError::Unverified(what);
         let der = CertificateDer::from(self.0);
         let facts = CertificateFacts::parse(&der).map_err(|e| unverified(e.to_string()))?;
-        if facts.issuer_der != issuer_facts.subject_der {
+        if facts.issuer_der != issuer_subject {
             return Err(unverified(
                 "the issuer's name is not its subject, byte for byte".into(),
             ));
         }
-        signed::key_of(issuer)
-            .and_then(|key| signed::Signed::parse(&der)?.verify(&key))
+        signed::Signed::parse(&der)
+            .and_then(|signed| signed.verify(issuer_key))
             .map_err(|e| unverified(e.to_string()))?;
         if facts.ca.is_none() {
             webpki::EndEntityCert::try_from(&der).map_err(|e| unverified(e.to_string()))?;

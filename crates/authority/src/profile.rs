@@ -124,8 +124,9 @@ impl Extensions {
         Ok(())
     }
 
-    pub(crate) fn into_vec(self) -> Vec<Extension> {
-        self.0
+    /// SEQUENCE OF Extension.
+    pub(crate) fn to_der(&self) -> der::Result<Vec<u8>> {
+        self.0.to_der()
     }
 }
 

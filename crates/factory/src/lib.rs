@@ -9,12 +9,14 @@
 //! 7. [`station`]: offline factory stations: terms, journal, account
 //! 8. [`est`]: enrolment over secure transport: paths, bodies, answers
 //! 9. [`pkcs12`]: key and certificates in one file
-//! 10. [`RevocationReason`]: why a certificate ended before its time
+//! 10. [`manifest`]: secure elements, as their manufacturer tells of them
+//! 11. [`RevocationReason`]: why a certificate ended before its time
 
 pub mod batch;
 pub mod est;
 pub mod grant;
 pub mod key;
+pub mod manifest;
 pub mod pkcs12;
 pub mod profile;
 pub mod renewal_proof;

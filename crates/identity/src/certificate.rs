@@ -286,8 +286,8 @@ impl CertificateFacts {
             san_uris: uris,
             san_dns_names: dns,
             hardware_serials: hardware,
-            subject_text: tbs.subject().to_string(),
-            issuer_text: tbs.issuer().to_string(),
+            subject_text: name_text(tbs.subject()),
+            issuer_text: name_text(tbs.issuer()),
             subject_der: tbs.subject().to_der().map_err(fault)?,
             issuer_der: tbs.issuer().to_der().map_err(fault)?,
             not_before: time_of(tbs.validity().not_before),
@@ -358,6 +358,44 @@ fn time_of(t: x509_cert::time::Time) -> Timestamp {
     Timestamp::from_unix_s(i64::try_from(t.to_unix_duration().as_secs()).unwrap_or(i64::MAX / 1000))
 }
 
+/// A name as text (RFC 4514), as the library writes it. The library looks each attribute up in the list of all object
+/// identifiers that it knows, which costs more than the rest of the certificate; for names of plain text in the usual
+/// attributes it is not asked.
+fn name_text(name: &x509_cert::name::Name) -> String {
+    plain_name_text(name).unwrap_or_else(|| name.to_string())
+}
+
+/// `None` if an attribute is not one of the usual, or its value has anything to escape.
+fn plain_name_text(name: &x509_cert::name::Name) -> Option<String> {
+    use der::Tagged;
+    const USUAL: [(ObjectIdentifier, &str); 4] = [
+        (ATTRIBUTE_COMMON_NAME, "CN"),
+        (ATTRIBUTE_SERIAL_NUMBER, "SERIALNUMBER"),
+        (ObjectIdentifier::new_unwrap("2.5.4.10"), "O"),
+        (ObjectIdentifier::new_unwrap("2.5.4.11"), "OU"),
+    ];
+    let mut parts: Vec<String> = Vec::new();
+    for rdn in name.iter_rdn() {
+        let mut attributes = rdn.iter();
+        let (one, None) = (attributes.next()?, attributes.next()) else {
+            return None;
+        };
+        let (_, key) = USUAL.iter().find(|(oid, _)| *oid == one.oid)?;
+        if !matches!(one.value.tag(), der::Tag::Utf8String | der::Tag::PrintableString) {
+            return None;
+        }
+        let text = std::str::from_utf8(one.value.value()).ok()?;
+        let is_plain = |c: char| !c.is_control() && !"\"+,;<>\\#".contains(c);
+        if text.is_empty() || !text.chars().all(is_plain) || text.starts_with(' ') || text.ends_with(' ') {
+            return None;
+        }
+        parts.push(format!("{key}={text}"));
+    }
+    // RFC 4514 section 2.1: the last comes first.
+    parts.reverse();
+    Some(parts.join(","))
+}
+
 /// All values of one attribute that are text; values of other types do not count as an identity.
 pub fn attribute_texts(name: &x509_cert::name::Name, oid: ObjectIdentifier) -> Vec<String> {
     name.iter()
@@ -373,4 +411,48 @@ pub fn attribute_texts(name: &x509_cert::name::Name, oid: ObjectIdentifier) -> V
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair};
+
+    use super::*;
+
+    #[test]
+    fn names_are_written_as_the_library_writes_them() {
+        let key = KeyPair::generate().unwrap();
+        for (parts, is_plain) in [
+            (vec![(DnType::CommonName, "SN-1")], true),
+            (
+                vec![
+                    (DnType::OrganizationName, "default"),
+                    (DnType::OrganizationalUnitName, "line 1"),
+                    (DnType::CommonName, "SN-1: ü"),
+                    (DnType::CustomDnType(vec![2, 5, 4, 5]), "SN-1"),
+                ],
+                true,
+            ),
+            (vec![(DnType::CommonName, "a,b")], false),
+            (vec![(DnType::CommonName, " a")], false),
+            (vec![(DnType::CommonName, "#a")], false),
+            (
+                vec![(DnType::CountryName, "DE"), (DnType::CommonName, "a")],
+                false,
+            ),
+        ] {
+            let mut params = CertificateParams::new(vec![]).unwrap();
+            params.distinguished_name = DistinguishedName::new();
+            for (kind, value) in parts {
+                params
+                    .distinguished_name
+                    .push(kind, DnValue::Utf8String(value.to_owned()));
+            }
+            let der = params.self_signed(&key).unwrap().der().to_vec();
+            let certificate = Certificate::from_der(&der).unwrap();
+            let name = certificate.tbs_certificate().subject();
+            assert_eq!(plain_name_text(name).is_some(), is_plain, "{name}");
+            assert_eq!(name_text(name), name.to_string());
+        }
+    }
 }

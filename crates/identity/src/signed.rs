@@ -97,33 +97,32 @@ fn algorithm(
     key: &SubjectPublicKeyInfoOwned,
     signature: ObjectIdentifier,
 ) -> Result<&'static dyn sig::VerificationAlgorithm, SignatureFault> {
-    const EC: &str = "1.2.840.10045.2.1";
-    const P256: &str = "1.2.840.10045.3.1.7";
-    const P384: &str = "1.3.132.0.34";
+    const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+    const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
+    const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
+    const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+    const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
+    const ECDSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
+    const ECDSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3");
+    const RSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11");
+    const RSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.12");
+    const RSA_SHA512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.13");
     let curve = key
         .algorithm
         .parameters
         .as_ref()
-        .and_then(|p| p.decode_as::<ObjectIdentifier>().ok())
-        .map(|o| o.to_string())
-        .unwrap_or_default();
-    Ok(
-        match (
-            key.algorithm.oid.to_string().as_str(),
-            curve.as_str(),
-            signature.to_string().as_str(),
-        ) {
-            (EC, P256, "1.2.840.10045.4.3.2") => &sig::ECDSA_P256_SHA256_ASN1,
-            (EC, P256, "1.2.840.10045.4.3.3") => &sig::ECDSA_P256_SHA384_ASN1,
-            (EC, P384, "1.2.840.10045.4.3.3") => &sig::ECDSA_P384_SHA384_ASN1,
-            (EC, P384, "1.2.840.10045.4.3.2") => &sig::ECDSA_P384_SHA256_ASN1,
-            ("1.3.101.112", _, "1.3.101.112") => &sig::ED25519,
-            ("1.2.840.113549.1.1.1", _, "1.2.840.113549.1.1.11") => &sig::RSA_PKCS1_2048_8192_SHA256,
-            ("1.2.840.113549.1.1.1", _, "1.2.840.113549.1.1.12") => &sig::RSA_PKCS1_2048_8192_SHA384,
-            ("1.2.840.113549.1.1.1", _, "1.2.840.113549.1.1.13") => &sig::RSA_PKCS1_2048_8192_SHA512,
-            _ => return Err(SignatureFault::Algorithm),
-        },
-    )
+        .and_then(|p| p.decode_as::<ObjectIdentifier>().ok());
+    Ok(match (key.algorithm.oid, curve, signature) {
+        (EC, Some(P256), ECDSA_SHA256) => &sig::ECDSA_P256_SHA256_ASN1,
+        (EC, Some(P256), ECDSA_SHA384) => &sig::ECDSA_P256_SHA384_ASN1,
+        (EC, Some(P384), ECDSA_SHA384) => &sig::ECDSA_P384_SHA384_ASN1,
+        (EC, Some(P384), ECDSA_SHA256) => &sig::ECDSA_P384_SHA256_ASN1,
+        (ED25519, _, ED25519) => &sig::ED25519,
+        (RSA, _, RSA_SHA256) => &sig::RSA_PKCS1_2048_8192_SHA256,
+        (RSA, _, RSA_SHA384) => &sig::RSA_PKCS1_2048_8192_SHA384,
+        (RSA, _, RSA_SHA512) => &sig::RSA_PKCS1_2048_8192_SHA512,
+        _ => return Err(SignatureFault::Algorithm),
+    })
 }
 
 /// The public key that a certificate carries.

@@ -15,7 +15,7 @@
 //! 5. [`credential`]: credentials: issued, used, superseded, revoked
 //! 6. [`batch`]: a factory's batches; [`bulk`]: issuing for many devices of one at once
 //! 7. `first_contact`: what a device that shows up may bring about
-//! 8. [`import`]: thousands of devices in one change
+//! 8. [`import`]: thousands of devices in one change; `manifest`: elements that a manufacturer told of
 //! 9. `table`: the facts in memory that the gateway decides on
 //! 10. [`ledger`]: exchanges: bounded queue, limits, queries
 //! 11. [`query`]: reading for people
@@ -44,6 +44,7 @@ pub mod import;
 mod lane;
 pub mod ledger;
 mod list_number;
+mod manifest;
 mod migrate;
 pub mod query;
 pub mod restore;

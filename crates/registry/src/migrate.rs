@@ -80,6 +80,23 @@ pub(crate) fn open_writer(path: &Path, schema: Schema) -> Result<Connection, Reg
     Ok(db)
 }
 
+/// Room for a writer that issues in bulk, in KiB: with the default of 2,000 the indexes of some ten thousand credentials
+/// do not fit, and pages are read and written again within one transaction.
+const WRITER_CACHE_KIB: i64 = 32 << 10;
+/// Pages that the log may have before it is copied into the database: a page that many transactions change is then
+/// copied once. The log grows to 32 MiB.
+const CHECKPOINT_PAGES: i64 = 8192;
+
+/// Gives the writer its cache.
+///
+/// # Errors
+/// What the database says.
+pub(crate) fn widen(db: &Connection) -> Result<(), RegistryError> {
+    db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+    db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    Ok(())
+}
+
 /// Opens the database for reading beside the writer.
 pub(crate) fn open_reader(path: &Path) -> Result<Connection, RegistryError> {
     let db = Connection::open_with_flags(

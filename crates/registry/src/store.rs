@@ -117,6 +117,8 @@ impl Registry {
         }
         let table = Arc::new(FactTable::new());
         table.apply(load(&db)?);
+        // After the load, which reads everything once and would fill it.
+        migrate::widen(&db)?;
         let reader = migrate::open_reader(&file)?;
         let spawn = |source| RegistryError::File {
             what: "start the writer of",

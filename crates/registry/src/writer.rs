@@ -250,6 +250,8 @@ impl Loop {
         let mut done: Vec<(Answer, Vec<Change>)> = Vec::new();
         let (mut facts, mut changes) = (Vec::new(), Vec::new());
         let probing = group.is_empty();
+        // A job that is alone is rolled back with its transaction: a savepoint would copy every page before its change.
+        let alone = group.len() == 1;
         let mut waiting = group.into_iter();
         let committed = (|| {
             let tx = self
@@ -257,7 +259,9 @@ impl Loop {
                 .transaction_with_behavior(TransactionBehavior::Immediate)?;
             let mut failure = None;
             for Job { run, failed } in waiting.by_ref() {
-                tx.execute_batch("SAVEPOINT job")?;
+                if !alone {
+                    tx.execute_batch("SAVEPOINT job")?;
+                }
                 let mut scope = Scope {
                     tx: &tx,
                     now,
@@ -272,7 +276,9 @@ impl Loop {
                         facts.append(&mut scope.facts);
                         changes.extend_from_slice(&scope.changes);
                         done.push((answer, scope.changes));
-                        tx.execute_batch("RELEASE job")?;
+                        if !alone {
+                            tx.execute_batch("RELEASE job")?;
+                        }
                     }
                     Err(e) => {
                         let storage = e.is_storage();
@@ -280,6 +286,9 @@ impl Loop {
                             failure = Some(e.to_string());
                         }
                         failed(e);
+                        if alone {
+                            break;
+                        }
                         // After a full disk SQLite may have rolled back all of it already.
                         if tx.execute_batch("ROLLBACK TO job; RELEASE job").is_err() || storage {
                             break;
@@ -300,7 +309,11 @@ impl Loop {
                     RegistryError::Database(what)
                 });
             }
-            tx.commit()?;
+            if done.is_empty() && !probing {
+                tx.rollback()?;
+            } else {
+                tx.commit()?;
+            }
             Ok(revision)
         })();
         match committed {

@@ -400,3 +400,77 @@ fn a_batch_is_revoked_as_a_whole_and_a_decommissioned_device_gets_nothing() {
     let again = registry.revoke(actor(), whose, RevocationReason::KeyCompromise, "leak".into());
     assert_eq!(again.unwrap().value, 0);
 }
+
+/// Two jobs of one group: the second is decided on what the first has written, which the facts in memory do not show
+/// yet. A constraint of the database that is met there would close the registry.
+#[test]
+fn the_same_certificate_imported_twice_at_once_is_imported_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Arc::new(open(folder.path()));
+    registry.add_batch(actor(), plan(9)).unwrap();
+    let (entered, in_mint) = std::sync::mpsc::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let busy = registry.clone();
+    let holder = std::thread::spawn(move || {
+        let request = BulkIssue {
+            tenant: tenant(),
+            batch: batch_id(),
+            demands_new_key: false,
+            replace: false,
+            items: vec![BulkItem {
+                device: id("SN-1"),
+                key: Fingerprint::of(b"key"),
+            }],
+        };
+        busy.issue_in_batch(actor(), request, move |_, _| {
+            entered.send(()).unwrap();
+            released.recv().unwrap();
+            Err("nothing".into())
+        })
+        .unwrap();
+    });
+    in_mint.recv().unwrap();
+    let facts = certificate("d1");
+    let (queued, all_queued) = std::sync::mpsc::channel();
+    let imports: Vec<_> = (0..4)
+        .map(|_| {
+            let (registry, facts, queued) = (registry.clone(), facts.clone(), queued.clone());
+            std::thread::spawn(move || {
+                let device = NewDevice {
+                    id: id("d1"),
+                    model: None,
+                    groups: vec![],
+                    state: LifecycleState::Active,
+                    authority: None,
+                };
+                queued.send(()).unwrap();
+                let devices = vec![(device, Some(NewCredential::brought(facts)))];
+                registry.import_devices(actor(), tenant(), devices).unwrap().value
+            })
+        })
+        .collect();
+    for _ in 0..4 {
+        all_queued.recv().unwrap();
+    }
+    // They have said that they are about to queue; the writer is held until they surely have.
+    std::thread::sleep(Duration::from_millis(50));
+    release.send(()).unwrap();
+    holder.join().unwrap();
+    let reports: Vec<_> = imports.into_iter().map(|i| i.join().unwrap()).collect();
+    assert_eq!(
+        reports.iter().map(|r| r.credentials_added).sum::<u64>(),
+        1,
+        "{reports:?}"
+    );
+    assert!(reports.iter().all(|r| r.refused.is_empty()), "{reports:?}");
+    registry.facts().health().unwrap();
+    registry
+        .add_batch(
+            actor(),
+            Batch {
+                id: BatchId::new("B-2").unwrap(),
+                ..plan(1)
+            },
+        )
+        .unwrap();
+}

@@ -1,11 +1,17 @@
 //! Kills a server while devices are provisioned and suspended, again and again: what was acknowledged must be there.
 
+use std::collections::HashSet;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use countersign_factory::{ProvenKey, SoftwareKey};
+use countersign_identity::CertificateFacts;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::json;
 
 use crate::server::Server;
@@ -144,5 +150,172 @@ pub fn run(program: &Path, data: &Path, rounds: u64, seed: u64) -> Result<CrashR
         report.suspended += acknowledged.suspended.len() as u64;
         server.stop()?;
     }
+    Ok(report)
+}
+
+/// Devices of one round of [`bulk`].
+const BULK_DEVICES: u64 = 80;
+
+/// What all rounds of bulk issue together did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BulkReport {
+    /// Times that a run was killed, or the server under it, or both.
+    pub kills: u64,
+    /// Kills that came before the run had ended.
+    pub amid: u64,
+    /// Identities that were complete on disk at a kill, and are still the same.
+    pub kept: u64,
+    /// Identities that were complete in the end.
+    pub issued: u64,
+}
+
+/// One identity as the index of an output folder has it: device, serial number, fingerprint.
+fn index(out: &Path) -> Result<Vec<[String; 3]>> {
+    let text = std::fs::read_to_string(out.join("index.csv")).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |n| &text[..n]);
+    whole
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let mut fields = line.split(',').map(str::to_owned);
+            let mut next = || fields.next().context("a line of the index is cut");
+            Ok([next()?, next()?, next()?])
+        })
+        .collect()
+}
+
+/// Key and certificate of an identity folder belong together, and the certificate is the one that the index names.
+fn check_identity(out: &Path, [device, serial, fingerprint]: &[String; 3]) -> Result<()> {
+    let folder = out.join(device);
+    let key = std::fs::read(folder.join("device.key")).with_context(|| format!("{device} lost its key"))?;
+    let key = PrivatePkcs8KeyDer::from_pem_slice(&key)?;
+    let key = ProvenKey::of(&SoftwareKey::from_pkcs8(key.secret_pkcs8_der())?).fingerprint()?;
+    let certificate = std::fs::read(folder.join("device.crt"))?;
+    let facts = CertificateFacts::parse(&CertificateDer::from_pem_slice(&certificate)?)?;
+    ensure!(
+        facts.public_key_sha256 == key
+            && facts.serial == *serial
+            && facts.fingerprint.to_string() == *fingerprint,
+        "{device}: key, certificate and index do not belong together"
+    );
+    Ok(())
+}
+
+/// Kills bulk issue at random, `rounds` times, and repeats it: nothing that was acknowledged is lost, nothing is issued
+/// twice, and what is missing is made.
+///
+/// # Errors
+/// If any of that does not hold.
+pub fn bulk(program: &Path, place: &Path, rounds: u64, seed: u64) -> Result<BulkReport> {
+    let mut random = Random(seed | 1);
+    let mut report = BulkReport::default();
+    let data = place.join("data");
+    let mut server = Server::start(program, &data, "")?;
+    let mut whole_ms = 0;
+    for round in 0..=rounds {
+        let batch = format!("B-{round}");
+        let out = place.join(&batch);
+        let plan = json!({
+            "id": batch, "model": "pump", "profile": "factory", "id_pattern": format!("SN-{round}-*"),
+            "quota": BULK_DEVICES,
+        });
+        server.ask("POST", "/tenants/default/batches", Some(&plan))?;
+        let issue = |data: &Path| {
+            let mut command = Command::new(program);
+            command
+                .arg("--data")
+                .arg(data)
+                .args(["factory", "issue", "--batch", &batch, "--chunk", "16"])
+                .args(["--format", &format!("SN-{round}-{{:04}}")])
+                .args(["--count", &BULK_DEVICES.to_string()])
+                .arg("--out")
+                .arg(&out)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            command
+        };
+        // The first is not killed: it tells how long the others take.
+        if round == 0 {
+            let started = std::time::Instant::now();
+            ensure!(issue(&data).status()?.success(), "bulk issue fails");
+            whole_ms = u64::try_from(started.elapsed().as_millis())?.max(20);
+            std::fs::remove_dir_all(&out)?;
+            continue;
+        }
+        let mut run = issue(&data).spawn()?;
+        std::thread::sleep(Duration::from_millis(random.below(whole_ms)));
+        if run.try_wait()?.is_none() {
+            report.amid += 1;
+        }
+        let victim = random.below(3);
+        if victim != 0 {
+            server.kill();
+        }
+        if victim != 1 {
+            let _ = run.kill();
+        }
+        let _ = run.wait();
+        report.kills += 1;
+        if victim != 0 {
+            server = Server::start(program, &data, "")?;
+        }
+        let acknowledged = index(&out)?;
+        let known = |rows: &[[String; 3]]| -> Result<()> {
+            for row in rows {
+                check_identity(&out, row).with_context(|| format!("round {round}, seed {seed}"))?;
+                let device = server.ask("GET", &format!("/tenants/default/devices/{}", row[0]), None)?;
+                let credentials = device["credentials"]
+                    .as_array()
+                    .map(Vec::as_slice)
+                    .unwrap_or_default();
+                ensure!(
+                    credentials.len() == 1 && credentials[0]["fingerprint"] == *row[2],
+                    "round {round}, seed {seed}: {} was issued {} times, or its certificate is lost",
+                    row[0],
+                    credentials.len()
+                );
+            }
+            Ok(())
+        };
+        known(&acknowledged)?;
+        let again = issue(&data).status()?;
+        ensure!(
+            again.success(),
+            "round {round}, seed {seed}: the repeated run fails"
+        );
+        let complete = index(&out)?;
+        ensure!(
+            complete.starts_with(&acknowledged),
+            "round {round}, seed {seed}: what was acknowledged has changed"
+        );
+        let devices: HashSet<_> = complete.iter().map(|row| &row[0]).collect();
+        ensure!(
+            devices.len() as u64 == BULK_DEVICES && complete.len() == devices.len(),
+            "round {round}, seed {seed}: {} rows of {} devices",
+            complete.len(),
+            devices.len()
+        );
+        known(&complete)?;
+        let view = server.ask("GET", &format!("/tenants/default/batches/{batch}"), None)?;
+        ensure!(
+            view["devices"] == BULK_DEVICES && view["credentials"] == json!({ "issued": BULK_DEVICES }),
+            "round {round}, seed {seed}: the batch was miscounted: {view}"
+        );
+        report.kept += acknowledged.len() as u64;
+        report.issued += complete.len() as u64;
+        std::fs::remove_dir_all(&out)?;
+    }
+    let checks = server.ask("GET", "/doctor", None)?;
+    let audit = checks
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|c| c["name"] == "audit");
+    ensure!(
+        audit.is_some_and(|c| c["ok"] == true),
+        "seed {seed}: the audit does not hold"
+    );
+    server.stop()?;
     Ok(report)
 }

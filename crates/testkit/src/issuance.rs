@@ -136,17 +136,18 @@ pub fn measure(place: &Path, before: usize, count: usize) -> Result<IssuanceCost
             };
             let (authority, authority_id, batch) = (authority.clone(), authority_id.clone(), batch.clone());
             let answers = registry.issue_in_batch(actor.clone(), request, move |n, now| {
-                let issued = authority
+                let (certificate, der) = authority
                     .issue_device(&grants[n], now)
-                    .map_err(|e| e.to_string())?;
+                    .map_err(|e| e.to_string())?
+                    .into_parts();
                 Ok(NewCredential {
-                    certificate: issued.facts().clone(),
+                    certificate,
                     kind: CredentialKind::Operational,
                     state: CredentialState::Issued,
                     custody: Custody::Unknown,
                     authority: Some(authority_id.clone()),
                     issued: Some(IssuedHere {
-                        certificate: issued.certificate().to_vec(),
+                        certificate: der,
                         profile: "operational".into(),
                         batch: Some(batch.clone()),
                     }),

@@ -286,3 +286,16 @@ pub fn request(name: &str) -> String {
     let request = params.serialize_request(&key()).expect("a request");
     request.pem().expect("PEM")
 }
+
+/// The point of an identity's P-256 key, uncompressed: 0x04, x, y.
+pub fn p256_point(identity: &Identity) -> Vec<u8> {
+    KeyPair::from_pem(&identity.key_pem)
+        .expect("a key")
+        .public_key_raw()
+        .to_vec()
+}
+
+/// SHA-256, hex.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    countersign_identity::Fingerprint::of(bytes).to_string()
+}

@@ -90,14 +90,7 @@ fn the_hierarchies_do_not_issue_each_others_certificates() {
     let extensions = profile::server(devices.key_id().unwrap(), server.host_names()).unwrap();
     let lifetime = Some(Duration::from_secs(3600));
     let kind = ProfileKind::Operational;
-    let refused = devices.issue(
-        subject,
-        server.key().info().clone(),
-        extensions,
-        NOW,
-        lifetime,
-        kind,
-    );
+    let refused = devices.issue(subject, server.key().info(), extensions, NOW, lifetime, kind);
     assert!(
         matches!(refused, Err(MintError::Lint(ref rule)) if rule.contains("clientAuth")),
         "{refused:?}"

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::handlers::{Answer, App, Body, In, actor, encode};
-use crate::service::BulkWanted;
+use crate::service::{BulkWanted, ManifestImport};
 
 /// A batch to be.
 #[derive(Debug, Serialize, Deserialize)]
@@ -134,6 +134,15 @@ pub(super) async fn confirm(
             .confirm_in_batch(actor(&headers), tenant, batch, body.fingerprints, body.devices)
             .await?,
     )
+}
+
+pub(super) async fn import_manifest(
+    State(service): App,
+    headers: HeaderMap,
+    In(tenant): In<TenantId>,
+    Body(body): Body<ManifestImport>,
+) -> Answer {
+    encode(service.import_manifest(actor(&headers), tenant, body).await?)
 }
 
 pub(super) async fn revoke(

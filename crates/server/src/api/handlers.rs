@@ -135,6 +135,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
             "/tenants/{tenant}/batches",
             get(batches::batches).post(batches::add_batch),
         )
+        .route("/tenants/{tenant}/manifests", post(batches::import_manifest))
         .route("/tenants/{tenant}/batches/{batch}", get(batches::batch))
         .route(
             "/tenants/{tenant}/batches/{batch}/close",

@@ -493,6 +493,29 @@ pub enum DeviceCommand {
         #[arg(long = "group")]
         groups: Vec<String>,
     },
+    /// Add the secure elements of a manufacturer's signed manifest (JSON, each entry a JWS), with their certificates
+    ImportManifest {
+        /// The manifest
+        file: PathBuf,
+        /// The certificate of whoever signed it, PEM; its dates and its key must hold
+        #[arg(long)]
+        signer: PathBuf,
+        /// The tenant
+        #[arg(long, default_value = "default")]
+        tenant: TenantId,
+        /// The batch that the devices are made in
+        #[arg(long)]
+        batch: Option<BatchId>,
+        /// Without a batch: the model of the devices
+        #[arg(long, conflicts_with = "batch")]
+        model: Option<String>,
+        /// Where their certificates carry the device id [default: the element's unique id is the device id]
+        #[arg(long)]
+        identity_rule: Option<IdentityRule>,
+        /// The key (kid) whose certificate is taken [default: the first that has one]
+        #[arg(long)]
+        key: Option<String>,
+    },
     /// Issue a certificate, and write an identity folder; adds the device if it is not there
     Provision {
         #[command(flatten)]

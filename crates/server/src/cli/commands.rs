@@ -19,7 +19,7 @@ use crate::api::{ImportBody, Token};
 use crate::client::Client;
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::service::{Provisioned, Service};
+use crate::service::{ManifestImport, ManifestReport, Provisioned, Service};
 use crate::{diagram, identity_folder};
 
 /// Devices per request of an import: small enough that progress is seen, large enough to share one sync.
@@ -266,6 +266,25 @@ async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<
             let devices = import::devices(&path, &identity_rule, &groups)?;
             bulk_import(client, &tenant, devices, out).await
         }
+        DeviceCommand::ImportManifest {
+            file,
+            signer,
+            tenant,
+            batch,
+            model,
+            identity_rule,
+            key,
+        } => {
+            let import = ManifestImport {
+                entries: import::manifest(&file)?,
+                signer: read(&signer)?,
+                batch,
+                model,
+                identity_rule,
+                key,
+            };
+            import_manifest(client, &tenant, import, out).await
+        }
         DeviceCommand::Provision {
             device,
             csr,
@@ -457,6 +476,54 @@ async fn bulk_import(
     }
     Err(Failure::invalid(format!(
         "{} devices were refused; hint: correct them and repeat the import, what is in stays as it is",
+        total.refused.len()
+    )))
+}
+
+async fn import_manifest(
+    client: &Client,
+    tenant: &TenantId,
+    import: ManifestImport,
+    out: Output,
+) -> Result<(), Failure> {
+    let bar = ProgressBar::with_draw_target(Some(import.entries.len() as u64), ProgressDrawTarget::stderr());
+    let mut total = ManifestReport::default();
+    for chunk in import.entries.chunks(IMPORT_CHUNK) {
+        let body = ManifestImport {
+            entries: chunk.to_vec(),
+            ..import.clone()
+        };
+        let body = serde_json::to_value(body).map_err(|e| Failure::internal(e.to_string()))?;
+        let answer = client
+            .call("POST", &format!("/tenants/{tenant}/manifests"), Some(body))
+            .await?;
+        let part: ManifestReport = serde_json::from_value(answer)
+            .map_err(|e| Failure::internal(format!("unexpected answer: {e}")))?;
+        total.added += part.added;
+        total.unchanged += part.unchanged;
+        total.credentials_added += part.credentials_added;
+        total.refused.extend(part.refused);
+        bar.inc(chunk.len() as u64);
+    }
+    bar.finish_and_clear();
+    for (name, reason) in total.refused.iter().take(20) {
+        eprintln!("refused: {name}: {reason}");
+    }
+    let answer = serde_json::to_value(&total).map_err(|e| Failure::internal(e.to_string()))?;
+    out.say(&answer, |_| {
+        format!(
+            "{} added, {} unchanged, {} certificates registered, {} refused",
+            total.added,
+            total.unchanged,
+            total.credentials_added,
+            total.refused.len()
+        )
+    })?;
+    if total.refused.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::invalid(format!(
+        "{} entries were refused; hint: see to each, and repeat the import, what is in stays as it is",
         total.refused.len()
     )))
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use countersign_factory::manifest::ManifestEntry;
 use countersign_identity::{CertificateFacts, IdentityRule};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -67,6 +68,26 @@ pub fn devices(path: &Path, rule: &IdentityRule, groups: &[String]) -> Result<Ve
     if found.is_empty() {
         return Err(Failure::invalid(format!(
             "{} holds no devices; hint: a CSV file with the header id,model,groups,state,authority,certificate, a folder with *.crt, *.pem or *.cer files, or a PEM file",
+            path.display()
+        )));
+    }
+    Ok(found)
+}
+
+/// The entries of a manifest. One that has not the form of an entry at all stops it, with nothing done.
+///
+/// # Errors
+/// [`Failure`] that names the file.
+pub fn manifest(path: &Path) -> Result<Vec<ManifestEntry>, Failure> {
+    let found: Vec<ManifestEntry> = serde_json::from_slice(&read(path)?).map_err(|e| {
+        Failure::invalid(format!(
+            "{} is no manifest: {e}; hint: a JSON list of entries with payload, protected and signature",
+            path.display()
+        ))
+    })?;
+    if found.is_empty() {
+        return Err(Failure::invalid(format!(
+            "{} has no entries; hint: get it again from the manufacturer",
             path.display()
         )));
     }

@@ -305,10 +305,10 @@ impl Service {
         let answers = self
             .registry
             .issue_in_batch(actor.clone(), request, move |n, now| {
-                let issued = authority
+                let (facts, der) = authority
                     .issue_device(&grants[n], now)
-                    .map_err(|e| e.to_string())?;
-                let facts = issued.facts().clone();
+                    .map_err(|e| e.to_string())?
+                    .into_parts();
                 tell.lock()
                     .insert(n, (facts.serial.clone(), facts.fingerprint, facts.not_after));
                 Ok(NewCredential {
@@ -318,7 +318,7 @@ impl Service {
                     custody: Custody::Unknown,
                     authority: Some(authority_id.clone()),
                     issued: Some(IssuedHere {
-                        certificate: issued.certificate().to_vec(),
+                        certificate: der,
                         profile: name.clone(),
                         batch: Some(batch.clone()),
                     }),

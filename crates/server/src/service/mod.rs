@@ -10,6 +10,7 @@ mod doctor;
 mod forecast;
 mod issuance;
 mod lists;
+mod manifest;
 mod rotation;
 mod server_certificate;
 
@@ -19,6 +20,7 @@ pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmA
 pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
+pub use manifest::{ManifestImport, ManifestReport};
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

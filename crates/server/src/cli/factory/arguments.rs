@@ -133,6 +133,9 @@ pub struct IssueArguments {
     /// With --layout pkcs12: a file with the password, readable by its owner only
     #[arg(long)]
     pub password_file: Option<PathBuf>,
+    /// Devices per request: all of them share one sync of the registry and two of the output
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub chunk: u16,
     /// Where a certificate for a lost key was never used: revoke it, and issue anew
     #[arg(long)]
     pub replace: bool,

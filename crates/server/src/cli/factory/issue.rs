@@ -27,8 +27,6 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::service::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ItemRefusal, Provisioned};
 
-/// Devices per request: one sync of the registry and two of the output's file system for all of them.
-const CHUNK: usize = 256;
 /// Below the output folder: keys whose certificates are not on disk yet, and what an archive is made of.
 const WORK: &str = ".work";
 const ARCHIVE: &str = "identities.tar";
@@ -170,7 +168,7 @@ impl<'a> Run<'a> {
             bar.set_style(style);
         }
         bar.set_position(self.summary.there);
-        for chunk in missing.chunks(CHUNK) {
+        for chunk in missing.chunks(usize::from(self.arguments.chunk.max(1))) {
             let refused = self.chunk(chunk).await?;
             bar.inc(chunk.len() as u64);
             // The batch takes no more: the rest would be refused one by one.
