@@ -87,6 +87,7 @@ impl From<RegistryError> for Failure {
             | RegistryError::NoDevice { .. }
             | RegistryError::NoAuthority(_)
             | RegistryError::NoBatch { .. }
+            | RegistryError::NoStation(_)
             | RegistryError::NoCredential(_) => 404,
             RegistryError::Exists(_)
             | RegistryError::Move { .. }

@@ -17,7 +17,7 @@ use super::body::{
     BindBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody, ProvisionBody,
     RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
-use super::{authorities, batches};
+use super::{authorities, batches, stations};
 use crate::failure::Failure;
 use crate::service::{Service, Wanted};
 
@@ -128,6 +128,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
             post(batches::confirm),
         )
         .route("/tenants/{tenant}/batches/{batch}/revoke", post(batches::revoke))
+        .merge(stations::routes())
         .route("/sessions", get(sessions))
         .route("/exchanges", get(exchanges))
         .route("/audit", get(audit))

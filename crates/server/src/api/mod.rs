@@ -9,6 +9,7 @@ mod body;
 mod handlers;
 #[cfg(test)]
 mod openapi;
+mod stations;
 mod token;
 
 pub(crate) use batches::{BatchBody, BulkBody, ConfirmBody};

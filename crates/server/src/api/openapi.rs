@@ -42,7 +42,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("delete" "/tenants/{tenant}/hosts/{host}" "takes a host name from a tenant"),
     endpoint!("get" "/authorities" "lists the authorities that may vouch for devices"),
     endpoint!("post" "/authorities" "adds an authority; one that was brought along is unproven, and the answer has the code that the proof must name"
-        body [("id", "authority id"), ("tenant", "tenant id"), ("identity_rule?", "FIELD or FIELD=PATTERN with {id}: common-name, subject-serial-number, san-uri, san-dns or hardware-module-name; default common-name"), ("admission?", "what first contacts may bring about: {mode: registered-only | known-device | just-in-time, and for the last one model?, groups?, state?, id_pattern, quota}"), ("origin?", "registered (default), managed, requested (the answer has a PKCS#10 for an external root) or installed"), ("certificate?", "registered: CA certificate, PEM; installed: what the external root issued, issuing CA first, root last")]),
+        body [("id", "authority id"), ("tenant", "tenant id"), ("identity_rule?", "FIELD or FIELD=PATTERN with {id}: common-name, subject-serial-number, san-uri, san-dns or hardware-module-name; default common-name"), ("admission?", "what first contacts may bring about: {mode: registered-only | known-device | just-in-time, and for the last one model?, groups?, state?, id_pattern, quota}"), ("origin?", "registered (default), managed, factory (it issues stations only), requested (the answer has a PKCS#10 for an external root) or installed"), ("certificate?", "registered: CA certificate, PEM; installed: what the external root issued, issuing CA first, root last")]),
     endpoint!("patch" "/authorities/{authority}" "replaces what is given of an authority's settings; live sessions are decided anew"
         body [("identity_rule?", "as above"), ("admission?", "as above")]),
     endpoint!("post" "/authorities/{authority}/proof" "proves possession of the authority's key"
@@ -85,6 +85,15 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("post" "/tenants/{tenant}/batches/{batch}/close" "closes a batch for good; what was issued stays" body [("reason?", "why, for the audit")]),
     endpoint!("post" "/tenants/{tenant}/batches/{batch}/certificates" "makes devices with certificates, at most 1000 at once; what was issued for a key before is answered again; a device that is refused (code, reason, hint) does not hold up the others"
         body [("devices", "list of {id, request}; request is PKCS#10, PEM"), ("replace?", "true: a certificate for another key that nobody used or confirmed is revoked in favour of the new one")]),
+    endpoint!("get" "/tenants/{tenant}/stations" "lists a tenant's offline factory stations, newest first"),
+    endpoint!("post" "/tenants/{tenant}/stations" "grants a station so many identities of a batch; the answer has the grant file; the same again is answered with the same"
+        body [("id", "station id"), ("batch", "batch id"), ("request", "station.csr, PEM"), ("quota", "how many certificates it may issue"), ("from", "start of its signing window, milliseconds since 1970"), ("to", "end of its signing window"), ("ids?", "PATTERN or FIRST..LAST; default: the batch's"), ("authority?", "default: the tenant's newest factory CA")]),
+    endpoint!("get" "/tenants/{tenant}/stations/{station}" "a station: its terms, and how far it has come"),
+    endpoint!("get" "/tenants/{tenant}/stations/{station}/grant" "the station's grant file, as it was given"),
+    endpoint!("post" "/tenants/{tenant}/stations/{station}/revoke" "refuses for good what the station has not accounted for yet; answers when the sessions that this ends are closed"
+        body [("with_devices?", "whether the certificates that were accepted from it are revoked too; default false"), ("code?", "CRLReason, such as key-compromise"), ("reason?", "why, for the audit")]),
+    endpoint!("post" "/journals" "reconciles a station's journal: registers what keeps its terms, and reports the rest, each with a code; safe to repeat"
+        body [("journal", "what countersign-station export wrote"), ("salvaged?", "whether it may end anywhere: what is left of a station that cannot export any more; default false")]),
     endpoint!("post" "/tenants/{tenant}/batches/{batch}/confirm" "confirms that certificates are on their devices: they will not lapse"
         body [("fingerprints?", "list of certificate fingerprints"), ("devices?", "list of device ids: the newest certificate that the batch issued to each")]),
     endpoint!("post" "/tenants/{tenant}/batches/{batch}/revoke" "revokes all certificates that were issued in a batch; answers when the sessions that this ends are closed"

@@ -5,10 +5,12 @@ mod batches;
 mod doctor;
 mod issuance;
 mod server_certificate;
+mod stations;
 
 pub use authorities::AuthorityDraft;
 pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmAnswer, ItemRefusal};
 pub use issuance::{Provisioned, Wanted};
+pub use stations::StationDraft;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
