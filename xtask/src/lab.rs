@@ -39,6 +39,14 @@ impl Drop for Server {
 }
 
 pub(crate) fn release_binary() -> Result<PathBuf> {
+    release_binary_of("countersign-server")
+}
+
+/// Builds a package for release; its program.
+///
+/// # Errors
+/// If it cannot be built.
+pub(crate) fn release_binary_of(package: &str) -> Result<PathBuf> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let built = Command::new(cargo)
         .args([
@@ -46,13 +54,13 @@ pub(crate) fn release_binary() -> Result<PathBuf> {
             "--release",
             "--quiet",
             "--package",
-            "countersign-server",
+            package,
             "--message-format",
             "json",
         ])
         .stderr(Stdio::inherit())
         .output()?;
-    ensure!(built.status.success(), "the server cannot be built");
+    ensure!(built.status.success(), "{package} cannot be built");
     String::from_utf8(built.stdout)?
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())

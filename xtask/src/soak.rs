@@ -1,4 +1,5 @@
-//! Kills the server again and again while devices are provisioned and suspended, and bulk issue at random.
+//! Kills the server again and again while devices are provisioned and suspended, bulk issue, and a factory station while it
+//! issues.
 
 use anyhow::Result;
 use clap::Args;
@@ -31,6 +32,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     println!(
         "{} kills, {} certificates and {} suspensions acknowledged, none lost (seed {})",
         report.kills, report.provisioned, report.suspended, options.seed
+    );
+    let station = crate::lab::release_binary_of("countersign-station")?;
+    let line = tempfile::tempdir()?;
+    let report =
+        countersign_testkit::station_crash::run(&station, line.path(), options.rounds, options.seed)?;
+    println!(
+        "station: {} kills while it issued, {} certificates told before one, {} issued, none lost, none twice (seed {})",
+        report.kills, report.told, report.issued, options.seed
     );
     Ok(())
 }

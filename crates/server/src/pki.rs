@@ -240,7 +240,7 @@ impl Shared {
         let mut found = Vec::new();
         let mut responders = self.responders.lock();
         for view in self.service.registry().authorities()? {
-            if view.origin != "managed" {
+            if view.origin != "managed" && view.origin != "factory" {
                 continue;
             }
             let good = responders

@@ -151,10 +151,19 @@ pub(crate) fn device_key(path: &Path) -> Result<ProvenKey, Fault> {
 /// The identity folder that the agent and other clients use.
 pub(crate) fn identity(path: &Path, handed: &Handed) -> Result<(), Fault> {
     folder::create_private(path).map_err(folder_fault)?;
-    write(&path.join("device.crt"), handed.certificate.as_bytes())?;
-    write(&path.join("platform-root.crt"), handed.platform_root.as_bytes())?;
     let profile = json!({ "id": handed.device, "host": handed.host, "port": handed.port });
-    write(&path.join("device.json"), format!("{profile:#}\n").as_bytes())
+    for (name, text) in [
+        ("device.crt", &handed.certificate),
+        ("platform-root.crt", &handed.platform_root),
+        ("device.json", &format!("{profile:#}\n")),
+    ] {
+        // Not synced: the journal has it, and asking again writes it again. Renamed, so that it is never there in part.
+        let (file, new) = (path.join(name), path.join(format!("{name}.new")));
+        std::fs::write(&new, text)
+            .and_then(|()| std::fs::rename(&new, &file))
+            .map_err(Fault::storage("write", file.display().to_string()))?;
+    }
+    Ok(())
 }
 
 /// Signs a challenge with the key of an identity folder.

@@ -28,10 +28,14 @@ pub struct CrashReport {
 }
 
 /// A small generator with a seed, so that a failure can be repeated.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         // xorshift64*
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -52,7 +56,7 @@ struct Acknowledged {
 /// # Errors
 /// If anything that was acknowledged is lost, or the audit's chain does not hold.
 pub fn run(program: &Path, data: &Path, rounds: u64, seed: u64) -> Result<CrashReport> {
-    let mut random = Random(seed | 1);
+    let mut random = Random::new(seed);
     let mut report = CrashReport::default();
     let counter = Arc::new(AtomicU64::new(0));
     for round in 0..rounds {

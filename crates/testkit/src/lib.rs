@@ -14,3 +14,4 @@ pub mod crash;
 pub mod issuance;
 pub mod pki;
 pub mod server;
+pub mod station_crash;

@@ -3,16 +3,19 @@
 //! The same [`Terms`] are asked three times: before the station signs, when its journal is reconciled, and, through the
 //! registry, when a device shows up. So a station cannot talk itself into more than the registry knows of.
 //!
-//! 1. [`terms`]: batch, ids, quota, window; the grant file that carries them to the station
-//! 2. [`journal`]: a chain of signed records, and what is wrong with one
-//! 3. [`challenge`]: that a device holds the key of the certificate it was given
-//! 4. [`account`]: from a journal to the identities that may be registered, and those that may not
+//! 1. [`ids`]: a pattern, or a run of numbers
+//! 2. [`terms`]: batch, ids, quota, window; the grant file that carries them to the station
+//! 3. [`journal`]: a chain of signed records, and what is wrong with one
+//! 4. [`challenge`]: that a device holds the key of the certificate it was given
+//! 5. [`account`]: from a journal to the identities that may be registered, and those that may not
 
 pub mod account;
 pub mod challenge;
+pub mod ids;
 pub mod journal;
 pub mod terms;
 
 pub use account::{Account, Entry, Refused};
+pub use ids::IdRange;
 pub use journal::{Event, Head, JournalFault, Record};
-pub use terms::{GrantFile, IdRange, StationCaGrant, StationFault, Terms};
+pub use terms::{GrantFile, StationCaGrant, StationFault, Terms};

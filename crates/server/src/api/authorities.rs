@@ -63,12 +63,16 @@ pub(super) async fn add_authority(
             tokio::task::block_in_place(|| service.create_authority(&by, draft))?;
             encode(active)
         }
+        (AuthorityOrigin::Factory, None) => {
+            tokio::task::block_in_place(|| service.create_factory(&by, draft))?;
+            encode(active)
+        }
         (AuthorityOrigin::Requested, None) => {
             let request = tokio::task::block_in_place(|| service.request_authority(&draft))?;
             encode(json!({ "id": body.id, "request": request }))
         }
         (origin, _) => Err(Failure::invalid(format!(
-            "origin {origin:?} and certificate do not go together; hint: registered and installed need one, managed and requested make one"
+            "origin {origin:?} and certificate do not go together; hint: registered and installed need one, managed, factory and requested make one"
         ))),
     }
 }

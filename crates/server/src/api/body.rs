@@ -58,6 +58,8 @@ pub(super) enum AuthorityOrigin {
     Registered,
     /// We make it, root and all.
     Managed,
+    /// We make it, and it issues factory stations only.
+    Factory,
     /// We make the key; an external root is asked for the certificate.
     Requested,
     /// What the external root issued: `certificate` is the chain.

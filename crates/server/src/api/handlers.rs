@@ -17,7 +17,7 @@ use super::body::{
     BindBody, CertificateBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody,
     ProvisionBody, RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
-use super::{authorities, batches, claims, keeping};
+use super::{authorities, batches, claims, keeping, stations};
 use crate::failure::Failure;
 use crate::service::{Service, Wanted};
 
@@ -150,6 +150,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
             post(batches::confirm),
         )
         .route("/tenants/{tenant}/batches/{batch}/revoke", post(batches::revoke))
+        .merge(stations::routes())
         .route("/sessions", get(sessions))
         .route("/exchanges", get(exchanges))
         .route("/audit", get(audit))

@@ -11,6 +11,7 @@ mod handlers;
 mod keeping;
 #[cfg(test)]
 mod openapi;
+mod stations;
 mod token;
 
 pub(crate) use batches::{BatchBody, BulkBody, ConfirmBody};

@@ -272,6 +272,9 @@ pub enum AuthorityCommand {
         /// Make only its key, and write the request for an external root here
         #[arg(long)]
         csr: Option<PathBuf>,
+        /// Make a factory CA: it issues offline stations, and nothing else
+        #[arg(long, conflicts_with = "csr")]
+        factory: bool,
         #[command(flatten)]
         keys: KeyStoreArguments,
     },

@@ -59,11 +59,29 @@ pub(super) async fn run(command: AuthorityCommand, client: &Client, out: Output)
                 .await?;
             out.say(&answer, |a| how_to_prove(&id, &cell(&a["code"])))
         }
-        AuthorityCommand::Create { id, draft, csr, keys } => {
+        AuthorityCommand::Create {
+            id,
+            draft,
+            csr,
+            factory,
+            keys,
+        } => {
             let mut body = draft_body(&id, &draft)?;
             body["key_store"] = json!(key_store(keys)?);
-            body["origin"] = json!(if csr.is_some() { "requested" } else { "managed" });
+            body["origin"] = json!(match (&csr, factory) {
+                (Some(_), _) => "requested",
+                (None, true) => "factory",
+                (None, false) => "managed",
+            });
             let answer = client.call("POST", "/authorities", Some(body)).await?;
+            if factory {
+                return out.say(&answer, |_| {
+                    format!(
+                        "factory CA {id} is active: it issues stations of tenant {}\nnext: countersign factory station add",
+                        draft.tenant
+                    )
+                });
+            }
             let Some(path) = csr else {
                 return out.say(&answer, |_| {
                     format!(

@@ -96,20 +96,48 @@ impl Service {
             let (now, store) = (self.minting_time()?, &draft.key_store);
             IssuingAuthority::create_in(&path, Hierarchy::Devices, label, now, store, &Pkcs11Keys)?
         };
-        self.adopt(actor, draft, authority)
+        self.adopt(actor, draft, Origin::Managed, authority)
+    }
+
+    /// Makes a factory CA of ours: it issues stations, and nothing else.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn create_factory(&self, actor: &Actor, draft: AuthorityDraft) -> Result<(), Failure> {
+        self.need_new(&draft)?;
+        if draft.admission != Admission::RegisteredOnly {
+            return Err(Failure::invalid(
+                "a factory CA's devices are let in once their station's journal is reconciled, never at first contact; hint: leave --admission at registered-only",
+            ));
+        }
+        if self.ca.is_some() {
+            return Err(Failure::refused(
+                "the CA is a process of its own, and has no factory CAs; hint: let the line use a platform without [ca] socket",
+            ));
+        }
+        let path = self.authority_folder(&draft.id);
+        let authority = if path.join("issuing.crt").exists() {
+            IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?
+        } else {
+            let label = draft.tenant.as_str();
+            let (now, store) = (self.minting_time()?, &draft.key_store);
+            IssuingAuthority::create_factory_in(&path, label, now, store, &Pkcs11Keys)?
+        };
+        self.adopt(actor, draft, Origin::Factory, authority)
     }
 
     fn adopt(
         &self,
         actor: &Actor,
         draft: AuthorityDraft,
+        origin: Origin,
         authority: IssuingAuthority,
     ) -> Result<(), Failure> {
         let id = draft.id.clone();
         let new = NewAuthority {
             id: draft.id,
             tenant: draft.tenant,
-            origin: Origin::Managed,
+            origin,
             rule: draft.rule,
             admission: draft.admission,
             certificate: authority.certificate().to_vec(),
@@ -193,7 +221,7 @@ impl Service {
         let authority =
             IssuingAuthority::install_in(&path, Hierarchy::Devices, chain.as_bytes(), &Pkcs11Keys)
                 .map_err(|e| Failure::invalid(e.to_string()))?;
-        self.adopt(actor, draft, authority)
+        self.adopt(actor, draft, Origin::Managed, authority)
     }
 
     /// The key of the authority's root, PEM, to be kept elsewhere; it is deleted here by [`Service::forget_root_key`].
@@ -262,6 +290,11 @@ impl Service {
                 )));
             }
             None => return Err(RegistryError::NoAuthority(id.to_string()).into()),
+        }
+        if self.registry.is_factory(&id)? {
+            return Err(Failure::invalid(format!(
+                "authority {id} is a factory CA: it issues stations, no devices; hint: use another authority, or let one of its stations issue"
+            )));
         }
         Ok(id)
     }

@@ -13,6 +13,7 @@ mod lists;
 mod manifest;
 mod rotation;
 mod server_certificate;
+mod stations;
 
 pub use apart::Shown;
 pub use authorities::AuthorityDraft;
@@ -21,6 +22,7 @@ pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
 pub use manifest::{ManifestImport, ManifestReport};
+pub use stations::StationDraft;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use countersign_factory::DeviceStart;
-use countersign_identity::{AuthorityId, BatchId, IdPattern, TenantId, Timestamp};
+use countersign_factory::station::IdRange;
+use countersign_identity::{AuthorityId, BatchId, IdPattern, StationId, TenantId, Timestamp};
+
+use crate::cli::arguments::RevocationArguments;
 
 use crate::cli::claim::ClaimCommand;
 
@@ -18,6 +21,17 @@ pub enum FactoryCommand {
     Claim(ClaimCommand),
     /// Issue identities of a batch in bulk; what was cut off is simply repeated
     Issue(IssueArguments),
+    /// Stations: machines that issue identities of a batch without any network
+    #[command(subcommand)]
+    Station(StationCommand),
+    /// Reconcile a station's journal: register what keeps its terms, report the rest; safe to repeat
+    Reconcile {
+        /// What countersign-station export wrote
+        journal: PathBuf,
+        /// Accept a journal that ends anywhere: what is left of a station that cannot export any more
+        #[arg(long)]
+        salvaged: bool,
+    },
     /// The line's confirm step: certificates are on their devices, and were challenged there; they will not lapse
     Confirm {
         /// The batch
@@ -32,6 +46,71 @@ pub enum FactoryCommand {
         #[arg(long)]
         list: Option<PathBuf>,
     },
+}
+
+#[derive(Subcommand)]
+pub enum StationCommand {
+    /// Grant a station so many identities of a batch, and write the file that it installs
+    Add {
+        /// An id for it
+        id: StationId,
+        /// Its tenant
+        #[arg(long, default_value = "default")]
+        tenant: TenantId,
+        /// The batch of its devices
+        #[arg(long)]
+        batch: BatchId,
+        /// Its request: station.csr of countersign-station init
+        #[arg(long)]
+        csr: PathBuf,
+        /// How many certificates it may issue; they are taken from the batch's quota at once
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+        quota: u64,
+        /// It may issue from this time on (RFC 3339)
+        #[arg(long, value_parser = time)]
+        from: Timestamp,
+        /// It may issue until this time (RFC 3339)
+        #[arg(long, value_parser = time)]
+        to: Timestamp,
+        /// The ids it may give: a pattern, or FIRST..LAST [default: the batch's pattern]
+        #[arg(long)]
+        ids: Option<IdRange>,
+        /// The factory CA that vouches for it [default: the tenant's newest]
+        #[arg(long)]
+        authority: Option<AuthorityId>,
+        /// The grant file to write [default: ID.grant.json]
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// List stations
+    List {
+        /// The tenant
+        #[arg(long, default_value = "default")]
+        tenant: TenantId,
+    },
+    /// Show a station: what it may issue, and how far it has come
+    Show(OneStation),
+    /// Print a station's grant file again
+    Grant(OneStation),
+    /// A stolen station: what it has not accounted for yet is refused for good
+    Revoke {
+        #[command(flatten)]
+        station: OneStation,
+        /// Revoke the certificates that were accepted from it too; ends their sessions
+        #[arg(long)]
+        with_devices: bool,
+        #[command(flatten)]
+        why: RevocationArguments,
+    },
+}
+
+#[derive(Args)]
+pub struct OneStation {
+    /// The station
+    pub id: StationId,
+    /// Its tenant
+    #[arg(long, default_value = "default")]
+    pub tenant: TenantId,
 }
 
 #[derive(Subcommand)]

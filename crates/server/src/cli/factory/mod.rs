@@ -5,6 +5,7 @@ mod ids;
 mod index;
 mod issue;
 mod layout;
+mod station;
 
 use std::path::Path;
 
@@ -30,6 +31,10 @@ pub async fn run(command: FactoryCommand, client: &Client, out: Output) -> Resul
     match command {
         FactoryCommand::Batch(command) => batch(command, client, out).await,
         FactoryCommand::Claim(command) => claim::run(command, client, out).await,
+        FactoryCommand::Station(command) => station::run(command, client, out).await,
+        FactoryCommand::Reconcile { journal, salvaged } => {
+            station::reconcile(client, &journal, salvaged, out).await
+        }
         FactoryCommand::Issue(arguments) => issue::run(arguments, client, out).await,
         FactoryCommand::Confirm {
             batch,
