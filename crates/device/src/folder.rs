@@ -19,14 +19,14 @@
 //! key. `current` moves, at once, when the next one has connected; only then is the old key removed. Every step is
 //! durable before the next, so that a power cut anywhere leaves a folder that loads.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use countersign_factory::request::pem;
 use countersign_factory::{ProvenKey, SoftwareKey};
-use countersign_identity::{CertificateFacts, Timestamp};
+use countersign_identity::{CertificateFacts, Fingerprint, Timestamp};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
@@ -83,12 +83,20 @@ impl IdentityFolder {
     /// # Errors
     /// [`IdentityFault`] with the file that is wrong.
     pub fn load(&self) -> Outcome<DeviceIdentity> {
-        let at = match self.current() {
-            // Read in the slot itself: a switch between the two reads cannot mix them.
-            Some(slot) => self.slot(slot),
-            None => self.path.clone(),
-        };
-        self.identity_in(&at)
+        let mut tries = 3;
+        loop {
+            let slot = self.current();
+            let at = match slot {
+                // Read in the slot itself: a switch between the two reads cannot mix them.
+                Some(slot) => self.slot(slot),
+                None => self.path.clone(),
+            };
+            match self.identity_in(&at) {
+                // Another process moved on to the next one, and removed what was being read.
+                Err(_) if tries > 0 && self.current() != slot => tries -= 1,
+                read => return read,
+            }
+        }
     }
 
     /// The next certificate, if it came and has not connected yet.
@@ -97,10 +105,15 @@ impl IdentityFolder {
     /// [`IdentityFault`].
     pub fn pending(&self) -> Outcome<Option<DeviceIdentity>> {
         let at = self.slot(self.next());
-        if !at.join(CERTIFICATE).exists() {
+        let waits = || at.join(CERTIFICATE).exists();
+        if !waits() {
             return Ok(None);
         }
-        self.identity_in(&at).map(Some)
+        match self.identity_in(&at) {
+            // Another process put it in use, or threw it away, in the middle of this.
+            Err(_) if !waits() || at != self.slot(self.next()) => Ok(None),
+            read => read.map(Some),
+        }
     }
 
     /// The platform roots that are pinned.
@@ -240,6 +253,7 @@ impl IdentityFolder {
     /// # Errors
     /// [`IdentityFault`].
     pub fn begin(&self, reuse: KeyReuse) -> Outcome<SoftwareKey> {
+        let _alone = self.alone()?;
         self.use_slots()?;
         self.clear_old()?;
         let slot = self.slot(self.next());
@@ -263,23 +277,82 @@ impl IdentityFolder {
         self.replace(&slot.join(CERTIFICATE), chain_pem(chain).as_bytes())
     }
 
-    /// The next certificate has connected: from now on it is the one in use, and the old key is removed.
+    /// The next certificate has connected: from now on it is the one in use, and the old key is removed. If it is not the
+    /// next one any more, another process was faster, and nothing is to be done.
     ///
     /// # Errors
     /// [`IdentityFault`]; whichever is in use then works.
-    pub fn promote(&self) -> Outcome<()> {
+    pub fn promote(&self, connected: &Fingerprint) -> Outcome<()> {
+        let _alone = self.alone()?;
         let next = self.next();
+        if !self.is_pending(connected) {
+            return Ok(());
+        }
         let target = Path::new(SLOTS).join(next.to_string());
         self.point(&self.path.join(CURRENT), &target)?;
         self.clear_old()
     }
 
-    /// The next certificate is of no use, and is thrown away.
+    /// The next certificate is of no use, and is thrown away, unless another process had it replaced.
     ///
     /// # Errors
     /// [`IdentityFault`].
-    pub fn discard(&self) -> Outcome<()> {
+    pub fn discard(&self, refused: &Fingerprint) -> Outcome<()> {
+        let _alone = self.alone()?;
+        if self.is_pending(refused) {
+            self.remove_slot(self.next())?;
+        }
+        Ok(())
+    }
+
+    /// What was begun comes to nothing: the next try has another key.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn abandon(&self) -> Outcome<()> {
+        let _alone = self.alone()?;
         self.remove_slot(self.next())
+    }
+
+    /// Takes the right to renew, which one process has at a time, for as long as the answer lives; `None` while another
+    /// has it.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn try_renewing(&self) -> Outcome<Option<Renewing>> {
+        let (file, path) = self.lock_file(".renewing")?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Renewing(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(unwritable(&path)(e)),
+        }
+    }
+
+    /// Whether this is the certificate that waits for its first connection.
+    fn is_pending(&self, fingerprint: &Fingerprint) -> bool {
+        certificates(&self.slot(self.next()).join(CERTIFICATE))
+            .ok()
+            .and_then(|chain| Some(Fingerprint::of(chain.first()?)))
+            == Some(*fingerprint)
+    }
+
+    /// Held, and only for a moment, by whoever moves between slots.
+    fn alone(&self) -> Outcome<File> {
+        let (file, path) = self.lock_file(".lock")?;
+        file.lock().map_err(unwritable(&path))?;
+        Ok(file)
+    }
+
+    fn lock_file(&self, name: &str) -> Outcome<(File, PathBuf)> {
+        let path = self.path.join(name);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(unwritable(&path))?;
+        Ok((file, path))
     }
 
     // --- what else is kept
@@ -356,7 +429,10 @@ impl IdentityFolder {
         let mut files: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
         files.sort();
         for file in files {
-            self.disk.remove(&file).map_err(unwritable(&file))?;
+            match self.disk.remove(&file) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unwritable(&file)(e)),
+                _ => {}
+            }
         }
         self.disk.remove_folder(&slot).map_err(unwritable(&slot))?;
         self.sync(&self.path.join(SLOTS))
@@ -395,6 +471,10 @@ impl IdentityFolder {
         self.disk.sync(path).map_err(unwritable(path))
     }
 }
+
+/// The right to renew; see [`IdentityFolder::try_renewing`].
+#[derive(Debug)]
+pub struct Renewing(#[allow(dead_code, reason = "the lock ends with the file")] File);
 
 /// Whether the next certificate has a key of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use crate::backoff::Backoff;
 use crate::est::{EstClient, EstServer, Secret, chain_above, device_of};
 use crate::fault::{EnrolFault, LinkFault};
-use crate::folder::{IdentityFolder, KeyReuse, is_for};
+use crate::folder::{IdentityFolder, KeyReuse, Renewing, is_for};
 use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
 use crate::link::{Link, LinkOptions};
 
@@ -132,6 +132,7 @@ pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<Dev
     let bundle = client.bundle().await?;
     pin(folder, &client, &bundle)?;
     let replaces = folder.has_identity();
+    let _renewing = renewing(folder).await?;
     let key = if replaces {
         folder.begin(KeyReuse::New)?
     } else {
@@ -173,6 +174,14 @@ pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<Dev
 /// [`EnrolFault`]; the one in use stays.
 pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<CertificateFacts, EnrolFault> {
     let identity = folder.load()?;
+    // One process renews at a time; whoever waited for another takes what that one got.
+    let before = folder.pending()?.map(|p| p.facts.fingerprint);
+    let _renewing = renewing(folder).await?;
+    if let Some(next) = folder.pending()?
+        && before != Some(next.facts.fingerprint)
+    {
+        return Ok(next.facts);
+    }
     let mut client = client_of(&identity).await?;
     let bundle = client.bundle().await?;
     pin(folder, &client, &bundle)?;
@@ -184,7 +193,7 @@ pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<Certifica
         Err(fault) => {
             // A definite no may be about the very key; the next try has another.
             if matches!(fault, EnrolFault::Refused { .. }) && !fault.is_passing() {
-                folder.discard()?;
+                folder.abandon()?;
             }
             return Err(fault);
         }
@@ -195,6 +204,23 @@ pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<Certifica
     }
     folder.complete(&chain)?;
     Ok(facts)
+}
+
+/// The right to renew, once no other process has it.
+async fn renewing(folder: &IdentityFolder) -> Result<Renewing, EnrolFault> {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(right) = folder.try_renewing()? {
+            return Ok(right);
+        }
+        if tokio::time::Instant::now() >= end {
+            return Err(EnrolFault::Usage(
+                "another process renews this identity, and does not end; hint: look for it, then try again"
+                    .into(),
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Fetches the trust bundle, and pins what it says: which of our roots is new, if any.
@@ -276,11 +302,11 @@ pub async fn connect(
     options: &LinkOptions,
     say: &(dyn Fn(&str) + Sync),
 ) -> Result<(Link, DeviceIdentity), EnrolFault> {
-    let mut refused = false;
+    let mut refused = None;
     if let Some(next) = folder.pending()? {
         match Link::connect(&next, options).await {
             Ok(link) => {
-                folder.promote()?;
+                folder.promote(&next.facts.fingerprint)?;
                 say(&format!(
                     "the new certificate {} is in use, until {}",
                     next.facts.serial, next.facts.not_after
@@ -294,14 +320,14 @@ pub async fn connect(
                 say(&format!(
                     "the new certificate was not admitted: {fault}; trying the old one"
                 ));
-                refused = true;
+                refused = Some(next.facts.fingerprint);
             }
         }
     }
     let identity = folder.load()?;
     let link = Link::connect(&identity, options).await?;
-    if refused {
-        folder.discard()?;
+    if let Some(refused) = refused {
+        folder.discard(&refused)?;
     }
     save_time(folder, &identity)?;
     Ok((link, identity))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use countersign_testkit::agent::Agent;
+use countersign_testkit::agent::{Agent, told};
 use countersign_testkit::pki::{Ca, Leaf};
 use countersign_testkit::server::{Server, listener};
 use serde_json::json;
@@ -440,4 +440,31 @@ fn without_a_clock_the_agent_goes_by_what_it_knew() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("behind what was known"), "{text}");
+}
+
+#[test]
+fn several_agents_on_one_folder_do_not_get_into_each_others_way() {
+    let place = Place::new("");
+    let agent = place.enrol("shared");
+    for _ in 0..3 {
+        let children: Vec<_> = ["renew", "check", "renew", "check", "renew", "check"]
+            .iter()
+            .map(|command| {
+                let mut command = agent.command(&[command]);
+                command
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        for child in children {
+            let (code, _, err) = told(&child.wait_with_output().unwrap());
+            // One device has one session: a later one takes over from an earlier one, and that is told as its end.
+            assert!(code == 0 || code == 9, "{code}: {err}");
+        }
+        agent.ok(&["check"]);
+    }
+    agent.ok(&["renew"]);
+    assert_eq!(std::fs::read_dir(agent.folder.join("slots")).unwrap().count(), 1);
 }

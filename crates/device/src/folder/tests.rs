@@ -72,8 +72,9 @@ impl Disk for Shared {
 
 fn renew(folder: &IdentityFolder) -> Outcome<()> {
     let key = folder.begin(KeyReuse::New)?;
-    folder.complete(&[certificate(&key, "d1")])?;
-    folder.promote()
+    let der = certificate(&key, "d1");
+    folder.complete(std::slice::from_ref(&der))?;
+    folder.promote(&Fingerprint::of(&der))
 }
 
 #[test]
@@ -104,8 +105,9 @@ fn the_power_may_be_cut_between_any_two_steps_of_a_renewal() {
             again.to_pkcs8(),
             "asked for again: the same key"
         );
-        after.complete(&[certificate(&begun, "d1")]).unwrap();
-        after.promote().unwrap();
+        let der = certificate(&begun, "d1");
+        after.complete(std::slice::from_ref(&der)).unwrap();
+        after.promote(&Fingerprint::of(&der)).unwrap();
         assert_ne!(in_use(place.path()), old);
         assert_eq!(
             fs::read_dir(place.path().join(SLOTS)).unwrap().count(),
@@ -139,14 +141,28 @@ fn the_old_certificate_stays_until_the_next_one_has_connected() {
     assert!(folder.pending().unwrap().is_none());
     folder.complete(&[certificate(&key, "d1")]).unwrap();
     assert_eq!(in_use(place.path()), old);
-    let next = folder.pending().unwrap().unwrap().facts.fingerprint.to_string();
-    folder.discard().unwrap();
+    let next = folder.pending().unwrap().unwrap().facts.fingerprint;
+    folder.discard(&next).unwrap();
     assert!(folder.pending().unwrap().is_none());
     assert_eq!(in_use(place.path()), old);
     let key = folder.begin(KeyReuse::Same).unwrap();
-    folder.complete(&[certificate(&key, "d1")]).unwrap();
-    folder.promote().unwrap();
-    assert_ne!(in_use(place.path()), next);
+    let der = certificate(&key, "d1");
+    folder.complete(std::slice::from_ref(&der)).unwrap();
+    // Another process that connected by what was thrown away moves nothing, nor does one that comes too late.
+    folder.promote(&next).unwrap();
+    assert_eq!(in_use(place.path()), old);
+    let used = Fingerprint::of(&der);
+    for _ in 0..2 {
+        folder.promote(&used).unwrap();
+        assert_eq!(in_use(place.path()), used.to_string());
+    }
+    folder.discard(&used).unwrap();
+    assert_eq!(in_use(place.path()), used.to_string());
+    // One renews at a time.
+    let right = folder.try_renewing().unwrap();
+    assert!(right.is_some() && folder.try_renewing().unwrap().is_none());
+    drop(right);
+    assert!(folder.try_renewing().unwrap().is_some());
     let mode = fs::metadata(place.path().join("slots/1/device.key"))
         .unwrap()
         .mode();

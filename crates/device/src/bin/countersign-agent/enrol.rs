@@ -89,8 +89,8 @@ pub(crate) async fn renew(agent: &Agent, same_key: bool, no_connect: bool) -> Re
     let next = match agent.folder.pending()? {
         Some(next) if next.facts.is_valid_at(next.clock.now()) => next.facts,
         other => {
-            if other.is_some() {
-                agent.folder.discard()?;
+            if let Some(ended) = other {
+                agent.folder.discard(&ended.facts.fingerprint)?;
             }
             renewal::renew(&agent.folder, reuse).await?
         }

@@ -225,7 +225,7 @@ async fn publish(
         return Ok(link.disconnect().await?);
     }
     let mut keeper = agent.keeper();
-    let mut link = patient(agent, &mut keeper).await?;
+    let mut link = patient(agent).await?;
     let mut queue = lines();
     loop {
         tokio::select! {
@@ -236,7 +236,7 @@ async fn publish(
             () = renewed(&mut keeper) => {
                 // What was published is acknowledged, so nothing is lost in between.
                 let _ = link.disconnect().await;
-                link = agent.connect().await?;
+                link = reconnect(agent).await?;
             }
             // Nothing to send: still there to ping, and to hear of the session's end. It has no subscription,
             // so nothing is lost when this is left in the middle.
@@ -247,14 +247,32 @@ async fn publish(
 }
 
 /// Connects; a certificate that has expired is renewed first, if the platform lets it.
-async fn patient(agent: &Agent, keeper: &mut Option<Keeper>) -> Result<Link, EnrolFault> {
+async fn patient(agent: &Agent) -> Result<Link, EnrolFault> {
     match agent.connect().await {
-        Err(EnrolFault::Link(fault)) if keeper.is_some() && needs_renewal(&fault) => {
+        Err(EnrolFault::Link(fault)) if agent.window.is_some() && needs_renewal(&fault) => {
             warn(&format!("warning: {fault}"));
-            renewed(keeper).await;
+            renewal::renew(&agent.folder, KeyReuse::New).await?;
             agent.connect().await
         }
         other => other,
+    }
+}
+
+/// Connects, however often the network fails.
+async fn reconnect(agent: &Agent) -> Result<Link, EnrolFault> {
+    let mut backoff = Backoff::default();
+    loop {
+        match agent.connect().await {
+            Err(fault) if fault.is_passing() => {
+                let wait = backoff.wait();
+                warn(&format!(
+                    "warning: {fault}; trying again in {:.1} s",
+                    wait.as_secs_f64()
+                ));
+                tokio::time::sleep(wait).await;
+            }
+            other => return other,
+        }
     }
 }
 
@@ -323,7 +341,7 @@ async fn listen(
     left: &mut Option<u64>,
     backoff: &mut Backoff,
 ) -> Result<Listened, EnrolFault> {
-    let mut link = patient(agent, keeper).await?;
+    let mut link = patient(agent).await?;
     link.subscribe(filter, QoS::AtLeastOnce).await?;
     backoff.reset();
     eprintln!("subscribed to {filter}");
