@@ -147,7 +147,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let data = place.path().join("data");
     fs::create_dir(&data)?;
     let config = format!(
-        "[server]\nlisten = \"127.0.0.1:{}\"\nhost_names = [\"localhost\", \"127.0.0.1\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+        "[[listeners]]\nname = \"devices\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:{}\"\n\
+         [server]\nhost_names = [\"localhost\", \"127.0.0.1\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
          [limits]\nconnections_max = 19000\nhandshakes_max = 19000\nconnections_per_source_max = 19000\n\
          [ledger]\nrefused_per_source_minute_max = 100000\n[log]\nfilter = \"error\"\n",
         options.port
@@ -257,6 +258,22 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         device_bundle(&options.pki.join("devices.bin"), options.devices)?,
     )?;
     cli(&["device", "import", &path(&bundle)])?;
+    // What the PKI revokes, honoured as that of any registered authority: the tool replaces the file in one step.
+    if let Some(list) = find(&["crl.pem"]) {
+        if let Some(intermediate) = find(&["intermediate.crt", "intermediate.pem"]) {
+            cli(&["authority", "intermediate", &path(&intermediate)])?;
+        }
+        let list = fs::canonicalize(list)?;
+        cli(&[
+            "authority",
+            "crl",
+            "lab-root",
+            "--source",
+            &path(&list),
+            "--interval-s",
+            "1",
+        ])?;
+    }
     if let Some(monitor) = find(&["monitor.crt", "monitor.pem"]) {
         // The device's certificate alone, should the file hold its chain too.
         let text = fs::read_to_string(monitor)?;

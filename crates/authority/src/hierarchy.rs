@@ -15,7 +15,7 @@ use rustls_pki_types::pem::PemObject;
 
 use crate::folder::{self, FolderError};
 use crate::keys::{KeyStore, KeyStoreError, Keys, NoTokens, TokenKeys, Which};
-use crate::mint::{self, MintError};
+use crate::mint::{self, MintError, Reach};
 use crate::profile;
 
 /// Which way trust points.
@@ -124,6 +124,41 @@ impl IssuingAuthority {
         store: &KeyStore,
         tokens: &dyn TokenKeys,
     ) -> Result<Self, HierarchyError> {
+        Self::create_reaching(folder, hierarchy, label, Reach::Leaves, now, store, tokens)
+    }
+
+    /// Makes root and factory CA of the `devices` hierarchy in files: it issues stations, and nothing else.
+    ///
+    /// # Errors
+    /// As for [`IssuingAuthority::create_in`].
+    pub fn create_factory(folder: &Path, label: &str, now: Timestamp) -> Result<Self, HierarchyError> {
+        Self::create_factory_in(folder, label, now, &KeyStore::File, &NoTokens)
+    }
+
+    /// The same with the keys in a store of choice.
+    ///
+    /// # Errors
+    /// As for [`IssuingAuthority::create_in`].
+    pub fn create_factory_in(
+        folder: &Path,
+        label: &str,
+        now: Timestamp,
+        store: &KeyStore,
+        tokens: &dyn TokenKeys,
+    ) -> Result<Self, HierarchyError> {
+        let hierarchy = Hierarchy::Devices;
+        Self::create_reaching(folder, hierarchy, label, Reach::Stations, now, store, tokens)
+    }
+
+    fn create_reaching(
+        folder: &Path,
+        hierarchy: Hierarchy,
+        label: &str,
+        reach: Reach,
+        now: Timestamp,
+        store: &KeyStore,
+        tokens: &dyn TokenKeys,
+    ) -> Result<Self, HierarchyError> {
         if folder.join("issuing.crt").exists() {
             return Err(HierarchyError::Exists(hierarchy));
         }
@@ -147,10 +182,15 @@ impl IssuingAuthority {
         )
         .map_err(Box::new)?;
         let root_facts = CertificateFacts::parse(&root)?;
+        let kind = match reach {
+            Reach::Leaves => "Issuing",
+            Reach::Stations => "Factory",
+        };
         let issuing = mint::issuing(
             (&*root_key, &root, &root_facts),
             &*issuing_key,
-            profile::ca_name(hierarchy, "Issuing", label, &suffix),
+            profile::ca_name(hierarchy, kind, label, &suffix),
+            reach,
             now,
         )
         .map_err(Box::new)?;
@@ -326,6 +366,40 @@ impl IssuingAuthority {
         })
     }
 
+    /// A station's CA, on the station: its key, its certificate, and the factory CA that issued it.
+    ///
+    /// # Errors
+    /// [`HierarchyError::Damaged`] if they do not belong together.
+    pub fn station(
+        key: Box<dyn Signer>,
+        certificate: CertificateDer<'static>,
+        factory: CertificateDer<'static>,
+    ) -> Result<Self, HierarchyError> {
+        let wrong = |what: &str| HierarchyError::Damaged {
+            hierarchy: Hierarchy::Devices,
+            file: "the station's certificate",
+            what: what.to_owned(),
+        };
+        let facts = CertificateFacts::parse(&certificate)?;
+        if ProvenKey::of(&*key).fingerprint()? != facts.public_key_sha256 {
+            return Err(wrong("it is for another key than this station's"));
+        }
+        if facts.ca.is_none_or(|c| c.path_length != Some(0)) {
+            return Err(wrong("it is no CA certificate with path length 0"));
+        }
+        countersign_identity::signed::key_of(&factory)
+            .and_then(|key| countersign_identity::signed::Signed::parse(&certificate)?.verify(&key))
+            .map_err(|e| wrong(&format!("the factory CA did not sign it: {e}")))?;
+        Ok(Self {
+            hierarchy: Hierarchy::Devices,
+            key,
+            certificate,
+            facts,
+            root: factory,
+            store: KeyStore::File,
+        })
+    }
+
     /// Signs something worthless and checks the signature: whether the key can be reached and is the certificate's.
     ///
     /// # Errors
@@ -360,7 +434,7 @@ impl IssuingAuthority {
     }
 }
 
-fn random_suffix() -> Result<String, KeyFault> {
+pub(crate) fn random_suffix() -> Result<String, KeyFault> {
     let mut bytes = [0; 5];
     SystemRandom::new()
         .fill(&mut bytes)

@@ -8,7 +8,8 @@
 //! 3. [`profile`]: what each kind of certificate holds
 //! 4. [`mint`]: from a grant to a certificate: prepare → lint → sign → parse and verify again
 //! 5. [`status`]: revocation lists and OCSP answers, for others
-//! 6. [`folder`]: files with keys: owner-only, written whole or not at all
+//! 6. [`time`]: signed time for devices that have none
+//! 7. [`folder`]: files with keys: owner-only, written whole or not at all
 
 pub mod folder;
 pub mod hierarchy;
@@ -16,6 +17,7 @@ pub mod keys;
 pub mod mint;
 pub mod profile;
 pub mod status;
+pub mod time;
 
 pub use folder::FolderError;
 pub use hierarchy::{Hierarchy, HierarchyError, IssuingAuthority};

@@ -8,8 +8,8 @@ use std::time::Duration;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_factory::key::KeyFault;
 use countersign_factory::request::pem;
+use countersign_factory::station::StationCaGrant;
 use countersign_factory::{EnrolmentGrant, ProfileKind, ServerGrant};
-use countersign_identity::certificate::{EKU_CLIENT_AUTH, EKU_SERVER_AUTH};
 use countersign_identity::signed::{Signer, SigningFailed};
 use countersign_identity::{CertificateFacts, Fingerprint, Timestamp, signed};
 use der::asn1::{BitString, GeneralizedTime, UtcTime};
@@ -20,19 +20,18 @@ use spki::{
 };
 use x509_cert::builder::profile::BuilderProfile;
 use x509_cert::builder::{Builder, CertificateBuilder};
-use x509_cert::certificate::{TbsCertificate, Version};
+use x509_cert::certificate::TbsCertificate;
 use x509_cert::ext::Extension;
-use x509_cert::ext::pkix::name::GeneralName;
-use x509_cert::ext::pkix::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
-    SubjectKeyIdentifier,
-};
+use x509_cert::ext::pkix::{KeyUsage, KeyUsages};
 use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::{Time, Validity};
 
+mod lint;
+
+use self::lint::{lint_all, lint_ca, lint_leaf, lint_station};
 use crate::hierarchy::{Hierarchy, IssuingAuthority};
-use crate::profile::{self, BACKDATING, Extensions, ISSUING_LIFETIME, ROOT_LIFETIME};
+use crate::profile::{self, BACKDATING, Extensions, FACTORY_LIFETIME, ISSUING_LIFETIME, ROOT_LIFETIME};
 
 /// 99991231235959Z: no well-defined end (RFC 5280 section 4.1.2.5).
 const NO_END: Timestamp = Timestamp::from_unix_s(253_402_300_799);
@@ -48,6 +47,9 @@ pub enum MintError {
         /// `device` or `server`.
         kind: &'static str,
     },
+    /// A station was asked of a CA that issues none.
+    #[error("only a factory CA issues stations; hint: countersign authority create ID --factory makes one")]
+    NoFactory,
     /// What was prepared breaks a rule.
     #[error("the certificate was not signed, because it breaks a rule: {0}")]
     Lint(String),
@@ -167,6 +169,53 @@ impl IssuingAuthority {
         )
     }
 
+    /// Issues a station's CA certificate, valid until the grant says. Only a factory CA does: one of ours with path
+    /// length 1.
+    ///
+    /// # Errors
+    /// [`MintError`].
+    pub fn issue_station(&self, grant: &StationCaGrant, now: Timestamp) -> Result<Issued, MintError> {
+        let is_factory = self.facts.ca.is_some_and(|c| c.path_length == Some(1));
+        if self.hierarchy != Hierarchy::Devices || !is_factory {
+            return Err(MintError::NoFactory);
+        }
+        if grant.not_after() > self.facts.not_after {
+            return Err(MintError::IssuerTooShort {
+                issuer: self.facts.not_after,
+                wanted: grant.not_after(),
+            });
+        }
+        let key = grant.key().info().clone();
+        let extensions = profile::station(&key_id_of(&key), self.key_id()?)?;
+        let subject = profile::station_name(grant.station(), &crate::hierarchy::random_suffix()?)?;
+        let issuer = Name::from_der(&self.facts.subject_der)?;
+        let validity = (validity(now, Duration::ZERO).0, grant.not_after());
+        let (certificate, facts) = Prepared::new(&*self.key, issuer, subject, key, extensions, validity)?
+            .lint(|tbs| lint_station(tbs, self))?
+            .sign(&*self.key)?
+            .verify(&self.certificate, &self.facts)?;
+        Ok(Issued {
+            certificate,
+            issuer: self.certificate.clone(),
+            facts,
+        })
+    }
+
+    /// The last second in which a certificate of such a lifetime can be issued: from then on the CA would end before it
+    /// does. `None` is a certificate without an end, which can be issued as long as the CA is in force.
+    pub fn last_issue(&self, lifetime: Option<Duration>) -> Timestamp {
+        let end = self.facts.not_after;
+        match lifetime {
+            // As `validity` reckons: backdated, and both ends inclusive.
+            Some(lifetime) => end
+                .minus(lifetime)
+                .plus(BACKDATING)
+                .plus(Duration::from_secs(1))
+                .min(end),
+            None => end,
+        }
+    }
+
     fn key_id(&self) -> Result<&[u8], MintError> {
         self.facts
             .subject_key_id
@@ -188,7 +237,8 @@ impl IssuingAuthority {
             Some(lifetime) => validity(now, lifetime),
             None => (validity(now, Duration::ZERO).0, NO_END),
         };
-        if validity.1 > self.facts.not_after && validity.1 != NO_END {
+        let outlives = validity.1 > self.facts.not_after && validity.1 != NO_END;
+        if outlives || now > self.facts.not_after {
             return Err(MintError::IssuerTooShort {
                 issuer: self.facts.not_after,
                 wanted: validity.1,
@@ -231,16 +281,30 @@ pub(crate) fn root(
     signed.verify(&der, &facts).map(|(certificate, _)| certificate)
 }
 
-/// An issuing CA under a root: it issues leaves only.
+/// How far below a CA its chains may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// It issues leaves only.
+    Leaves,
+    /// It issues stations, which issue leaves.
+    Stations,
+}
+
+/// An issuing CA under a root.
 pub(crate) fn issuing(
     (root_key, root, root_facts): (&dyn Signer, &CertificateDer<'static>, &CertificateFacts),
     key: &dyn Signer,
     subject: der::Result<Name>,
+    reach: Reach,
     now: Timestamp,
 ) -> Result<CertificateDer<'static>, MintError> {
     let subject = subject?;
+    let (path_length, lifetime) = match reach {
+        Reach::Leaves => (0, ISSUING_LIFETIME),
+        Reach::Stations => (1, FACTORY_LIFETIME),
+    };
     let root_key_id = root_facts.subject_key_id.as_deref().unwrap_or_default();
-    let extensions = profile::ca(&key_id(key), root_key_id, Some(0))?;
+    let extensions = profile::ca(&key_id(key), root_key_id, Some(path_length))?;
     let issuer = Name::from_der(&root_facts.subject_der)?;
     Prepared::new(
         root_key,
@@ -248,7 +312,7 @@ pub(crate) fn issuing(
         subject,
         key.public_key().clone(),
         extensions,
-        validity(now, ISSUING_LIFETIME),
+        validity(now, lifetime),
     )?
     .lint(lint_ca)?
     .sign(root_key)?
@@ -277,6 +341,30 @@ pub(crate) fn responder(
     .map(|(certificate, _)| certificate)
 }
 
+/// The certificate of a key that signs time.
+pub(crate) fn time(
+    authority: &IssuingAuthority,
+    key: &dyn Signer,
+    now: Timestamp,
+) -> Result<Issued, MintError> {
+    let (certificate, facts) = Prepared::new(
+        &*authority.key,
+        Name::from_der(&authority.facts.subject_der)?,
+        profile::time_name()?,
+        key.public_key().clone(),
+        profile::time(authority.key_id()?)?,
+        validity(now, crate::time::TIME_LIFETIME),
+    )?
+    .lint(|_| Ok(()))?
+    .sign(&*authority.key)?
+    .verify(&authority.certificate, &authority.facts)?;
+    Ok(Issued {
+        certificate,
+        issuer: authority.certificate.clone(),
+        facts,
+    })
+}
+
 /// A certificate that proves possession of a CA's key: it names the code, is good for an hour and for nothing else.
 ///
 /// # Errors
@@ -290,6 +378,9 @@ pub fn possession_proof(
     let ca_facts = CertificateFacts::parse(ca).map_err(|e| MintError::Unverified(e.to_string()))?;
     let mut extensions = Extensions::default();
     extensions.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
+    if let Some(ca_key) = &ca_facts.subject_key_id {
+        extensions.add(false, &profile::authority_key(ca_key)?)?;
+    }
     Prepared::new(
         key,
         Name::from_der(&ca_facts.subject_der)?,
@@ -321,7 +412,10 @@ pub(crate) fn check_key(ca: &CertificateDer<'_>, key: &dyn Signer) -> Result<(),
 
 /// RFC 7093 section 2 method 1: the leftmost 160 bits of the SHA-256 of the public key's bits.
 fn key_id(key: &dyn Signer) -> Vec<u8> {
-    let info = key.public_key();
+    key_id_of(key.public_key())
+}
+
+fn key_id_of(info: &SubjectPublicKeyInfoOwned) -> Vec<u8> {
     let bits = info.subject_public_key.as_bytes().unwrap_or_default();
     Fingerprint::of(bits).as_bytes()[..20].to_vec()
 }
@@ -336,7 +430,7 @@ fn validity(now: Timestamp, lifetime: Duration) -> (Timestamp, Timestamp) {
 }
 
 /// UTCTime through 2049, GeneralizedTime from 2050 (RFC 5280 section 4.1.2.5).
-fn time(t: Timestamp) -> Result<Time, MintError> {
+fn encoded_time(t: Timestamp) -> Result<Time, MintError> {
     let since = Duration::from_secs(u64::try_from(t.unix_s()).unwrap_or(0));
     Ok(match UtcTime::from_unix_duration(since) {
         Ok(time) => Time::UtcTime(time),
@@ -426,7 +520,7 @@ impl Prepared {
             subject,
             extensions: extensions.into_vec(),
         };
-        let validity = Validity::new(time(not_before)?, time(not_after)?);
+        let validity = Validity::new(encoded_time(not_before)?, encoded_time(not_after)?);
         let mut builder = CertificateBuilder::new(profile, serial_number()?, validity, key)?;
         let tbs = builder.finalize(&BuilderSigner(signer))?;
         Ok(Self {
@@ -482,106 +576,6 @@ impl Signed {
         }
         Ok((der, facts))
     }
-}
-
-fn rule(holds: bool, text: &str) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(text.to_owned()) }
-}
-
-fn extension<'a, E>(tbs: &'a TbsCertificate) -> Result<Option<(bool, E)>, String>
-where
-    E: Decode<'a, Error = der::Error> + const_oid::AssociatedOid,
-{
-    tbs.get_extension::<E>().map_err(|e| e.to_string())
-}
-
-/// What holds for every certificate (RFC 5280 section 4.1).
-fn lint_all(tbs: &TbsCertificate, algorithm: &spki::AlgorithmIdentifierOwned) -> Result<(), String> {
-    rule(tbs.version() == Version::V3, "the version is v3")?;
-    let serial = tbs.serial_number().as_bytes();
-    rule(
-        serial.len() == 16 && serial[0] != 0 && serial[0] < 0x80,
-        "the serial number has 16 octets and is positive",
-    )?;
-    rule(
-        tbs.signature() == algorithm,
-        "the signature algorithm is the signing key's",
-    )?;
-    let (from, to) = (
-        tbs.validity().not_before.to_unix_duration(),
-        tbs.validity().not_after.to_unix_duration(),
-    );
-    rule(from < to, "notBefore is before notAfter")?;
-    rule(
-        !tbs.subject().is_empty() && !tbs.issuer().is_empty(),
-        "subject and issuer are not empty",
-    )?;
-    let names = tbs
-        .subject()
-        .iter()
-        .filter(|a| a.oid == countersign_identity::certificate::ATTRIBUTE_COMMON_NAME);
-    rule(names.count() == 1, "the subject has one common name")
-}
-
-fn no_server_names(tbs: &TbsCertificate) -> Result<bool, String> {
-    let names = extension::<SubjectAltName>(tbs)?
-        .map(|(_, n)| n.0)
-        .unwrap_or_default();
-    Ok(names
-        .iter()
-        .all(|n| !matches!(n, GeneralName::DnsName(_) | GeneralName::IpAddress(_))))
-}
-
-fn lint_ca(tbs: &TbsCertificate) -> Result<(), String> {
-    let constraints = extension::<BasicConstraints>(tbs)?;
-    rule(
-        constraints.is_some_and(|(critical, c)| critical && c.ca),
-        "a CA has critical basicConstraints with cA",
-    )?;
-    let usage = extension::<KeyUsage>(tbs)?;
-    rule(
-        usage.is_some_and(|(critical, u)| critical && u.0 == KeyUsages::KeyCertSign | KeyUsages::CRLSign),
-        "a CA has critical keyUsage keyCertSign and cRLSign",
-    )?;
-    rule(
-        extension::<ExtendedKeyUsage>(tbs)?.is_none(),
-        "a CA has no extKeyUsage",
-    )?;
-    rule(
-        extension::<SubjectKeyIdentifier>(tbs)?.is_some(),
-        "a CA has a subjectKeyIdentifier",
-    )
-}
-
-fn lint_leaf(tbs: &TbsCertificate, issuer: &IssuingAuthority, kind: ProfileKind) -> Result<(), String> {
-    rule(
-        extension::<BasicConstraints>(tbs)?.is_none_or(|(_, c)| !c.ca),
-        "a leaf is no CA",
-    )?;
-    let usage = extension::<KeyUsage>(tbs)?;
-    rule(
-        usage.is_some_and(|(critical, u)| critical && u.0 == KeyUsages::DigitalSignature),
-        "a leaf has critical keyUsage digitalSignature, alone",
-    )?;
-    let expected: Option<&[_]> = match (issuer.hierarchy, kind) {
-        (Hierarchy::Devices, ProfileKind::Operational) => Some(&[EKU_CLIENT_AUTH]),
-        (Hierarchy::Devices, ProfileKind::Factory) => None,
-        (Hierarchy::Platform, _) => Some(&[EKU_SERVER_AUTH]),
-    };
-    let purposes = extension::<ExtendedKeyUsage>(tbs)?.map(|(_, e)| e.0);
-    rule(
-        purposes.as_deref() == expected,
-        "below devices the only purpose is clientAuth (none is named in a factory certificate), below platform serverAuth",
-    )?;
-    rule(
-        issuer.hierarchy != Hierarchy::Devices || no_server_names(tbs)?,
-        "below devices no certificate names a host",
-    )?;
-    let key_id = extension::<AuthorityKeyIdentifier>(tbs)?.and_then(|(_, a)| a.key_identifier);
-    rule(
-        key_id.as_ref().map(|k| k.as_bytes()) == issuer.facts.subject_key_id.as_deref(),
-        "the authorityKeyIdentifier is the issuer's subjectKeyIdentifier",
-    )
 }
 
 #[cfg(test)]

@@ -8,15 +8,16 @@ use countersign_factory::ProfileKind;
 use countersign_identity::certificate::{
     ATTRIBUTE_COMMON_NAME, ATTRIBUTE_SERIAL_NUMBER, EKU_CLIENT_AUTH, EKU_SERVER_AUTH,
 };
-use countersign_identity::{DeviceId, TenantId};
+use countersign_identity::{DeviceId, StationId, TenantId};
 use der::asn1::{Ia5String, OctetString, PrintableStringRef, Utf8StringRef};
 use der::{Any, Decode, Encode};
 use x509_cert::attr::AttributeTypeAndValue;
 use x509_cert::ext::Extension;
+use x509_cert::ext::pkix::constraints::name::GeneralSubtree;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
-    SubjectKeyIdentifier,
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, NameConstraints,
+    SubjectAltName, SubjectKeyIdentifier,
 };
 use x509_cert::name::{Name, RdnSequence, RelativeDistinguishedName};
 
@@ -26,11 +27,15 @@ use crate::hierarchy::Hierarchy;
 pub(crate) const ROOT_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 /// An issuing CA is replaced a few times within that.
 pub(crate) const ISSUING_LIFETIME: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
+/// A factory CA lasts as long as what its stations make.
+pub(crate) const FACTORY_LIFETIME: Duration = Duration::from_secs(15 * 365 * 24 * 3600);
 /// Certificates begin a little in the past: clocks differ, and a device that is provisioned connects at once.
 pub(crate) const BACKDATING: Duration = Duration::from_secs(5 * 60);
 
 /// id-kp-OCSPSigning (RFC 5280 section 4.2.1.12).
 const EKU_OCSP_SIGNING: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.9");
+/// id-kp-timeStamping (RFC 5280 section 4.2.1.12).
+const EKU_TIME_STAMPING: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.8");
 /// id-pkix-ocsp-nocheck (RFC 6960 section 4.2.2.2.1).
 const OCSP_NO_CHECK: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.5");
 const ATTRIBUTE_ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
@@ -81,6 +86,14 @@ pub(crate) fn responder_name() -> der::Result<Name> {
     ])
 }
 
+/// Of the key that signs time.
+pub(crate) fn time_name() -> der::Result<Name> {
+    name(vec![
+        utf8(ATTRIBUTE_ORGANIZATION, "Countersign")?,
+        utf8(ATTRIBUTE_COMMON_NAME, "time")?,
+    ])
+}
+
 /// Of a proof of possession.
 pub(crate) fn code_name(code: &str) -> der::Result<Name> {
     name(vec![utf8(ATTRIBUTE_COMMON_NAME, code)?])
@@ -116,7 +129,7 @@ impl Extensions {
     }
 }
 
-fn authority_key(id: &[u8]) -> der::Result<AuthorityKeyIdentifier> {
+pub(crate) fn authority_key(id: &[u8]) -> der::Result<AuthorityKeyIdentifier> {
     // Copied from the issuer's own extension, never computed: imported CAs compute theirs in other ways.
     Ok(AuthorityKeyIdentifier {
         key_identifier: Some(OctetString::new(id)?),
@@ -138,6 +151,54 @@ pub(crate) fn ca(subject_key: &[u8], issuer_key: &[u8], path_length: Option<u8>)
     e.add(false, &SubjectKeyIdentifier(OctetString::new(subject_key)?))?;
     e.add(false, &authority_key(issuer_key)?)?;
     Ok(e)
+}
+
+/// The name of a station's CA: distinct in the world by its suffix.
+pub(crate) fn station_name(station: &StationId, suffix: &str) -> der::Result<Name> {
+    name(vec![
+        utf8(ATTRIBUTE_ORGANIZATION, "Countersign")?,
+        utf8(ATTRIBUTE_COMMON_NAME, &format!("{station} Station CA {suffix}"))?,
+    ])
+}
+
+/// Of a station's CA: it issues client certificates only, none that names a host, and no CA. It also signs its journal,
+/// hence digitalSignature (RFC 5280 section 4.2.1.3). No directoryName constraint: the path library refuses everything
+/// below one.
+pub(crate) fn station(subject_key: &[u8], issuer_key: &[u8]) -> der::Result<Extensions> {
+    let mut e = Extensions::default();
+    e.add(
+        true,
+        &BasicConstraints {
+            ca: true,
+            path_len_constraint: Some(0),
+        },
+    )?;
+    e.add(
+        true,
+        &KeyUsage(KeyUsages::DigitalSignature | KeyUsages::KeyCertSign | KeyUsages::CRLSign),
+    )?;
+    e.add(false, &ExtendedKeyUsage(vec![EKU_CLIENT_AUTH]))?;
+    e.add(true, &no_host_names()?)?;
+    e.add(false, &SubjectKeyIdentifier(OctetString::new(subject_key)?))?;
+    e.add(false, &authority_key(issuer_key)?)?;
+    Ok(e)
+}
+
+/// All names of hosts, and all addresses of both families, excluded (RFC 5280 section 4.2.1.10).
+pub(crate) fn no_host_names() -> der::Result<NameConstraints> {
+    let all = |base| GeneralSubtree {
+        base,
+        minimum: 0,
+        maximum: None,
+    };
+    Ok(NameConstraints {
+        permitted_subtrees: None,
+        excluded_subtrees: Some(vec![
+            all(GeneralName::DnsName(Ia5String::new("")?)),
+            all(GeneralName::IpAddress(OctetString::new([0; 8])?)),
+            all(GeneralName::IpAddress(OctetString::new([0; 32])?)),
+        ]),
+    })
 }
 
 /// Of a device: no subjectKeyIdentifier, as the IoT profile asks. An operational one is for client authentication and
@@ -167,6 +228,16 @@ pub(crate) fn responder(issuer_key: &[u8]) -> der::Result<Extensions> {
         critical: false,
         extn_value: OctetString::new(der::asn1::Null.to_der()?)?,
     });
+    Ok(e)
+}
+
+/// Of the key that signs time: timeStamping, critical and alone (RFC 3161 section 2.3 has it so), so that it is no
+/// server's.
+pub(crate) fn time(issuer_key: &[u8]) -> der::Result<Extensions> {
+    let mut e = Extensions::default();
+    e.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
+    e.add(true, &ExtendedKeyUsage(vec![EKU_TIME_STAMPING]))?;
+    e.add(false, &authority_key(issuer_key)?)?;
     Ok(e)
 }
 

@@ -208,8 +208,10 @@ pub enum Status {
 pub enum OcspError {
     /// The request cannot be read.
     Malformed,
-    /// We cannot answer now.
+    /// We cannot answer.
     Internal,
+    /// We cannot answer now.
+    TryLater,
     /// Not of an authority that answers here.
     Unauthorized,
 }
@@ -220,6 +222,7 @@ impl OcspError {
         let code = match self {
             Self::Malformed => 1,
             Self::Internal => 2,
+            Self::TryLater => 3,
             Self::Unauthorized => 6,
         };
         sequence(&[&tlv(0x0a, &[&[code]])])
@@ -371,5 +374,72 @@ impl Responder {
         let basic = sign(&data, &self.key, &certificates)?;
         let bytes = sequence(&[&oid(OCSP_BASIC), &tlv(0x04, &[&basic])]);
         Ok(sequence(&[&tlv(0x0a, &[&[0]]), &tlv(0xa0, &[&bytes])]))
+    }
+}
+
+/// A revocation list that somebody shows.
+#[derive(Debug, Clone)]
+pub struct ShownList {
+    der: Vec<u8>,
+    /// The issuer's name, DER.
+    pub issuer_der: Vec<u8>,
+    /// Its number (RFC 5280 section 5.2.3); 0 if it has none.
+    pub number: u64,
+    /// Its entries.
+    pub entries: Vec<Revoked>,
+}
+
+impl ShownList {
+    /// Reads a list, DER. Whose it is, is not known before [`ShownList::is_signed_by`].
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(der: &[u8]) -> Result<Self, String> {
+        let list = x509_cert::crl::CertificateList::<x509_cert::certificate::Rfc5280>::from_der(der)
+            .map_err(|e| e.to_string())?;
+        let tbs = list.tbs_cert_list;
+        let number = tbs
+            .crl_extensions
+            .iter()
+            .flatten()
+            .find(|e| e.extn_id == CRL_NUMBER)
+            .map(|e| UintRef::from_der(e.extn_value.as_bytes()))
+            .transpose()
+            .map_err(|e| e.to_string())?
+            .map_or(Some(0), |n| {
+                let bytes = n.as_bytes();
+                (bytes.len() <= 8).then(|| bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b)))
+            })
+            .ok_or("its number is larger than any of ours")?;
+        let entries = tbs.revoked_certificates.unwrap_or_default().into_iter().map(|e| {
+            let reason = e
+                .crl_entry_extensions
+                .iter()
+                .flatten()
+                .find(|e| e.extn_id == REASON_CODE)
+                .and_then(|e| e.extn_value.as_bytes().get(2))
+                .and_then(|code| RevocationReason::try_from(*code).ok())
+                .unwrap_or_default();
+            let at = e.revocation_date.to_unix_duration().as_secs();
+            Revoked {
+                serial: serial_hex(e.serial_number.as_bytes()),
+                at: Timestamp::from_unix_s(i64::try_from(at).unwrap_or(i64::MAX)),
+                reason,
+            }
+        });
+        Ok(Self {
+            der: der.to_vec(),
+            issuer_der: tbs.issuer.to_der().map_err(|e| e.to_string())?,
+            number,
+            entries: entries.collect(),
+        })
+    }
+
+    /// Whether the holder of this CA certificate (DER) issued it.
+    pub fn is_signed_by(&self, ca: &[u8]) -> bool {
+        CertificateFacts::parse(ca).is_ok_and(|facts| facts.subject_der == self.issuer_der)
+            && key_of(ca)
+                .and_then(|key| Signed::parse(&self.der)?.verify(&key))
+                .is_ok()
     }
 }

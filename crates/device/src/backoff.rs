@@ -15,15 +15,20 @@ pub struct Backoff {
 impl Default for Backoff {
     /// From 1 s, to at most 5 min.
     fn default() -> Self {
-        Self {
-            base: Duration::from_secs(1),
-            cap: Duration::from_secs(300),
-            failures: 0,
-        }
+        Self::new(Duration::from_secs(1), Duration::from_secs(300))
     }
 }
 
 impl Backoff {
+    /// From `base`, to at most `cap`.
+    pub fn new(base: Duration, cap: Duration) -> Self {
+        Self {
+            base,
+            cap,
+            failures: 0,
+        }
+    }
+
     /// The bound of the next wait.
     pub fn bound(&self) -> Duration {
         self.base

@@ -1,7 +1,11 @@
 //! Every way a link fails: what happened, what it means, what to do. A device has nobody to ask, so the text must do.
 
+use std::time::Duration;
+
 use countersign_mqtt::{ReasonCode, Version};
 use rustls::{AlertDescription, Error as TlsError};
+
+use crate::identity::IdentityFault;
 
 /// Why a link could not be opened, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +110,7 @@ impl LinkFault {
         }
     }
 
-    fn of_tls(error: &TlsError) -> Self {
+    pub(crate) fn of_tls(error: &TlsError) -> Self {
         match error {
             TlsError::AlertReceived(alert) => Self::of_alert(*alert),
             TlsError::InvalidCertificate(e) => {
@@ -136,7 +140,7 @@ impl LinkFault {
         let (meaning, hint) = match alert {
             AlertDescription::CertificateExpired => (
                 "this certificate, or one above it, is expired or not yet valid",
-                "have a new certificate issued: countersign device provision",
+                "renew it (countersign-agent renew) if the platform lets expired devices renew; else have a new one issued: countersign-agent enrol --again",
             ),
             AlertDescription::CertificateRevoked => (
                 "this certificate was revoked",
@@ -152,7 +156,7 @@ impl LinkFault {
             ),
             AlertDescription::CertificateRequired => (
                 "no certificate was sent",
-                "check that the identity folder's certificate and key are used",
+                "check that the identity folder's certificate and key are used; who has none yet enrols at the port for enrolment, not at the device port",
             ),
             AlertDescription::DecryptError => (
                 "the proof of possession failed",
@@ -207,6 +211,94 @@ impl LinkFault {
             name,
             reason: reason.map(str::to_owned),
             hint,
+        }
+    }
+}
+
+/// Why a certificate could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolFault {
+    /// The platform could not be reached, or is not trusted.
+    #[error(transparent)]
+    Link(#[from] LinkFault),
+    /// The identity folder.
+    #[error(transparent)]
+    Identity(#[from] IdentityFault),
+    /// What was given does not do.
+    #[error("{0}")]
+    Usage(String),
+    /// The platform said no.
+    #[error("the platform refused the enrolment with HTTP {status}: {text}; hint: {hint}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// What it says.
+        text: String,
+        /// What to do.
+        hint: String,
+        /// When it may be tried again, if the platform says so.
+        retry_after: Option<Duration>,
+    },
+    /// Somebody is to approve it first.
+    #[error(
+        "the platform waits for somebody to approve this device; hint: countersign device activate there, then ask again in {retry_after:?}"
+    )]
+    Waits {
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// An answer that cannot be used. Nothing was changed.
+    #[error(
+        "the platform's answer cannot be used: {0}; hint: check that host and port are those of its enrolment listener"
+    )]
+    Answer(String),
+}
+
+impl EnrolFault {
+    pub(crate) fn refused(status: u16, text: String, retry_after_s: Option<u64>) -> Self {
+        // The platform's own hint, if it gives one, is the better one.
+        let (text, own) = match text.split_once("; hint: ") {
+            Some((text, hint)) => (text.to_owned(), Some(hint.to_owned())),
+            None => (text, None),
+        };
+        let hint = match status {
+            401 => "get a new one-time secret: countersign device secret DEVICE there",
+            403 => {
+                "the device or its certificate may not enrol now: ask countersign device show DEVICE there"
+            }
+            404 => "check tenant and profile, and that the port is that of the enrolment listener",
+            409 => "give this device a key of its own",
+            429 | 503 | 507 => "it may pass: try again",
+            _ => "ask the platform's operator: its log has the cause",
+        };
+        Self::Refused {
+            status,
+            text,
+            hint: own.unwrap_or_else(|| hint.to_owned()),
+            retry_after: retry_after_s.map(Duration::from_secs),
+        }
+    }
+
+    /// The exit code of the agent, stable: those of [`LinkFault::exit_code`], 2 wrong usage, 3 identity folder unusable,
+    /// 9 answer unusable, 10 enrolment refused, 11 waits for approval.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Link(fault) => fault.exit_code(),
+            Self::Identity(_) => 3,
+            Self::Usage(_) => 2,
+            Self::Answer(_) => 9,
+            Self::Refused { .. } => 10,
+            Self::Waits { .. } => 11,
+        }
+    }
+
+    /// Whether trying again may help without anybody doing anything.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Link(fault) => fault.is_passing(),
+            Self::Refused { status, .. } => matches!(status, 429 | 500..=599),
+            Self::Waits { .. } => true,
+            Self::Answer(_) | Self::Identity(_) | Self::Usage(_) => false,
         }
     }
 }

@@ -1,13 +1,13 @@
-//! The identity folder: `device.crt` (certificate and intermediates), `device.key`, `platform-root.crt` (what is pinned)
-//! and `device.json` (id, host, port).
+//! What a device is: its certificate and key, the platform roots it pins, and where it connects.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use countersign_identity::{CertificateFacts, DeviceId, Timestamp};
-use rustls::pki_types::pem::PemObject;
+use countersign_identity::{CertificateFacts, DeviceId, TenantId};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
+
+use crate::clock::DeviceClock;
+use crate::folder::IdentityFolder;
 
 /// Where to connect, as `device.json` has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,15 @@ pub struct DeviceProfile {
     pub host: String,
     /// The platform's port.
     pub port: u16,
+    /// The tenant; `default` if none is named.
+    #[serde(default = "TenantId::default_tenant")]
+    pub tenant: TenantId,
+    /// The port for enrolment at the same host; without it the certificate cannot be renewed over the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrol_port: Option<u16>,
+    /// The profile to renew by; the platform's first if none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_profile: Option<String>,
 }
 
 /// Why an identity folder cannot be used.
@@ -40,6 +49,20 @@ pub enum IdentityFault {
         /// What is wrong.
         what: String,
     },
+    /// A file cannot be written.
+    #[error("cannot write {}: {source}; hint: check space and permissions; what was there before is still in use", path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// There is an identity already.
+    #[error("{} holds an identity already; hint: countersign-agent renew gives it a new certificate, enrol --again replaces it once the new one has connected", .0.display())]
+    Exists(PathBuf),
+    /// A certificate came for another key or another device than was asked for.
+    #[error("the certificate that came is not ours: {0}; hint: ask the platform's operator")]
+    NotOurs(String),
     /// Others may read the key.
     #[error("others may read {} (mode {mode:03o}); hint: chmod 600 {}", path.display(), path.display())]
     Exposed {
@@ -58,8 +81,10 @@ pub struct DeviceIdentity {
     pub chain: Vec<CertificateDer<'static>>,
     /// What its certificate says.
     pub facts: CertificateFacts,
-    /// The platform root it trusts, and nothing else.
-    pub platform_root: CertificateDer<'static>,
+    /// The platform roots it trusts, and nothing else: one, or two while the platform's root is being replaced.
+    pub platform_roots: Vec<CertificateDer<'static>>,
+    /// The time, as far as it is known.
+    pub clock: DeviceClock,
     pub(crate) key: PrivateKeyDer<'static>,
 }
 
@@ -72,51 +97,23 @@ impl std::fmt::Debug for DeviceIdentity {
 }
 
 impl DeviceIdentity {
-    /// Loads an identity folder.
+    /// Loads an identity folder: the certificate and key that are in use.
     ///
     /// # Errors
     /// [`IdentityFault`] with the file that is wrong.
     pub fn load(folder: &Path) -> Result<Self, IdentityFault> {
-        let read = |name: &str| {
-            let path = folder.join(name);
-            std::fs::read(&path).map_err(|source| IdentityFault::Unreadable { path, source })
-        };
-        let damaged = |name: &str, what: String| IdentityFault::Damaged {
-            path: folder.join(name),
-            what,
-        };
-        let profile: DeviceProfile = serde_json::from_slice(&read("device.json")?)
-            .map_err(|e| damaged("device.json", e.to_string()))?;
-        let chain = CertificateDer::pem_slice_iter(&read("device.crt")?)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| damaged("device.crt", e.to_string()))?;
-        let Some(leaf) = chain.first() else {
-            return Err(damaged("device.crt", "it holds no certificate in PEM".into()));
-        };
-        let facts = CertificateFacts::parse(leaf).map_err(|e| damaged("device.crt", e.to_string()))?;
-        let key_path = folder.join("device.key");
-        let key = read("device.key")?;
-        let mode = std::fs::metadata(&key_path)
-            .map(|m| m.mode() & 0o777)
-            .unwrap_or(0);
-        if mode & 0o077 != 0 {
-            return Err(IdentityFault::Exposed { path: key_path, mode });
-        }
-        let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| damaged("device.key", e.to_string()))?;
-        let platform_root = CertificateDer::from_pem_slice(&read("platform-root.crt")?)
-            .map_err(|e| damaged("platform-root.crt", e.to_string()))?;
-        Ok(Self {
-            profile,
-            chain,
-            facts,
-            platform_root,
-            key,
-        })
+        IdentityFolder::new(folder).load()
     }
 
     /// What is odd about it that can be told without connecting, for people.
-    pub fn oddities(&self, now: Timestamp) -> Vec<String> {
+    pub fn oddities(&self) -> Vec<String> {
         let mut found = Vec::new();
+        let now = self.clock.now();
+        if self.clock.is_behind() {
+            found.push(format!(
+                "this device's clock is behind what was known before; {now} is taken in its place"
+            ));
+        }
         if !self.facts.is_valid_at(now) {
             found.push(format!(
                 "this device's clock says {now}, and its certificate is valid from {} to {}",

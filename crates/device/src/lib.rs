@@ -1,20 +1,35 @@
 //! Runs on the device: its identity, the link to the platform, and what to make of a refusal.
 //!
-//! 1. [`identity`]: the folder with certificate, key, pinned platform root and where to connect
-//! 2. [`link`]: mutual TLS and MQTT: connect, publish, subscribe
-//! 3. [`fault`]: every way to fail, what it means and what to do about it
-//! 4. [`backoff`]: how long to wait before the next try
+//! 1. [`identity`]: certificate and key, pinned platform roots, where to connect
+//! 2. [`folder`]: how they are kept, and how a certificate is replaced so that a power cut never leaves none
+//! 3. [`clock`]: the time on a device that may have none
+//! 4. `trust`: whom the device believes to be the platform
+//! 5. [`link`]: mutual TLS and MQTT: connect, publish, subscribe
+//! 6. [`est`]: enrolment over HTTPS
+//! 7. [`renewal`]: the first certificate, the next one, and its first connection
+//! 8. [`fault`]: every way to fail, what it means and what to do about it
+//! 9. [`backoff`]: how long to wait before the next try
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it runs on the device and reads its clock"
 )]
 
 pub mod backoff;
+pub mod clock;
+mod disk;
+pub mod est;
 pub mod fault;
+pub mod folder;
 pub mod identity;
 pub mod link;
+pub mod renewal;
+mod trust;
 
 pub use backoff::Backoff;
-pub use fault::LinkFault;
-pub use identity::{DeviceIdentity, IdentityFault};
+pub use clock::DeviceClock;
+pub use est::{EstServer, Secret};
+pub use fault::{EnrolFault, LinkFault};
+pub use folder::{IdentityFolder, KeyReuse};
+pub use identity::{DeviceIdentity, DeviceProfile, IdentityFault};
 pub use link::{Link, LinkOptions, Message};
+pub use renewal::{Enrolment, Keeper, Proof, RenewalWindow};

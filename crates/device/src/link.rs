@@ -1,7 +1,6 @@
 //! The link: mutual TLS with a pinned root, then MQTT.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -12,7 +11,6 @@ use countersign_mqtt::server::ServerPacket;
 use countersign_mqtt::topic::TopicName;
 use countersign_mqtt::{PacketId, QoS, ReasonCode, Version};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -20,6 +18,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::fault::LinkFault;
 use crate::identity::DeviceIdentity;
+use crate::trust::tls;
 
 /// How to connect.
 #[derive(Debug, Clone)]
@@ -108,7 +107,9 @@ impl Link {
         socket.set_nodelay(true).map_err(unreachable)?;
         let name =
             ServerName::try_from(profile.host.clone()).map_err(|e| LinkFault::Broken(e.to_string()))?;
-        let connector = TlsConnector::from(Arc::new(client_config(identity)?));
+        let shown = Some((identity.chain.as_slice(), &identity.key));
+        let (config, _) = tls(&identity.platform_roots, identity.clock, shown, b"mqtt")?;
+        let connector = TlsConnector::from(config);
         let stream = connector.connect(name, socket).await.map_err(LinkFault::of_io)?;
         let mut link = Self {
             stream,
@@ -356,20 +357,4 @@ fn take(frame: &Frame<'_>, version: Version) -> Result<Taken, LinkFault> {
         ServerPacket::Disconnect(disconnect) => Taken::Ended(disconnect.reason.to_string()),
         _ => Taken::Event(Event::Other),
     })
-}
-
-fn client_config(identity: &DeviceIdentity) -> Result<ClientConfig, LinkFault> {
-    let unusable = |e: rustls::Error| LinkFault::Broken(format!("the identity cannot be used: {e}"));
-    let mut roots = RootCertStore::empty();
-    roots.add(identity.platform_root.clone()).map_err(unusable)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(unusable)?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
-        .map_err(unusable)?;
-    config.alpn_protocols = vec![b"mqtt".to_vec()];
-    config.resumption = rustls::client::Resumption::disabled();
-    Ok(config)
 }

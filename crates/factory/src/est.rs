@@ -1,4 +1,15 @@
 //! EST, Enrolment over Secure Transport (RFC 7030, RFC 8951): paths, bodies and answers, without I/O.
+//!
+//! 1. this module: what a server reads and answers
+//! 2. [`client`]: what a device sends, and what it makes of the answers
+//! 3. [`Bundle`]: what a device is to trust, and where it connects (ours; EST's `cacerts` cannot tell hierarchies apart)
+
+mod attributes;
+mod bundle;
+pub mod client;
+
+pub use attributes::csr_attributes;
+pub use bundle::{BUNDLE_BYTES_MAX, Bundle, BundleFault, ROOTS_MAX};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -24,7 +35,7 @@ pub enum Operation {
     SimpleEnroll,
     /// A new certificate in place of the one that is shown.
     SimpleReenroll,
-    /// A key made by the server: not offered.
+    /// A certificate for a key that the server makes, where the profile allows it.
     ServerKeyGen,
     /// Full CMC: not offered.
     FullCmc,
@@ -41,6 +52,18 @@ impl Operation {
             "fullcmc" => Self::FullCmc,
             _ => return None,
         })
+    }
+
+    /// The last segment of its path.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CaCerts => "cacerts",
+            Self::CsrAttrs => "csrattrs",
+            Self::SimpleEnroll => "simpleenroll",
+            Self::SimpleReenroll => "simplereenroll",
+            Self::ServerKeyGen => "serverkeygen",
+            Self::FullCmc => "fullcmc",
+        }
     }
 
     /// The only method it has.
@@ -66,18 +89,11 @@ pub struct Target {
 impl Target {
     /// Reads a path. `None` if it is no EST path, or names an operation that does not exist.
     pub fn parse(path: &str) -> Option<Self> {
-        let rest = path.strip_prefix(BASE)?;
-        let (label, name) = match rest.split_once('/') {
-            Some((label, name)) => (Some(label), name),
-            None => (None, rest),
-        };
+        let (label, name) = split(path.strip_prefix(BASE)?);
         let operation = Operation::named(name)?;
-        let (tenant, profile) = match label {
-            None => (TenantId::default_tenant(), None),
-            Some(label) => match label.split_once('.') {
-                Some((tenant, profile)) => (TenantId::new(tenant).ok()?, Some(profile.to_owned())),
-                None => (TenantId::new(label).ok()?, None),
-            },
+        let (tenant, profile) = match label.and_then(|l| l.split_once('.')) {
+            Some((tenant, profile)) => (TenantId::new(tenant).ok()?, Some(profile.to_owned())),
+            None => (tenant_of(label)?, None),
         };
         Some(Self {
             tenant,
@@ -85,6 +101,66 @@ impl Target {
             operation,
         })
     }
+
+    /// The path that [`Target::parse`] reads.
+    pub fn path(&self) -> String {
+        let name = self.operation.name();
+        match &self.profile {
+            Some(profile) => format!("{BASE}{}.{profile}/{name}", self.tenant),
+            None if self.tenant == TenantId::default_tenant() => format!("{BASE}{name}"),
+            None => format!("{BASE}{}/{name}", self.tenant),
+        }
+    }
+}
+
+/// What this platform answers beside EST, for everybody: `/.well-known/countersign/[TENANT/]NAME`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extra {
+    /// What a device of the tenant is to trust, and where it connects: a [`Bundle`].
+    Bundle(TenantId),
+    /// The platform's signed time.
+    Time(TenantId),
+}
+
+impl Extra {
+    /// Where they live.
+    pub const BASE: &str = "/.well-known/countersign/";
+
+    /// Reads a path. `None` if it names nothing of it.
+    pub fn parse(path: &str) -> Option<Self> {
+        let (label, name) = split(path.strip_prefix(Self::BASE)?);
+        let tenant = tenant_of(label)?;
+        match name {
+            "bundle" => Some(Self::Bundle(tenant)),
+            "time" => Some(Self::Time(tenant)),
+            _ => None,
+        }
+    }
+
+    /// The path that [`Extra::parse`] reads.
+    pub fn path(&self) -> String {
+        let (tenant, name) = match self {
+            Self::Bundle(tenant) => (tenant, "bundle"),
+            Self::Time(tenant) => (tenant, "time"),
+        };
+        if *tenant == TenantId::default_tenant() {
+            format!("{}{name}", Self::BASE)
+        } else {
+            format!("{}{tenant}/{name}", Self::BASE)
+        }
+    }
+}
+
+/// `[LABEL/]NAME`
+fn split(rest: &str) -> (Option<&str>, &str) {
+    match rest.split_once('/') {
+        Some((label, name)) => (Some(label), name),
+        None => (None, rest),
+    }
+}
+
+fn tenant_of(label: Option<&str>) -> Option<TenantId> {
+    label.map_or(Some(TenantId::default_tenant()), |l| TenantId::new(l).ok())
 }
 
 /// Reads the body of an enrolment: base64 with white space anywhere (RFC 8951 section 3.1), and, liberally, PEM or DER.
@@ -140,9 +216,6 @@ pub fn base64_encode(der: &[u8], lines: Lines) -> String {
 
 const SIGNED_DATA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.7.2");
 const DATA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.7.1");
-const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-const SECP256R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
-const ECDSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
 
 /// Certificates as a CMS SignedData without signers, "certs-only" (RFC 5652 section 5.1, RFC 7030 section 4.1.3).
 pub fn certs_only(certificates: &[&[u8]]) -> Vec<u8> {
@@ -154,14 +227,6 @@ pub fn certs_only(certificates: &[&[u8]]) -> Vec<u8> {
         &tlv(0x31, &[]),
     ]);
     sequence(&[&oid(SIGNED_DATA), &tlv(0xa0, &[&signed_data])])
-}
-
-/// CSR attributes (RFC 7030 section 4.5.2): a P-256 key, signed with SHA-256.
-pub fn csr_attributes() -> Vec<u8> {
-    sequence(&[
-        &sequence(&[&oid(EC_PUBLIC_KEY), &tlv(0x31, &[&oid(SECP256R1)])]),
-        &oid(ECDSA_SHA256),
-    ])
 }
 
 #[cfg(test)]
@@ -186,6 +251,20 @@ mod tests {
             read("/.well-known/est/acme.short/simplereenroll"),
             some("acme", Some("short"), Operation::SimpleReenroll)
         );
+        for path in [
+            "/.well-known/est/cacerts",
+            "/.well-known/est/acme/simpleenroll",
+            "/.well-known/est/acme.short/simplereenroll",
+        ] {
+            assert_eq!(Target::parse(path).unwrap().path(), path);
+        }
+        for path in [
+            "/.well-known/countersign/bundle",
+            "/.well-known/countersign/acme/time",
+        ] {
+            assert_eq!(Extra::parse(path).unwrap().path(), path);
+        }
+        assert_eq!(Extra::parse("/.well-known/countersign/devices"), None);
         for bad in [
             "/",
             "/.well-known/est/",

@@ -5,18 +5,25 @@
 //! 3. [`renewal_proof`]: that the holder of an old key asks for a certificate for a new one
 //! 4. [`profile`]: what certificates of one kind hold
 //! 5. [`grant`]: who may be issued what; [`grant::EnrolmentGrant`] has no other way to exist
-//! 6. [`est`]: enrolment over secure transport: paths, bodies, answers
-//! 7. [`RevocationReason`]: why a certificate ended before its time
+//! 6. [`batch`]: a planned number of identities, and what may enter
+//! 7. [`station`]: offline factory stations: terms, journal, account
+//! 8. [`est`]: enrolment over secure transport: paths, bodies, answers
+//! 9. [`pkcs12`]: key and certificates in one file
+//! 10. [`RevocationReason`]: why a certificate ended before its time
 
+pub mod batch;
 pub mod est;
 pub mod grant;
 pub mod key;
+pub mod pkcs12;
 pub mod profile;
 pub mod renewal_proof;
 pub mod request;
 mod revocation;
+pub mod station;
 pub mod tlv;
 
+pub use batch::{Batch, BatchRefusal, BatchStanding, BatchState, DeviceStart, SigningWindow};
 pub use grant::{EnrolmentGrant, ServerGrant};
 pub use key::SoftwareKey;
 pub use profile::{KeyKind, Profile, ProfileKind};

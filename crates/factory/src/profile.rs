@@ -72,6 +72,8 @@ pub struct Profile {
     pub san_uri: String,
     /// Whether the server may make the key (EST serverkeygen). The key then travels, and is not kept.
     pub server_keys: bool,
+    /// Whether the renewal lane may issue for the key of the expired certificate.
+    pub lane_same_key: bool,
 }
 
 impl Default for Profile {
@@ -84,6 +86,7 @@ impl Default for Profile {
             new_key: false,
             san_uri: String::new(),
             server_keys: false,
+            lane_same_key: false,
         }
     }
 }
@@ -140,6 +143,12 @@ impl Profile {
         if self.keys.is_empty() {
             return Err(format!(
                 "profile {}: keys is empty, so nothing could be issued",
+                self.name
+            ));
+        }
+        if self.server_keys && !self.keys.contains(&KeyKind::P256) {
+            return Err(format!(
+                "profile {}: server_keys makes P-256 keys, and keys does not have p256",
                 self.name
             ));
         }

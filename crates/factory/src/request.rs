@@ -1,6 +1,8 @@
 //! Requests for certificates, PKCS#10 (RFC 2986). From a request only the public key is taken: names and extensions in
 //! it are wishes, and certificates are built from the profile and the registry.
 
+use const_oid::ObjectIdentifier;
+use countersign_identity::certificate::{ATTRIBUTE_COMMON_NAME, KeyAlgorithm, attribute_texts};
 use countersign_identity::signed::{SignatureFault, Signed, Signer};
 use countersign_identity::{DeviceId, Fingerprint};
 use der::asn1::{BitString, SetOfVec, Utf8StringRef};
@@ -11,6 +13,7 @@ use x509_cert::name::{Name, RdnSequence, RelativeDistinguishedName};
 use x509_cert::request::{CertReq, CertReqInfo, Version};
 
 use crate::key::KeyFault;
+use crate::profile::KeyKind;
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,12 +62,43 @@ impl ProvenKey {
     }
 }
 
+/// challengePassword (RFC 2985 section 5.4.1).
+const CHALLENGE_PASSWORD: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.9.7");
+/// id-aa-decryptKeyID (RFC 4108 section 2.2.5).
+const DECRYPT_KEY_ID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.9.16.2.37");
+/// id-aa-asymmDecryptKeyID (RFC 7030 section 4.4.1.2).
+const ASYMMETRIC_DECRYPT_KEY_ID: ObjectIdentifier =
+    ObjectIdentifier::new_unwrap("1.2.840.113549.1.9.16.2.54");
+
+/// Text of one of the types that names and passwords have.
+fn text_of(value: &Any) -> Option<String> {
+    use der::Tagged;
+    match value.tag() {
+        der::Tag::Utf8String | der::Tag::PrintableString | der::Tag::Ia5String => {
+            String::from_utf8(value.value().to_vec()).ok()
+        }
+        _ => None,
+    }
+}
+
 /// A request whose signature holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct CertificateRequest {
     key: ProvenKey,
     subject: String,
+    common_names: Vec<String>,
     der: Vec<u8>,
+    challenge_password: Option<String>,
+    wants_encrypted_key: bool,
+}
+
+impl std::fmt::Debug for CertificateRequest {
+    /// Without the challengePassword.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CertificateRequest")
+            .field("subject", &self.subject)
+            .finish_non_exhaustive()
+    }
 }
 
 impl CertificateRequest {
@@ -87,17 +121,48 @@ impl CertificateRequest {
         };
         let request = CertReq::from_der(bytes).map_err(malformed)?;
         let info = request.info.public_key;
+        // Before the signature: a key that is too weak is told as that, not as one that does not fit.
+        KeyKind::of(KeyAlgorithm::of(&info)).ok_or(RequestFault::Key)?;
         let signed = Signed::parse(bytes).map_err(|e| RequestFault::Malformed(e.to_string()))?;
         signed.verify(&info).map_err(|e| match e {
             SignatureFault::Malformed(what) => RequestFault::Malformed(what),
             SignatureFault::Algorithm => RequestFault::Key,
             SignatureFault::Invalid => RequestFault::Signature,
         })?;
+        let attributes = &request.info.attributes;
+        let challenge_password = attributes
+            .iter()
+            .find(|a| a.oid == CHALLENGE_PASSWORD)
+            .and_then(|a| text_of(a.values.iter().next()?));
         Ok(Self {
             key: ProvenKey { info },
+            common_names: attribute_texts(&request.info.subject, ATTRIBUTE_COMMON_NAME),
             subject: request.info.subject.to_string(),
             der: bytes.to_vec(),
+            challenge_password,
+            wants_encrypted_key: attributes
+                .iter()
+                .any(|a| a.oid == DECRYPT_KEY_ID || a.oid == ASYMMETRIC_DECRYPT_KEY_ID),
         })
+    }
+
+    /// The common name it wishes for, if there is one alone. It chooses among what its sender may have; it proves nothing.
+    pub fn common_name(&self) -> Option<&str> {
+        match self.common_names.as_slice() {
+            [one] if !one.is_empty() => Some(one),
+            _ => None,
+        }
+    }
+
+    /// The challengePassword attribute (RFC 2985 section 5.4.1), which EST uses to link the request to the TLS connection
+    /// (RFC 7030 section 3.5). It may be a secret: never log it.
+    pub fn challenge_password(&self) -> Option<&str> {
+        self.challenge_password.as_deref()
+    }
+
+    /// Whether it asks for a server-made key to be encrypted (RFC 7030 section 4.4.1).
+    pub fn wants_encrypted_key(&self) -> bool {
+        self.wants_encrypted_key
     }
 
     /// The request itself, DER: evidence for whoever is to judge it again.
@@ -115,6 +180,11 @@ impl CertificateRequest {
         &self.subject
     }
 
+    /// The common names it wishes for: what a factory may look a device up by, never what enters the certificate.
+    pub fn common_names(&self) -> &[String] {
+        &self.common_names
+    }
+
     /// Makes a request, in PEM, with the device id as common name. The key's half of enrolment, run on the device.
     ///
     /// # Errors
@@ -128,11 +198,31 @@ impl CertificateRequest {
     /// # Errors
     /// [`KeyFault`] if signing or encoding fails.
     pub fn with_name(key: &dyn Signer, name: &str) -> Result<String, KeyFault> {
+        Ok(pem("CERTIFICATE REQUEST", &Self::der_with_name(key, name)?))
+    }
+
+    /// The same in DER.
+    ///
+    /// # Errors
+    /// [`KeyFault`] if signing or encoding fails.
+    pub fn der_with_name(key: &dyn Signer, name: &str) -> Result<Vec<u8>, KeyFault> {
+        Self::sign(key, common_name(name).map_err(|_| KeyFault::Failed)?)
+    }
+
+    /// The same, in DER, with the subject of a certificate (DER of the name): what its renewal must ask for (RFC 7030
+    /// section 4.2.2).
+    ///
+    /// # Errors
+    /// [`KeyFault`] if the subject is none, or signing or encoding fails.
+    pub fn with_subject(key: &dyn Signer, subject: &[u8]) -> Result<Vec<u8>, KeyFault> {
+        Self::sign(key, Name::from_der(subject).map_err(|_| KeyFault::Failed)?)
+    }
+
+    fn sign(key: &dyn Signer, subject: Name) -> Result<Vec<u8>, KeyFault> {
         let failed = |_| KeyFault::Failed;
-        let name = common_name(name).map_err(failed)?;
         let info = CertReqInfo {
             version: Version::V1,
-            subject: name,
+            subject,
             public_key: key.public_key().clone(),
             attributes: SetOfVec::new(),
         };
@@ -143,14 +233,14 @@ impl CertificateRequest {
             algorithm: key.algorithm(),
             signature: BitString::from_bytes(&signature).map_err(failed)?,
         };
-        Ok(pem("CERTIFICATE REQUEST", &request.to_der().map_err(failed)?))
+        request.to_der().map_err(failed)
     }
 }
 
 fn common_name(text: &str) -> der::Result<Name> {
     let value = Any::encode_from(&Utf8StringRef::new(text)?)?;
     let attribute = AttributeTypeAndValue {
-        oid: countersign_identity::certificate::ATTRIBUTE_COMMON_NAME,
+        oid: ATTRIBUTE_COMMON_NAME,
         value,
     };
     let rdn = RelativeDistinguishedName::try_from(vec![attribute])?;

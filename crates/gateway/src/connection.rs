@@ -26,8 +26,10 @@ use tokio::sync::oneshot;
 
 use crate::buffers::{self, Buffers, INPUT_BYTES, Spill};
 use crate::exchange::{Accepted, Authorised, Greeting, Handshaken, Handshaking, Identification, Refused};
+use crate::handshake::config::Protocol;
 use crate::handshake::driver::{self, PassEnd};
 use crate::handshake::hello::{self, Hello};
+use crate::http::connection::HttpConnection;
 use crate::node::ConnectionSlot;
 use crate::session::entry::EndReason;
 use crate::session::grant;
@@ -43,6 +45,7 @@ const fn plain_alert(description: u8) -> [u8; 7] {
     [21, 3, 3, 0, 2, 2, description]
 }
 
+/// Where a connection stands.
 enum Phase {
     Hello(Box<Accepted>),
     Handshaking(Box<Handshaking>),
@@ -51,6 +54,8 @@ enum Phase {
     Learning(Box<Learning>),
     /// TLS is open; CONNECT is awaited, to learn in which version to answer what is already decided.
     Greeting(Box<Result<Authorised, Box<Refused>>>),
+    /// TLS is open, and ALPN chose HTTP: socket and TLS are in there.
+    Http(Box<HttpConnection>),
     Session(Box<Session>),
     /// The last word is in the output.
     Leaving {
@@ -72,7 +77,8 @@ struct Learning {
 pub(crate) struct Connection {
     phase: Phase,
     tls: Option<UnbufferedServerConnection>,
-    socket: TcpStream,
+    /// `None` once it speaks HTTP.
+    socket: Option<TcpStream>,
     slot: ConnectionSlot,
     timer: Arc<Timer>,
     spill: Option<Box<Spill>>,
@@ -84,13 +90,18 @@ impl Connection {
     pub(crate) fn new(slot: ConnectionSlot, socket: TcpStream, source: SocketAddr) -> Self {
         let node = slot.node.clone();
         let started = node.now();
-        let accepted = Accepted::new(node.next_exchange(started), started, source);
+        let accepted = Accepted::new(
+            node.next_exchange(started),
+            started,
+            source,
+            slot.port.name.clone(),
+        );
         let timer = node.wheel.timer();
         node.wheel.set(&timer, node.options.limits.handshake_timeout);
         Self {
             phase: Phase::Hello(Box::new(accepted)),
             tls: None,
-            socket,
+            socket: Some(socket),
             slot,
             timer,
             spill: None,
@@ -105,21 +116,34 @@ impl Connection {
     /// Turns until the socket has nothing more to give or to take. Records stay in the thread's buffer from the turn
     /// that makes them to the one that writes them.
     fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        buffers::lend(|b| {
+        let turned = buffers::lend(|b| {
             for _ in 0..TURNS_MAX {
-                if let Phase::Over = self.phase {
-                    return Poll::Ready(());
+                match self.phase {
+                    Phase::Over => return Some(Poll::Ready(())),
+                    Phase::Http(_) => return None,
+                    _ => {}
                 }
                 if self.turn(b, cx).is_pending() {
-                    return Poll::Pending;
+                    return Some(Poll::Pending);
                 }
             }
             if !b.records.is_empty() && !matches!(self.phase, Phase::Over) {
                 self.spill.get_or_insert_default().output.append(&mut b.records);
             }
             cx.waker().wake_by_ref();
-            Poll::Pending
-        })
+            Some(Poll::Pending)
+        });
+        // HTTP lends the thread's buffers itself, for as long as it reads.
+        match (turned, &mut self.phase) {
+            (None, Phase::Http(http)) => {
+                let over = http.poll(cx);
+                if over.is_ready() {
+                    self.gone();
+                }
+                over
+            }
+            (turned, _) => turned.unwrap_or(Poll::Ready(())),
+        }
     }
 
     /// One turn. `Pending`: nothing can be done before a waker calls.
@@ -153,7 +177,10 @@ impl Connection {
         }
         let kept = self.take_input(b);
         let mut read = ReadBuf::new(&mut b.input[kept..]);
-        match Pin::new(&mut self.socket).poll_read(cx, &mut read) {
+        let Some(socket) = &mut self.socket else {
+            return Poll::Ready(());
+        };
+        match Pin::new(socket).poll_read(cx, &mut read) {
             Poll::Pending => {
                 self.keep_input(b, 0, kept);
                 Poll::Pending
@@ -210,6 +237,8 @@ impl Connection {
                 self.phase = Phase::Session(session);
                 self.end_session(&end, b);
             }
+            // It watches its own deadlines.
+            http @ Phase::Http(_) => self.phase = http,
             Phase::Leaving { .. } | Phase::Draining { .. } | Phase::Over => self.gone(),
         }
     }
@@ -227,7 +256,10 @@ impl Connection {
         };
         let mut written = 0;
         while written < waiting.len() {
-            match Pin::new(&mut self.socket).poll_write(cx, &waiting[written..]) {
+            let Some(socket) = &mut self.socket else {
+                return Err(io::ErrorKind::NotConnected.into());
+            };
+            match Pin::new(socket).poll_write(cx, &waiting[written..]) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(n)) => written += n,
                 Poll::Ready(Err(e)) => return Err(e),
@@ -297,6 +329,11 @@ impl Connection {
         }
         self.tls = Some(tls);
         self.keep_input(b, pass.used, end);
+        if let (Phase::Greeting(_), PassEnd::Open) = (&self.phase, &pass.end)
+            && self.speaks_http()
+        {
+            return self.hand_over(b);
+        }
         match pass.end {
             PassEnd::Handshaking if end - pass.used > UNREAD_MAX => {
                 let error = rustls::Error::General("a handshake message is larger than any".into());
@@ -348,7 +385,7 @@ impl Connection {
                 return false;
             }
         };
-        let tls = match UnbufferedServerConnection::new(node.tls.clone()) {
+        let tls = match UnbufferedServerConnection::new(self.slot.port.tls.clone()) {
             Ok(tls) => tls,
             Err(e) => {
                 self.refuse_wordless(
@@ -410,8 +447,35 @@ impl Connection {
         if let Some(spill) = &mut self.spill {
             b.plaintext.append(&mut spill.plaintext);
         }
+        if let Phase::Greeting(_) = self.phase
+            && self.speaks_http()
+        {
+            return self.hand_over(b);
+        }
         self.packets(b);
         self.seal(b);
+    }
+
+    fn speaks_http(&self) -> bool {
+        self.tls
+            .as_ref()
+            .is_some_and(|tls| Protocol::of(tls.alpn_protocol()) == Protocol::Http)
+    }
+
+    /// From here on it is HTTP: what was read and what is to be written goes along.
+    fn hand_over(&mut self, b: &mut Buffers) {
+        let Phase::Greeting(decided) = std::mem::replace(&mut self.phase, Phase::Over) else {
+            return;
+        };
+        let (Some(socket), Some(tls)) = (self.socket.take(), self.tls.take()) else {
+            return;
+        };
+        let mut spill = self.spill.take().map(|s| *s).unwrap_or_default();
+        spill.plaintext.append(&mut b.plaintext);
+        spill.output.append(&mut b.records);
+        let (timer, node) = (self.timer.clone(), self.slot.node.clone());
+        let http = HttpConnection::new(socket, tls, spill, decided, timer, node);
+        self.phase = Phase::Http(Box::new(http));
     }
 
     /// Acts on the whole packets of the plaintext.
@@ -627,7 +691,8 @@ impl Connection {
                 session.end(&EndReason::ConnectionLost.into(), &node, &mut unsaid);
                 self.leaving = Some(session.entry().clone());
             }
-            Phase::Leaving { .. } | Phase::Draining { .. } | Phase::Over => {}
+            // It ends by being dropped.
+            Phase::Http(_) | Phase::Leaving { .. } | Phase::Draining { .. } | Phase::Over => {}
         }
         self.gone();
     }
@@ -643,9 +708,10 @@ impl Connection {
 
     /// The output is written: nothing more comes from us.
     fn half_close(&mut self, drain: bool, cx: &mut Context<'_>) -> Poll<()> {
-        match Pin::new(&mut self.socket).poll_shutdown(cx) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(_) => {}
+        if let Some(socket) = &mut self.socket
+            && Pin::new(socket).poll_shutdown(cx).is_pending()
+        {
+            return Poll::Pending;
         }
         if let Some(entry) = self.leaving.take() {
             self.slot.node.sessions.remove(&entry);
@@ -668,7 +734,10 @@ impl Connection {
             return Poll::Ready(());
         };
         let mut read = ReadBuf::new(&mut b.input);
-        match Pin::new(&mut self.socket).poll_read(cx, &mut read) {
+        let Some(socket) = &mut self.socket else {
+            return Poll::Ready(());
+        };
+        match Pin::new(socket).poll_read(cx, &mut read) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) if !read.filled().is_empty() && read.filled().len() < *left => {
                 *left -= read.filled().len();

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use countersign_identity::{DeviceId, TenantId, Timestamp};
+use countersign_identity::{Clock, DeviceId, TenantId, Timestamp};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{ExchangeId, FactSource};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
-use crate::handshake::config::{ServerIdentity, ServerIdentityError, TlsMinimum, server_config};
+use crate::handshake::config::{ServerIdentity, ServerIdentityError, server_config};
+use crate::http::DeviceHttp;
 use crate::listen;
 use crate::metrics::Metrics;
-use crate::node::{Clock, GatewayOptions, Node};
+use crate::node::{DeviceListener, GatewayOptions, Node, Port};
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
 use crate::timer::Wheel;
@@ -33,6 +34,9 @@ pub enum BindError {
     /// The TLS configuration is not possible.
     #[error(transparent)]
     Tls(#[from] ServerIdentityError),
+    /// There is nothing to open.
+    #[error("no listener for devices is configured")]
+    None,
 }
 
 /// A session, as shown to operators.
@@ -48,7 +52,7 @@ pub struct SessionView {
     pub exchange: ExchangeId,
     /// Where it comes from.
     pub source: SocketAddr,
-    /// `mqtt-3.1.1` or `mqtt-5`.
+    /// `mqtt-3.1.1`, `mqtt-5` or `http/1.1`.
     pub protocol: &'static str,
     /// `TLSv1.3` or `TLSv1.2`.
     pub tls_version: &'static str,
@@ -56,46 +60,86 @@ pub struct SessionView {
     pub started: Timestamp,
 }
 
-/// One open device port and all that is connected to it.
+/// What a gateway stands on.
+pub struct Foundation {
+    /// The server certificate and its key.
+    pub identity: Arc<ServerIdentity>,
+    /// What decisions are made on.
+    pub facts: Arc<dyn FactSource>,
+    /// Where exchanges are recorded and first contacts decided.
+    pub sink: Arc<dyn ExchangeSink>,
+    /// What answers HTTP requests of admitted devices.
+    pub http: Arc<dyn DeviceHttp>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The open device listeners and all that is connected to them.
 pub struct Gateway {
     node: Arc<Node>,
     identity: Arc<ServerIdentity>,
-    address: SocketAddr,
-    accepting: JoinHandle<()>,
+    addresses: Vec<(String, SocketAddr)>,
+    accepting: Vec<JoinHandle<()>>,
 }
 
 impl Gateway {
-    /// Opens the port and serves it. Port 0 takes any free one.
+    /// Opens all listeners, then serves them.
     ///
     /// # Errors
-    /// [`BindError`] if the address or the TLS configuration cannot be used.
+    /// [`BindError`] if there is none, or an address or the TLS configuration cannot be used; then none is open.
     pub fn start(
-        address: SocketAddr,
+        listeners: &[DeviceListener],
         options: GatewayOptions,
-        minimum: TlsMinimum,
-        identity: Arc<ServerIdentity>,
-        facts: Arc<dyn FactSource>,
-        sink: Arc<dyn ExchangeSink>,
-        clock: Arc<dyn Clock>,
+        foundation: Foundation,
     ) -> Result<Self, BindError> {
-        let tls = server_config(identity.clone(), minimum)?;
-        let failed = |source| BindError::Address { address, source };
-        let listener = listen::bind(address).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let node = Arc::new(Node::new(options, facts, sink, clock, tls));
+        let Foundation {
+            identity,
+            facts,
+            sink,
+            http,
+            clock,
+        } = foundation;
+        let mut open = Vec::with_capacity(listeners.len());
+        let mut addresses = Vec::with_capacity(listeners.len());
+        for listener in listeners {
+            let tls = server_config(identity.clone(), listener.tls_minimum, &listener.protocols)?;
+            let failed = |source| BindError::Address {
+                address: listener.address,
+                source,
+            };
+            let socket = listen::bind(listener.address).map_err(failed)?;
+            addresses.push((listener.name.clone(), socket.local_addr().map_err(failed)?));
+            let name = listener.name.as_str().into();
+            open.push((socket, Arc::new(Port { name, tls })));
+        }
+        if open.is_empty() {
+            return Err(BindError::None);
+        }
+        let node = Arc::new(Node::new(options, facts, sink, clock, http));
         tokio::spawn(Wheel::run(Arc::downgrade(&node.wheel)));
-        let accepting = tokio::spawn(listen::accept(listener, node.clone()));
+        let accepting = open
+            .into_iter()
+            .map(|(socket, port)| tokio::spawn(listen::accept(socket, port, node.clone())))
+            .collect();
         Ok(Self {
             node,
             identity,
-            address,
+            addresses,
             accepting,
         })
     }
 
-    /// Where it listens.
+    /// Where the first listener listens.
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        // There is always one: `start` refuses to make a gateway without.
+        self.addresses
+            .first()
+            .map_or(SocketAddr::from(([0, 0, 0, 0], 0)), |(_, address)| *address)
+    }
+
+    /// Where each listener listens, by its name.
+    pub fn local_addrs(&self) -> &[(String, SocketAddr)] {
+        &self.addresses
     }
 
     /// What it counts.
@@ -156,16 +200,22 @@ impl Gateway {
     /// Closes the port, then ends all sessions with "server shutting down", and waits for them at most `patience`.
     pub async fn shut_down(&self, patience: Duration) -> CutoffReport {
         self.node.draining.store(true, Ordering::Release);
-        self.accepting.abort();
+        self.stop_accepting();
         let all = self.node.sessions.filter(|_| true);
         cutoff::end(&self.node, all, EndReason::ServerShutdown)
             .wait(patience)
             .await
     }
+
+    fn stop_accepting(&self) {
+        for task in &self.accepting {
+            task.abort();
+        }
+    }
 }
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.stop_accepting();
     }
 }

@@ -8,6 +8,7 @@
 //! 4. [`exchange`]: the stages as types that consume each other, and their record
 //! 5. [`session`]: register, then check; packets; cut-off
 //! 6. [`data`]: the router behind PUBLISH and SUBSCRIBE
+//! 7. [`http`]: HTTP in place of MQTT, through the same stages
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock and passes `now` to the cores"
@@ -19,6 +20,7 @@ pub mod data;
 pub mod exchange;
 mod gateway;
 pub mod handshake;
+pub mod http;
 pub mod limits;
 mod listen;
 pub mod metrics;
@@ -26,10 +28,12 @@ pub mod node;
 pub mod session;
 mod timer;
 
-pub use gateway::{BindError, Gateway, SessionView};
-pub use handshake::config::{ServerIdentity, ServerIdentityError, TlsMinimum};
+pub use countersign_identity::Clock;
+pub use gateway::{BindError, Foundation, Gateway, SessionView};
+pub use handshake::config::{Protocol, ServerIdentity, ServerIdentityError, TlsMinimum};
+pub use http::{AdmittedDevice, DeviceHttp, NoHttp};
 pub use limits::Limits;
 pub use metrics::Metrics;
-pub use node::{Clock, GatewayOptions, SystemClock};
+pub use node::{DeviceListener, GatewayOptions};
 pub use session::EndReason;
 pub use session::cutoff::{Cutoff, CutoffReport, Touched};

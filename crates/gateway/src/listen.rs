@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use crate::connection::Connection;
 use crate::exchange::Accepted;
 use crate::metrics::count;
-use crate::node::Node;
+use crate::node::{Node, Port};
 
 /// Connections that wait in the kernel while a storm is accepted.
 const BACKLOG: u32 = 4096;
@@ -32,7 +32,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts until it is dropped.
-pub(crate) async fn accept(listener: TcpListener, node: Arc<Node>) {
+pub(crate) async fn accept(listener: TcpListener, port: Arc<Port>, node: Arc<Node>) {
     loop {
         let (socket, source) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -43,7 +43,7 @@ pub(crate) async fn accept(listener: TcpListener, node: Arc<Node>) {
             }
         };
         count(&node.metrics.accepted);
-        match node.admit(source) {
+        match node.admit(&port, source) {
             Ok(slot) => {
                 // Without it a CONNACK can wait 40 ms for the peer's delayed acknowledgement.
                 let _ = socket.set_nodelay(true);
@@ -51,7 +51,7 @@ pub(crate) async fn accept(listener: TcpListener, node: Arc<Node>) {
             }
             Err(code) => {
                 let started = node.now();
-                let accepted = Accepted::new(node.next_exchange(started), started, source);
+                let accepted = Accepted::new(node.next_exchange(started), started, source, port.name.clone());
                 accepted.refuse(Denial::from(code)).conclude(&node);
             }
         }

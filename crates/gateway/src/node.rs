@@ -3,9 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::SystemTime;
 
-use countersign_identity::Timestamp;
+use countersign_identity::{Clock, Timestamp};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{
     Denial, DenialCode, ExchangeId, ExchangeRecord, FactSource, Outcome, Possession, Stage, StageOutcome,
@@ -15,36 +14,36 @@ use parking_lot::Mutex;
 use rustls::ServerConfig;
 
 use crate::data::embedded::Router;
+use crate::handshake::config::{Protocol, TlsMinimum};
+use crate::http::DeviceHttp;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::session::entry::SessionEntry;
 use crate::session::index::SessionIndex;
 use crate::timer::Wheel;
 
-/// Tells the time. The process has one; a test may hold it still or move it.
-pub trait Clock: Send + Sync {
-    /// The time now.
-    fn now(&self) -> Timestamp;
+/// One address where devices connect.
+#[derive(Clone, Debug)]
+pub struct DeviceListener {
+    /// Its name in ledger and log.
+    pub name: String,
+    /// Where it listens; port 0 takes any free one.
+    pub address: SocketAddr,
+    /// The lowest TLS version.
+    pub tls_minimum: TlsMinimum,
+    /// What may be spoken, chosen by ALPN.
+    pub protocols: Vec<Protocol>,
 }
 
-/// The machine's clock.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> Timestamp {
-        let since = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-    }
+/// An open listener, as its connections see it.
+pub(crate) struct Port {
+    pub(crate) name: Arc<str>,
+    pub(crate) tls: Arc<ServerConfig>,
 }
 
-/// How a gateway listens and what it allows.
+/// What a gateway is called and what it allows.
 #[derive(Clone, Debug)]
 pub struct GatewayOptions {
-    /// The listener's name in ledger, log and metrics.
-    pub listener: String,
     /// The platform's own host names, lower case: a device that asks for one of them has not chosen a tenant by it.
     pub host_names: Vec<String>,
     /// The limits.
@@ -56,7 +55,7 @@ pub(crate) struct Node {
     pub(crate) facts: Arc<dyn FactSource>,
     pub(crate) sink: Arc<dyn ExchangeSink>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) http: Arc<dyn DeviceHttp>,
     pub(crate) wheel: Arc<Wheel>,
     pub(crate) metrics: Metrics,
     pub(crate) sessions: SessionIndex,
@@ -73,14 +72,14 @@ impl Node {
         facts: Arc<dyn FactSource>,
         sink: Arc<dyn ExchangeSink>,
         clock: Arc<dyn Clock>,
-        tls: Arc<ServerConfig>,
+        http: Arc<dyn DeviceHttp>,
     ) -> Self {
         Self {
             options,
             facts,
             sink,
             clock,
-            tls,
+            http,
             wheel: Arc::new(Wheel::new()),
             metrics: Metrics::default(),
             sessions: SessionIndex::default(),
@@ -125,7 +124,7 @@ impl Node {
             id: self.next_exchange(now),
             started: now,
             source: entry.source,
-            listener: self.options.listener.clone(),
+            listener: entry.listener.to_string(),
             outcome: Outcome::Refused,
             stages: vec![StageRecord {
                 stage: Stage::FirstData,
@@ -162,7 +161,11 @@ impl Node {
     }
 
     /// Admission control before any cryptography: counts the connection in, or says why not.
-    pub(crate) fn admit(self: &Arc<Self>, source: SocketAddr) -> Result<ConnectionSlot, DenialCode> {
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        port: &Arc<Port>,
+        source: SocketAddr,
+    ) -> Result<ConnectionSlot, DenialCode> {
         let limits = &self.options.limits;
         if self.draining.load(Ordering::Acquire) {
             return Err(DenialCode::Draining);
@@ -185,6 +188,7 @@ impl Node {
         self.metrics.handshakes.fetch_add(1, Ordering::Relaxed);
         Ok(ConnectionSlot {
             node: self.clone(),
+            port: port.clone(),
             source: source.ip(),
             handshaking: true,
         })
@@ -194,6 +198,7 @@ impl Node {
 /// One counted connection; dropping it counts it out.
 pub(crate) struct ConnectionSlot {
     pub(crate) node: Arc<Node>,
+    pub(crate) port: Arc<Port>,
     source: IpAddr,
     handshaking: bool,
 }

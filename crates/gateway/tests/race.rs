@@ -6,7 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use countersign_gateway::{
-    Gateway, GatewayOptions, Limits, ServerIdentity, SystemClock, TlsMinimum, Touched,
+    DeviceListener, Foundation, Gateway, GatewayOptions, Limits, NoHttp, Protocol, ServerIdentity,
+    TlsMinimum, Touched,
 };
 use countersign_identity::{
     AnchorIndex, AnchorState, AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, IdentityRule,
@@ -18,7 +19,7 @@ use countersign_policy::{
     Admission, ClientIdMode, CredentialFacts, DeviceFacts, FactSource, LifecycleMove, LifecycleState,
 };
 use countersign_registry::{
-    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry,
+    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, SystemClock,
 };
 use countersign_testkit::client::{Attempt, connect};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
@@ -153,17 +154,23 @@ fn world() -> World {
     let gateway = {
         let _inside = runtime.enter();
         Gateway::start(
-            "127.0.0.1:0".parse().unwrap(),
+            &[DeviceListener {
+                name: "devices".into(),
+                address: "127.0.0.1:0".parse().unwrap(),
+                tls_minimum: TlsMinimum::Tls12,
+                protocols: Protocol::ALL.to_vec(),
+            }],
             GatewayOptions {
-                listener: "devices".into(),
                 host_names: vec!["localhost".into()],
                 limits: Limits::default(),
             },
-            TlsMinimum::Tls12,
-            Arc::new(ServerIdentity::new(server.chain, server.key).unwrap()),
-            facts.clone(),
-            registry.clone(),
-            Arc::new(SystemClock),
+            Foundation {
+                identity: Arc::new(ServerIdentity::new(server.chain, server.key).unwrap()),
+                facts: facts.clone(),
+                sink: registry.clone(),
+                http: Arc::new(NoHttp),
+                clock: Arc::new(SystemClock),
+            },
         )
         .unwrap()
     };

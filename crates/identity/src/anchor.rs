@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::CertificateDer;
 
 use crate::certificate::{CertificateError, CertificateFacts};
 use crate::id::{AuthorityId, Generation, TenantId};
+use crate::path::NameRules;
+use crate::raw::{RawCertificate, RawKey};
+use crate::revocation::KeptLists;
 use crate::rule::IdentityRule;
 
 /// Whether certificates of an authority may be admitted.
@@ -65,9 +68,13 @@ pub struct Anchor {
     pub generation: Generation,
     /// Where its certificates carry the device id.
     pub identity_rule: IdentityRule,
-    /// What its certificate says; webpki looks at none of it in an anchor, so the chain check does.
+    /// What its certificate says. RFC 5280 section 6 looks at none of it in an anchor; the chain check does.
     pub facts: CertificateFacts,
-    trust: TrustAnchor<'static>,
+    /// SubjectPublicKeyInfo.
+    key: Box<[u8]>,
+    names: Option<Box<NameRules>>,
+    /// `None`: no revocation list is kept for it, and none is asked.
+    lists: Option<Arc<KeptLists>>,
 }
 
 impl Anchor {
@@ -84,10 +91,17 @@ impl Anchor {
         der: &[u8],
     ) -> Result<Self, CertificateError> {
         let facts = CertificateFacts::parse(der)?;
-        let der = CertificateDer::from(der);
-        let trust = webpki::anchor_from_trusted_cert(&der)
-            .map_err(|e| CertificateError::of_anchor(&e))?
-            .to_owned();
+        let raw = RawCertificate::parse(der).map_err(CertificateError::of_anchor)?;
+        if !raw.key.is_usable() {
+            return Err(CertificateError::of_anchor("no accepted algorithm uses its key"));
+        }
+        let key = raw.key.der.into();
+        let names = match facts.path.constrains_names {
+            true => NameRules::parse(der)
+                .map_err(CertificateError::of_anchor)?
+                .map(Box::new),
+            false => None,
+        };
         Ok(Self {
             tenant,
             authority,
@@ -95,12 +109,29 @@ impl Anchor {
             generation,
             identity_rule,
             facts,
-            trust,
+            key,
+            names,
+            lists: None,
         })
     }
 
-    pub(crate) fn trust(&self) -> &TrustAnchor<'static> {
-        &self.trust
+    /// With the revocation lists that are kept for it.
+    #[must_use]
+    pub fn with_lists(mut self, lists: Option<Arc<KeptLists>>) -> Self {
+        self.lists = lists;
+        self
+    }
+
+    pub(crate) fn lists(&self) -> Option<&KeptLists> {
+        self.lists.as_deref()
+    }
+
+    pub(crate) fn key(&self) -> Result<RawKey<'_>, der::Error> {
+        RawKey::parse(&self.key)
+    }
+
+    pub(crate) fn names(&self) -> Option<&NameRules> {
+        self.names.as_deref()
     }
 }
 
@@ -119,8 +150,10 @@ impl StoredIntermediate {
     /// Takes a certificate.
     ///
     /// # Errors
-    /// If the DER cannot be read as a certificate.
+    /// If the DER cannot be read as a certificate that a path may lead through.
     pub fn new(tenant: TenantId, der: &[u8]) -> Result<Self, CertificateError> {
+        // One that no path can lead through would refuse every chain that it is added to.
+        RawCertificate::parse(der).map_err(CertificateError::of_anchor)?;
         Ok(Self {
             tenant,
             facts: CertificateFacts::parse(der)?,

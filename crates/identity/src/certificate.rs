@@ -31,8 +31,8 @@ const HARDWARE_MODULE_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3
 pub struct CertificateError(String);
 
 impl CertificateError {
-    pub(crate) fn of_anchor(e: &webpki::Error) -> Self {
-        Self(format!("its key cannot serve as an anchor ({e})"))
+    pub(crate) fn of_anchor(why: impl std::fmt::Display) -> Self {
+        Self(format!("it cannot vouch for others ({why})"))
     }
 }
 
@@ -84,6 +84,53 @@ pub struct CertificateFacts {
     pub public_key_sha256: Fingerprint,
     /// The public key's algorithm.
     pub key_algorithm: KeyAlgorithm,
+    /// What path validation looks at besides.
+    #[serde(skip)]
+    pub(crate) path: PathFacts,
+}
+
+/// What a certificate says to path validation alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PathFacts {
+    /// Why no path may lead through it: its version, or an extension that is critical and not known, or there twice.
+    pub(crate) fault: Option<Box<str>>,
+    /// It has nameConstraints.
+    pub(crate) constrains_names: bool,
+    /// It has policyConstraints or policyMappings.
+    pub(crate) constrains_policies: bool,
+}
+
+/// The extensions that path validation processes when they are critical (RFC 5280 section 4.2.1), by the last number
+/// of id-ce: keyUsage, subjectAltName, basicConstraints, nameConstraints, cRLDistributionPoints, certificatePolicies,
+/// policyMappings, policyConstraints, extKeyUsage, inhibitAnyPolicy.
+const PROCESSED: [u8; 10] = [15, 17, 19, 30, 31, 32, 33, 36, 37, 54];
+
+impl PathFacts {
+    fn of(tbs: &x509_cert::TbsCertificate) -> Self {
+        let extensions = tbs.extensions().map(Vec::as_slice).unwrap_or_default();
+        let mut facts = Self::default();
+        if tbs.version() != x509_cert::Version::V3 {
+            facts.fault = Some("its version is not 3".into());
+        }
+        for (n, extension) in extensions.iter().enumerate() {
+            let processed = match extension.extn_id.as_bytes() {
+                [0x55, 0x1d, last] => {
+                    facts.constrains_names |= *last == 30;
+                    facts.constrains_policies |= *last == 33 || *last == 36;
+                    PROCESSED.contains(last)
+                }
+                _ => false,
+            };
+            if extension.critical && !processed {
+                facts.fault =
+                    Some(format!("its critical extension {} is not known", extension.extn_id).into());
+            }
+            if extensions[..n].iter().any(|e| e.extn_id == extension.extn_id) {
+                facts.fault = Some(format!("it has extension {} twice", extension.extn_id).into());
+            }
+        }
+        facts
+    }
 }
 
 /// A certificate's claim to be a CA (RFC 5280 section 4.2.1.9).
@@ -100,6 +147,9 @@ pub struct KeyUsageFacts {
     pub digital_signature: bool,
     /// keyCertSign: needed to issue certificates.
     pub key_cert_sign: bool,
+    /// cRLSign: needed to sign revocation lists.
+    #[serde(default)]
+    pub crl_sign: bool,
 }
 
 /// Algorithm and size of a public key.
@@ -214,6 +264,7 @@ impl CertificateFacts {
             .map(|(_, u)| KeyUsageFacts {
                 digital_signature: u.0.contains(KeyUsages::DigitalSignature),
                 key_cert_sign: u.0.contains(KeyUsages::KeyCertSign),
+                crl_sign: u.0.contains(KeyUsages::CRLSign),
             });
         let extended_key_usage = tbs
             .get_extension::<ExtendedKeyUsage>()
@@ -248,6 +299,7 @@ impl CertificateFacts {
             subject_key_id,
             public_key_sha256: Fingerprint::of(&spki.to_der().map_err(fault)?),
             key_algorithm: KeyAlgorithm::of(spki),
+            path: PathFacts::of(tbs),
         })
     }
 
@@ -258,9 +310,14 @@ impl CertificateFacts {
 
     /// Whether it may authenticate a TLS client: the extension is absent or names clientAuth.
     pub fn allows_client_auth(&self) -> bool {
+        self.allows(&EKU_CLIENT_AUTH)
+    }
+
+    /// Whether extKeyUsage is absent or names this purpose. anyExtendedKeyUsage does not count.
+    pub(crate) fn allows(&self, purpose: &ObjectIdentifier) -> bool {
         match &self.extended_key_usage {
             None => true,
-            Some(list) => list.iter().any(|o| *o == EKU_CLIENT_AUTH.to_string()),
+            Some(list) => list.iter().any(|o| *o == purpose.to_string()),
         }
     }
 
@@ -302,7 +359,7 @@ fn time_of(t: x509_cert::time::Time) -> Timestamp {
 }
 
 /// All values of one attribute that are text; values of other types do not count as an identity.
-fn attribute_texts(name: &x509_cert::name::Name, oid: ObjectIdentifier) -> Vec<String> {
+pub fn attribute_texts(name: &x509_cert::name::Name, oid: ObjectIdentifier) -> Vec<String> {
     name.iter()
         .filter(|a| a.oid == oid)
         .map(|a| {

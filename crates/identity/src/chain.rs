@@ -1,17 +1,21 @@
 //! From presented certificates to a [`VerifiedChain`], or a [`ChainFault`].
 //!
-//! webpki builds and checks the path (RFC 5280 section 6); what it does not look at is checked here: the anchor's own
-//! state, dates and path length, keyUsage bits, and that the chain's tenant is the one that was asked for.
+//! Here it is decided which anchors and stored intermediates a chain meets; `path` finds and checks the path (RFC 5280
+//! section 6), the anchor's own state, dates and path length included.
 
-use std::cell::RefCell;
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use rustls_pki_types::{CertificateDer, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+use const_oid::ObjectIdentifier;
+use rustls_pki_types::CertificateDer;
 
 use crate::anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
-use crate::certificate::CertificateFacts;
-use crate::id::TenantId;
+use crate::certificate::{CertificateFacts, EKU_CLIENT_AUTH, EKU_SERVER_AUTH};
+use crate::id::{AuthorityId, DeviceId, Generation, TenantId};
+use crate::path::{INTERMEDIATES_MAX, Node, Search};
+use crate::raw::RawCertificate;
+use crate::revocation::RevocationList;
+use crate::rule::IdentityRule;
 use crate::timestamp::Timestamp;
 
 /// The most certificates a client may send.
@@ -77,8 +81,8 @@ pub enum ChainFault {
         /// The first moment of validity.
         not_before: Timestamp,
     },
-    /// extKeyUsage without clientAuth, or keyUsage without digitalSignature.
-    #[error("the certificate is not for client authentication ({0})")]
+    /// extKeyUsage without the purpose, or keyUsage without digitalSignature.
+    #[error("the certificate is not for this purpose ({0})")]
     WrongUsage(&'static str),
     /// An issuer of the path may not issue certificates.
     #[error("an issuer of the chain may not issue certificates: {0}")]
@@ -89,6 +93,25 @@ pub enum ChainFault {
     /// A name constraint excludes the certificate.
     #[error("a name constraint of an issuer excludes the certificate")]
     NameConstraint,
+    /// An issuer demands a certificate policy that the path does not have.
+    #[error("an issuer of the chain demands a certificate policy that the chain does not have")]
+    Policy,
+    /// Its issuer's revocation list names a certificate of the path.
+    #[error("{subject:?} with serial {serial} is on its issuer's revocation list")]
+    Revoked {
+        /// Whose certificate, for people.
+        subject: String,
+        /// Its serial number.
+        serial: String,
+    },
+    /// No list that may be used says whether a certificate of the path is revoked.
+    #[error("no usable revocation list of {issuer:?} covers {subject:?}")]
+    RevocationUnknown {
+        /// Whose certificate, for people.
+        subject: String,
+        /// Whose list is missing or stale.
+        issuer: String,
+    },
     /// The key is too weak or of an unknown kind.
     #[error("the device's key is too weak or of an unknown kind")]
     WeakKey,
@@ -126,6 +149,60 @@ pub enum ChainFault {
     },
 }
 
+/// What a certificate is to be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Purpose {
+    /// To authenticate a TLS client: devices.
+    #[default]
+    Client,
+    /// To authenticate a TLS server.
+    Server,
+}
+
+impl Purpose {
+    pub(crate) fn usage(self) -> ObjectIdentifier {
+        match self {
+            Self::Client => EKU_CLIENT_AUTH,
+            Self::Server => EKU_SERVER_AUTH,
+        }
+    }
+
+    pub(crate) fn lacks(self) -> &'static str {
+        match self {
+            Self::Client => "extKeyUsage lacks clientAuth",
+            Self::Server => "extKeyUsage lacks serverAuth",
+        }
+    }
+
+    pub(crate) fn authority_lacks(self) -> &'static str {
+        match self {
+            Self::Client => "the authority's extKeyUsage lacks clientAuth",
+            Self::Server => "the authority's extKeyUsage lacks serverAuth",
+        }
+    }
+}
+
+/// What is asked of a chain. The default is what a device's chain must meet.
+#[derive(Debug, Clone, Copy)]
+pub struct ChainDemands<'a> {
+    /// What for.
+    pub purpose: Purpose,
+    /// The most intermediates of a path, up to 6.
+    pub intermediates_max: usize,
+    /// Every certificate of the path must be covered by one of these; `None` asks no list.
+    pub lists: Option<&'a [RevocationList]>,
+}
+
+impl Default for ChainDemands<'_> {
+    fn default() -> Self {
+        Self {
+            purpose: Purpose::Client,
+            intermediates_max: INTERMEDIATES_MAX,
+            lists: None,
+        }
+    }
+}
+
 /// A device certificate with a checked path to a registered anchor of one tenant, at one moment.
 ///
 /// Made only by [`VerifiedChain::verify`]. It does not say that the peer holds the key: the handshake does.
@@ -134,6 +211,8 @@ pub struct VerifiedChain {
     leaf: CertificateFacts,
     anchor: Arc<Anchor>,
     intermediates: usize,
+    /// Registered by fingerprint: the device that it is registered for.
+    pinned: Option<DeviceId>,
 }
 
 impl VerifiedChain {
@@ -151,6 +230,44 @@ impl VerifiedChain {
         intermediates: &[CertificateDer<'_>],
         now: Timestamp,
     ) -> Result<Self, ChainFault> {
+        let demands = ChainDemands::default();
+        Self::verify_for(&demands, anchors, tenant, leaf, leaf_der, intermediates, now)
+    }
+
+    /// The same, for other demands.
+    ///
+    /// # Errors
+    /// As [`VerifiedChain::verify`].
+    pub fn verify_for(
+        demands: &ChainDemands<'_>,
+        anchors: &AnchorIndex,
+        tenant: Option<&TenantId>,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: Timestamp,
+    ) -> Result<Self, ChainFault> {
+        Self::verify_at(
+            demands,
+            anchors,
+            tenant,
+            leaf,
+            leaf_der,
+            intermediates,
+            [now, now],
+        )
+    }
+
+    /// The same with two moments: one that the leaf's own dates are held against, and now.
+    fn verify_at(
+        demands: &ChainDemands<'_>,
+        anchors: &AnchorIndex,
+        tenant: Option<&TenantId>,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        [leaf_at, now]: [Timestamp; 2],
+    ) -> Result<Self, ChainFault> {
         let bytes = leaf_der.len() + intermediates.iter().map(|c| c.len()).sum::<usize>();
         if intermediates.len() + 1 > CHAIN_CERTIFICATES_MAX || bytes > CHAIN_BYTES_MAX {
             return Err(ChainFault::TooLarge {
@@ -160,56 +277,99 @@ impl VerifiedChain {
         }
         let above = intermediates
             .iter()
-            .map(|der| CertificateFacts::parse(der).map_err(|e| ChainFault::Malformed(e.to_string())))
+            .map(|der| {
+                CertificateFacts::parse(der)
+                    .map(|facts| (Cow::Owned(facts), der.as_ref()))
+                    .map_err(|e| ChainFault::Malformed(e.to_string()))
+            })
             .collect::<Result<Vec<_>, _>>()?;
         if leaf.ca.is_some() {
             return Err(ChainFault::CaAsLeaf);
         }
-        let completed = completed(anchors, tenant, &leaf, &above);
-        let intermediates: Vec<_> = intermediates
-            .iter()
-            .chain(completed.iter().map(|i| &i.der))
-            .map(|der| CertificateDer::from(der.as_ref()))
-            .collect();
-        let above: Vec<_> = above.iter().chain(completed.iter().map(|i| &i.facts)).collect();
-        let candidates = candidates(anchors, tenant, &leaf, &above)?;
-        let trust: Vec<_> = candidates.iter().map(|a| a.trust().clone()).collect();
-        let end_entity = EndEntityCert::try_from(leaf_der).map_err(|e| fault_of(e, &leaf, &candidates))?;
-        let time =
-            UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.unix_s().max(0).unsigned_abs()));
-        // Of several paths (cross-signed, overlapping roots) any that holds will do; the first fault is told if none does.
-        let first_fault = RefCell::new(None);
-        let examine = |path: &VerifiedPath<'_>| {
-            examine(path, &candidates, &intermediates, &above, now).map_err(|fault| {
-                first_fault.borrow_mut().get_or_insert(fault);
-                webpki::Error::UnknownIssuer
-            })
-        };
-        let path = end_entity
-            .verify_for_usage(
-                webpki::ALL_VERIFICATION_ALGS,
-                &trust,
-                &intermediates,
-                time,
-                KeyUsage::client_auth(),
-                None,
-                Some(&examine),
+        let (completed, truncated) = completed(anchors, tenant, &leaf, &above, now);
+        let above: Vec<(Cow<'_, CertificateFacts>, &[u8])> = above
+            .into_iter()
+            .chain(
+                completed
+                    .iter()
+                    .map(|i| (Cow::Borrowed(&i.facts), i.der.as_ref())),
             )
-            .map_err(|e| {
-                first_fault
-                    .take()
-                    .unwrap_or_else(|| fault_of(e, &leaf, &candidates))
+            .collect();
+        let (candidates, crowded) = candidates(anchors, tenant, &leaf, &above)?;
+        let nodes = std::iter::once(Node::new(&leaf, leaf_der))
+            .chain(above.iter().map(|(facts, der)| Node::new(facts, der)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let found = Search::new(nodes, &candidates, demands, leaf_at, now)
+            .run()
+            // Perhaps there is a path among what was left out: that is another answer than "there is none".
+            .map_err(|fault| match fault {
+                ChainFault::UnknownCa { .. } | ChainFault::BadSignature { .. } if truncated || crowded => {
+                    ChainFault::Budget
+                }
+                other => other,
             })?;
-        let anchor = anchor_of(&path, &candidates).ok_or_else(|| ChainFault::UnknownCa {
-            issuer: leaf.issuer_text.clone(),
-        })?;
-        let used = path.intermediate_certificates().count();
         check_leaf(&leaf)?;
+        let (anchor, intermediates) = (found.anchor, found.intermediates);
+        drop(above);
         Ok(Self {
             leaf,
             anchor,
-            intermediates: used,
+            intermediates,
+            pinned: None,
         })
+    }
+
+    /// Takes a self-signed certificate that is registered by its fingerprint for a device of `tenant`: there is no path, and
+    /// nothing in it is believed but its key, its dates and what it says it is for. That it calls itself a CA, as tools
+    /// do by default, means nothing: nothing is issued by it.
+    ///
+    /// The caller has looked the fingerprint up; an unregistered certificate never comes here.
+    ///
+    /// # Errors
+    /// [`ChainFault`]: of another tenant than was asked for, outside its dates, for another purpose, or with a weak key.
+    pub fn pinned(
+        tenant: &TenantId,
+        asked: Option<&TenantId>,
+        device: DeviceId,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        now: Timestamp,
+    ) -> Result<Self, ChainFault> {
+        if let Some(asked) = asked.filter(|asked| *asked != tenant) {
+            return Err(ChainFault::ForeignTenant { asked: asked.clone() });
+        }
+        check_pinned(&leaf, leaf_der)?;
+        if !leaf.is_valid_at(now) {
+            return Err(if now.unix_s() < leaf.not_before.unix_s() {
+                ChainFault::NotYetValid {
+                    not_before: leaf.not_before,
+                }
+            } else {
+                ChainFault::Expired {
+                    not_after: leaf.not_after,
+                }
+            });
+        }
+        let anchor = Anchor::new(
+            tenant.clone(),
+            AuthorityId::pinned(),
+            AnchorState::Active,
+            Generation(0),
+            IdentityRule::default(),
+            leaf_der,
+        )
+        .map_err(|e| ChainFault::Malformed(e.to_string()))?;
+        Ok(Self {
+            leaf,
+            anchor: Arc::new(anchor),
+            intermediates: 0,
+            pinned: Some(device),
+        })
+    }
+
+    /// The device that a certificate was registered for by its fingerprint; `None` if a chain vouches for it.
+    pub fn pinned_device(&self) -> Option<&DeviceId> {
+        self.pinned.as_ref()
     }
 
     /// What the device's certificate says.
@@ -233,68 +393,142 @@ impl VerifiedChain {
     }
 }
 
-/// The stored intermediates between what was sent and the anchors, for devices that send only their own certificate.
-/// Nothing is added where an anchor is known already, so whoever sends a whole chain pays nothing for it.
+/// A device certificate that has expired, and that everything else is right with: at the last moment of its validity it
+/// led to an authority that is registered and in force *now*.
+///
+/// It is no [`VerifiedChain`], and there is no way from one to the other, so that whatever lets devices in cannot take it:
+///
+/// ```compile_fail
+/// use countersign_identity::{ExpiredChain, VerifiedChain};
+/// fn let_in(_: VerifiedChain) {}
+/// fn try_it(expired: ExpiredChain) { let_in(expired) }
+/// ```
+///
+/// ```compile_fail
+/// use countersign_identity::{ExpiredChain, VerifiedChain};
+/// fn try_it(expired: ExpiredChain) -> VerifiedChain { expired.0 }
+/// ```
+#[derive(Debug, Clone)]
+pub struct ExpiredChain(VerifiedChain);
+
+impl ExpiredChain {
+    /// Checks the certificates of a client whose own has expired, leaf first: all that [`VerifiedChain::verify`] checks,
+    /// with the dates of everything above the leaf held against `now`.
+    ///
+    /// # Errors
+    /// [`ChainFault::NotYetValid`] if the leaf is not expired at all; else the first fault in the order of that type.
+    pub fn verify(
+        anchors: &AnchorIndex,
+        tenant: &TenantId,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: Timestamp,
+    ) -> Result<Self, ChainFault> {
+        if now.unix_s() <= leaf.not_after.unix_s() {
+            return Err(ChainFault::NotYetValid {
+                not_before: leaf.not_before,
+            });
+        }
+        let (demands, end) = (ChainDemands::default(), leaf.not_after);
+        VerifiedChain::verify_at(
+            &demands,
+            anchors,
+            Some(tenant),
+            leaf,
+            leaf_der,
+            intermediates,
+            [end, now],
+        )
+        .map(Self)
+    }
+
+    /// What the expired certificate says.
+    pub fn leaf(&self) -> &CertificateFacts {
+        self.0.leaf()
+    }
+
+    /// The registered authority that the path ends in.
+    pub fn anchor(&self) -> &Arc<Anchor> {
+        self.0.anchor()
+    }
+}
+
+/// The stored intermediates between what was sent and the anchors, for devices that send only their own certificate;
+/// and whether there were more than one chain may meet. Nothing is added where an anchor is known already, so whoever
+/// sends a whole chain pays nothing for it.
 fn completed(
     anchors: &AnchorIndex,
     tenant: Option<&TenantId>,
     leaf: &CertificateFacts,
-    above: &[CertificateFacts],
-) -> Vec<Arc<StoredIntermediate>> {
+    above: &[(Cow<'_, CertificateFacts>, &[u8])],
+    now: Timestamp,
+) -> (Vec<Arc<StoredIntermediate>>, bool) {
     let mut added: Vec<Arc<StoredIntermediate>> = Vec::new();
+    let mut truncated = false;
     let is_known = |c: &CertificateFacts| {
-        anchors.issuers_of(c).next().is_some() || above.iter().any(|a| a.subject_der == c.issuer_der)
+        anchors.issuers_of(c).next().is_some() || above.iter().any(|(a, _)| a.subject_der == c.issuer_der)
     };
-    for start in std::iter::once(leaf).chain(above) {
+    for start in std::iter::once(leaf).chain(above.iter().map(|(a, _)| a.as_ref())) {
         if is_known(start) {
             continue;
         }
-        let mut open = vec![start.clone()];
+        let mut open = vec![Cow::Borrowed(start)];
         while let Some(certificate) = open.pop() {
-            for stored in anchors.stored_issuers_of(tenant, &certificate) {
-                if added.len() >= COMPLETED_MAX {
-                    return added;
-                }
+            let stored = anchors.stored_issuers_of(tenant, &certificate);
+            // Those that can hold a path now come first, and take the few places there are.
+            let (usable, rest): (Vec<_>, Vec<_>) = stored.partition(|i| i.facts.is_valid_at(now));
+            for stored in usable.into_iter().chain(rest) {
                 if added.iter().any(|a| Arc::ptr_eq(a, stored)) {
                     continue;
                 }
+                if added.len() >= COMPLETED_MAX {
+                    truncated = true;
+                    break;
+                }
                 added.push(stored.clone());
                 if !is_known(&stored.facts) {
-                    open.push(stored.facts.clone());
+                    open.push(Cow::Owned(stored.facts.clone()));
                 }
             }
         }
     }
-    added
+    (added, truncated)
 }
 
-/// The anchors that the presented certificates point at, the leaf's issuer first.
+/// The anchors that the presented certificates point at, the leaf's issuer first; and whether there were more than one
+/// chain may meet.
 fn candidates(
     anchors: &AnchorIndex,
     tenant: Option<&TenantId>,
     leaf: &CertificateFacts,
-    above: &[&CertificateFacts],
-) -> Result<Vec<Arc<Anchor>>, ChainFault> {
+    above: &[(Cow<'_, CertificateFacts>, &[u8])],
+) -> Result<(Vec<Arc<Anchor>>, bool), ChainFault> {
     let mut found: Vec<Arc<Anchor>> = Vec::new();
-    let mut foreign = false;
-    for certificate in std::iter::once(leaf).chain(above.iter().copied()) {
-        for anchor in anchors.issuers_of(certificate) {
-            if tenant.is_some_and(|t| *t != anchor.tenant) {
-                foreign = true;
-            } else if found.len() < AnchorIndex::CANDIDATES_MAX
-                && !found.iter().any(|a| Arc::ptr_eq(a, anchor))
+    let (mut foreign, mut truncated) = (false, false);
+    // What may be admitted is tried first, and takes the few places there are.
+    for admits in [true, false] {
+        for certificate in std::iter::once(leaf).chain(above.iter().map(|(a, _)| a.as_ref())) {
+            for anchor in anchors
+                .issuers_of(certificate)
+                .filter(|a| a.state.admits() == admits)
             {
-                found.push(anchor.clone());
+                if tenant.is_some_and(|t| *t != anchor.tenant) {
+                    foreign = true;
+                } else if found.iter().any(|a| Arc::ptr_eq(a, anchor)) {
+                } else if found.len() < AnchorIndex::CANDIDATES_MAX {
+                    found.push(anchor.clone());
+                } else {
+                    truncated = true;
+                }
             }
         }
     }
-    // What may be admitted is tried first.
-    found.sort_by_key(|a| !a.state.admits());
     match (found.first(), tenant) {
         (Some(first), None) if found.iter().any(|a| a.tenant != first.tenant) => {
             Err(ChainFault::AmbiguousTenant)
         }
-        (Some(_), _) => Ok(found),
+        (Some(_), _) => Ok((found, truncated)),
         (None, Some(asked)) if foreign => Err(ChainFault::ForeignTenant { asked: asked.clone() }),
         (None, _) if leaf.is_self_issued() => Err(ChainFault::SelfSigned),
         (None, _) => Err(ChainFault::UnknownCa {
@@ -303,72 +537,25 @@ fn candidates(
     }
 }
 
-fn anchor_of(path: &VerifiedPath<'_>, candidates: &[Arc<Anchor>]) -> Option<Arc<Anchor>> {
-    candidates.iter().find(|a| a.trust() == path.anchor()).cloned()
-}
-
-/// What webpki leaves out of a path.
-fn examine(
-    path: &VerifiedPath<'_>,
-    candidates: &[Arc<Anchor>],
-    intermediates: &[CertificateDer<'_>],
-    above: &[&CertificateFacts],
-    now: Timestamp,
-) -> Result<(), ChainFault> {
-    let mut used = 0;
-    // keyUsage of the issuers: webpki 0.103 does not look at it.
-    for issuer in path.intermediate_certificates() {
-        used += 1;
-        let der = issuer.der();
-        let facts = intermediates
-            .iter()
-            .zip(above)
-            .find(|(d, _)| d.as_ref() == der.as_ref())
-            .map(|(_, f)| f)
-            .ok_or(ChainFault::Budget)?;
-        if facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
-            return Err(ChainFault::IssuerNotCa("keyUsage lacks keyCertSign"));
-        }
-    }
-    let anchor = anchor_of(path, candidates).ok_or(ChainFault::Budget)?;
-    check_anchor(&anchor, used, now)
-}
-
-/// What webpki leaves out of an anchor (`VerifiedPath` knows only its name, key and name constraints).
-fn check_anchor(anchor: &Anchor, intermediates: usize, now: Timestamp) -> Result<(), ChainFault> {
-    let authority = anchor.authority.to_string();
-    match anchor.state {
-        AnchorState::Active | AnchorState::Retiring => {}
-        AnchorState::Unproven => return Err(ChainFault::AuthorityUnproven { authority }),
-        AnchorState::Retired => return Err(ChainFault::AuthorityRetired { authority }),
-        AnchorState::Revoked => return Err(ChainFault::AuthorityRevoked { authority }),
-    }
-    if !anchor.facts.is_valid_at(now) {
-        return Err(ChainFault::AnchorExpired {
-            authority,
-            not_after: anchor.facts.not_after,
+/// Whether a certificate may be registered by its fingerprint: self-signed, for clients, with a strong key.
+///
+/// # Errors
+/// [`ChainFault`].
+pub fn check_pinned(leaf: &CertificateFacts, leaf_der: &[u8]) -> Result<(), ChainFault> {
+    let raw = RawCertificate::parse(leaf_der).map_err(|e| ChainFault::Malformed(e.to_string()))?;
+    let key = raw.key;
+    if !leaf.is_self_issued() || raw.signed.verify(&key).is_err() {
+        return Err(ChainFault::UnknownCa {
+            issuer: leaf.issuer_text.clone(),
         });
     }
-    let Some(constraint) = anchor.facts.ca else {
-        return Err(ChainFault::IssuerNotCa("the registered authority is no CA"));
-    };
-    if anchor.facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
-        return Err(ChainFault::IssuerNotCa(
-            "the registered authority's keyUsage lacks keyCertSign",
-        ));
+    if let Some(why) = &leaf.path.fault {
+        return Err(ChainFault::Malformed(why.to_string()));
     }
-    if constraint
-        .path_length
-        .is_some_and(|max| intermediates > usize::from(max))
-    {
-        return Err(ChainFault::PathLength);
+    if !leaf.allows_client_auth() {
+        return Err(ChainFault::WrongUsage(Purpose::Client.lacks()));
     }
-    if !anchor.facts.allows_client_auth() {
-        return Err(ChainFault::WrongUsage(
-            "the authority's extKeyUsage lacks clientAuth",
-        ));
-    }
-    Ok(())
+    check_leaf(leaf)
 }
 
 fn check_leaf(leaf: &CertificateFacts) -> Result<(), ChainFault> {
@@ -379,44 +566,6 @@ fn check_leaf(leaf: &CertificateFacts) -> Result<(), ChainFault> {
         return Err(ChainFault::WeakKey);
     }
     Ok(())
-}
-
-fn fault_of(e: webpki::Error, leaf: &CertificateFacts, candidates: &[Arc<Anchor>]) -> ChainFault {
-    use webpki::Error as E;
-    let time = |t: UnixTime| Timestamp::from_unix_s(i64::try_from(t.as_secs()).unwrap_or(i64::MAX / 1000));
-    match e {
-        E::CertExpired { not_after, .. } => ChainFault::Expired {
-            not_after: time(not_after),
-        },
-        E::CertNotValidYet { not_before, .. } => ChainFault::NotYetValid {
-            not_before: time(not_before),
-        },
-        E::CaUsedAsEndEntity => ChainFault::CaAsLeaf,
-        E::EndEntityUsedAsCa => ChainFault::IssuerNotCa("a certificate that is no CA signed another"),
-        E::PathLenConstraintViolated => ChainFault::PathLength,
-        E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => {
-            ChainFault::WrongUsage("extKeyUsage lacks clientAuth")
-        }
-        E::InvalidSignatureForPublicKey => ChainFault::BadSignature {
-            authority: candidates
-                .first()
-                .map(|a| a.authority.to_string())
-                .unwrap_or_default(),
-        },
-        E::NameConstraintViolation | E::UnsupportedNameType | E::MalformedNameConstraint => {
-            ChainFault::NameConstraint
-        }
-        E::MaximumSignatureChecksExceeded
-        | E::MaximumPathBuildCallsExceeded
-        | E::MaximumPathDepthExceeded
-        | E::MaximumNameConstraintComparisonsExceeded => ChainFault::Budget,
-        E::UnsupportedSignatureAlgorithmContext(_)
-        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => ChainFault::SignatureAlgorithm,
-        E::UnknownIssuer => ChainFault::UnknownCa {
-            issuer: leaf.issuer_text.clone(),
-        },
-        other => ChainFault::Malformed(other.to_string()),
-    }
 }
 
 #[cfg(test)]

@@ -125,8 +125,20 @@ text_id!(
 );
 
 text_id!(
+    /// An offline factory station, unique across tenants.
+    StationId, "station id", 32, "A-Z a-z 0-9 . _ -",
+    |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+);
+
+text_id!(
     /// A certification authority known to the registry, unique across tenants.
     AuthorityId, "authority id", 64, "A-Z a-z 0-9 . _ -",
+    |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+);
+
+text_id!(
+    /// A batch of a factory, unique within its tenant.
+    BatchId, "batch id", 64, "A-Z a-z 0-9 . _ -",
     |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 );
 
@@ -134,6 +146,19 @@ impl TenantId {
     /// The tenant that exists from the start.
     pub fn default_tenant() -> Self {
         Self("default".into())
+    }
+}
+
+impl AuthorityId {
+    /// What stands in the place of an authority where a self-signed certificate vouches for itself, because it is
+    /// registered by its fingerprint. No authority may have this id.
+    pub fn pinned() -> Self {
+        Self("pinned".into())
+    }
+
+    /// Whether it is [`AuthorityId::pinned`].
+    pub fn is_pinned(&self) -> bool {
+        self.as_str() == "pinned"
     }
 }
 

@@ -9,20 +9,30 @@
 //! 4. [`anchor`]: the registered authorities, indexed so that a fleet of authorities costs no more than one
 //! 5. [`chain`]: from presented certificates to a [`VerifiedChain`], or a [`ChainFault`] with its TLS alert
 //! 6. [`proof`]: that whoever registers an authority holds its key
-//! 7. [`signed`]: signatures over certificates, requests and lists
+//! 7. [`pattern`]: which device ids may come
+//! 8. [`signed`]: signatures over certificates, requests and lists
+//! 9. [`revocation`]: revocation lists of others
 
 pub mod anchor;
 pub mod certificate;
 pub mod chain;
+mod clock;
 pub mod id;
+mod path;
+pub mod pattern;
 pub mod proof;
+mod raw;
+pub mod revocation;
 pub mod rule;
 pub mod signed;
 mod timestamp;
 
 pub use anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 pub use certificate::CertificateFacts;
-pub use chain::{ChainFault, VerifiedChain};
-pub use id::{AuthorityId, DeviceId, Fingerprint, Generation, IdError, TenantId};
+pub use chain::{ChainDemands, ChainFault, ExpiredChain, Purpose, VerifiedChain};
+pub use clock::{Clock, Synchronisation};
+pub use id::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, StationId, TenantId};
+pub use pattern::IdPattern;
+pub use revocation::{KeptLists, ListFault, RevocationList, WhenStale};
 pub use rule::{IdentityFault, IdentityField, IdentityRule};
 pub use timestamp::Timestamp;

@@ -62,6 +62,8 @@ pub enum Wire {
         /// MQTT 5.
         v5: u8,
     },
+    /// HTTP: the status.
+    Http(u16),
     /// After CONNACK: 3.1.1 closes, MQTT 5 sends DISCONNECT (section 3.14) or an acknowledgement with this code.
     Session {
         /// MQTT 5.
@@ -69,6 +71,17 @@ pub enum Wire {
     },
     /// The device itself ended it.
     Device,
+}
+
+impl Wire {
+    /// What a device that speaks HTTP is answered: 503 where asking again helps (CONNACK 3 in MQTT 3.1.1), else 403.
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::Http(status) => status,
+            Self::Connack { v311: 3, .. } => 503,
+            _ => 403,
+        }
+    }
 }
 
 macro_rules! catalogue {
@@ -96,7 +109,7 @@ macro_rules! catalogue {
 
             /// What the device sees.
             pub const fn wire(self) -> Wire {
-                use Wire::{Alert, Close, Connack, Device, Session};
+                use Wire::{Alert, Close, Connack, Device, Http, Session};
                 match self { $(Self::$variant => $wire),+ }
             }
 
@@ -213,7 +226,16 @@ catalogue! {
         "issue device certificates by the registered authority itself, or raise its path length in a new CA certificate";
     NameConstraint "chain.name-constraint" ClientCertificate Alert(48),
         "a name constraint of an issuer excludes the device's certificate",
-        "drop directoryName constraints from the CA: they exclude every certificate below";
+        "issue the device a certificate whose names the CA's name constraints permit, or issue the CA's certificate anew";
+    ChainPolicy "chain.policy" ClientCertificate Alert(48),
+        "an issuer in the device's chain demands a certificate policy that the chain does not have",
+        "issue certificates with the policy that the CA's policyConstraints demand, or drop policyConstraints from the CA";
+    ChainRevoked "chain.revoked" ClientCertificate Alert(44),
+        "a certificate of the device's chain is on its issuer's revocation list",
+        "if the device is trusted again, let the authority issue it a new certificate";
+    RevocationUnknown "chain.revocation-unknown" ClientCertificate Alert(48),
+        "whether a certificate of the chain is revoked cannot be told: its issuer's revocation list is missing or stale",
+        "give the current list: countersign authority crl, with the list of the issuer that the detail names";
     WeakKey "chain.weak-key" ClientCertificate Alert(43),
         "the device's key is too weak or of an unknown kind",
         "use P-256, P-384, Ed25519 or RSA of 2048 bits or more";
@@ -311,6 +333,9 @@ catalogue! {
     NotConnect "greet.not-connect" Greet Close,
         "the first packet was not CONNECT",
         "the device must send CONNECT first (MQTT 3.1.0-1)";
+    HttpMalformed "greet.http-malformed" Greet Http(400),
+        "what the device sent over a connection that chose HTTP is no HTTP/1.1 request",
+        "let the device speak what it offers in ALPN: an MQTT client offers mqtt, or nothing";
     MqttMalformed "mqtt.malformed" Greet Close,
         "the device sent a packet that breaks the MQTT standard",
         "look at the device's MQTT client; the detail cites the clause";
@@ -378,6 +403,9 @@ impl DenialCode {
             ChainFault::IssuerNotCa(_) => Self::IssuerNotCa,
             ChainFault::PathLength => Self::PathLength,
             ChainFault::NameConstraint => Self::NameConstraint,
+            ChainFault::Policy => Self::ChainPolicy,
+            ChainFault::Revoked { .. } => Self::ChainRevoked,
+            ChainFault::RevocationUnknown { .. } => Self::RevocationUnknown,
             ChainFault::WeakKey => Self::WeakKey,
             ChainFault::SignatureAlgorithm => Self::SignatureAlgorithm,
             ChainFault::Budget => Self::ChainBudget,

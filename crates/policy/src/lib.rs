@@ -6,10 +6,13 @@
 //! 2. [`facts`]: what is known of device, credential and authority, and the trait through which it is looked up
 //! 3. [`spaces`]: names for parts of the topic tree, which policies speak of
 //! 4. [`first_contact`]: what may be learned when a sound certificate is not known yet
-//! 5. [`decide`]: a tenant's compiled policies, and the permits that only they make
-//! 6. [`denial`]: every way to be refused, each with a stable code, its wire form, a cause and a cure
-//! 7. [`exchange`]: the record of one connection attempt, from TCP accept to first publish
+//! 5. [`renewal_lane`]: what may be issued to a device whose certificate has expired
+//! 6. [`claim`]: which devices a shared secret or certificate enrols
+//! 7. [`decide`]: a tenant's compiled policies, and the permits that only they make
+//! 8. [`denial`]: every way to be refused, each with a stable code, its wire form, a cause and a cure
+//! 9. [`exchange`]: the record of one connection attempt, from TCP accept to first publish
 
+pub mod claim;
 mod compile;
 pub mod decide;
 pub mod denial;
@@ -18,8 +21,10 @@ pub mod facts;
 pub mod first_contact;
 pub mod lifecycle;
 mod permit;
+pub mod renewal_lane;
 pub mod spaces;
 
+pub use claim::{ClaimId, ClaimRefusal};
 pub use decide::{PolicyFault, TenantPolicy};
 pub use denial::{Denial, DenialCode};
 pub use exchange::{ExchangeId, ExchangeRecord, Outcome, Possession, Stage, StageOutcome, StageRecord};
@@ -29,4 +34,5 @@ pub use facts::{
 pub use first_contact::Admission;
 pub use lifecycle::{LifecycleMove, LifecycleState};
 pub use permit::{AdmissionPermit, PublishPermit, SubscribePermit};
+pub use renewal_lane::{LaneRefusal, RenewalLane};
 pub use spaces::{SpaceSet, TopicSpace};

@@ -46,6 +46,8 @@ pub struct NewAuthority {
 pub enum Origin {
     /// We do.
     Managed,
+    /// We do, and it issues stations only: nothing of it is ever learned at first contact.
+    Factory,
     /// Somebody else; it stays `unproven` until a certificate is shown that it issued for this code.
     Registered {
         /// The code, from [`proof::new_code`].
@@ -57,6 +59,7 @@ impl Origin {
     fn name(&self) -> &'static str {
         match self {
             Self::Managed => "managed",
+            Self::Factory => "factory",
             Self::Registered { .. } => "registered",
         }
     }
@@ -105,15 +108,15 @@ impl AuthorityMove {
 }
 
 /// One authority as the writer reads it.
-struct Row {
-    new: NewAuthority,
-    state: AnchorState,
+pub(crate) struct Row {
+    pub(crate) new: NewAuthority,
+    pub(crate) state: AnchorState,
     code: Option<String>,
     code_expires: Timestamp,
 }
 
 impl Scope<'_> {
-    fn authority(&self, id: &AuthorityId) -> Result<Row, RegistryError> {
+    pub(crate) fn authority(&self, id: &AuthorityId) -> Result<Row, RegistryError> {
         let row = self
             .tx
             .prepare_cached(&format!("{SELECT} WHERE id = ?"))?
@@ -125,9 +128,14 @@ impl Scope<'_> {
     }
 
     /// Writes what may change of an authority; its facts take effect with the commit.
-    fn put_authority(&mut self, new: &NewAuthority, state: AnchorState) -> Result<(), RegistryError> {
+    pub(crate) fn put_authority(
+        &mut self,
+        new: &NewAuthority,
+        state: AnchorState,
+    ) -> Result<(), RegistryError> {
         let generation = self.revise("authority", new.tenant.as_str(), new.id.as_str())?;
-        let anchor = anchor(new, state, generation)?;
+        let lists = crate::revocation_list::kept(self.tx, &new.id)?;
+        let anchor = anchor(new, state, generation)?.with_lists(lists);
         let admission =
             serde_json::to_string(&new.admission).map_err(|e| RegistryError::Database(e.to_string()))?;
         self.tx
@@ -160,6 +168,7 @@ fn row(r: &rusqlite::Row<'_>) -> Result<(Row, Generation), RegistryError> {
         tenant: damaged(r.get::<_, String>(1)?.parse())?,
         origin: match r.get::<_, String>(2)?.as_str() {
             "managed" => Origin::Managed,
+            "factory" => Origin::Factory,
             _ => Origin::Registered {
                 code: code.clone().unwrap_or_default(),
             },
@@ -184,6 +193,17 @@ pub(crate) fn anchor_state(text: &str) -> Result<AnchorState, RegistryError> {
         .ok_or_else(|| RegistryError::Database(format!("the database is damaged: authority state {text:?}")))
 }
 
+/// A factory CA's devices come by the journals of its stations, and by nothing else.
+fn check_factory(new: &NewAuthority) -> Result<(), RegistryError> {
+    if new.origin == Origin::Factory && new.admission != Admission::RegisteredOnly {
+        return Err(RegistryError::Refused(format!(
+            "authority {} is a factory CA: its devices are let in once their station's journal is reconciled, never at first contact; hint: leave its admission at registered-only",
+            new.id
+        )));
+    }
+    Ok(())
+}
+
 fn anchor(new: &NewAuthority, state: AnchorState, generation: Generation) -> Result<Anchor, RegistryError> {
     Anchor::new(
         new.tenant.clone(),
@@ -202,7 +222,8 @@ pub(crate) fn load(db: &Connection, facts: &mut Vec<Fact>) -> Result<(), Registr
     let mut rows = statement.query([])?;
     while let Some(r) = rows.next()? {
         let (row, generation) = row(r)?;
-        let anchor = anchor(&row.new, row.state, generation)?;
+        let lists = crate::revocation_list::kept(db, &row.new.id)?;
+        let anchor = anchor(&row.new, row.state, generation)?.with_lists(lists);
         facts.push(Fact::Authority(Arc::new(anchor), row.new.admission));
     }
     let mut statement = db.prepare("SELECT tenant, certificate FROM intermediates")?;
@@ -255,8 +276,14 @@ impl Registry {
     ) -> Result<Committed<AnchorState>, RegistryError> {
         self.write(move |scope| {
             scope.need_tenant(&new.tenant)?;
+            check_factory(&new)?;
+            if new.id.is_pinned() {
+                return Err(RegistryError::Refused(
+                    "the id \"pinned\" stands for certificates that are registered by fingerprint; hint: choose another id".into(),
+                ));
+            }
             let (state, code) = match &new.origin {
-                Origin::Managed => (AnchorState::Active, None),
+                Origin::Managed | Origin::Factory => (AnchorState::Active, None),
                 Origin::Registered { code } => (AnchorState::Unproven, Some(code)),
             };
             let facts = CertificateFacts::parse(&new.certificate)
@@ -406,6 +433,7 @@ impl Registry {
             let detail = json!({ "identity_rule": rule, "admission": admission });
             new.rule = rule.unwrap_or(new.rule);
             new.admission = admission.unwrap_or(new.admission);
+            check_factory(&new)?;
             scope.put_authority(&new, state)?;
             scope.audit(
                 &actor,

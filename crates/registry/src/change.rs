@@ -96,7 +96,11 @@ impl Scope<'_> {
         }
     }
 
-    fn need_authority(&self, tenant: &TenantId, authority: &AuthorityId) -> Result<(), RegistryError> {
+    pub(crate) fn need_authority(
+        &self,
+        tenant: &TenantId,
+        authority: &AuthorityId,
+    ) -> Result<(), RegistryError> {
         let found: bool = self
             .tx
             .prepare_cached("SELECT EXISTS (SELECT 1 FROM authorities WHERE id = ? AND tenant = ?)")?

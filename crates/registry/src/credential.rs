@@ -11,16 +11,19 @@ use std::time::Duration;
 
 use countersign_factory::{RevocationReason, Revoked};
 use countersign_identity::{
-    AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
+    AuthorityId, BatchId, CertificateFacts, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
 };
 use countersign_policy::facts::CredentialKind;
-use countersign_policy::{CredentialFacts, CredentialState, Custody, LifecycleState};
+use countersign_policy::renewal_lane::LanePass;
+use countersign_policy::{ClaimId, CredentialFacts, CredentialState, Custody, LaneRefusal, LifecycleState};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::change::{Actor, Change, damaged};
+use crate::claim::ClaimRequester;
 use crate::error::RegistryError;
+use crate::lane::ExpiredRequester;
 use crate::store::Registry;
 use crate::table::Fact;
 use crate::writer::{Committed, Scope};
@@ -49,8 +52,8 @@ pub struct IssuedHere {
     pub certificate: Vec<u8>,
     /// The profile it was issued by.
     pub profile: String,
-    /// The batch it belongs to.
-    pub batch: Option<String>,
+    /// The batch it was issued in.
+    pub batch: Option<BatchId>,
 }
 
 impl NewCredential {
@@ -116,8 +119,23 @@ pub enum Requester {
     Secret(Fingerprint),
     /// The active device's own, by a certificate it proved to hold, which must be in force.
     Certificate(Fingerprint),
+    /// The active device's own, by an expired certificate it proved to hold: the renewal lane.
+    Expired(ExpiredRequester),
+    /// Whoever holds a claim, for the ids on its list.
+    Claim(ClaimRequester),
     /// The active device's own, by evidence that the CA judges: a secret that only the CA knows.
     JudgedByCa,
+}
+
+/// What a requester may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    /// What was issued before, or a new one.
+    Whole,
+    /// What was issued before, and nothing new.
+    RepeatOnly,
+    /// A new one that is kept as minted on a claim.
+    OnClaim(ClaimId),
 }
 
 /// The answer to an [`IssueRequest`].
@@ -161,8 +179,10 @@ pub enum Revocation {
     Credential(Fingerprint),
     /// All of a device.
     Device(TenantId, DeviceId),
-    /// All of a batch.
-    Batch(TenantId, String),
+    /// All that were issued in a batch.
+    Batch(TenantId, BatchId),
+    /// All that were issued on a claim.
+    Claim(TenantId, ClaimId),
 }
 
 impl Scope<'_> {
@@ -174,6 +194,11 @@ impl Scope<'_> {
         new: &NewCredential,
     ) -> Result<(), RegistryError> {
         let c = &new.certificate;
+        if let Some(station) = self.station_by_subject(&c.issuer_der)? {
+            return Err(RegistryError::Refused(format!(
+                "the certificate was issued by factory station {station}, whose journal alone vouches for it; hint: countersign factory reconcile JOURNAL"
+            )));
+        }
         if let Some((other_tenant, other)) = self.key_of_other(tenant, device, &c.public_key_sha256)? {
             return Err(RegistryError::SharedKey(format!(
                 "{other} of tenant {other_tenant}"
@@ -181,9 +206,26 @@ impl Scope<'_> {
         }
         let authority = match &new.authority {
             Some(authority) => Some(authority.clone()),
+            None if new.kind == CredentialKind::Pinned => None,
             None => self.table.issuer_of(tenant, c),
         };
         let generation = self.revise("credential", tenant.as_str(), &c.fingerprint.to_string())?;
+        self.insert_credential(tenant, device, new, authority.as_ref(), generation)?;
+        self.changes
+            .push(Change::Credential(tenant.clone(), device.clone(), c.fingerprint));
+        Ok(())
+    }
+
+    /// The row and the fact of a credential; no live session can be touched by one that is new.
+    pub(crate) fn insert_credential(
+        &mut self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        new: &NewCredential,
+        authority: Option<&AuthorityId>,
+        generation: Generation,
+    ) -> Result<(), RegistryError> {
+        let c = &new.certificate;
         self.tx
             .prepare_cached(
                 "INSERT INTO credentials (fingerprint, tenant, device, kind, state, custody, serial, issuer,
@@ -204,11 +246,24 @@ impl Scope<'_> {
                 c.not_after.unix_ms(),
                 generation.0.cast_signed(),
                 self.now.unix_ms(),
-                authority.as_ref().map(AuthorityId::as_str),
+                authority.map(AuthorityId::as_str),
                 new.issued.as_ref().map(|i| i.certificate.as_slice()),
                 new.issued.as_ref().map(|i| i.profile.as_str()),
-                new.issued.as_ref().and_then(|i| i.batch.as_deref()),
-            ])?;
+                new.issued
+                    .as_ref()
+                    .and_then(|i| i.batch.as_ref())
+                    .map(BatchId::as_str),
+            ])
+            .map_err(|e| match e.sqlite_error_code() {
+                // Of the index over authority and serial of what was issued here: one in 2^126, or a broken random source.
+                Some(rusqlite::ErrorCode::ConstraintViolation) if new.issued.is_some() => {
+                    RegistryError::Refused(format!(
+                        "the serial number {} was given out before by this authority: nothing was minted; hint: ask again, and if this comes again do not trust the machine's random source",
+                        c.serial
+                    ))
+                }
+                _ => e.into(),
+            })?;
         self.facts.push(Fact::Credential(CredentialFacts {
             fingerprint: c.fingerprint,
             tenant: tenant.clone(),
@@ -218,8 +273,6 @@ impl Scope<'_> {
             custody: new.custody,
             generation,
         }));
-        self.changes
-            .push(Change::Credential(tenant.clone(), device.clone(), c.fingerprint));
         Ok(())
     }
 
@@ -228,7 +281,7 @@ impl Scope<'_> {
         &self,
         fingerprint: &Fingerprint,
     ) -> Result<Option<(String, String)>, RegistryError> {
-        if self.facts.is_empty() && !self.table.knows(fingerprint) {
+        if self.facts.is_empty() && !self.table_is_behind && !self.table.knows(fingerprint) {
             return Ok(None);
         }
         Ok(self
@@ -236,6 +289,14 @@ impl Scope<'_> {
             .prepare_cached("SELECT tenant, device FROM credentials WHERE fingerprint = ?")?
             .query_row([fingerprint.as_bytes()], |r| Ok((r.get(0)?, r.get(1)?)))
             .optional()?)
+    }
+
+    /// Whether a key has a certificate, whoever's.
+    pub(crate) fn knows_key(&self, key: &Fingerprint) -> Result<bool, RegistryError> {
+        Ok(self
+            .tx
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM credentials WHERE public_key = ?)")?
+            .query_row([key.as_bytes()], |r| r.get(0))?)
     }
 
     /// Who else has a key.
@@ -263,7 +324,7 @@ impl Scope<'_> {
     }
 
     /// Moves a credential to another state, with all that follows from it.
-    fn move_credential(
+    pub(crate) fn move_credential(
         &mut self,
         facts: CredentialFacts,
         state: CredentialState,
@@ -293,7 +354,7 @@ impl Scope<'_> {
         Ok(())
     }
 
-    fn credentials_where(
+    pub(crate) fn credentials_where(
         &self,
         clause: &str,
         values: impl rusqlite::Params,
@@ -346,7 +407,7 @@ impl Scope<'_> {
     }
 
     /// What was issued for this key before, if the request is to be answered with it.
-    fn issued_before(
+    pub(crate) fn issued_before(
         &self,
         request: &IssueRequest,
         rules: IssuanceRules,
@@ -373,6 +434,7 @@ impl Scope<'_> {
             return Ok(None);
         };
         let is_young = self.now.since(Timestamp::from_unix_ms(created)) < rules.replay_window;
+        let is_over = self.now.unix_ms() > not_after;
         let is_due = self.now >= renewal_point(not_before, not_after);
         let same = IssueOutcome {
             certificate,
@@ -385,7 +447,8 @@ impl Scope<'_> {
                 request.device
             ))),
             CredentialState::Issued if self.now.unix_ms() <= not_after => Ok(Some(same)),
-            CredentialState::Active if is_young || !is_due => Ok(Some(same)),
+            // An expired one is of no use to anybody, however young its issuance.
+            CredentialState::Active if !is_over && (is_young || !is_due) => Ok(Some(same)),
             _ if request.demands_new_key => Err(RegistryError::Refused(format!(
                 "profile {} demands a new key with every certificate; hint: make a new key",
                 request.profile
@@ -401,12 +464,61 @@ fn renewal_point(not_before: i64, not_after: i64) -> Timestamp {
 }
 
 impl Registry {
+    /// Registers a self-signed certificate for a device by its fingerprint; whether it was not registered before. A device
+    /// may have several: the next one is pinned before the last one is revoked.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoDevice`]; [`RegistryError::Refused`] if the certificate is registered otherwise;
+    /// [`RegistryError::SharedKey`] if another device has its key.
+    pub fn pin_credential(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        device: DeviceId,
+        certificate: CertificateFacts,
+    ) -> Result<Committed<bool>, RegistryError> {
+        self.write(move |scope| {
+            let Some((_, lifecycle, _)) = scope.device(&tenant, &device)? else {
+                return Err(RegistryError::NoDevice { tenant, device });
+            };
+            if lifecycle.state == LifecycleState::Decommissioned {
+                return Err(RegistryError::Refused(
+                    "the device is decommissioned, and that is final".into(),
+                ));
+            }
+            let fingerprint = certificate.fingerprint;
+            if let Some(known) = read_credential(scope.tx, &fingerprint)? {
+                if known.kind == CredentialKind::Pinned && known.tenant == tenant && known.device == device {
+                    return Ok(false);
+                }
+                return Err(RegistryError::Refused(format!(
+                    "the certificate is registered already, as {} of device {} of tenant {}",
+                    known.kind, known.device, known.tenant
+                )));
+            }
+            let new = NewCredential {
+                kind: CredentialKind::Pinned,
+                ..NewCredential::brought(certificate)
+            };
+            scope.put_credential(&tenant, &device, &new)?;
+            let detail = json!({ "fingerprint": fingerprint });
+            scope.audit(
+                &actor,
+                "credential.pin",
+                tenant.as_str(),
+                device.as_str(),
+                &detail,
+            )?;
+            Ok(true)
+        })
+    }
+
     /// Sets how long things last in issuance, from now on.
     pub fn set_issuance_rules(&self, rules: IssuanceRules) {
         *self.rules.write() = rules;
     }
 
-    fn issuance_rules(&self) -> IssuanceRules {
+    pub(crate) fn issuance_rules(&self) -> IssuanceRules {
         *self.rules.read()
     }
 
@@ -585,8 +697,15 @@ impl Registry {
                     [tenant.as_str(), device.as_str()],
                 )?,
                 Revocation::Batch(tenant, batch) => scope.credentials_where(
-                    &format!("tenant = ? AND batch = ? AND {alive}"),
+                    &format!(
+                        "tenant = ?1 AND device IN (SELECT id FROM devices WHERE tenant = ?1 AND batch = ?2)
+                         AND batch = ?2 AND {alive}"
+                    ),
                     [tenant.as_str(), batch.as_str()],
+                )?,
+                Revocation::Claim(tenant, claim) => scope.credentials_where(
+                    &format!("tenant = ? AND claim = ? AND {alive}"),
+                    [tenant.as_str(), claim.as_str()],
                 )?,
             };
             let count = found.len() as u64;
@@ -654,6 +773,21 @@ impl Registry {
         })
     }
 
+    /// Whether a certificate was superseded whose overlap is over at `now`: then a sweep is due.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read.
+    pub fn is_sweep_due(&self, now: Timestamp) -> Result<bool, RegistryError> {
+        self.read(|db| {
+            Ok(db
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM credentials WHERE supersede_at IS NOT NULL AND supersede_at <= ?
+                     AND state = 'active')",
+                )?
+                .query_row([now.unix_ms()], |r| r.get(0))?)
+        })
+    }
+
     /// First use: `issued` becomes `active`. Not waited for: it alters no admission.
     pub(crate) fn credential_used(&self, fingerprint: Fingerprint, authority: AuthorityId) {
         let rules = self.issuance_rules();
@@ -680,13 +814,25 @@ impl Registry {
     ) -> Result<Option<Option<Revoked>>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT serial, ended, reason, state FROM credentials WHERE serial = ? AND authority = ?",
+                "SELECT serial, ended, reason, state FROM credentials
+                 WHERE serial = ?1 AND authority = ?2 AND station IS NULL
+                 UNION ALL SELECT serial, ended, reason, state FROM stations WHERE serial = ?1 AND authority = ?2",
             )?;
             let mut rows = statement.query([serial, authority.as_str()])?;
-            let Some(r) = rows.next()? else { return Ok(None) };
-            match r.get::<_, Option<i64>>(1)? {
-                None => Ok(Some(None)),
-                Some(_) => Ok(Some(Some(revoked_entry(r)?))),
+            if let Some(r) = rows.next()? {
+                return match r.get::<_, Option<i64>>(1)? {
+                    None => Ok(Some(None)),
+                    Some(_) => Ok(Some(Some(revoked_entry(r)?))),
+                };
+            }
+            // Issued after the backup that was restored.
+            let mut statement = db.prepare_cached(
+                "SELECT serial, ended, reason, 'revoked' FROM lost_revocations WHERE serial = ? AND authority = ?",
+            )?;
+            let mut rows = statement.query([serial, authority.as_str()])?;
+            match rows.next()? {
+                None => Ok(None),
+                Some(r) => Ok(Some(Some(revoked_entry(r)?))),
             }
         })
     }
@@ -703,8 +849,13 @@ impl Registry {
     ) -> Result<Vec<Revoked>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
+                // A station's certificates are another issuer's: the station itself is on the list.
                 "SELECT serial, ended, reason, state FROM credentials
-                 WHERE authority = ? AND ended IS NOT NULL AND not_after >= ? ORDER BY serial",
+                 WHERE authority = ?1 AND ended IS NOT NULL AND not_after >= ?2 AND station IS NULL
+                 UNION ALL SELECT serial, ended, reason, state FROM stations
+                 WHERE authority = ?1 AND ended IS NOT NULL AND not_after >= ?2
+                 UNION ALL SELECT serial, ended, reason, 'revoked' FROM lost_revocations WHERE authority = ?1
+                 ORDER BY serial",
             )?;
             let mut rows = statement.query(params![authority.as_str(), not_expired_before.unix_ms()])?;
             let mut found = Vec::new();
@@ -732,11 +883,20 @@ fn revoked_entry(r: &rusqlite::Row<'_>) -> Result<Revoked, RegistryError> {
 
 fn check_requester(
     scope: &mut Scope<'_>,
+    actor: &Actor,
     request: &IssueRequest,
     rules: IssuanceRules,
-) -> Result<(), RegistryError> {
+) -> Result<Standing, RegistryError> {
     match &request.requester {
-        Requester::Operator | Requester::JudgedByCa => Ok(()),
+        Requester::Operator | Requester::JudgedByCa => Ok(Standing::Whole),
+        Requester::Expired(expired) => Ok(match scope.enter_lane(actor, request, expired)? {
+            LanePass::Issue => Standing::Whole,
+            LanePass::Repeat => Standing::RepeatOnly,
+        }),
+        Requester::Claim(claim) => {
+            scope.enter_claim(actor, request, claim)?;
+            Ok(Standing::OnClaim(claim.claim.clone()))
+        }
         Requester::Secret(hash) => {
             let spent = scope
                 .tx
@@ -757,16 +917,17 @@ fn check_requester(
                     request.device
                 )));
             }
-            Ok(())
+            Ok(Standing::Whole)
         }
         Requester::Certificate(fingerprint) => {
             let facts = read_credential(scope.tx, fingerprint)?
                 .filter(|c| c.tenant == request.tenant && c.device == request.device);
             match facts {
-                Some(facts) if facts.state == CredentialState::Active => Ok(()),
+                Some(facts) if facts.state == CredentialState::Active => Ok(Standing::Whole),
                 // Proven to be held: that is its first use.
                 Some(facts) if facts.state == CredentialState::Issued => {
-                    scope.activate_credential(facts, None, rules.overlap)
+                    scope.activate_credential(facts, None, rules.overlap)?;
+                    Ok(Standing::Whole)
                 }
                 Some(facts) => Err(RegistryError::Unauthorised(format!(
                     "the certificate shown is {}; hint: enrol anew with a one-time secret (countersign device secret {})",
@@ -789,7 +950,7 @@ pub(crate) fn issue(
 ) -> Result<IssueOutcome, RegistryError> {
     let (tenant, device) = (&request.tenant, &request.device);
     // Who may not ask is not told which devices there are, nor how they stand.
-    check_requester(scope, request, rules)?;
+    let standing = check_requester(scope, actor, request, rules)?;
     let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
         return Err(RegistryError::NoDevice {
             tenant: tenant.clone(),
@@ -839,7 +1000,10 @@ pub(crate) fn issue(
     if let Some(same) = scope.issued_before(request, rules)? {
         return Ok(same);
     }
-    let new = mint(scope.now).map_err(RegistryError::Refused)?;
+    if standing == Standing::RepeatOnly {
+        return Err(LaneRefusal::Used.into());
+    }
+    let new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
     let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
         return Err(RegistryError::Refused("what was minted is not kept".into()));
     };
@@ -856,6 +1020,10 @@ pub(crate) fn issue(
         repeated: false,
     };
     scope.put_credential(tenant, device, &new)?;
+    scope.keep_time()?;
+    if let Standing::OnClaim(claim) = &standing {
+        scope.mark_minted(&new.certificate.fingerprint, claim)?;
+    }
     let detail = json!({
         "serial": new.certificate.serial,
         "fingerprint": new.certificate.fingerprint,

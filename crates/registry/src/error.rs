@@ -1,10 +1,12 @@
 //! What can go wrong, each with its cure.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId};
-use countersign_policy::LifecycleState;
+use countersign_factory::BatchRefusal;
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, StationId, TenantId, Timestamp};
 use countersign_policy::lifecycle::IllegalMove;
+use countersign_policy::{ClaimId, ClaimRefusal, LaneRefusal, LifecycleState};
 
 /// Why the registry did not do what it was asked. Whatever it is, nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,19 @@ pub enum RegistryError {
     /// The writer is gone: it failed to make changes durable, and no further change is promised.
     #[error("the registry takes no changes: {0}; hint: see to the disk, then restart the server")]
     Closed(String),
+    /// The clock is behind the newest time that is known to have been.
+    #[error("the clock is behind: it says {now}, and this registry was written at {mark}, {} later; nothing is minted until it is past that; hint: set the clock (a time service such as chrony keeps it right); if it was {mark} that was wrong: countersign clock reset --reason TEXT", span(mark.since(*now)))]
+    ClockBehind {
+        /// What the clock says.
+        now: Timestamp,
+        /// The newest time that is known to have been.
+        mark: Timestamp,
+    },
+    /// The clock is not known to be right, and the configuration asks for that.
+    #[error(
+        "the clock is not known to be synchronised ({0}), and issuance.require_clock_sync is on: nothing is minted; hint: let a time service set it (chrony with rtcsync, ntpd or systemd-timesyncd; timedatectl shows it), or turn issuance.require_clock_sync off"
+    )]
+    ClockUnsynchronised(String),
     /// A file operation failed.
     #[error("cannot {what} {}: {source}", path.display())]
     File {
@@ -68,9 +83,26 @@ pub enum RegistryError {
     /// No such authority.
     #[error("there is no authority {0}; hint: countersign authority list")]
     NoAuthority(String),
+    /// No such station.
+    #[error("there is no station {0}; hint: countersign factory station list")]
+    NoStation(StationId),
     /// No such credential.
     #[error("there is no credential with the fingerprint {0}")]
     NoCredential(Fingerprint),
+    /// No such batch.
+    #[error("tenant {tenant} has no batch {batch}; hint: countersign factory batch list --tenant {tenant}")]
+    NoBatch {
+        /// The tenant.
+        tenant: TenantId,
+        /// The batch.
+        batch: BatchId,
+    },
+    /// A batch does not take a device.
+    #[error(transparent)]
+    Batch(#[from] BatchRefusal),
+    /// No such claim.
+    #[error("there is no claim {0}; hint: countersign factory claim list")]
+    NoClaim(ClaimId),
     /// It exists already.
     #[error("{0} exists already")]
     Exists(String),
@@ -110,9 +142,50 @@ pub enum RegistryError {
         /// Its state.
         state: LifecycleState,
     },
+    /// The renewal lane refuses.
+    #[error("{0}")]
+    Lane(LaneRefusal),
+    /// A claim refuses.
+    #[error("{0}")]
+    Claim(ClaimRefusal),
     /// The input breaks a rule.
     #[error("{0}")]
     Refused(String),
+}
+
+impl From<LaneRefusal> for RegistryError {
+    fn from(refusal: LaneRefusal) -> Self {
+        Self::Lane(refusal)
+    }
+}
+
+impl From<ClaimRefusal> for RegistryError {
+    fn from(refusal: ClaimRefusal) -> Self {
+        Self::Claim(refusal)
+    }
+}
+
+/// A length of time, for people: its two largest units.
+fn span(d: Duration) -> String {
+    let seconds = d.as_secs();
+    let parts = [
+        (seconds / 86_400, "d"),
+        (seconds / 3600 % 24, "h"),
+        (seconds / 60 % 60, "min"),
+        (seconds % 60, "s"),
+    ];
+    let shown: Vec<_> = parts
+        .iter()
+        .skip_while(|(n, _)| *n == 0)
+        .take(2)
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, unit)| format!("{n} {unit}"))
+        .collect();
+    if shown.is_empty() {
+        "less than 1 s".into()
+    } else {
+        shown.join(" ")
+    }
 }
 
 impl From<rusqlite::Error> for RegistryError {

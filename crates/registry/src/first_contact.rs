@@ -35,6 +35,13 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
     {
         return Ok(Ok(()));
     }
+    // Whatever the authority's mode: a station's certificates are learned from its journal only.
+    if let Some(station) = scope.station_by_subject(&contact.certificate.issuer_der)? {
+        return Ok(Err(Denial::new(
+            DenialCode::UnknownCredential,
+            format!("device {id} comes from factory station {station}, whose journal has not told of it yet"),
+        )));
+    }
     let device = match scope.device(tenant, id)? {
         None => None,
         Some((device, lifecycle, _)) => Some(KnownDevice {

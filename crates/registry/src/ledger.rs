@@ -3,6 +3,7 @@
 //! A record is never waited for. What does not fit is counted: a ledger that could stop the door would be a way to
 //! close it.
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -229,6 +230,19 @@ impl Ledger {
             params![serial.trim_start_matches('0')],
             limit,
         )
+    }
+
+    /// What devices held against our certificate, by code, in all that is kept.
+    ///
+    /// # Errors
+    /// As for [`Ledger::exchange`].
+    pub fn refused_by_devices(&self) -> Result<BTreeMap<String, u64>, RegistryError> {
+        let reader = self.reader.lock();
+        let mut statement = reader.prepare_cached(
+            "SELECT code, count(*) FROM exchanges WHERE outcome = 'refused-by-device' GROUP BY code",
+        )?;
+        let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get::<_, i64>(1)?.cast_unsigned())))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// The newest exchanges, newest first; only refused ones if asked.

@@ -13,11 +13,16 @@
 //! 3. [`change`]: the changes there are, each with its revision and its audit entry
 //! 4. [`authority`]: authorities: registered, proven, rotated
 //! 5. [`credential`]: credentials: issued, used, superseded, revoked
-//! 6. `first_contact`: what a device that shows up may bring about
-//! 7. [`import`]: thousands of devices in one change
-//! 8. `table`: the facts in memory that the gateway decides on
-//! 9. [`ledger`]: exchanges: bounded queue, limits, queries
-//! 10. [`query`]: reading for people
+//! 6. [`batch`]: a factory's batches; [`bulk`]: issuing for many devices of one at once
+//! 7. `first_contact`: what a device that shows up may bring about
+//! 8. [`import`]: thousands of devices in one change
+//! 9. `table`: the facts in memory that the gateway decides on
+//! 10. [`ledger`]: exchanges: bounded queue, limits, queries
+//! 11. [`query`]: reading for people
+//! 12. [`backup`] and [`restore`]: copies while in use; a new epoch, and what had ended since
+//! 13. [`forecast`]: what expires when
+//! 14. [`clock`]: the newest time that is known to have been, and when nothing is minted
+//! 15. [`revocation_list`]: what registered authorities revoked by their own word
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
@@ -25,28 +30,51 @@
 
 mod audit;
 pub mod authority;
+pub mod backup;
+pub mod batch;
+pub mod bulk;
 pub mod change;
+mod claim;
+pub mod clock;
 pub mod credential;
 mod error;
 mod first_contact;
+pub mod forecast;
 pub mod import;
+mod lane;
 pub mod ledger;
+mod list_number;
 mod migrate;
 pub mod query;
+pub mod restore;
+pub mod revocation_list;
+mod rotation;
+pub mod station;
 pub mod store;
 mod table;
 mod writer;
 
 pub use audit::{AuditEntry, AuditFault};
 pub use authority::{AuthorityMove, NewAuthority, Origin};
+pub use backup::{DATABASES, EpochView, RegistryFacts};
+pub use batch::BatchView;
+pub use bulk::{BulkIssue, BulkItem, Confirmed};
 pub use change::{Actor, Change, NewDevice};
+pub use claim::{ClaimProof, ClaimRequester, ClaimView, Minted, NewClaim};
+pub use clock::{ClockRules, ClockView, SystemClock};
 pub use credential::{
     EndedCredential, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester,
     Revocation, Swept,
 };
 pub use error::RegistryError;
+pub use forecast::{ForecastGroup, Windows};
 pub use import::ImportReport;
+pub use lane::ExpiredRequester;
 pub use ledger::{Ledger, LedgerLimits};
+pub use restore::{BackwardClock, NewEpoch, Newer, NewerEnd, NewerRevocation, NewerState};
+pub use revocation_list::{ListSettings, ListView, ListsTaken};
+pub use rotation::LeftBehind;
+pub use station::{MintedStation, Reconciled, RefusedEntry, StationState, StationView, Verdict};
 pub use store::Registry;
 pub use table::FactTable;
 pub use writer::Committed;

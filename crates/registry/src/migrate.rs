@@ -21,6 +21,11 @@ pub(crate) const REGISTRY: Schema = Schema {
     migrations: &[
         include_str!("migrations/registry_001.sql"),
         include_str!("migrations/registry_002.sql"),
+        include_str!("migrations/registry_003.sql"),
+        include_str!("migrations/registry_004.sql"),
+        include_str!("migrations/registry_005.sql"),
+        include_str!("migrations/registry_007.sql"),
+        include_str!("migrations/registry_008.sql"),
     ],
     synchronous: "FULL",
 };

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use countersign_identity::{AuthorityId, Fingerprint, Generation, TenantId};
+use countersign_identity::{AuthorityId, Clock, Fingerprint, Generation, TenantId};
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::{Answer, Contact};
@@ -16,6 +16,7 @@ use rusqlite::Connection;
 
 use crate::authority;
 use crate::change::{Actor, Change, damaged};
+use crate::clock::{SystemClock, Timekeeper};
 use crate::credential::{IssuanceRules, credential_facts};
 use crate::error::RegistryError;
 use crate::ledger::{Ledger, LedgerLimits};
@@ -30,6 +31,7 @@ pub struct Registry {
     table: Arc<FactTable>,
     ledger: Ledger,
     pub(crate) rules: RwLock<IssuanceRules>,
+    pub(crate) time: Arc<Timekeeper>,
     path: PathBuf,
     _lock: File,
 }
@@ -54,7 +56,19 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`], each with its cure.
     pub fn create(path: &Path, limits: LedgerLimits) -> Result<Self, RegistryError> {
-        let registry = Self::open_in(path, limits)?;
+        Self::create_with_clock(path, limits, Arc::new(SystemClock))
+    }
+
+    /// The same by another clock than the machine's.
+    ///
+    /// # Errors
+    /// As for [`Registry::create`].
+    pub fn create_with_clock(
+        path: &Path,
+        limits: LedgerLimits,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, RegistryError> {
+        let registry = Self::open_in(path, limits, clock)?;
         let default = TenantId::default_tenant();
         match registry.add_tenant(Actor("countersign".into()), default, ClientIdMode::Strict) {
             Ok(_) | Err(RegistryError::Exists(_)) => Ok(registry),
@@ -67,13 +81,25 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Missing`] if there is none; others as they say.
     pub fn open(path: &Path, limits: LedgerLimits) -> Result<Self, RegistryError> {
+        Self::open_with_clock(path, limits, Arc::new(SystemClock))
+    }
+
+    /// The same by another clock than the machine's.
+    ///
+    /// # Errors
+    /// As for [`Registry::open`].
+    pub fn open_with_clock(
+        path: &Path,
+        limits: LedgerLimits,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, RegistryError> {
         if !Self::exists(path) {
             return Err(RegistryError::Missing(path.to_owned()));
         }
-        Self::open_in(path, limits)
+        Self::open_in(path, limits, clock)
     }
 
-    fn open_in(path: &Path, limits: LedgerLimits) -> Result<Self, RegistryError> {
+    fn open_in(path: &Path, limits: LedgerLimits, clock: Arc<dyn Clock>) -> Result<Self, RegistryError> {
         let lock = lock(path)?;
         let file = path.join("registry.db");
         let db = migrate::open_writer(&file, REGISTRY)?;
@@ -97,7 +123,8 @@ impl Registry {
             path: file.clone(),
             source,
         };
-        let writer = Writer::start(db, table.clone()).map_err(spawn)?;
+        let time = Arc::new(Timekeeper::load(clock, &db)?);
+        let writer = Writer::start(db, table.clone(), time.clone()).map_err(spawn)?;
         let ledger = Ledger::start(ledger_db, migrate::open_reader(&ledger_file)?, limits).map_err(spawn)?;
         Ok(Self {
             writer,
@@ -105,6 +132,7 @@ impl Registry {
             table,
             ledger,
             rules: RwLock::default(),
+            time,
             path: path.to_owned(),
             _lock: lock,
         })
@@ -291,5 +319,6 @@ fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
     while let Some(r) = rows.next()? {
         facts.push(Fact::Credential(credential_facts(r)?));
     }
+    facts.push(crate::revocation_list::load(db)?);
     Ok(facts)
 }

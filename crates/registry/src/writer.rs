@@ -9,13 +9,14 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use countersign_identity::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::change::Change;
+use crate::clock::Timekeeper;
 use crate::error::RegistryError;
 use crate::table::{Fact, FactTable};
 
@@ -42,6 +43,9 @@ pub(crate) struct Scope<'a> {
     pub(crate) facts: Vec<Fact>,
     pub(crate) changes: Vec<Change>,
     pub(crate) table: &'a FactTable,
+    /// Whether earlier jobs of the same group changed facts that `table` does not show yet.
+    pub(crate) table_is_behind: bool,
+    pub(crate) time: &'a Timekeeper,
 }
 
 type Run = Box<dyn FnOnce(&mut Scope<'_>) -> Result<Answer, RegistryError> + Send>;
@@ -64,7 +68,11 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(db: Connection, table: Arc<FactTable>) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        db: Connection,
+        table: Arc<FactTable>,
+        time: Arc<Timekeeper>,
+    ) -> std::io::Result<Self> {
         let (jobs, queue) = channel();
         let observers: Arc<RwLock<Vec<Observer>>> = Arc::default();
         let told = observers.clone();
@@ -74,6 +82,7 @@ impl Writer {
                 Loop {
                     db,
                     table,
+                    time,
                     observers: told,
                 }
                 .run(&queue)
@@ -174,6 +183,7 @@ impl Drop for Writer {
 struct Loop {
     db: Connection,
     table: Arc<FactTable>,
+    time: Arc<Timekeeper>,
     observers: Arc<RwLock<Vec<Observer>>>,
 }
 
@@ -236,10 +246,7 @@ impl Loop {
 
     /// Commits a group. Without any job it only tries whether it could.
     fn commit(&mut self, group: Vec<Job>) -> Result<(), RegistryError> {
-        let since = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let now = Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+        let now = self.time.now();
         let mut done: Vec<(Answer, Vec<Change>)> = Vec::new();
         let (mut facts, mut changes) = (Vec::new(), Vec::new());
         let probing = group.is_empty();
@@ -257,6 +264,8 @@ impl Loop {
                     facts: Vec::new(),
                     changes: Vec::new(),
                     table: &self.table,
+                    table_is_behind: !facts.is_empty(),
+                    time: &self.time,
                 };
                 match run(&mut scope) {
                     Ok(answer) => {

@@ -6,16 +6,20 @@ use std::time::Duration;
 
 use countersign_factory::Profile;
 use countersign_factory::grant::check_host_name;
-use countersign_gateway::{Limits, TlsMinimum};
-use countersign_registry::{IssuanceRules, LedgerLimits};
+use countersign_gateway::Limits;
+use countersign_registry::{ClockRules, IssuanceRules, LedgerLimits};
 use serde::{Deserialize, Serialize};
+
+use crate::listeners::{self, Listener, Purpose};
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The device port.
+    /// The server's names and certificate.
     pub server: ServerConfig,
+    /// What is opened, and for whom.
+    pub listeners: Vec<Listener>,
     /// The admin listener.
     pub admin: AdminConfig,
     /// What grows has a limit.
@@ -24,9 +28,9 @@ pub struct Config {
     pub ledger: LedgerConfig,
     /// How long things last in issuance.
     pub issuance: IssuanceConfig,
-    /// The enrolment listener.
+    /// Enrolment.
     pub enrol: EnrolConfig,
-    /// The listener for revocation lists and answers.
+    /// Revocation lists and answers.
     pub pki: PkiConfig,
     /// The CA, if it is a process of its own.
     pub ca: CaConfig,
@@ -40,6 +44,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             server: ServerConfig::default(),
+            listeners: vec![Listener::devices(SocketAddr::from(([0, 0, 0, 0], 8883)))],
             admin: AdminConfig::default(),
             limits: LimitsConfig::default(),
             ledger: LedgerConfig::default(),
@@ -63,20 +68,35 @@ pub struct IssuanceConfig {
     pub lapse_after_days: u64,
     /// After a newer certificate was first used, for so long the old one is still admitted, in hours.
     pub overlap_hours: u64,
+    /// How far the clock may be behind the newest time that is known to have been before nothing is minted, in seconds.
+    pub clock_tolerance_s: u64,
+    /// Whether nothing is minted either while the kernel does not say that the clock is synchronised.
+    pub require_clock_sync: bool,
 }
 
 impl Default for IssuanceConfig {
     fn default() -> Self {
         let rules = IssuanceRules::default();
+        let clock = ClockRules::default();
         Self {
             replay_window_hours: rules.replay_window.as_secs() / 3600,
             lapse_after_days: rules.lapse_after.as_secs() / 86_400,
             overlap_hours: rules.overlap.as_secs() / 3600,
+            clock_tolerance_s: clock.tolerance.as_secs(),
+            require_clock_sync: clock.require_sync,
         }
     }
 }
 
 impl IssuanceConfig {
+    /// As the registry takes them.
+    pub fn to_clock_rules(&self) -> ClockRules {
+        ClockRules {
+            tolerance: Duration::from_secs(self.clock_tolerance_s),
+            require_sync: self.require_clock_sync,
+        }
+    }
+
     /// As the registry takes them.
     pub fn to_rules(&self) -> IssuanceRules {
         IssuanceRules {
@@ -91,12 +111,8 @@ impl IssuanceConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
-    /// Where devices connect. Port 0 takes any free one.
-    pub listen: SocketAddr,
     /// The names and addresses that devices connect to: they are in the server certificate.
     pub host_names: Vec<String>,
-    /// The lowest TLS version for devices: "1.2" or "1.3".
-    pub tls_minimum: TlsMinimum,
     /// A server certificate of your own (PEM, leaf first); with `key`. Without it the platform hierarchy issues one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<PathBuf>,
@@ -108,9 +124,7 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([0, 0, 0, 0], 8883)),
             host_names: vec!["localhost".into(), "127.0.0.1".into(), "::1".into()],
-            tls_minimum: TlsMinimum::default(),
             certificate: None,
             key: None,
         }
@@ -237,10 +251,7 @@ impl LedgerConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EnrolConfig {
-    /// Where devices enrol (EST over HTTPS, client certificate optional), such as "0.0.0.0:8443"; closed without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<SocketAddr>,
-    /// Connections at once.
+    /// Connections at once, of each listener.
     pub connections_max: usize,
     /// How long a one-time secret is good, in hours.
     pub secret_hours: u64,
@@ -248,16 +259,26 @@ pub struct EnrolConfig {
     pub retry_after_s: u32,
     /// Whether every answer has base64 in lines of 64 characters; else only clients that say they are libest get them.
     pub base64_lines: bool,
+    /// The renewal lane: certificates that expired at most so many days ago may be renewed, once; 0 closes it.
+    pub expired_days_max: u32,
+    /// Whether a one-time secret may also come as the request's challengePassword, for clients without HTTP
+    /// authentication.
+    pub challenge_secrets: bool,
+    /// Files with more platform roots (PEM) that devices are to pin: those that the platform's certificate will chain to
+    /// after a rotation, given out long before it.
+    pub platform_roots: Vec<PathBuf>,
 }
 
 impl Default for EnrolConfig {
     fn default() -> Self {
         Self {
-            listen: None,
             connections_max: 256,
             secret_hours: 72,
             retry_after_s: 60,
             base64_lines: false,
+            expired_days_max: 0,
+            challenge_secrets: false,
+            platform_roots: vec![],
         }
     }
 }
@@ -266,10 +287,6 @@ impl Default for EnrolConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PkiConfig {
-    /// Where others fetch revocation lists, OCSP answers and CA certificates (plain HTTP), such as "0.0.0.0:8080";
-    /// closed without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<SocketAddr>,
     /// How long a revocation list or an OCSP answer is good, in hours.
     pub next_update_hours: u64,
 }
@@ -277,7 +294,6 @@ pub struct PkiConfig {
 impl Default for PkiConfig {
     fn default() -> Self {
         Self {
-            listen: None,
             next_update_hours: 24,
         }
     }
@@ -399,6 +415,13 @@ impl Config {
                 "use 127.0.0.1 or ::1; reach it from elsewhere through an SSH tunnel",
             );
         }
+        if let Err(what) = listeners::check(&self.listeners) {
+            return value(
+                "listeners",
+                what,
+                "correct the [[listeners]] table; without any, devices connect at 0.0.0.0:8883",
+            );
+        }
         if self.server.host_names.is_empty() {
             return value(
                 "server.host_names",
@@ -478,6 +501,13 @@ impl Config {
                 );
             }
         }
+        if self.issuance.clock_tolerance_s > 86_400 {
+            return value(
+                "issuance.clock_tolerance_s",
+                "a clock that is more than a day behind is wrong".into(),
+                "use at most 86400",
+            );
+        }
         if limits.idle_max_s > 65_535 {
             return value(
                 "limits.idle_max_s",
@@ -486,6 +516,22 @@ impl Config {
             );
         }
         Ok(())
+    }
+
+    /// The address of the first listener for devices: what is told where one address is told.
+    pub fn device_address(&self) -> SocketAddr {
+        self.listeners
+            .iter()
+            .find(|l| l.purpose == Purpose::Devices)
+            .map_or(SocketAddr::from(([0, 0, 0, 0], 0)), |l| l.listen)
+    }
+
+    /// Moves the first listener for devices to another address.
+    pub fn set_device_address(&mut self, listen: SocketAddr) {
+        match self.listeners.iter_mut().find(|l| l.purpose == Purpose::Devices) {
+            Some(listener) => listener.listen = listen,
+            None => self.listeners.push(Listener::devices(listen)),
+        }
     }
 
     /// As a file with comments, for `init`.
@@ -508,9 +554,19 @@ impl Config {
             r#"# Countersign. Every key may be left out; docs/configuration.md lists them all.
 # Check it: countersign config check --data {{this folder}}
 
-[server]
-# Where devices connect (MQTT over mutual TLS).
+# Where devices connect: MQTT and HTTPS over mutual TLS.
+[[listeners]]
+name = "devices"
+purpose = "devices"
 listen = "{listen}"
+
+# Where devices enrol (EST). Closed while this is a comment.
+# [[listeners]]
+# name = "enrol"
+# purpose = "enrol"
+# listen = "0.0.0.0:8443"
+
+[server]
 # The names and addresses that devices connect to: they are in the server certificate.
 host_names = [{host_names}]
 
@@ -522,7 +578,7 @@ listen = "{admin}"
 # "text" or "json"
 format = "text"
 "#,
-            listen = self.server.listen,
+            listen = self.device_address(),
             admin = self.admin.listen,
         )
     }
@@ -552,6 +608,29 @@ mod tests {
         assert!(toml::from_str::<Config>("[server]\nlisten_on = 1").is_err());
         for (text, key) in [
             ("[admin]\nlisten = \"0.0.0.0:9080\"", "admin.listen"),
+            ("listeners = []", "listeners"),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:1\"",
+                "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\nclient_certificate = \"optional\"",
+                "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\nalpn = []",
+                "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+                 [[listeners]]\nname = \"b\"\npurpose = \"pki\"\nlisten = \"127.0.0.1:1\"",
+                "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+                 [[listeners]]\nname = \"b\"\npurpose = \"pki\"\nlisten = \"127.0.0.1:2\"\ntls_minimum = \"1.3\"",
+                "listeners",
+            ),
             ("[server]\nhost_names = []", "server.host_names"),
             ("[server]\nhost_names = [\"*.example.com\"]", "server.host_names"),
             ("[server]\ncertificate = \"a\"", "server.certificate"),
@@ -560,6 +639,10 @@ mod tests {
             ("[[profiles]]\n[[profiles]]", "profiles"),
             ("[limits]\nhandshakes_max = 0", "limits.handshakes_max"),
             ("[limits]\nidle_max_s = 70000", "limits.idle_max_s"),
+            (
+                "[issuance]\nclock_tolerance_s = 86401",
+                "issuance.clock_tolerance_s",
+            ),
         ] {
             let config: Config = toml::from_str(text).unwrap();
             let message = config.check().unwrap_err().to_string();

@@ -47,11 +47,19 @@ fn fact<'a>(record: &'a ExchangeRecord, name: &str) -> Option<&'a str> {
         .map(|(_, v)| v.as_str())
 }
 
+fn speaks_http(record: &ExchangeRecord) -> bool {
+    fact(record, "protocol") == Some("http/1.1")
+}
+
 /// What we, or the device, did to end it.
 fn last_word(record: &ExchangeRecord) -> Option<(Way, String)> {
     let denial = record.denial.as_ref()?;
     let v5 = fact(record, "protocol") == Some("mqtt-5");
     Some(match denial.code.wire() {
+        wire @ (Wire::Connack { .. } | Wire::Session { .. }) if speaks_http(record) => {
+            (Way::ToDevice, format!("HTTP {}", wire.http_status()))
+        }
+        Wire::Http(status) => (Way::ToDevice, format!("HTTP {status}")),
         Wire::Close => (Way::ToDevice, "connection closed".into()),
         Wire::Alert(n) => (Way::ToDevice, format!("alert {n} {}", alert_name(n))),
         Wire::Connack { v311, .. } if !v5 => (Way::ToDevice, format!("CONNACK {v311}")),
@@ -81,6 +89,9 @@ fn step(record: &ExchangeRecord, stage: Stage) -> (Way, String) {
         Stage::CertificateVerify => (Way::ToServer, "proof of possession".into()),
         Stage::Identify => (Way::Inside, "known device, known key".into()),
         Stage::Policy => (Way::Inside, "permitted".into()),
+        Stage::Greet if speaks_http(record) => (Way::ToServer, of("request").to_owned()),
+        Stage::Grant if speaks_http(record) => (Way::Inside, "session granted".into()),
+        Stage::FirstData if speaks_http(record) => (Way::ToDevice, "first answer".into()),
         Stage::Greet => (
             Way::ToServer,
             format!("CONNECT {}, {}", of("protocol"), of("client_id")),

@@ -30,6 +30,7 @@ fn refusals() -> String {
         let wire = match code.wire() {
             Wire::Close => "the connection is closed".to_owned(),
             Wire::Alert(n) => format!("TLS alert {n}"),
+            Wire::Http(status) => format!("HTTP {status}"),
             Wire::Connack { v311, v5 } => format!("CONNACK {v311}, in MQTT 5 0x{v5:02x}"),
             Wire::Session { v5 } => format!("3.1.1: closed (SUBACK 0x80), 5: 0x{v5:02x}"),
             Wire::Device => "its own alert".to_owned(),
@@ -87,10 +88,10 @@ fn the_page_of_the_configuration_has_every_key_and_its_default() {
             assert_eq!(told, default.to_string().replace(' ', ""), "{section}.{key}");
         }
     }
-    // server.certificate, server.key, enrol.listen, pki.listen and ca.socket have no default.
+    // server.certificate, server.key and ca.socket have no default.
     assert_eq!(
         page.lines().filter(|l| l.starts_with("| `")).count(),
-        keys + 5,
+        keys + 3,
         "the page names keys that are none"
     );
 }

@@ -1,7 +1,7 @@
 //! What can fail, as API and CLI tell it: a status, a message, a hint. Exit codes follow from the status.
 
 use countersign_authority::{FolderError, HierarchyError, MintError};
-use countersign_policy::LifecycleState;
+use countersign_policy::{ClaimRefusal, LifecycleState};
 use countersign_registry::RegistryError;
 
 use crate::ca::error::CaError;
@@ -55,6 +55,11 @@ impl Failure {
         Self::new(422, text.as_ref())
     }
 
+    /// The answer is no.
+    pub fn refused(text: impl AsRef<str>) -> Self {
+        Self::new(403, text.as_ref())
+    }
+
     /// There is no such thing.
     pub fn not_found(text: impl AsRef<str>, hint: &str) -> Self {
         Self {
@@ -93,16 +98,23 @@ impl From<RegistryError> for Failure {
             RegistryError::NoTenant(_)
             | RegistryError::NoDevice { .. }
             | RegistryError::NoAuthority(_)
+            | RegistryError::NoBatch { .. }
+            | RegistryError::NoClaim(_)
+            | RegistryError::NoStation(_)
             | RegistryError::NoCredential(_) => 404,
             RegistryError::Exists(_)
             | RegistryError::Move { .. }
             | RegistryError::SharedKey(_)
+            | RegistryError::Batch(_)
             | RegistryError::Dependents { .. } => 409,
             RegistryError::Unauthorised(_) => 401,
-            RegistryError::NotActive { .. } => 403,
+            RegistryError::Claim(ClaimRefusal::Unknown) => 401,
+            RegistryError::NotActive { .. } | RegistryError::Lane(_) | RegistryError::Claim(_) => 403,
             RegistryError::Refused(_) => 422,
             RegistryError::DiskFull => 507,
-            RegistryError::InUse { .. }
+            RegistryError::ClockBehind { .. }
+            | RegistryError::ClockUnsynchronised(_)
+            | RegistryError::InUse { .. }
             | RegistryError::Newer { .. }
             | RegistryError::Foreign(_)
             | RegistryError::Missing(_)

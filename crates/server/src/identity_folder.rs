@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use countersign_authority::folder;
+use countersign_device::DeviceProfile;
 use countersign_factory::key::KeyFault;
 use countersign_factory::{CertificateRequest, SoftwareKey};
 use countersign_identity::DeviceId;
@@ -38,23 +39,39 @@ pub fn request(path: &Path, device: &DeviceId) -> Result<String, Failure> {
     CertificateRequest::create(&key, device).map_err(internal)
 }
 
-/// Writes `device.crt`, `platform-root.crt` and `device.json`.
+/// What an identity folder holds beside the key: `device.crt`, `platform-root.crt` and `device.json`, the last last.
+///
+/// # Errors
+/// [`Failure`] if the profile cannot be encoded.
+pub fn files(provisioned: &Provisioned) -> Result<[(&'static str, Vec<u8>); 3], Failure> {
+    let profile = DeviceProfile {
+        id: provisioned.device.clone(),
+        host: provisioned.host.clone(),
+        port: provisioned.port,
+        tenant: provisioned.tenant.clone(),
+        enrol_port: provisioned.enrol_port,
+        certificate_profile: None,
+    };
+    let text = serde_json::to_string_pretty(&profile).map_err(|e| Failure::internal(e.to_string()))?;
+    Ok([
+        ("device.crt", provisioned.certificate.clone().into_bytes()),
+        (
+            "platform-root.crt",
+            provisioned.platform_root.clone().into_bytes(),
+        ),
+        ("device.json", format!("{text}\n").into_bytes()),
+    ])
+}
+
+/// Writes [`files`].
 ///
 /// # Errors
 /// [`Failure`] if a file cannot be written.
 pub fn write(path: &Path, provisioned: &Provisioned) -> Result<(), Failure> {
     folder::create_private(path)?;
-    folder::write_private(&path.join("device.crt"), provisioned.certificate.as_bytes())?;
-    folder::write_private(
-        &path.join("platform-root.crt"),
-        provisioned.platform_root.as_bytes(),
-    )?;
-    let profile = serde_json::json!({
-        "id": provisioned.device,
-        "host": provisioned.host,
-        "port": provisioned.port,
-    });
-    folder::write_private(&path.join("device.json"), format!("{profile:#}\n").as_bytes())?;
+    for (name, bytes) in files(provisioned)? {
+        folder::write_private(&path.join(name), &bytes)?;
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 )]
 
 mod api;
+mod backup;
 mod ca;
 mod cli;
 mod client;
@@ -16,6 +17,7 @@ mod diagram;
 mod enrol;
 mod failure;
 mod identity_folder;
+mod listeners;
 mod metrics;
 mod pki;
 mod quickstart;

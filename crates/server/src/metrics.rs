@@ -11,7 +11,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::service::Service;
@@ -47,6 +47,22 @@ fn labelled(
     let family = Labelled::default();
     for (value, n) in values {
         family.get_or_create(&vec![(label, value)]).inc_by(n);
+    }
+    family.encode(e.encode_descriptor(name, help, None::<&Unit>, family.metric_type())?)
+}
+
+fn labelled_gauge(
+    e: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: impl IntoIterator<Item = (&'static str, u64)>,
+) -> std::fmt::Result {
+    let family = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
+    for (value, n) in values {
+        family
+            .get_or_create(&vec![(label, value)])
+            .set(i64::try_from(n).unwrap_or(i64::MAX));
     }
     family.encode(e.encode_descriptor(name, help, None::<&Unit>, family.metric_type())?)
 }
@@ -164,6 +180,42 @@ impl Collector for Exported {
             "Registered credentials",
             facts.credential_count() as u64,
         )?;
+        // Left out until it is known: a missing metric is seen, a wrong one is not.
+        if let Some(totals) = self.0.forecast_totals() {
+            labelled_gauge(
+                e,
+                "countersign_devices_expiring",
+                "Devices by when the certificate they live on expires",
+                "window",
+                totals.devices.named(),
+            )?;
+            gauge(
+                e,
+                "countersign_devices_unrenewed",
+                "Devices whose certificate is past its renewal point and has not expired",
+                totals.unrenewed,
+            )?;
+            labelled_gauge(
+                e,
+                "countersign_authorities_expiring",
+                "Authorities in use, the platform's too, by when they or their roots expire",
+                "window",
+                totals.authorities.named(),
+            )?;
+        }
+        labelled(
+            e,
+            "countersign_minting_refused",
+            "Certificates, lists and answers that were not minted for the clock's sake",
+            "reason",
+            registry.minting_refused(),
+        )?;
+        gauge(
+            e,
+            "countersign_clock_behind_seconds",
+            "How far the clock is behind the newest time that is known to have been",
+            registry.clock_view().behind_ms / 1000,
+        )?;
         let ledger = registry.ledger();
         counter(
             e,
@@ -191,7 +243,10 @@ pub async fn handler(State(service): State<Arc<Service>>) -> Response {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Exported(service)));
     let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &registry) {
+    // It may have to read the registry.
+    let encoded =
+        tokio::task::block_in_place(|| prometheus_client::encoding::text::encode(&mut text, &registry));
+    match encoded {
         Ok(()) => (
             [(
                 header::CONTENT_TYPE,

@@ -1,4 +1,4 @@
-//! The `pki` listener: plain HTTP with what anybody may have: revocation lists, OCSP, CA certificates. Everything on it is
+//! Listeners of purpose `pki`: plain HTTP with what anybody may have: revocation lists, OCSP, CA certificates. Everything on it is
 //! signed; nothing on it changes anything.
 
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::failure::Failure;
-use crate::service::{Service, now};
+use crate::service::Service;
 
 /// A list is made anew at least so often.
 const LIST_AGE: Duration = Duration::from_secs(3600);
@@ -35,7 +35,6 @@ struct List {
     made: Timestamp,
     /// The newest revocation it knows of.
     revision: u64,
-    number: u64,
 }
 
 /// What is kept between requests.
@@ -60,12 +59,23 @@ pub async fn start(
     let listener = TcpListener::bind(address).await.map_err(|e| {
         Failure::unavailable(
             format!("cannot listen on {address}: {e}"),
-            "another process has the port: stop it, or set pki.listen",
+            "another process has the port: stop it, or change the listener",
         )
     })?;
     let address = listener
         .local_addr()
         .map_err(|e| Failure::internal(e.to_string()))?;
+    let router = router(service, next_update);
+    let serving = tokio::spawn(async move {
+        if let Err(e) = axum::serve(listener, router).await {
+            tracing::error!(error = %e, "the pki listener ended");
+        }
+    });
+    Ok((address, serving))
+}
+
+/// What the listener answers.
+pub(crate) fn router(service: Arc<Service>, next_update: Duration) -> Router {
     let revision: Arc<AtomicU64> = Arc::default();
     watch(service.registry(), revision.clone());
     let shared = Arc::new(Shared {
@@ -75,20 +85,14 @@ pub async fn start(
         lists: Mutex::default(),
         responders: Mutex::default(),
     });
-    let router = Router::new()
+    Router::new()
         .route("/crl/{file}", get(revocation_list))
         .route("/ca/{file}", get(ca_certificate))
         .route("/bundle/{tenant}", get(bundle))
         .route("/ocsp", post(ocsp_post))
         .route("/ocsp/{*request}", get(ocsp_get))
         .layer(DefaultBodyLimit::max(OCSP_BYTES_MAX))
-        .with_state(shared);
-    let serving = tokio::spawn(async move {
-        if let Err(e) = axum::serve(listener, router).await {
-            tracing::error!(error = %e, "the pki listener ended");
-        }
-    });
-    Ok((address, serving))
+        .with_state(shared)
 }
 
 fn watch(registry: &Registry, newest: Arc<AtomicU64>) {
@@ -186,7 +190,7 @@ impl Shared {
     /// The list of an authority: the one at hand, unless something was revoked since or it is old.
     fn list(&self, id: &AuthorityId) -> Result<Bytes, Failure> {
         let revision = self.revision.load(Ordering::Acquire);
-        let now = now();
+        let now = self.service.now();
         let mut lists = self.lists.lock();
         if let Some(list) = lists.get(id)
             && list.revision == revision
@@ -194,6 +198,7 @@ impl Shared {
         {
             return Ok(list.der.clone());
         }
+        let now = self.service.minting_time()?;
         if let Some(ca) = self.service.ca() {
             self.service.registry().authority_certificate(id)?;
             self.service.tell_ca()?;
@@ -202,8 +207,6 @@ impl Shared {
                 der: der.clone(),
                 made: now,
                 revision,
-                // The CA counts.
-                number: 0,
             };
             lists.insert(id.clone(), list);
             return Ok(der);
@@ -213,9 +216,8 @@ impl Shared {
             .service
             .registry()
             .revoked_by(id, now.minus(self.next_update))?;
-        // Milliseconds, and more than the last: it grows over restarts too, unless the clock goes back.
-        let last = lists.get(id).map_or(0, |l| l.number);
-        let number = u64::try_from(now.unix_ms()).unwrap_or(0).max(last + 1);
+        // On disk before the list is handed out.
+        let number = self.service.registry().next_list_number(id)?.value;
         let der: Bytes = authority
             .revocation_list(&revoked, number, now, now.plus(self.next_update))?
             .into();
@@ -225,7 +227,6 @@ impl Shared {
                 der: der.clone(),
                 made: now,
                 revision,
-                number,
             },
         );
         Ok(der)
@@ -264,7 +265,6 @@ impl Shared {
             tracing::error!(error = e.as_str(), "an OCSP request cannot be answered");
             OcspError::Internal
         };
-        let now = now();
         if let Some(ca) = self.service.ca() {
             return self
                 .service
@@ -273,6 +273,8 @@ impl Shared {
                 .map_err(|e| internal(e.message));
         }
         let questions = Questions::parse(request)?;
+        // Counted, and told by the timer: not logged for each request of anybody.
+        let now = self.service.minting_time().map_err(|_| OcspError::TryLater)?;
         let responders = self.responders(now).map_err(|e| internal(e.message))?;
         let asked = |(_, r): &&(AuthorityId, Arc<Responder>)| questions.list.iter().all(|q| r.is_asked(q));
         let (id, responder) = responders.iter().find(asked).ok_or(OcspError::Unauthorized)?;

@@ -66,7 +66,7 @@ fn free_or_any(port: u16) -> SocketAddr {
 pub async fn run(once: bool, print: Print) -> Result<(), Failure> {
     let place = Place::new()?;
     let mut config = Config::default();
-    config.server.listen = free_or_any(8883);
+    config.set_device_address(free_or_any(8883));
     config.admin.listen = free_or_any(9080);
     let data = place.0.join("data");
     let running = Running::start(&data, config).await?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_gateway::{BindError, Gateway, GatewayOptions, ServerIdentity, SystemClock};
+use countersign_gateway::{BindError, Foundation, Gateway, GatewayOptions, ServerIdentity};
 use countersign_registry::Change;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,32 +16,34 @@ use crate::api::{self, Token};
 use crate::client::ADDRESS_FILE;
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::service::Service;
+use crate::listeners::Purpose;
+use crate::service::{OpenListener, Service};
 use crate::{enrol, pki};
 
 /// How long a stop waits for sessions to be told.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How often the server certificate is looked at, for renewal and for replaced files, and credentials are swept.
+/// How often the server certificate is looked at, for renewal and for replaced files, credentials are swept, and the
+/// newest time that is known to have been is kept.
 const LOOK: Duration = Duration::from_secs(60);
+/// How often it is looked whether the overlap of a superseded certificate is over.
+const OVERLAP_LOOK: Duration = Duration::from_secs(1);
 
 /// A running platform.
 pub struct Running {
     /// What operators can do.
     pub service: Arc<Service>,
-    /// The device port.
+    /// What devices connect to.
     pub gateway: Arc<Gateway>,
     /// The admin listener.
     pub admin: SocketAddr,
-    /// The enrolment listener, if it is open.
-    pub enrol: Option<SocketAddr>,
-    /// The listener for revocation lists and answers, if it is open.
-    pub pki: Option<SocketAddr>,
+    /// All other listeners.
+    pub listeners: Vec<OpenListener>,
     address_file: PathBuf,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Running {
-    /// Opens a data directory, making what is missing, and both ports.
+    /// Opens a data directory, making what is missing, and all listeners.
     ///
     /// # Errors
     /// [`Failure`] with its cure; then nothing is left running.
@@ -50,6 +52,7 @@ impl Running {
         let service = tokio::task::block_in_place(|| Service::create(data, config.clone()))?;
         let service = Arc::new(service);
         // Before anybody is admitted: what lapsed or was superseded while nothing ran.
+        service.keep_time().await?;
         service.sweep().await?;
         let token = Token::load(data)?;
         let (chain, key) = service.server_certificate()?;
@@ -66,7 +69,6 @@ impl Running {
             .local_addr()
             .map_err(|e| Failure::internal(e.to_string()))?;
         let options = GatewayOptions {
-            listener: "devices".into(),
             host_names: config
                 .server
                 .host_names
@@ -76,21 +78,25 @@ impl Running {
             limits: config.limits.to_limits(),
         };
         let registry = service.registry().clone();
-        let gateway = Gateway::start(
-            config.server.listen,
-            options,
-            config.server.tls_minimum,
+        let for_devices: Vec<_> = config
+            .listeners
+            .iter()
+            .filter(|l| l.purpose == Purpose::Devices)
+            .map(|l| l.to_device_listener())
+            .collect();
+        let foundation = Foundation {
             identity,
-            registry.facts().clone(),
-            registry,
-            Arc::new(SystemClock),
-        )
-        .map_err(|e| match &e {
+            facts: registry.facts().clone(),
+            sink: registry,
+            http: Arc::new(enrol::DevicePort::new(service.clone())),
+            clock: service.registry().clock().clone(),
+        };
+        let gateway = Gateway::start(&for_devices, options, foundation).map_err(|e| match &e {
             BindError::Address { .. } => Failure::unavailable(
                 e.to_string(),
-                "another process has the port, or it needs more rights: set server.listen",
+                "another process has the port, or it needs more rights: change the listener",
             ),
-            BindError::Tls(_) => Failure::invalid(e.to_string()),
+            BindError::Tls(_) | BindError::None => Failure::invalid(e.to_string()),
         })?;
         let gateway = Arc::new(gateway);
         service.attach(gateway.clone());
@@ -109,44 +115,82 @@ impl Running {
                 if let Err(e) = tokio::task::block_in_place(|| watched.reload_server_certificate(&identity)) {
                     tracing::error!(error = %e, "the server certificate cannot be loaded; the old one is served");
                 }
+                if let Err(e) = watched.keep_time().await {
+                    tracing::error!(error = %e, "the time cannot be kept");
+                }
                 if let Err(e) = watched.sweep().await {
                     tracing::error!(error = %e, "credentials cannot be swept");
                 }
             }
         });
-        let mut tasks = vec![serving, watching];
+        let swept = service.clone();
+        let sweeping = tokio::spawn(async move {
+            let mut look = tokio::time::interval(OVERLAP_LOOK);
+            loop {
+                look.tick().await;
+                let due = tokio::task::block_in_place(|| swept.registry().is_sweep_due(swept.now()));
+                // What the database says against it is told by the sweep of every minute.
+                if due.unwrap_or(false)
+                    && let Err(e) = swept.sweep().await
+                {
+                    tracing::error!(error = %e, "superseded credentials cannot be ended");
+                }
+            }
+        });
+        let mut tasks = vec![
+            serving,
+            watching,
+            sweeping,
+            tokio::spawn(service.clone().watch_lists()),
+        ];
         tasks.extend(tell_ca(&service));
-        let enrol = match config.enrol.listen {
-            None => None,
-            Some(listen) => {
-                let identity = gateway.identity().clone();
-                let max = config.enrol.connections_max;
-                let (address, task) = enrol::start(listen, max, identity, service.clone()).await?;
-                tasks.push(task);
-                Some(address)
-            }
-        };
-        let pki = match config.pki.listen {
-            None => None,
-            Some(listen) => {
-                let next_update = Duration::from_secs(config.pki.next_update_hours * 3600);
-                let (address, task) = pki::start(listen, next_update, service.clone()).await?;
-                tasks.push(task);
-                Some(address)
-            }
-        };
-        let _ = service.listeners.set([enrol, pki]);
+        let mut listeners: Vec<_> = gateway
+            .local_addrs()
+            .iter()
+            .map(|(name, address)| OpenListener {
+                name: name.clone(),
+                purpose: Purpose::Devices,
+                address: *address,
+            })
+            .collect();
+        for listener in &config.listeners {
+            let (address, task) = match listener.purpose {
+                Purpose::Devices => continue,
+                Purpose::Enrol => {
+                    let identity = gateway.identity().clone();
+                    let max = config.enrol.connections_max;
+                    enrol::start(listener, max, identity, service.clone()).await?
+                }
+                Purpose::Pki => {
+                    let next_update = Duration::from_secs(config.pki.next_update_hours * 3600);
+                    pki::start(listener.listen, next_update, service.clone()).await?
+                }
+            };
+            tasks.push(task);
+            listeners.push(OpenListener {
+                name: listener.name.clone(),
+                purpose: listener.purpose,
+                address,
+            });
+        }
+        let _ = service.listeners.set(listeners.clone());
         let address_file = data.join(ADDRESS_FILE);
         countersign_authority::folder::write_private(&address_file, admin.to_string().as_bytes())?;
         Ok(Self {
             service,
             gateway,
             admin,
+            listeners,
             address_file,
-            enrol,
-            pki,
             tasks,
         })
+    }
+
+    /// The first listener of a purpose.
+    #[cfg(test)]
+    pub fn listener(&self, purpose: Purpose) -> Option<SocketAddr> {
+        let found = self.listeners.iter().find(|l| l.purpose == purpose);
+        found.map(|l| l.address)
     }
 
     /// Closes the ports and tells every session. Everything recorded is on disk afterwards.
@@ -214,11 +258,17 @@ pub async fn serve(data: &Path, config: Config) -> Result<(), Failure> {
     let (mut terminate, mut interrupt, mut hangup) =
         signals().map_err(|e| Failure::internal(format!("signals cannot be handled: {e}")))?;
     let running = Running::start(data, config).await?;
+    for listener in &running.listeners {
+        tracing::info!(
+            listener.name = listener.name.as_str(),
+            listener.purpose = listener.purpose.name(),
+            address = %listener.address,
+            "listening"
+        );
+    }
     tracing::info!(
         devices = %running.gateway.local_addr(),
         admin = %running.admin,
-        enrol = running.enrol.map(|a| a.to_string()),
-        pki = running.pki.map(|a| a.to_string()),
         data = %data.display(),
         pid = std::process::id(),
         "ready"

@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_factory::renewal_proof;
 use countersign_testkit::ca::CaProcess;
-use countersign_testkit::server::Server;
+use countersign_testkit::server::{Server, listener};
 use serde_json::json;
 
 struct Place {
@@ -60,9 +60,11 @@ impl Place {
     fn serve(&mut self) {
         self.server = None;
         let config = format!(
-            "[ca]\nsocket = {:?}\n[pki]\nlisten = \"127.0.0.1:0\"\n[enrol]\nlisten = \"127.0.0.1:0\"\n{}",
+            "[ca]\nsocket = {:?}\n{}{}{}",
             self.ca.socket(),
-            self.more
+            self.more,
+            listener("pki"),
+            listener("enrol"),
         );
         self.server = Some(Server::start(program(), &self.path("data"), &config).unwrap());
     }
@@ -126,14 +128,7 @@ impl Place {
     }
 
     fn est(&self, operation: &str, csr: &str, more: &[&str]) -> (String, String) {
-        let status = self.server().ask("GET", "/status", None).unwrap();
-        let port = status["enrol"]
-            .as_str()
-            .unwrap()
-            .rsplit(':')
-            .next()
-            .unwrap()
-            .to_owned();
+        let port = self.server().listener("enrol").unwrap().port();
         let root = self
             .server()
             .cli_ok(&["authority", "export", "platform"])
@@ -246,10 +241,7 @@ fn devices_live_a_whole_life_and_no_key_is_in_the_control_process() {
         .cli_ok(&["device", "revoke", "SN-1", "--code", "key-compromise"])
         .unwrap();
     assert!(!place.publish("SN-1").status.success());
-    let pki = place.server().ask("GET", "/status", None).unwrap()["pki"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let pki = place.server().listener("pki").unwrap();
     ok(Command::new("curl").args([
         "-sSf",
         "-o",

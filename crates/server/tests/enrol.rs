@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use countersign_testkit::pki::{Ca, Leaf};
-use countersign_testkit::server::Server;
+use countersign_testkit::server::{Server, listener};
 use serde_json::json;
 
 struct Place {
@@ -16,18 +16,15 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    fn with(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = "[enrol]\nlisten = \"127.0.0.1:0\"\n";
+        let config = format!("[enrol]\n{more}{}", listener("enrol"));
         let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
-        let server = Server::start(program, &folder.path().join("data"), config).unwrap();
-        let status = server.ask("GET", "/status", None).unwrap();
-        let port = status["enrol"]
-            .as_str()
-            .unwrap()
-            .rsplit(':')
-            .next()
-            .unwrap()
-            .to_owned();
+        let server = Server::start(program, &folder.path().join("data"), &config).unwrap();
+        let port = server.listener("enrol").unwrap().port();
         let url = format!("https://localhost:{port}/.well-known/est");
         let place = Self { folder, server, url };
         let root = place.server.cli_ok(&["authority", "export", "platform"]).unwrap();
@@ -471,4 +468,168 @@ fn strongswan_enrols_and_reenrols() {
     renew.extend(&authorities);
     let second = pki(&renew, "second.crt");
     assert_ne!(std::fs::read(first).unwrap(), std::fs::read(second).unwrap());
+}
+
+/// HTTPS on the device port: the first request is admitted as CONNECT is, and renewal runs over the session.
+#[test]
+fn an_admitted_device_renews_over_the_device_port_and_is_cut_off_like_any_other() {
+    let place = Place::new();
+    let out = place.text("web-1");
+    place
+        .server
+        .cli_ok(&["device", "provision", "web-1", "--out", &out])
+        .unwrap();
+    let url = format!(
+        "https://localhost:{}/.well-known/est",
+        place.server.devices.port()
+    );
+    let root = place.text("root.pem");
+    let (certificate, key) = (format!("{out}/device.crt"), format!("{out}/device.key"));
+    let curl = |operation: &str, more: &[&str]| {
+        let mut command = Command::new("curl");
+        command
+            .args([
+                "-sS",
+                "--http1.1",
+                "--cacert",
+                &root,
+                "-w",
+                "\n%{http_code}",
+                "--max-time",
+                "20",
+            ])
+            .args(more)
+            .arg(format!("{url}/{operation}"));
+        let output = run(&mut command);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, status) = text.rsplit_once('\n').unwrap_or_else(|| panic!("{output:?}"));
+        (status.to_owned(), body.to_owned())
+    };
+    let shown = ["--cert", &certificate, "--key", &key];
+    // Two requests on one connection.
+    let second = format!("{url}/csrattrs");
+    let both = [&shown[..], &["-v", &second]].concat();
+    let (status, _) = curl("cacerts", &both);
+    assert_eq!(status, "200");
+    let (_, renewal) = place.request("web-1-new", "/O=default/CN=web-1/serialNumber=web-1");
+    let data = format!("@{renewal}");
+    let renew = [
+        &shown[..],
+        &["-H", "Content-Type: application/pkcs10", "--data-binary", &data],
+    ]
+    .concat();
+    let (status, body) = curl("simplereenroll", &renew);
+    assert_eq!(status, "200", "{body}");
+    assert_eq!(curl("nothing", &shown).0, "404");
+    // What happened is an exchange like any other.
+    let explained = place.server.cli_ok(&["explain", "web-1"]).unwrap();
+    for word in ["admitted", "http/1.1", "GET /.well-known/est", "first-data"] {
+        assert!(explained.contains(word), "{word}: {explained}");
+    }
+    // Without a certificate TLS ends it; a suspended device is told so, in HTTP.
+    let output =
+        run(Command::new("curl").args(["-sS", "--http1.1", "--cacert", &root, &format!("{url}/cacerts")]));
+    assert!(!output.status.success(), "{output:?}");
+    place.server.cli_ok(&["device", "suspend", "web-1"]).unwrap();
+    let (status, body) = curl("cacerts", &shown);
+    assert!(
+        status == "403" && body.contains("\"code\":\"device.suspended\""),
+        "{status} {body}"
+    );
+    let explained = place.server.cli_ok(&["explain", "web-1"]).unwrap();
+    assert!(explained.contains("device.suspended"), "{explained}");
+}
+
+/// A device that keeps its connection open loses it with its session, in the middle of a request.
+#[test]
+fn a_suspension_cuts_an_open_https_connection() {
+    use std::io::{Read, Write};
+    let place = Place::new();
+    let out = place.text("web-2");
+    place
+        .server
+        .cli_ok(&["device", "provision", "web-2", "--out", &out])
+        .unwrap();
+    let mut client = Command::new("openssl")
+        .args([
+            "s_client",
+            "-quiet",
+            "-alpn",
+            "http/1.1",
+            "-servername",
+            "localhost",
+        ])
+        .args([
+            "-CAfile",
+            &place.text("root.pem"),
+            "-cert",
+            &format!("{out}/device.crt"),
+        ])
+        .args(["-key", &format!("{out}/device.key"), "-connect"])
+        .arg(format!("localhost:{}", place.server.devices.port()))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut input, mut output) = (client.stdin.take().unwrap(), client.stdout.take().unwrap());
+    input
+        .write_all(b"GET /.well-known/est/csrattrs HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .unwrap();
+    let mut text = Vec::new();
+    let mut chunk = [0; 1024];
+    while !String::from_utf8_lossy(&text).contains("\r\n\r\n") {
+        let n = output.read(&mut chunk).unwrap();
+        assert!(n > 0, "{}", String::from_utf8_lossy(&text));
+        text.extend_from_slice(&chunk[..n]);
+    }
+    assert!(
+        text.starts_with(b"HTTP/1.1 200"),
+        "{}",
+        String::from_utf8_lossy(&text)
+    );
+    let sessions = place.server.cli_ok(&["session", "list"]).unwrap();
+    assert!(
+        sessions.contains("http/1.1") && sessions.contains("web-2"),
+        "{sessions}"
+    );
+    // A request that is not whole: the body never comes.
+    input
+        .write_all(b"POST /.well-known/est/simplereenroll HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pkcs10\r\nContent-Length: 1000\r\n\r\nAAAA")
+        .unwrap();
+    let told = place.server.cli_ok(&["device", "suspend", "web-2"]).unwrap();
+    assert!(told.contains("1 session"), "{told}");
+    // The end of the stream, with nothing more said.
+    let mut rest = Vec::new();
+    output.read_to_end(&mut rest).unwrap();
+    assert!(
+        !String::from_utf8_lossy(&rest).contains("HTTP/1.1"),
+        "{}",
+        String::from_utf8_lossy(&rest)
+    );
+    client.wait().unwrap();
+}
+
+#[test]
+fn base64_comes_in_the_lines_that_each_client_reads() {
+    let longest = |place: &Place, more: &[&str]| {
+        let (status, body) = place.curl("cacerts", more);
+        assert_eq!(status, "200");
+        (body.lines().map(str::len).max().unwrap(), body.lines().count())
+    };
+    let place = Place::new();
+    let (length, lines) = longest(&place, &[]);
+    assert!(
+        length > 1000 && lines == 1,
+        "strongSwan reads one line: {length}, {lines}"
+    );
+    for agent in ["libest 1.0", "Cisco EST client"] {
+        let (length, lines) = longest(&place, &["-A", agent]);
+        assert!(
+            length == 64 && lines > 10,
+            "libest reads lines: {length}, {lines}"
+        );
+    }
+    let place = Place::with("base64_lines = true\n");
+    assert_eq!(longest(&place, &[]).0, 64);
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use countersign_testkit::server::Server;
+use countersign_testkit::server::{Server, listener};
 
 const PIN: &str = "246810";
 const PASSPHRASE: &str = "kept where nobody looks";
@@ -45,12 +45,7 @@ impl Place {
         let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
         let mut command = Command::new(program);
         command.env("SOFTHSM2_CONF", self.path("softhsm2.conf"));
-        let server = Server::start_with(
-            command,
-            program,
-            &self.path("data"),
-            "[pki]\nlisten = \"127.0.0.1:0\"\n",
-        );
+        let server = Server::start_with(command, program, &self.path("data"), &listener("pki"));
         self.server = Some(server.unwrap());
     }
 
@@ -173,10 +168,7 @@ fn an_authority_in_a_token_issues_signs_lists_and_is_looked_after() {
     ]));
     assert_eq!(listed.matches("never extractable").count(), 2, "{listed}");
     // A revocation list and an OCSP responder need the key too.
-    let pki = place.server().ask("GET", "/status", None).unwrap()["pki"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let pki = place.server().listener("pki").unwrap();
     let list = place.path("list").display().to_string();
     place.ok(Command::new("curl").args(["-sSf", "-o", &list, &format!("http://{pki}/crl/hsm.crl")]));
     place.ok(Command::new("openssl")

@@ -342,8 +342,10 @@ fn what_is_wrong_at_start_is_said_with_a_cure_and_an_exit_code() {
     );
     let config = data.join("countersign.toml");
     let good = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, "[server]\nlisten = \"nowhere\"\n").unwrap();
+    std::fs::write(&config, "[admin]\nlisten = \"nowhere\"\n").unwrap();
     expect(&serve(&[]), 4, &["countersign.toml", "line 2", "hint: "]);
+    std::fs::write(&config, "listeners = []\n").unwrap();
+    expect(&serve(&[]), 4, &["listeners", "purpose devices", "hint: "]);
     std::fs::write(&config, "[limitz]\n").unwrap();
     expect(&serve(&[]), 4, &["unknown field `limitz`"]);
     std::fs::write(&config, "[admin]\nlisten = \"0.0.0.0:1\"\n").unwrap();

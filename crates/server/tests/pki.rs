@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use countersign_testkit::server::Server;
+use countersign_testkit::server::{Server, listener};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -16,10 +16,9 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
-        let config = "[pki]\nlisten = \"127.0.0.1:0\"\n";
-        let server = Server::start(program, &folder.path().join("data"), config).unwrap();
-        let status = server.ask("GET", "/status", None).unwrap();
-        let url = format!("http://{}", status["pki"].as_str().unwrap());
+        let config = listener("pki");
+        let server = Server::start(program, &folder.path().join("data"), &config).unwrap();
+        let url = format!("http://{}", server.listener("pki").unwrap());
         let place = Self { folder, server, url };
         let both = place.server.cli_ok(&["authority", "export", "devices"]).unwrap();
         let (issuing, root) = both.split_at(both.rfind("-----BEGIN").unwrap());
@@ -234,4 +233,297 @@ fn openssl_accepts_every_list_and_every_ocsp_answer() {
         ],
     );
     assert_eq!(nothing.stdout, b"404");
+}
+
+/// The device's serial number, as OpenSSL takes it.
+fn serial(place: &Place, id: &str) -> String {
+    let device = place
+        .server
+        .ask("GET", &format!("/tenants/default/devices/{id}"), None)
+        .unwrap();
+    format!("0x{}", device["credentials"][0]["serial"].as_str().unwrap())
+}
+
+#[test]
+fn openssl_reads_every_reason_by_post_and_get_with_and_without_a_nonce() {
+    let place = Place::new();
+    let reasons = [
+        ("unspecified", ""),
+        ("key-compromise", "keyCompromise"),
+        ("ca-compromise", "CACompromise"),
+        ("affiliation-changed", "affiliationChanged"),
+        ("superseded", "superseded"),
+        ("cessation-of-operation", "cessationOfOperation"),
+        ("privilege-withdrawn", "privilegeWithdrawn"),
+    ];
+    let good = place.provision("good");
+    let certificates: Vec<String> = reasons.iter().map(|(code, _)| place.provision(code)).collect();
+    for (code, _) in reasons {
+        place
+            .server
+            .cli_ok(&["device", "revoke", code, "--code", code])
+            .unwrap();
+    }
+    let list = place.list();
+    for ((code, name), certificate) in reasons.iter().zip(&certificates) {
+        let number = serial(&place, code);
+        // Each entry from its own serial number to the next, with its reason or none.
+        let (_, entry) = list
+            .split_once(&format!("Serial Number: {}", number[2..].to_uppercase()))
+            .unwrap_or_else(|| panic!("{code} is not on {list}"));
+        let entry = entry
+            .split("Serial Number:")
+            .next()
+            .unwrap()
+            .split("Signature Algorithm")
+            .next()
+            .unwrap();
+        assert_eq!(
+            entry.contains("CRL Reason Code"),
+            !name.is_empty(),
+            "{code}: {entry}"
+        );
+        let compact = entry.replace(' ', "").to_lowercase();
+        assert!(compact.contains(&name.to_lowercase()), "{code}: {entry}");
+        assert!(
+            place.verify(certificate).contains("certificate revoked"),
+            "{code}"
+        );
+        let answer = place.ocsp(certificate, &[]);
+        assert!(
+            answer.contains("Response verify OK") && answer.contains(": revoked"),
+            "{code}: {answer}"
+        );
+        assert_eq!(answer.contains("Reason:"), !name.is_empty(), "{code}: {answer}");
+        // OpenSSL's table of names for answers ends before 9, privilegeWithdrawn.
+        let told = answer.to_lowercase().contains(&name.to_lowercase());
+        assert!(
+            told || *code == "privilege-withdrawn" && answer.contains("(UNKNOWN)"),
+            "{code}: {answer}"
+        );
+    }
+
+    // OpenSSL sends a nonce unless told not to, says if it does not come back, and refuses one that is another.
+    let answer = place.ocsp(&good, &[]);
+    assert!(
+        answer.contains("Response verify OK") && !answer.contains("nonce"),
+        "{answer}"
+    );
+    let answer = place.ocsp(&good, &["-no_nonce", "-resp_text"]);
+    assert!(
+        answer.contains("Response verify OK") && !answer.contains("OCSP Nonce"),
+        "{answer}"
+    );
+    let answer = place.ocsp(&good, &["-resp_text"]);
+    assert!(answer.contains("OCSP Nonce"), "{answer}");
+
+    // By GET, good, revoked, unknown, and several in one request: the answer is looked at apart from the request.
+    let (issuing, root) = (place.text("issuing.pem"), place.text("root.pem"));
+    let (request, response) = (place.text("get.req"), place.text("get.resp"));
+    let numbers = [
+        serial(&place, "good"),
+        serial(&place, "superseded"),
+        "0x7777".to_owned(),
+    ];
+    let mut asked = vec!["ocsp", "-no_nonce", "-issuer", &issuing, "-reqout", &request];
+    for number in &numbers {
+        asked.extend(["-serial", number]);
+    }
+    let output = run("openssl", &asked);
+    assert!(output.status.success(), "{output:?}");
+    let b64 = run("openssl", &["base64", "-A", "-in", &request]).stdout;
+    let b64 = String::from_utf8(b64).unwrap();
+    let b64 = b64.replace('/', "%2F").replace('+', "%2B").replace('=', "%3D");
+    place.fetch(&format!("ocsp/{b64}"), "get.resp");
+    let mut read = vec![
+        "ocsp",
+        "-respin",
+        &response,
+        "-CAfile",
+        &root,
+        "-verify_other",
+        &issuing,
+        "-issuer",
+        &issuing,
+    ];
+    for number in &numbers {
+        read.extend(["-serial", number]);
+    }
+    let text = said(&run("openssl", &read));
+    assert!(text.contains("Response verify OK"), "{text}");
+    for (number, status) in numbers.iter().zip(["good", "revoked", "unknown"]) {
+        assert!(text.contains(&format!("{number}: {status}")), "{number}: {text}");
+    }
+}
+
+#[test]
+fn openssl_accepts_lists_and_answers_of_an_authority_under_an_external_root() {
+    let place = Place::new();
+    let text = |name: &str| place.text(name);
+    let (root_key, root, request, issuing) = (
+        text("ext.key"),
+        text("ext-root.pem"),
+        text("ext.csr"),
+        text("ext.pem"),
+    );
+    let new_root = run(
+        "openssl",
+        &[
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            &root_key,
+            "-days",
+            "3650",
+            "-subj",
+            "/O=Acme/CN=Acme Root",
+            "-out",
+            &root,
+        ],
+    );
+    assert!(new_root.status.success(), "{new_root:?}");
+    place
+        .server
+        .cli_ok(&["authority", "create", "ext", "--csr", &request])
+        .unwrap();
+    let extensions = text("ext.cnf");
+    std::fs::write(
+        &extensions,
+        "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n",
+    )
+    .unwrap();
+    let signed = run(
+        "openssl",
+        &[
+            "x509",
+            "-req",
+            "-in",
+            &request,
+            "-CA",
+            &root,
+            "-CAkey",
+            &root_key,
+            "-CAcreateserial",
+            "-days",
+            "1825",
+            "-extfile",
+            &extensions,
+            "-out",
+            &issuing,
+        ],
+    );
+    assert!(signed.status.success(), "{signed:?}");
+    let chain = text("ext-chain.pem");
+    let both = std::fs::read_to_string(&issuing).unwrap() + &std::fs::read_to_string(&root).unwrap();
+    std::fs::write(&chain, both).unwrap();
+    place
+        .server
+        .cli_ok(&["authority", "install", "ext", &chain])
+        .unwrap();
+    let mut certificates = Vec::new();
+    for id in ["e-good", "e-bad"] {
+        let out = text(id);
+        place
+            .server
+            .cli_ok(&["device", "provision", id, "--authority", "ext", "--out", &out])
+            .unwrap();
+        certificates.push(format!("{out}/device.crt"));
+    }
+    place
+        .server
+        .cli_ok(&["device", "revoke", "e-bad", "--code", "cessation-of-operation"])
+        .unwrap();
+
+    place.fetch("crl/ext.crl", "ext.crl");
+    let list = text("ext-crl.pem");
+    let output = run(
+        "openssl",
+        &[
+            "crl",
+            "-inform",
+            "DER",
+            "-in",
+            &text("ext.crl"),
+            "-CAfile",
+            &issuing,
+            "-out",
+            &list,
+        ],
+    );
+    assert!(said(&output).contains("verify OK"), "{output:?}");
+    let verify = |certificate: &str| {
+        said(&run(
+            "openssl",
+            &[
+                "verify",
+                "-crl_check",
+                "-CRLfile",
+                &list,
+                "-CAfile",
+                &root,
+                "-untrusted",
+                &issuing,
+                certificate,
+            ],
+        ))
+    };
+    assert!(
+        verify(&certificates[0]).contains(": OK"),
+        "{}",
+        verify(&certificates[0])
+    );
+    assert!(
+        verify(&certificates[1]).contains("certificate revoked"),
+        "{}",
+        verify(&certificates[1])
+    );
+    let url = format!("{}/ocsp", place.url);
+    for (certificate, status) in certificates.iter().zip([": good", ": revoked"]) {
+        let answer = said(&run(
+            "openssl",
+            &[
+                "ocsp",
+                "-issuer",
+                &issuing,
+                "-CAfile",
+                &root,
+                "-verify_other",
+                &issuing,
+                "-url",
+                &url,
+                "-cert",
+                certificate,
+            ],
+        ));
+        assert!(
+            answer.contains("Response verify OK") && answer.contains(status),
+            "{answer}"
+        );
+    }
+    // The other authority does not know this one's certificates, and does not say that they are good.
+    let number = serial(&place, "e-good");
+    let (other, other_root) = (place.text("issuing.pem"), place.text("root.pem"));
+    let answer = said(&run(
+        "openssl",
+        &[
+            "ocsp",
+            "-issuer",
+            &other,
+            "-CAfile",
+            &other_root,
+            "-verify_other",
+            &other,
+            "-url",
+            &url,
+            "-serial",
+            &number,
+        ],
+    ));
+    assert!(
+        answer.contains("Response verify OK") && answer.contains(&format!("{number}: unknown")),
+        "{answer}"
+    );
 }

@@ -19,6 +19,7 @@ struct Case {
     code: String,
     alert: Option<u8>,
     connack: Option<Vec<u8>>,
+    http: Option<u16>,
     session: Option<u8>,
     #[serde(default)]
     close: bool,
@@ -49,6 +50,8 @@ struct World {
     unproven: Ca,
     first_contact: Ca,
     just_in_time: Ca,
+    stale: Ca,
+    listed: Identity,
     good: Identity,
     known: BTreeMap<&'static str, Identity>,
 }
@@ -133,7 +136,32 @@ fn world() -> &'static World {
         let just_in_time = Ca::root("refusals just-in-time", None);
         let template = json!({ "mode": "just-in-time", "id_pattern": "jit-*", "quota": 0 });
         server.register("jit", "default", &just_in_time, &template).unwrap();
-        World { _folder: folder, server, root, issuing, tight, unproven, first_contact, just_in_time, good, known }
+        let lists = Ca::root("refusals lists", None);
+        let stale = Ca::root("refusals stale", None);
+        let listed = lists.issue(&Leaf::named("listed"), &[]);
+        for (id, ca, list) in [
+            ("lists", &lists, lists.revocation_list(&[&listed], 1, (-1, 60))),
+            ("stale", &stale, stale.revocation_list(&[], 1, (-60, -1))),
+        ] {
+            register(id, "default", ca);
+            let path = format!("/authorities/{id}/revocation-list");
+            server.ask("POST", &path, Some(&json!({ "lists": list }))).unwrap();
+        }
+        for name in ["pin", "pin-early", "pin-revoked"] {
+            let identity = pki::self_signed_from("what it calls itself", if name == "pin-early" { 2 } else { -1 });
+            server.ask("POST", "/tenants/default/devices", Some(&json!({ "id": name }))).unwrap();
+            let path = format!("/tenants/default/devices/{name}/pins");
+            let pinned = server.ask("POST", &path, Some(&json!({ "certificate": identity.pem }))).unwrap();
+            if name == "pin-revoked" {
+                let fingerprint = pinned["fingerprint"].as_str().unwrap();
+                server.ask("POST", &format!("/credentials/{fingerprint}/revoke"), Some(&json!({}))).unwrap();
+            }
+            known.insert(name, identity);
+        }
+        let unpinned = pki::self_signed("unpinned");
+        import(&server, "default", "unpinned", "active", &unpinned);
+        known.insert("unpinned", unpinned);
+        World { stale, listed, _folder: folder, server, root, issuing, tight, unproven, first_contact, just_in_time, good, known }
     })
 }
 
@@ -174,6 +202,24 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
         "no certificate" => attempt.run(),
         "self-signed" => attempt.identity(&pki::self_signed("good")).run(),
         "unknown CA" => leaf(&Ca::root("nobody", None), "good", &[]).run(),
+        "self-signed, registered but not pinned" => known("unpinned").run(),
+        "pinned, not yet valid" => known("pin-early").run(),
+        "pinned, revoked" => known("pin-revoked").run(),
+        "pinned, by another tenant's server name" => Attempt {
+            name: "other.test".into(),
+            ..known("pin")
+        }
+        .run(),
+        "pinned certificate without its key" => {
+            let mut thief = world.known["pin"].clone();
+            thief.key = pki::self_signed("pin").key;
+            attempt.identity(&thief).send(connect(level, "pin")).run()
+        }
+        "on its issuer's revocation list" => attempt
+            .identity(&world.listed)
+            .send(connect(level, "listed"))
+            .run(),
+        "its issuer's revocation list is stale" => leaf(&world.stale, "good", &[]).run(),
         "CA of the same name with another key" => leaf(&world.root.twin(), "good", &[]).run(),
         "CA of another tenant" => Attempt {
             name: "other.test".into(),
@@ -287,10 +333,14 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
             good().send(packet).run()
         }
         "application protocol that is not served" => Attempt {
-            alpn: vec![b"http/1.1".to_vec()],
+            alpn: vec![b"h2".to_vec()],
             ..known("good")
         }
         .run(),
+        "MQTT over a connection that chose HTTP" => over_http(good()).send(connect(level, "good")).run(),
+        "a suspended device, over HTTP" => over_http(known("suspended"))
+            .send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec())
+            .run(),
         "silent after the handshake" => good().run(),
         "device does not trust us" => Attempt {
             trust: false,
@@ -304,6 +354,14 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
         // A whole record header, and no more.
         "silent in the handshake" => silent_in_handshake(world),
         other => panic!("the table has the case {other:?}, and no code drives it"),
+    }
+}
+
+fn over_http(attempt: Attempt) -> Attempt {
+    Attempt {
+        alpn: vec![b"http/1.1".to_vec()],
+        send: vec![],
+        ..attempt
     }
 }
 
@@ -402,6 +460,11 @@ fn check(world: &World, case: &Case, level: u8) -> Result<(), String> {
         if seen.connack() != Some(expected) || seen.packets().len() != 1 {
             return wrong(format!("expected CONNACK {expected:#x} and nothing else"));
         }
+    }
+    if let Some(status) = case.http
+        && !seen.data.starts_with(format!("HTTP/1.1 {status} ").as_bytes())
+    {
+        return wrong(format!("expected HTTP {status}"));
     }
     if let Some(code) = case.session {
         let packets = seen.packets();

@@ -7,8 +7,10 @@
     reason = "in a test a panic is the report"
 )]
 
+pub mod agent;
 pub mod ca;
 pub mod client;
 pub mod crash;
+pub mod issuance;
 pub mod pki;
 pub mod server;

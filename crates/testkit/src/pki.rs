@@ -1,9 +1,10 @@
 //! A throw-away PKI, and certificates with every fault that a gateway must see.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SerialNumber,
 };
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
 
@@ -28,6 +29,32 @@ impl Clone for Identity {
             pem: self.pem.clone(),
             key_pem: self.key_pem.clone(),
         }
+    }
+}
+
+impl Identity {
+    /// Reads `device.crt` and `device.key` of an identity folder.
+    ///
+    /// # Errors
+    /// If they are not there, or no PEM.
+    pub fn load(folder: &std::path::Path) -> anyhow::Result<Self> {
+        let pem = std::fs::read_to_string(folder.join("device.crt"))?;
+        let key_pem = std::fs::read_to_string(folder.join("device.key"))?;
+        Ok(Self {
+            chain: CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>()?,
+            key: PrivateKeyDer::from_pem_slice(key_pem.as_bytes())?,
+            pem,
+            key_pem,
+        })
+    }
+
+    /// The leaf's serial number.
+    pub fn serial(&self) -> Vec<u8> {
+        let facts = countersign_identity::CertificateFacts::parse(&self.chain[0]).expect("a certificate");
+        (0..facts.serial.len())
+            .step_by(2)
+            .map(|n| u8::from_str_radix(&facts.serial[n..n + 2], 16).expect("hex"))
+            .collect()
     }
 }
 
@@ -146,6 +173,45 @@ impl Ca {
         self.issue_for(leaf, &[], KeyPair::from_pem(&other.key_pem).expect("a key"))
     }
 
+    /// Issues a server's certificate for a host name.
+    pub fn issue_server(&self, host: &str) -> Identity {
+        let leaf_key = key();
+        let mut params = CertificateParams::new(vec![host.to_owned()]).expect("parameters");
+        let now = OffsetDateTime::now_utc();
+        (params.not_before, params.not_after) = (now - Duration::days(1), now + Duration::days(30));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params
+            .signed_by(&leaf_key, &self.issuer())
+            .expect("a certificate");
+        identity(certificate.pem(), vec![certificate.der().clone()], &leaf_key)
+    }
+
+    /// A revocation list, PEM: with this number, made and next due so many minutes from now.
+    pub fn revocation_list(&self, revoked: &[&Identity], number: u64, minutes: (i64, i64)) -> String {
+        let now = OffsetDateTime::now_utc();
+        let revoked = revoked
+            .iter()
+            .map(|identity| RevokedCertParams {
+                serial_number: SerialNumber::from(identity.serial()),
+                revocation_time: now,
+                reason_code: Some(RevocationReason::KeyCompromise),
+                invalidity_date: None,
+            })
+            .collect();
+        let list = CertificateRevocationListParams {
+            this_update: now + Duration::minutes(minutes.0),
+            next_update: now + Duration::minutes(minutes.1),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer())
+            .and_then(|list| list.pem())
+            .expect("a revocation list")
+    }
+
     fn issue_for(&self, leaf: &Leaf, above: &[&Self], leaf_key: KeyPair) -> Identity {
         let mut params = CertificateParams::new(vec![]).expect("parameters");
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -160,7 +226,7 @@ impl Ca {
         let now = OffsetDateTime::now_utc();
         params.not_before = now + Duration::days(leaf.days.0);
         params.not_after = now + Duration::days(leaf.days.1);
-        params.serial_number = Some(SerialNumber::from(leaf_key.public_key_raw()[1..13].to_vec()));
+        params.serial_number = Some(serial_of(&leaf_key));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = leaf.usage.clone().unwrap_or_default();
         params.use_authority_key_identifier_extension = true;
@@ -187,12 +253,28 @@ fn identity(pem: String, chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> 
     }
 }
 
+fn serial_of(key: &KeyPair) -> SerialNumber {
+    // Positive and without a leading zero, so that it is the same in every notation.
+    let mut bytes = key.public_key_raw()[1..13].to_vec();
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    SerialNumber::from(bytes)
+}
+
 /// A self-signed certificate.
 pub fn self_signed(name: &str) -> Identity {
+    self_signed_from(name, -1)
+}
+
+/// A self-signed certificate that is valid from so many days from now on, for 30 days.
+pub fn self_signed_from(name: &str, days: i64) -> Identity {
     let key = key();
     let mut params = CertificateParams::new(vec![]).expect("parameters");
+    params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.serial_number = Some(serial_of(&key));
+    params.not_before = OffsetDateTime::now_utc() + Duration::days(days);
+    params.not_after = params.not_before + Duration::days(30);
     let certificate = params.self_signed(&key).expect("a certificate");
     identity(certificate.pem(), vec![certificate.der().clone()], &key)
 }

@@ -43,12 +43,10 @@ impl Server {
         let address = data.join("admin.addr");
         let _ = std::fs::remove_file(&address);
         let file = data.join("countersign.toml");
-        let text = format!("{config}\n[admin]\nlisten = \"127.0.0.1:0\"\n");
-        let text = if text.contains("[server]") {
-            text.replace("[server]", "[server]\nlisten = \"127.0.0.1:0\"")
-        } else {
-            format!("[server]\nlisten = \"127.0.0.1:0\"\n{text}")
-        };
+        let text = format!(
+            "{config}\n[admin]\nlisten = \"127.0.0.1:0\"\n{}",
+            listener("devices")
+        );
         std::fs::write(&file, text)?;
         let log = std::fs::File::create(data.join("server.log"))?;
         let child = command
@@ -87,6 +85,20 @@ impl Server {
         let status = server.call("GET", "/status", None)?.1;
         server.devices = status["serving"].as_str().context("it does not serve")?.parse()?;
         Ok(server)
+    }
+
+    /// Where its listener of a purpose is.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn listener(&self, purpose: &str) -> Result<SocketAddr> {
+        let status = self.ask("GET", "/status", None)?;
+        let listeners = status["listeners"].as_array().context("no listeners")?;
+        let found = listeners.iter().find(|l| l["purpose"] == purpose);
+        let address = found.and_then(|l| l["address"].as_str());
+        Ok(address
+            .with_context(|| format!("no listener {purpose}"))?
+            .parse()?)
     }
 
     /// What it logged.
@@ -206,6 +218,11 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A table of the configuration: a listener on a free port.
+pub fn listener(purpose: &str) -> String {
+    format!("[[listeners]]\nname = \"{purpose}\"\npurpose = \"{purpose}\"\nlisten = \"127.0.0.1:0\"\n")
 }
 
 /// One HTTP/1.1 request on a connection of its own: status and body.

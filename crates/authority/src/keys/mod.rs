@@ -13,7 +13,6 @@ pub mod passphrase;
 use std::path::Path;
 
 use countersign_factory::SoftwareKey;
-use countersign_factory::key::KeyFault;
 use countersign_identity::signed::Signer;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
@@ -101,6 +100,14 @@ pub enum KeyStoreError {
     /// `key-store.toml` is not what it should be.
     #[error("{path} does not say where the key is: {what}; hint: restore it from your backup")]
     Reference {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A key file is there, and holds no key.
+    #[error("the private key {path} is damaged: {what}; hint: restore it from your backup")]
+    Damaged {
         /// The file.
         path: String,
         /// What is wrong.
@@ -253,7 +260,10 @@ impl Keys<'_> {
 
 fn read_plain(path: &Path) -> Result<SoftwareKey, HierarchyError> {
     let pem = Zeroizing::new(folder::read_private(path)?);
-    let key = PrivatePkcs8KeyDer::from_pem_slice(&pem)
-        .map_err(|e| KeyFault::NotP256(format!("{}: {e}", path.display())))?;
-    Ok(SoftwareKey::from_pkcs8(key.secret_pkcs8_der())?)
+    let damaged = |what: String| KeyStoreError::Damaged {
+        path: path.display().to_string(),
+        what,
+    };
+    let key = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|e| damaged(e.to_string()))?;
+    Ok(SoftwareKey::from_pkcs8(key.secret_pkcs8_der()).map_err(|e| damaged(e.to_string()))?)
 }

@@ -173,6 +173,35 @@ fn no_certificate_outlives_its_issuer() {
 }
 
 #[test]
+fn the_last_time_at_which_a_profile_can_be_issued_is_the_last() {
+    let devices = hierarchy(Hierarchy::Devices);
+    let [operational, factory] = Profile::built_in().try_into().unwrap();
+    let long = Profile {
+        lifetime_days: 3 * 365,
+        ..Profile::default()
+    };
+    for profile in [operational, factory, long] {
+        let last = devices.last_issue(profile.lifetime());
+        let issue = |now| {
+            let key = ProvenKey::of(&SoftwareKey::generate().unwrap());
+            let device = DeviceId::new("SN-1").unwrap();
+            let grant =
+                EnrolmentGrant::new(TenantId::default_tenant(), device, key, profile.clone()).unwrap();
+            devices.issue_device(&grant, now)
+        };
+        issue(last).unwrap();
+        assert!(
+            matches!(
+                issue(last.plus(Duration::from_secs(1))),
+                Err(MintError::IssuerTooShort { .. })
+            ),
+            "{}",
+            profile.name
+        );
+    }
+}
+
+#[test]
 fn a_hierarchy_is_never_overwritten_and_an_exposed_key_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();

@@ -51,9 +51,7 @@ impl Refused {
             _ => Outcome::Refused,
         };
         node.metrics.refused(self.denial.code);
-        let record = self
-            .trace
-            .into_refusal(&node.options.listener, outcome, self.denial);
+        let record = self.trace.into_refusal(outcome, self.denial);
         let denial = record.denial.as_ref();
         let shown = record.certificate.as_ref();
         tracing::warn!(
@@ -84,9 +82,7 @@ impl Abandoned {
     /// Keeps the record.
     pub(crate) fn conclude(self, node: &Node) {
         count(&node.metrics.abandoned);
-        let record = self
-            .trace
-            .into_record(&node.options.listener, Outcome::Abandoned, None);
+        let record = self.trace.into_record(Outcome::Abandoned, None);
         tracing::debug!(
             exchange.id = %record.id,
             exchange.outcome = Outcome::Abandoned.name(),

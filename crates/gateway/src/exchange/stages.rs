@@ -29,9 +29,9 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    pub(crate) fn new(id: ExchangeId, started: Timestamp, source: SocketAddr) -> Self {
+    pub(crate) fn new(id: ExchangeId, started: Timestamp, source: SocketAddr, listener: Arc<str>) -> Self {
         Self {
-            trace: Trace::new(id, started, source),
+            trace: Trace::new(id, started, source, listener),
         }
     }
 
@@ -314,10 +314,14 @@ impl Handshaken {
         facts: &dyn FactSource,
     ) -> Result<Option<(Arc<DeviceFacts>, CredentialFacts)>, Denial> {
         let (leaf, anchor) = (self.chain.leaf(), self.chain.anchor());
-        let id = anchor
-            .identity_rule
-            .read(leaf)
-            .map_err(|fault| Denial::from(&fault))?;
+        let id = match self.chain.pinned_device() {
+            // What a self-signed certificate calls itself means nothing.
+            Some(device) => device.clone(),
+            None => anchor
+                .identity_rule
+                .read(leaf)
+                .map_err(|fault| Denial::from(&fault))?,
+        };
         self.trace.device = Some(id.clone());
         let device = facts.device(&anchor.tenant, &id);
         let registered = facts.credential(&leaf.fingerprint);
@@ -332,6 +336,7 @@ impl Handshaken {
             // Once is enough: what was learned is in the facts before it is answered.
             _ if !is_registered
                 && !self.first_contact_over
+                && self.chain.pinned_device().is_none()
                 && facts.admission(&anchor.authority) != Admission::RegisteredOnly =>
             {
                 Ok(None)
@@ -527,6 +532,22 @@ impl Authorised {
         })
     }
 
+    /// The first request of an HTTP connection: it has no client id, and asks for nothing that outlives it. Its session
+    /// goes by a name of its own, so that it takes over no other.
+    pub(crate) fn greet_http(mut self, protocol: &'static str, request: &str) -> Greeted {
+        self.trace.fact("protocol", protocol);
+        self.trace.fact("request", request);
+        self.trace.passed(Stage::Greet);
+        let client_id = format!("{protocol}:{}", self.trace.id);
+        Greeted {
+            trace: self.trace,
+            connected: self.connected,
+            permit: self.permit,
+            client_id: Some(client_id.into()),
+            assigned: false,
+        }
+    }
+
     /// The tenant whose rules apply to it.
     pub(crate) fn tenant(&self) -> &TenantId {
         &self.connected.device.tenant
@@ -588,8 +609,7 @@ impl Trace {
         self.passed(Stage::Grant);
         self.generations = Some(permit.generations());
         let accepted = self.accepted();
-        node.sink
-            .record(self.into_record(&node.options.listener, Outcome::Admitted, None));
+        node.sink.record(self.into_record(Outcome::Admitted, None));
         accepted
     }
 }

@@ -1,6 +1,7 @@
 //! What an exchange has seen so far. It travels with the stages, by value, and becomes the record.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use countersign_identity::{AuthorityId, DeviceId, TenantId, Timestamp};
@@ -15,6 +16,7 @@ pub struct Trace {
     pub(super) id: ExchangeId,
     pub(super) started: Timestamp,
     pub(super) source: SocketAddr,
+    listener: Arc<str>,
     accepted: Instant,
     /// The last stage that passed, and when.
     last: (Stage, Instant),
@@ -35,7 +37,7 @@ fn micros(from: Instant, to: Instant) -> u32 {
 
 impl Trace {
     /// Starts with TCP accept.
-    pub(crate) fn new(id: ExchangeId, started: Timestamp, source: SocketAddr) -> Self {
+    pub(crate) fn new(id: ExchangeId, started: Timestamp, source: SocketAddr, listener: Arc<str>) -> Self {
         let now = Instant::now();
         let mut stages = Vec::with_capacity(Stage::ALL.len());
         stages.push(StageRecord {
@@ -48,6 +50,7 @@ impl Trace {
             id,
             started,
             source,
+            listener,
             accepted: now,
             last: (Stage::Accept, now),
             stages,
@@ -70,6 +73,11 @@ impl Trace {
     /// Where it comes from.
     pub fn source(&self) -> SocketAddr {
         self.source
+    }
+
+    /// Where it came in.
+    pub(crate) fn listener(&self) -> &Arc<str> {
+        &self.listener
     }
 
     /// When TCP was accepted.
@@ -107,25 +115,20 @@ impl Trace {
     }
 
     /// The record of a refusal, whichever side refused.
-    pub(super) fn into_refusal(mut self, listener: &str, outcome: Outcome, denial: Denial) -> ExchangeRecord {
+    pub(super) fn into_refusal(mut self, outcome: Outcome, denial: Denial) -> ExchangeRecord {
         if self.stages.iter().all(|s| s.outcome == StageOutcome::Passed) {
             self.failed_at(denial.code.stage().max(self.last.0), Instant::now());
         }
-        self.into_record(listener, outcome, Some(denial))
+        self.into_record(outcome, Some(denial))
     }
 
     /// The record as it stands.
-    pub(super) fn into_record(
-        self,
-        listener: &str,
-        outcome: Outcome,
-        denial: Option<Denial>,
-    ) -> ExchangeRecord {
+    pub(super) fn into_record(self, outcome: Outcome, denial: Option<Denial>) -> ExchangeRecord {
         ExchangeRecord {
             id: self.id,
             started: self.started,
             source: self.source,
-            listener: listener.to_owned(),
+            listener: self.listener.to_string(),
             outcome,
             stages: self.stages,
             tenant: self.tenant,

@@ -1,4 +1,4 @@
-//! The TLS configuration: one for all device connections, shared.
+//! The TLS configuration: one for all connections of a listener, shared.
 
 use std::sync::Arc;
 
@@ -12,9 +12,37 @@ use serde::{Deserialize, Serialize};
 
 use super::verifier::DeviceVerifier;
 
-/// The application protocols of the device port, in order of preference (protocols of MQTT over TLS; the second is
-/// what AWS device SDKs send for MQTT with a certificate).
-pub const ALPN: [&[u8]; 2] = [b"mqtt", b"x-amzn-mqtt-ca"];
+/// What is spoken on a device listener. Without ALPN a client speaks MQTT.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Protocol {
+    /// MQTT.
+    #[serde(rename = "mqtt")]
+    Mqtt,
+    /// HTTP/1.1.
+    #[serde(rename = "http/1.1")]
+    Http,
+}
+
+impl Protocol {
+    /// Every protocol, in the order in which the server prefers them.
+    pub const ALL: [Self; 2] = [Self::Mqtt, Self::Http];
+
+    /// Its names in ALPN (RFC 7301): the registered one, then what AWS device SDKs send for the same with a certificate.
+    pub const fn alpn(self) -> [&'static [u8]; 2] {
+        match self {
+            Self::Mqtt => [b"mqtt", b"x-amzn-mqtt-ca"],
+            Self::Http => [b"http/1.1", b"x-amzn-http-ca"],
+        }
+    }
+
+    /// What a connection speaks.
+    pub(crate) fn of(negotiated: Option<&[u8]>) -> Self {
+        match negotiated {
+            Some(name) if Self::Http.alpn().contains(&name) => Self::Http,
+            _ => Self::Mqtt,
+        }
+    }
+}
 
 /// The lowest TLS version that devices may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -26,6 +54,18 @@ pub enum TlsMinimum {
     /// TLS 1.3 only.
     #[serde(rename = "1.3")]
     Tls13,
+}
+
+impl TlsMinimum {
+    /// The versions from this one on, the newest first.
+    pub fn versions(self) -> &'static [&'static rustls::SupportedProtocolVersion] {
+        static FROM_12: [&rustls::SupportedProtocolVersion; 2] =
+            [&rustls::version::TLS13, &rustls::version::TLS12];
+        match self {
+            Self::Tls12 => &FROM_12,
+            Self::Tls13 => &FROM_12[..1],
+        }
+    }
 }
 
 /// Why a server certificate cannot be used.
@@ -105,19 +145,21 @@ impl ResolvesServerCert for ServerIdentity {
 pub fn server_config(
     identity: Arc<ServerIdentity>,
     minimum: TlsMinimum,
+    protocols: &[Protocol],
 ) -> Result<Arc<ServerConfig>, ServerIdentityError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = Arc::new(DeviceVerifier::new(provider.signature_verification_algorithms));
-    let versions: &[&rustls::SupportedProtocolVersion] = match minimum {
-        TlsMinimum::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
-        TlsMinimum::Tls13 => &[&rustls::version::TLS13],
-    };
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions)
+        .with_protocol_versions(minimum.versions())
         .map_err(ServerIdentityError::Configuration)?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(identity);
-    config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();
+    config.alpn_protocols = Protocol::ALL
+        .into_iter()
+        .filter(|p| protocols.contains(p))
+        .flat_map(Protocol::alpn)
+        .map(<[u8]>::to_vec)
+        .collect();
     // A resumed session skips the certificate checks; it stays off until every one of them is repeated by us.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

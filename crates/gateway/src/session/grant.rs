@@ -48,7 +48,7 @@ pub(crate) fn grant(
     };
     let client_id = greeted.client_id.take();
     let assigned = greeted.assigned;
-    let source = greeted.trace().source();
+    let (source, listener) = (greeted.trace().source(), greeted.trace().listener().clone());
     let (trace, connected, permit) = greeted.into_parts();
     let not_after = connected.not_after;
     let first_use = connected.credential.state == CredentialState::Issued;
@@ -57,6 +57,7 @@ pub(crate) fn grant(
         trace.id(),
         client_id,
         source,
+        listener,
         node.now(),
         protocol,
         connected.anchor.authority.clone(),

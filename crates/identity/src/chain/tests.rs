@@ -100,7 +100,7 @@ fn an_anchor_that_does_not_admit_says_why() {
         ChainFault::AuthorityRevoked { .. }
     ));
 
-    // webpki looks at neither dates nor key usage of an anchor.
+    // RFC 5280 section 6 looks at neither dates nor key usage of an anchor.
     let mut short = ca("short");
     short.not_after = rcgen::date_time_ymd(2026, 1, 1);
     let short_root = short.self_signed(&ca_key).unwrap();
@@ -128,7 +128,7 @@ fn an_anchor_that_does_not_admit_says_why() {
 }
 
 #[test]
-fn an_intermediate_that_may_not_sign_is_refused_though_webpki_lets_it() {
+fn an_intermediate_that_may_not_sign_is_refused() {
     let (params, ca_key) = (ca("root"), key());
     let root = params.self_signed(&ca_key).unwrap();
     let mut middle = ca("middle");
@@ -195,7 +195,7 @@ fn name_constraints_keys_and_sizes() {
     let root = params.self_signed(&ca_key).unwrap();
     let mut outside = leaf();
     outside.subject_alt_names = vec![rcgen::SanType::DnsName("other.example".try_into().unwrap())];
-    // A constraint on an intermediate is webpki's; one on the anchor is carried by the trust anchor.
+    // One on the anchor counts too.
     let device = sign(&outside, &params, &ca_key);
     let anchors = [anchor("a", AnchorState::Active, &root)];
     assert_eq!(
@@ -240,6 +240,53 @@ fn dates_are_inclusive_at_both_ends() {
     assert!(matches!(early, ChainFault::NotYetValid { .. }), "{early:?}");
     let late = verify(&anchors, None, &[&device], facts.not_after.plus(second)).unwrap_err();
     assert!(matches!(late, ChainFault::Expired { .. }), "{late:?}");
+}
+
+#[test]
+fn an_expired_leaf_is_checked_in_all_else_and_what_is_above_it_must_be_in_force_now() {
+    let (root_params, root_key) = (ca("root"), key());
+    let root = root_params.self_signed(&root_key).unwrap();
+    let (mut middle, middle_key) = (ca("middle"), key());
+    let issuer = Issuer::from_params(&root_params, &root_key);
+    let middle_certificate = middle.signed_by(&middle_key, &issuer).unwrap();
+    let mut dated = leaf();
+    dated.not_before = rcgen::date_time_ymd(2026, 9, 1);
+    dated.not_after = rcgen::date_time_ymd(2026, 11, 1);
+    let device = sign(&dated, &middle, &middle_key);
+    let check = |state, device: &Certificate, middle: &Certificate, now| {
+        let index = AnchorIndex::new([anchor("a", state, &root)]);
+        let facts = CertificateFacts::parse(device.der()).unwrap();
+        let tenant = TenantId::new("a").unwrap();
+        ExpiredChain::verify(&index, &tenant, facts, device.der(), &[middle.der().clone()], now)
+    };
+    let active = AnchorState::Active;
+    let end = CertificateFacts::parse(device.der()).unwrap().not_after;
+    // NOW is in late November 2026.
+    let chain = check(active, &device, &middle_certificate, NOW).unwrap();
+    assert_eq!(
+        (chain.leaf().not_after, chain.anchor().authority.as_str()),
+        (end, "a-ca")
+    );
+    // Not expired: it has no business here.
+    for now in [end, end.minus(Duration::from_secs(86_400 * 100))] {
+        let fault = check(active, &device, &middle_certificate, now).unwrap_err();
+        assert!(matches!(fault, ChainFault::NotYetValid { .. }), "{fault:?}");
+    }
+    let fault = check(AnchorState::Revoked, &device, &middle_certificate, NOW).unwrap_err();
+    assert!(matches!(fault, ChainFault::AuthorityRevoked { .. }), "{fault:?}");
+    // The intermediate was valid when the leaf was, and is not now.
+    middle.not_after = rcgen::date_time_ymd(2026, 11, 10);
+    let ended = middle.signed_by(&middle_key, &issuer).unwrap();
+    let fault = check(active, &device, &ended, NOW).unwrap_err();
+    assert!(matches!(fault, ChainFault::Expired { .. }), "{fault:?}");
+    assert!(check(active, &device, &ended, end.plus(Duration::from_secs(86_400))).is_ok());
+    // Everything else is as strict as ever.
+    dated.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let server = sign(&dated, &middle, &middle_key);
+    let fault = check(active, &server, &middle_certificate, NOW).unwrap_err();
+    assert!(matches!(fault, ChainFault::WrongUsage(_)), "{fault:?}");
+    let forged = sign(&dated, &middle, &key());
+    assert!(check(active, &forged, &middle_certificate, NOW).is_err());
 }
 
 #[test]

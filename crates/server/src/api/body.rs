@@ -89,6 +89,26 @@ pub(super) struct CertificateBody {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct BackupBody {
+    pub path: std::path::PathBuf,
+    #[serde(default)]
+    pub with_keys: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReasonBody {
+    pub reason: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListBody {
+    pub lists: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct BindBody {
     pub authority: Option<AuthorityId>,
 }

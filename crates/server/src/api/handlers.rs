@@ -13,11 +13,11 @@ use countersign_policy::ClientIdMode;
 use countersign_registry::{Actor, NewDevice, RegistryError, Revocation};
 use serde_json::{Value, json};
 
-use super::authorities;
 use super::body::{
-    BindBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody, ProvisionBody,
-    RevokeBody, TenantBody, TenantQuery, TenantSettings,
+    BindBody, CertificateBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody,
+    ProvisionBody, RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
+use super::{authorities, batches, claims, keeping};
 use crate::failure::Failure;
 use crate::service::{Service, Wanted};
 
@@ -64,6 +64,10 @@ pub(super) fn routes() -> Router<Arc<Service>> {
     Router::new()
         .route("/status", get(status))
         .route("/doctor", get(doctor))
+        .route("/forecast", get(keeping::forecast))
+        .route("/backups", post(keeping::backup))
+        .route("/clock", get(keeping::clock))
+        .route("/clock/reset", post(keeping::reset_clock))
         .route("/tenants", get(tenants).post(add_tenant))
         .route("/tenants/{tenant}", patch(configure_tenant))
         .route("/tenants/{tenant}/hosts", post(add_host))
@@ -75,6 +79,13 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route(
             "/authorities/{authority}",
             patch(authorities::configure_authority),
+        )
+        .route(
+            "/authorities/{authority}/revocation-list",
+            get(authorities::list_view)
+                .put(authorities::set_list_settings)
+                .post(authorities::take_lists)
+                .delete(authorities::drop_lists),
         )
         .route(
             "/authorities/{authority}/proof",
@@ -104,12 +115,40 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/tenants/{tenant}/devices/{device}", get(device))
         .route("/tenants/{tenant}/devices/{device}/moves", post(move_device))
         .route("/tenants/{tenant}/devices/{device}/authority", put(bind_device))
+        .route("/tenants/{tenant}/devices/{device}/pins", post(pin))
         .route("/tenants/{tenant}/devices/{device}/secrets", post(new_secret))
         .route("/tenants/{tenant}/devices/{device}/revoke", post(revoke_device))
         .route("/tenants/{tenant}/devices/{device}/certificates", post(provision))
         .route("/tenants/{tenant}/devices/{device}/sessions", delete(disconnect))
+        .route(
+            "/tenants/{tenant}/claims",
+            get(claims::claims).post(claims::add_claim),
+        )
+        .route("/tenants/{tenant}/claims/{claim}", get(claims::claim))
+        .route(
+            "/tenants/{tenant}/claims/{claim}/revoke",
+            post(claims::revoke_claim),
+        )
         .route("/credentials/{fingerprint}/revoke", post(revoke))
         .route("/credentials/{fingerprint}/confirm", post(confirm))
+        .route(
+            "/tenants/{tenant}/batches",
+            get(batches::batches).post(batches::add_batch),
+        )
+        .route("/tenants/{tenant}/batches/{batch}", get(batches::batch))
+        .route(
+            "/tenants/{tenant}/batches/{batch}/close",
+            post(batches::close_batch),
+        )
+        .route(
+            "/tenants/{tenant}/batches/{batch}/certificates",
+            post(batches::issue),
+        )
+        .route(
+            "/tenants/{tenant}/batches/{batch}/confirm",
+            post(batches::confirm),
+        )
+        .route("/tenants/{tenant}/batches/{batch}/revoke", post(batches::revoke))
         .route("/sessions", get(sessions))
         .route("/exchanges", get(exchanges))
         .route("/audit", get(audit))
@@ -134,10 +173,10 @@ pub(super) fn encode(value: impl serde::Serialize) -> Answer {
 async fn status(State(service): App) -> Answer {
     let facts = service.registry().facts();
     let (host, port) = service.address();
-    let [enrol, pki] = service.listeners.get().copied().unwrap_or_default();
     encode(json!({
-        "enrol": enrol,
-        "pki": pki,
+        "epoch": service.registry().epoch()?.epoch,
+        "revision": service.registry().revision()?,
+        "listeners": service.listeners.get().map_or(&[][..], Vec::as_slice),
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "serving": service.gateway().map(|g| g.local_addr().to_string()),
@@ -277,7 +316,8 @@ async fn device(State(service): App, In((tenant, device)): In<(TenantId, DeviceI
         .into_iter()
         .filter(|s| s.device == device)
         .collect();
-    encode(json!({ "device": view, "credentials": credentials, "sessions": sessions }))
+    let batch = service.registry().batch_of(&tenant, &device)?;
+    encode(json!({ "device": view, "batch": batch, "credentials": credentials, "sessions": sessions }))
 }
 
 async fn bind_device(
@@ -415,4 +455,16 @@ async fn reload_server_certificate(State(service): App) -> Answer {
     };
     let replaced = tokio::task::block_in_place(|| service.reload_server_certificate(gateway.identity()))?;
     encode(json!({ "replaced": replaced }))
+}
+
+async fn pin(
+    State(service): App,
+    headers: HeaderMap,
+    In((tenant, device)): In<(TenantId, DeviceId)>,
+    Body(body): Body<CertificateBody>,
+) -> Answer {
+    let (fingerprint, added) = service
+        .pin_certificate(actor(&headers), tenant, device.clone(), &body.certificate)
+        .await?;
+    encode(json!({ "device": device, "fingerprint": fingerprint, "added": added }))
 }

@@ -4,12 +4,16 @@
 //! the very same router in its own process.
 
 mod authorities;
+mod batches;
 mod body;
+mod claims;
 mod handlers;
+mod keeping;
 #[cfg(test)]
 mod openapi;
 mod token;
 
+pub(crate) use batches::{BatchBody, BulkBody, ConfirmBody};
 pub(crate) use body::{ImportBody, ImportDevice};
 pub(crate) use token::Token;
 

@@ -33,6 +33,13 @@ macro_rules! endpoint {
 pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("get" "/status" "version, address, and how many devices and sessions there are"),
     endpoint!("get" "/doctor" "looks at everything that is known to go wrong"),
+    endpoint!("get" "/forecast" "what expires when: devices by authority, batch and kind, authorities with the last time at which they can issue"
+        , query [("tenant", "only of this tenant")]),
+    endpoint!("post" "/backups" "makes a backup on the server's machine while all goes on; it is there whole, or not at all"
+        body [("path", "absolute path of a folder to make, or of a file that ends in .tar; it must not exist"), ("with_keys?", "whether private keys are in it; default false")]),
+    endpoint!("get" "/clock" "what the clock says, the newest time that is known to have been, and whether anything is minted"),
+    endpoint!("post" "/clock/reset" "takes the clock's time for right although it is behind: after it had been ahead by mistake"
+        body [("reason", "why, for the audit")]),
     endpoint!("get" "/tenants" "lists tenants"),
     endpoint!("post" "/tenants" "adds a tenant with an issuing authority of its own"
         body [("id", "tenant id"), ("client_id_mode?", "strict, prefix, assigned or free; default strict")]),
@@ -50,10 +57,16 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("post" "/authorities/{authority}/code" "gives an unproven authority a new code"),
     endpoint!("post" "/authorities/{authority}/moves" "rotates an authority; closing it is refused (409) while more devices depend on it than may be left out"
         body [("move", "retire, reopen, close or revoke"), ("leave_out?", "close: how many dependent devices may be locked out; default 0"), ("reason?", "why, for the audit")]),
-    endpoint!("get" "/authorities/{authority}/dependents" "devices that only a certificate of this authority would let in"
-        , query [("limit", "1 to 10000, default 100")]),
+    endpoint!("get" "/authorities/{authority}/dependents" "devices that have no other way in than this authority, and why they have not moved on"
+        , query [("limit", "1 to 100000, default 100")]),
     endpoint!("get" "/authorities/{authority}/root-key" "the key of a managed authority's root, to be taken offline"),
     endpoint!("delete" "/authorities/{authority}/root-key" "deletes the key of a managed authority's root: nothing here needs it"),
+    endpoint!("get" "/authorities/{authority}/revocation-list" "what is known of a registered authority's revocation lists, and whether they are stale"),
+    endpoint!("put" "/authorities/{authority}/revocation-list" "sets how a registered authority's revocation lists come here, and what happens while they are stale"
+        body [("source?", "an absolute path or an http URL; without: lists are uploaded"), ("interval_s", "how often the source is looked at"), ("when_stale?", "refuse (default) or last-known")]),
+    endpoint!("post" "/authorities/{authority}/revocation-list" "takes revocation lists; in force when it answers, and sessions of newly revoked certificates are closed"
+        body [("lists", "revocation lists, PEM: the authority's own, and those of stored intermediates below it")]),
+    endpoint!("delete" "/authorities/{authority}/revocation-list" "drops a registered authority's revocation lists: it is asked for none any more"),
     endpoint!("post" "/tenants/{tenant}/intermediates" "keeps a CA certificate for devices that send only their own"
         body [("certificate", "CA certificate, PEM")]),
     endpoint!("get" "/authorities/platform" "the platform root that devices pin, PEM"),
@@ -71,13 +84,32 @@ pub const ENDPOINTS: &[Endpoint] = &[
         body [("request", "PKCS#10, PEM"), ("profile?", "default: the first of the configuration"), ("authority?", "default: the tenant's newest active one")]),
     endpoint!("put" "/tenants/{tenant}/devices/{device}/authority" "binds a device to the authority whose certificates may be learned for it"
         body [("authority", "authority id, or null")]),
+    endpoint!("post" "/tenants/{tenant}/devices/{device}/pins" "registers a self-signed certificate for a device by its fingerprint; safe to repeat"
+        body [("certificate", "self-signed certificate, PEM")]),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/secrets" "makes a one-time secret with which the device enrols over EST; shown once"),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/revoke" "revokes all certificates of a device; answers when the sessions that this ends are closed"
         body [("code?", "CRL reason, default unspecified"), ("reason?", "why, for the audit")]),
     endpoint!("delete" "/tenants/{tenant}/devices/{device}/sessions" "ends the sessions of a device; it may connect again at once"),
+    endpoint!("get" "/tenants/{tenant}/claims" "lists claims"),
+    endpoint!("post" "/tenants/{tenant}/claims" "makes a claim: one secret or certificate that enrols the devices of its list; a secret is in the answer, once"
+        body [("id", "claim name"), ("allow", "which devices: {ids: [...]} or {pattern: {pattern, quota}}"), ("days", "how many days it is good, 1 to 366"), ("certificate?", "the certificate that the devices show, PEM; without it a secret is made"), ("profile?", "the only profile that it enrols by"), ("model?", "model of the devices that it brings"), ("groups?", "their groups")]),
+    endpoint!("get" "/tenants/{tenant}/claims/{claim}" "a claim with everything that it minted"),
+    endpoint!("post" "/tenants/{tenant}/claims/{claim}/revoke" "lets a claim enrol nobody any more; the answer lists everything that it minted"
+        body [("minted?", "true: revokes everything that it minted too, and ends its sessions"), ("code?", "CRL reason for these, default unspecified"), ("reason?", "why, for the audit")]),
     endpoint!("post" "/credentials/{fingerprint}/revoke" "revokes a certificate; answers when the sessions that this ends are closed"
         body [("code?", "unspecified, key-compromise, ca-compromise, affiliation-changed, superseded, cessation-of-operation or privilege-withdrawn"), ("reason?", "why, for the audit")]),
     endpoint!("post" "/credentials/{fingerprint}/confirm" "confirms that a certificate is on its device: it will not lapse"),
+    endpoint!("get" "/tenants/{tenant}/batches" "lists a tenant's batches, newest first, with how far they have come"),
+    endpoint!("post" "/tenants/{tenant}/batches" "plans a batch; the same plan again changes nothing, another of that id is refused (409)"
+        body [("id", "batch id"), ("model", "the model of its devices"), ("profile", "the profile of its certificates"), ("id_pattern", "which device ids fit: * for any number of characters, ? for one"), ("quota", "how many devices it may have in all"), ("groups?", "the groups of its devices"), ("devices_start?", "active (default) or pending"), ("authority?", "the authority that issues; default: the tenant's newest active one"), ("window?", "{not_before?, not_after?}: when its certificates may be signed, in milliseconds since 1970")]),
+    endpoint!("get" "/tenants/{tenant}/batches/{batch}" "a batch: its plan, its devices, its certificates by state"),
+    endpoint!("post" "/tenants/{tenant}/batches/{batch}/close" "closes a batch for good; what was issued stays" body [("reason?", "why, for the audit")]),
+    endpoint!("post" "/tenants/{tenant}/batches/{batch}/certificates" "makes devices with certificates, at most 1000 at once; what was issued for a key before is answered again; a device that is refused (code, reason, hint) does not hold up the others"
+        body [("devices", "list of {id, request}; request is PKCS#10, PEM"), ("replace?", "true: a certificate for another key that nobody used or confirmed is revoked in favour of the new one")]),
+    endpoint!("post" "/tenants/{tenant}/batches/{batch}/confirm" "confirms that certificates are on their devices: they will not lapse"
+        body [("fingerprints?", "list of certificate fingerprints"), ("devices?", "list of device ids: the newest certificate that the batch issued to each")]),
+    endpoint!("post" "/tenants/{tenant}/batches/{batch}/revoke" "revokes all certificates that were issued in a batch; answers when the sessions that this ends are closed"
+        body [("code?", "CRL reason, default unspecified"), ("reason?", "why, for the audit")]),
     endpoint!("get" "/sessions" "lists live sessions" , query [("tenant", "only of this tenant")]),
     endpoint!("get" "/exchanges" "the exchanges that a subject names, or the newest, newest first"
         , query [("subject", "device id, certificate fingerprint, serial number or exchange id"), ("tenant", "tenant of the device"), ("refused", "true: only refused ones, if no subject is given"), ("limit", "1 to 1000, default 20")]),
@@ -191,7 +223,9 @@ mod tests {
                 .replace("{tenant}", "nobody")
                 .replace("{device}", "d")
                 .replace("{host}", "h")
-                .replace("{authority}", "a");
+                .replace("{authority}", "a")
+                .replace("{batch}", "b")
+                .replace("{claim}", "c");
             let path = format!("/api/v1{}", path.replace("{fingerprint}", &"0".repeat(64)));
             for (shown, expected_401) in [(Some(token.header()), false), (None, true)] {
                 let mut request = Request::builder()

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use countersign_authority::keys::PassphraseSource;
 use countersign_factory::RevocationReason;
-use countersign_identity::{AuthorityId, DeviceId, Fingerprint, IdentityRule, TenantId};
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, IdentityRule, TenantId};
 use countersign_policy::{ClientIdMode, LifecycleState};
 
 use super::ca::CaCommand;
+pub use super::factory::arguments::FactoryCommand;
 
 /// The self-hosted front door of a device fleet: devices prove who they are by certificate and mutual TLS, policy says
 /// whether they may come in now, and every exchange can be looked at.
@@ -61,7 +62,7 @@ pub enum Command {
     },
     /// Open the device port and the admin listener
     Serve {
-        /// Where devices connect, in place of server.listen
+        /// Where devices connect, in place of the first listener of purpose devices
         #[arg(long)]
         listen: Option<SocketAddr>,
         /// The admin listener, in place of admin.listen
@@ -83,6 +84,9 @@ pub enum Command {
     /// Certificates of devices
     #[command(subcommand)]
     Credential(CredentialCommand),
+    /// The factory: batches, their identities in bulk, and claims
+    #[command(subcommand)]
+    Factory(FactoryCommand),
     /// Live sessions
     #[command(subcommand)]
     Session(SessionCommand),
@@ -107,8 +111,47 @@ pub enum Command {
         #[arg(long, short = 'n', default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
     },
+    /// Check a certificate as the gateway does, without a server and without a data directory; 0 only if accepted
+    Verify(super::verify::VerifyArguments),
     /// Look at everything that is known to go wrong
     Doctor,
+    /// Show what expires when: devices by authority and batch, and until when authorities can issue
+    Forecast {
+        /// Only of this tenant
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
+    /// Make a backup while the server runs: registry, ledger, certificates, configuration, and keys if asked
+    Backup {
+        /// The folder to make, or a file that ends in .tar, on the server's machine; it must not exist
+        target: PathBuf,
+        /// With the private keys of authorities and server: owner-only files, not encrypted. Whoever reads them can issue
+        /// in this platform's name
+        #[arg(long)]
+        with_keys: bool,
+    },
+    /// Make a data directory (--data) of a backup; it begins a new epoch
+    Restore {
+        /// The folder or .tar file that `backup` made
+        backup: PathBuf,
+        /// A revocation list that this platform issued after the backup; what is on it is revoked here too. May be given
+        /// several times
+        #[arg(long = "crl")]
+        lists: Vec<PathBuf>,
+        /// The data directory that was lost, if it can still be read, or a later backup folder: what was revoked, suspended
+        /// or decommissioned there is so here too
+        #[arg(long)]
+        compare: Option<PathBuf>,
+        /// Only report what ended after the backup; do not end it here
+        #[arg(long)]
+        only_report: bool,
+        /// Take the clock for right although it is behind the backup
+        #[arg(long)]
+        accept_clock: bool,
+    },
+    /// The clock: nothing is minted while it is behind the newest time that is known to have been
+    #[command(subcommand)]
+    Clock(ClockCommand),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -122,6 +165,19 @@ pub enum Format {
     Mermaid,
     /// The record
     Json,
+}
+
+#[derive(Subcommand)]
+pub enum ClockCommand {
+    /// Show how the clock stands
+    Show,
+    /// Take the clock's time for right although it is behind: after it had been ahead by mistake. What was minted
+    /// meanwhile keeps its dates
+    Reset {
+        /// Why, for the audit
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 #[derive(Subcommand)]
@@ -242,6 +298,25 @@ pub enum AuthorityCommand {
         #[arg(long, requires = "admission")]
         template: Option<PathBuf>,
     },
+    /// The revocation list of a registered CA: give it, say where it comes from, or look at what is known of it
+    Crl {
+        /// The authority
+        id: AuthorityId,
+        /// A revocation list, PEM or DER; a PEM file may also hold those of stored intermediates below the authority
+        file: Option<PathBuf>,
+        /// Where lists come from: a file or an http URL that is looked at again and again
+        #[arg(long, conflicts_with = "off")]
+        source: Option<String>,
+        /// How often the source is looked at, in seconds [default: 2 for a file, 3600 for a URL]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "off")]
+        interval_s: Option<u32>,
+        /// What happens while the list is missing or past its nextUpdate [default: refuse]
+        #[arg(long, value_enum, conflicts_with = "off")]
+        when_stale: Option<WhenStaleArgument>,
+        /// Drop the lists: the authority is asked for none any more
+        #[arg(long, conflicts_with = "file")]
+        off: bool,
+    },
     /// Keep an intermediate CA certificate, for devices that send only their own certificate
     Intermediate {
         /// The certificate, PEM
@@ -250,7 +325,7 @@ pub enum AuthorityCommand {
         #[arg(long, default_value = "default")]
         tenant: TenantId,
     },
-    /// List the devices that only a certificate of this authority would let in
+    /// List the devices that have no other way in than this authority, and why they have not moved on
     Dependents {
         /// The authority
         id: AuthorityId,
@@ -340,6 +415,14 @@ pub enum AdmissionMode {
     KnownDevice,
     /// An id that never existed becomes a device, by a template
     JustInTime,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WhenStaleArgument {
+    /// Nobody new is admitted until a current list is there; live sessions stay
+    Refuse,
+    /// What the last list said goes on
+    LastKnown,
 }
 
 #[derive(Args)]
@@ -435,6 +518,13 @@ pub enum DeviceCommand {
         #[arg(long)]
         authority: Option<AuthorityId>,
     },
+    /// Register a device's self-signed certificate by its fingerprint: that certificate alone is admitted, no CA vouches for it
+    Pin {
+        #[command(flatten)]
+        device: OneDevice,
+        /// The certificate, PEM
+        certificate: PathBuf,
+    },
     /// Make a one-time secret with which a device enrols over EST (HTTP user: the device id)
     Secret(OneDevice),
     /// Revoke all certificates of a device; ends its sessions
@@ -474,10 +564,17 @@ pub enum DeviceCommand {
 
 #[derive(Subcommand)]
 pub enum CredentialCommand {
-    /// Revoke a certificate; ends the sessions it opened
+    /// Revoke a certificate, or all of a batch; ends the sessions they opened
     Revoke {
         /// The certificate's SHA-256 fingerprint
-        fingerprint: Fingerprint,
+        #[arg(required_unless_present = "batch")]
+        fingerprint: Option<Fingerprint>,
+        /// All that were issued in this batch
+        #[arg(long, conflicts_with = "fingerprint")]
+        batch: Option<BatchId>,
+        /// With --batch: its tenant
+        #[arg(long, default_value = "default", requires = "batch")]
+        tenant: TenantId,
         #[command(flatten)]
         why: RevocationArguments,
     },

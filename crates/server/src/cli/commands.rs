@@ -14,7 +14,7 @@ use super::arguments::{
     TenantCommand,
 };
 use super::output::{Output, cell, time};
-use super::{authority, import};
+use super::{authority, factory, import, keeping};
 use crate::api::{ImportBody, Token};
 use crate::client::Client;
 use crate::config::Config;
@@ -50,7 +50,7 @@ pub fn init(
     } else {
         let mut config = Config::default();
         if let Some(listen) = listen {
-            config.server.listen = listen;
+            config.set_device_address(listen);
         }
         if !host_names.is_empty() {
             config.server.host_names = host_names;
@@ -66,7 +66,7 @@ pub fn init(
     Token::load(data)?;
     service.server_certificate()?;
     out.say(
-        &json!({ "data": data, "config": file, "listen": config.server.listen }),
+        &json!({ "data": data, "config": file, "listen": config.device_address() }),
         |_| {
             format!(
                 "data directory {} is ready\nnext: countersign serve --data {}",
@@ -90,17 +90,32 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
         Command::Tenant(command) => tenant(command, client, out).await,
         Command::Authority(command) => authority::run(command, client, out).await,
         Command::Device(command) => device(command, client, out).await,
-        Command::Credential(CredentialCommand::Revoke { fingerprint, why }) => {
-            let path = format!("/credentials/{fingerprint}/revoke");
-            let answer = client
-                .call(
-                    "POST",
-                    &path,
-                    Some(json!({ "code": why.code, "reason": why.reason })),
-                )
-                .await?;
+        Command::Factory(command) => factory::run(command, client, out).await,
+        Command::Credential(CredentialCommand::Revoke {
+            fingerprint,
+            batch,
+            tenant,
+            why,
+        }) => {
+            let (path, what) = match (&fingerprint, &batch) {
+                (_, Some(batch)) => (
+                    format!("/tenants/{tenant}/batches/{batch}/revoke"),
+                    format!("batch {batch}"),
+                ),
+                (Some(fingerprint), None) => (
+                    format!("/credentials/{fingerprint}/revoke"),
+                    format!("certificate {fingerprint}"),
+                ),
+                (None, None) => return Err(Failure::invalid("it is not said what is to be revoked")),
+            };
+            let body = json!({ "code": why.code, "reason": why.reason });
+            let answer = client.call("POST", &path, Some(body)).await?;
             out.say(&answer, |a| {
-                format!("certificate {fingerprint} is revoked{}", sessions(&a["sessions"]))
+                format!(
+                    "{what}: {} certificate(s) revoked{}",
+                    a["revoked"],
+                    sessions(&a["sessions"])
+                )
             })
         }
         Command::Credential(CredentialCommand::Confirm { fingerprint }) => {
@@ -143,11 +158,16 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
             limit,
         } => explain(client, subject, refused, tenant, format, limit, out).await,
         Command::Doctor => doctor(client, data, out).await,
+        Command::Clock(command) => keeping::clock(command, client, out).await,
+        Command::Forecast { tenant } => keeping::forecast(tenant, client, out).await,
+        Command::Backup { target, with_keys } => keeping::backup(&target, with_keys, client, out).await,
         Command::Quickstart { .. }
         | Command::Init { .. }
         | Command::Serve { .. }
+        | Command::Restore { .. }
         | Command::Ca(_)
-        | Command::Config(_) => Ok(()),
+        | Command::Config(_)
+        | Command::Verify(_) => Ok(()),
     }
 }
 
@@ -264,6 +284,20 @@ async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<
             out.say(&answer, |_| match &authority {
                 Some(authority) => format!("device {} is bound to authority {authority}", device.id),
                 None => format!("device {} is bound to no authority", device.id),
+            })
+        }
+        DeviceCommand::Pin {
+            device: OneDevice { id, tenant },
+            certificate,
+        } => {
+            let body = json!({ "certificate": read(&certificate)? });
+            let path = format!("/tenants/{tenant}/devices/{id}/pins");
+            let answer = client.call("POST", &path, Some(body)).await?;
+            out.say(&answer, |a| {
+                format!(
+                    "device {id} is admitted by the certificate {}, until that expires or is revoked",
+                    cell(&a["fingerprint"])
+                )
             })
         }
         DeviceCommand::Secret(one) => {
@@ -490,12 +524,13 @@ async fn provision(
 fn show(a: &Value) -> String {
     let d = &a["device"];
     let mut text = format!(
-        "device   {} of tenant {}\nstate    {}\nmodel    {}\ngroups   {}\nbound to {}\ncreated  {}",
+        "device   {} of tenant {}\nstate    {}\nmodel    {}\ngroups   {}\nbatch    {}\nbound to {}\ncreated  {}",
         cell(&d["id"]),
         cell(&d["tenant"]),
         cell(&d["state"]),
         cell(&d["model"]),
         cell(&d["groups"]),
+        cell(&a["batch"]),
         cell(&d["authority"]),
         time(&d["created"])
     );
@@ -573,7 +608,11 @@ async fn doctor(client: &Client, data: &Path, out: Output) -> Result<(), Failure
     out.say(&answer, |a| {
         let mut text = format!("data directory {}", data.display());
         for check in a.as_array().map(Vec::as_slice).unwrap_or_default() {
-            let mark = if check["ok"] == true { "ok  " } else { "FAIL" };
+            let mark = match (check["ok"] == true, check["warning"] == true) {
+                (true, false) => "ok  ",
+                (true, true) => "warn",
+                (false, _) => "FAIL",
+            };
             text.push_str(&format!(
                 "\n{mark} {:20} {}",
                 cell(&check["name"]),

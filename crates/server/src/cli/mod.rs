@@ -5,14 +5,19 @@ mod arguments;
 mod authority;
 mod ca;
 mod ca_key;
+mod claim;
 mod commands;
+mod factory;
 mod import;
+mod keeping;
 mod output;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use countersign_registry::BackwardClock;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogFormat};
@@ -75,7 +80,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Serve { listen, admin } => {
             let mut config = configuration(&data, named)?;
             if let Some(listen) = listen {
-                config.server.listen = listen;
+                config.set_device_address(listen);
             }
             if let Some(admin) = admin {
                 config.admin.listen = admin;
@@ -84,6 +89,29 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             logging(config.log.format, &config.log.filter)?;
             crate::serve::serve(&data, config).await
         }
+        Command::Restore {
+            backup,
+            lists,
+            compare,
+            only_report,
+            accept_clock,
+        } => {
+            logging(LogFormat::Text, "warn")?;
+            let restore = crate::backup::Restore {
+                backup,
+                data,
+                lists,
+                compare,
+                apply: !only_report,
+                clock: if accept_clock {
+                    BackwardClock::Accept
+                } else {
+                    BackwardClock::Refuse
+                },
+            };
+            keeping::restore(&restore, out)
+        }
+        Command::Verify(arguments) => verify::run(&arguments, out),
         command => {
             logging(LogFormat::Text, "warn")?;
             let client = crate::client::Client::connect(&data, configuration(&data, named)?).await?;

@@ -14,19 +14,27 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
+use crate::listeners::ClientCertificate;
+
 /// Lets any certificate through TLS, if its key is proven to be held; a client may also have none.
 #[derive(Debug)]
-pub(super) struct AnyCertificate(WebPkiSupportedAlgorithms);
+pub(super) struct AnyCertificate {
+    algorithms: WebPkiSupportedAlgorithms,
+    certificate: ClientCertificate,
+}
 
 impl AnyCertificate {
-    pub(super) fn new(algorithms: WebPkiSupportedAlgorithms) -> Self {
-        Self(algorithms)
+    pub(super) fn new(algorithms: WebPkiSupportedAlgorithms, certificate: ClientCertificate) -> Self {
+        Self {
+            algorithms,
+            certificate,
+        }
     }
 }
 
 impl ClientCertVerifier for AnyCertificate {
     fn client_auth_mandatory(&self) -> bool {
-        false
+        self.certificate == ClientCertificate::Required
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -48,7 +56,7 @@ impl ClientCertVerifier for AnyCertificate {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.0)
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -57,11 +65,11 @@ impl ClientCertVerifier for AnyCertificate {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.0)
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
@@ -69,6 +77,8 @@ impl ClientCertVerifier for AnyCertificate {
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
     pub(super) source: SocketAddr,
+    /// Names this TLS connection and no other (RFC 9266); `None` before TLS 1.3.
+    pub(super) binding: Option<[u8; 32]>,
     /// The certificates it showed, leaf first, the leaf's key proven to be held.
     pub(super) chain: Option<Vec<CertificateDer<'static>>>,
 }

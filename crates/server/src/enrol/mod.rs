@@ -1,11 +1,24 @@
-//! The enrolment listener: HTTPS with an optional client certificate, and nothing on it but EST.
+//! Enrolment: on listeners of their own, HTTPS with an optional client certificate and nothing on it but EST, trust bundle
+//! and time; and for admitted devices on the device listeners.
 //!
 //! 1. this module: accept, TLS, HTTP
 //! 2. [`client`]: who asks, judged after the handshake, when possession is proven
-//! 3. [`est`]: what each operation answers
+//! 3. [`requester`]: on whose word a certificate is issued: certificate, one-time secret, claim, or the lane
+//! 4. [`lane`]: the renewal lane, for certificates that have expired
+//! 5. [`est`]: what each operation answers
+//! 6. [`answer`]: how answers and refusals look
+//! 7. [`device_port`]: the same for devices that have a session
 
+mod answer;
 mod client;
+mod device_port;
 mod est;
+mod lane;
+#[cfg(test)]
+mod overlap_tests;
+mod requester;
+
+pub use device_port::DevicePort;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -27,6 +40,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::failure::Failure;
+use crate::listeners::Listener;
 use crate::service::Service;
 use client::{AnyCertificate, Peer};
 
@@ -39,11 +53,14 @@ const HEAD: Duration = Duration::from_secs(10);
 
 /// Builds the TLS configuration. Unlike on the device port a TLS 1.2 client needs no extended master secret: Debian's
 /// strongSwan has none. There are no tickets, so nothing is ever resumed.
-fn tls(identity: Arc<ServerIdentity>) -> Result<Arc<ServerConfig>, Failure> {
+fn tls(listener: &Listener, identity: Arc<ServerIdentity>) -> Result<Arc<ServerConfig>, Failure> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = AnyCertificate::new(provider.signature_verification_algorithms);
+    let verifier = AnyCertificate::new(
+        provider.signature_verification_algorithms,
+        listener.client_certificate(),
+    );
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .with_protocol_versions(listener.tls_minimum().versions())
         .map_err(|e| Failure::internal(e.to_string()))?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(identity);
@@ -59,16 +76,17 @@ fn tls(identity: Arc<ServerIdentity>) -> Result<Arc<ServerConfig>, Failure> {
 /// # Errors
 /// [`Failure`] if the address cannot be used.
 pub async fn start(
-    address: SocketAddr,
+    listener: &Listener,
     connections_max: usize,
     identity: Arc<ServerIdentity>,
     service: Arc<Service>,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
-    let acceptor = TlsAcceptor::from(tls(identity)?);
+    let acceptor = TlsAcceptor::from(tls(listener, identity)?);
+    let address = listener.listen;
     let listener = TcpListener::bind(address).await.map_err(|e| {
         Failure::unavailable(
             format!("cannot listen on {address}: {e}"),
-            "another process has the port: stop it, or set enrol.listen",
+            "another process has the port: stop it, or change the listener",
         )
     })?;
     let address = listener
@@ -100,6 +118,16 @@ pub async fn start(
     Ok((address, accepting))
 }
 
+/// tls-exporter (RFC 9266 section 3). TLS 1.2 without extended master secret has none that is safe.
+fn binding(connection: &rustls::ServerConnection) -> Option<[u8; 32]> {
+    if connection.protocol_version() != Some(rustls::ProtocolVersion::TLSv1_3) {
+        return None;
+    }
+    connection
+        .export_keying_material([0; 32], b"EXPORTER-Channel-Binding", None)
+        .ok()
+}
+
 async fn serve(socket: TcpStream, source: SocketAddr, acceptor: TlsAcceptor, service: Arc<Service>) {
     let _ = socket.set_nodelay(true);
     let stream = match timeout(HANDSHAKE, acceptor.accept(socket)).await {
@@ -110,8 +138,12 @@ async fn serve(socket: TcpStream, source: SocketAddr, acceptor: TlsAcceptor, ser
         }
         Err(_) => return,
     };
-    let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
-    let peer = Peer { source, chain };
+    let (_, connection) = stream.get_ref();
+    let peer = Peer {
+        source,
+        binding: binding(connection),
+        chain: connection.peer_certificates().map(<[_]>::to_vec),
+    };
     let answer = service_fn(|request: Request<Incoming>| {
         let (service, peer) = (service.clone(), peer.clone());
         async move { Ok::<_, Infallible>(est::answer(&service, &peer, request).await) }

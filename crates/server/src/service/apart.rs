@@ -151,6 +151,8 @@ impl Service {
                     proof: proof.clone().map(Base64),
                 })
             }
+            // So is a claim, and an expired certificate in the renewal lane.
+            (Requester::Claim(_) | Requester::Expired(_), _) => Ok(Evidence::Batch { device, batch: None }),
             _ => Err(Failure::internal("what was shown cannot be handed on to the CA")),
         }
     }

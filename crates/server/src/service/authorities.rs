@@ -2,19 +2,25 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use countersign_authority::time::{NONCE_BYTES_MAX, TIME_LIFETIME, is_nonce};
 use countersign_authority::{Hierarchy, IssuingAuthority, KeyStore, folder};
+use countersign_factory::est::Bundle;
 use countersign_factory::request::pem;
-use countersign_identity::{AnchorState, AuthorityId, IdentityRule, TenantId, proof};
+use countersign_identity::{AnchorState, AuthorityId, CertificateFacts, IdentityRule, TenantId, proof};
 use countersign_policy::{Admission, FactSource};
 use countersign_registry::{Actor, AuthorityMove, NewAuthority, Origin, RegistryError};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
-use super::{Service, SessionsReport, now};
+use super::{Service, SessionsReport};
 use crate::failure::Failure;
 use crate::token_keys::Pkcs11Keys;
+
+/// How far the time that is signed may be off, as far as we know: the clock is the system's.
+const TIME_ACCURACY: Duration = Duration::from_millis(1000);
 
 /// An authority that is about to be.
 #[derive(Debug, Clone)]
@@ -87,8 +93,8 @@ impl Service {
             IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?
         } else {
             let label = draft.tenant.as_str();
-            let store = &draft.key_store;
-            IssuingAuthority::create_in(&path, Hierarchy::Devices, label, now(), store, &Pkcs11Keys)?
+            let (now, store) = (self.minting_time()?, &draft.key_store);
+            IssuingAuthority::create_in(&path, Hierarchy::Devices, label, now, store, &Pkcs11Keys)?
         };
         self.adopt(actor, draft, authority)
     }
@@ -418,16 +424,38 @@ impl Service {
         Ok(())
     }
 
-    /// What a device of the tenant is to have of CA certificates, DER: the platform root that it pins, and the chains of
-    /// all of the tenant's own authorities that are still admitted, so that a rotation reaches it before it begins.
+    /// The platform roots that devices are to pin, DER: ours, and those that are to come (`enrol.platform_roots`).
+    ///
+    /// # Errors
+    /// [`Failure`] if a configured file cannot be used.
+    pub fn platform_roots(&self) -> Result<Vec<Vec<u8>>, Failure> {
+        let mut roots = vec![self.platform.root().to_vec()];
+        for path in &self.config.enrol.platform_roots {
+            let wrong =
+                |what: String| Failure::invalid(format!("enrol.platform_roots: {}: {what}", path.display()));
+            for certificate in CertificateDer::pem_slice_iter(&folder::read(path)?) {
+                let der = certificate.map_err(|e| wrong(e.to_string()))?.to_vec();
+                let facts = CertificateFacts::parse(&der).map_err(|e| wrong(e.to_string()))?;
+                if facts.ca.is_none() {
+                    return Err(wrong(format!("{} is no CA certificate", facts.subject_text)));
+                }
+                if !roots.contains(&der) {
+                    roots.push(der);
+                }
+            }
+        }
+        Ok(roots)
+    }
+
+    /// The chains of all of the tenant's own authorities that are still admitted, DER.
     ///
     /// # Errors
     /// [`Failure`] if there is no such tenant.
-    pub fn ca_certificates(&self, tenant: &TenantId) -> Result<Vec<Vec<u8>>, Failure> {
+    fn device_authorities(&self, tenant: &TenantId) -> Result<Vec<Vec<u8>>, Failure> {
         if self.registry.facts().policy(tenant).is_none() {
             return Err(RegistryError::NoTenant(tenant.clone()).into());
         }
-        let mut found = vec![self.platform.root().to_vec()];
+        let mut found = Vec::new();
         for view in self.registry.authorities()? {
             if view.tenant == *tenant && view.origin == "managed" && view.state.admits() {
                 found.push(self.registry.authority_certificate(&view.id)?);
@@ -435,6 +463,52 @@ impl Service {
             }
         }
         Ok(found)
+    }
+
+    /// What a device of the tenant is to have of CA certificates, DER: the platform roots that it pins, and the chains of
+    /// all of the tenant's own authorities that are still admitted, so that a rotation reaches it before it begins.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no such tenant.
+    pub fn ca_certificates(&self, tenant: &TenantId) -> Result<Vec<Vec<u8>>, Failure> {
+        let devices = self.device_authorities(tenant)?;
+        let mut found = self.platform_roots()?;
+        found.extend(devices);
+        Ok(found)
+    }
+
+    /// The same with the two hierarchies told apart, and where devices connect.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no such tenant.
+    pub fn bundle(&self, tenant: &TenantId) -> Result<Bundle, Failure> {
+        let devices = self.device_authorities(tenant)?;
+        let (host, port) = self.address();
+        Ok(Bundle::new(&self.platform_roots()?, &devices, host, port))
+    }
+
+    /// The time, signed for whoever asked with this nonce.
+    ///
+    /// # Errors
+    /// [`Failure`] if the nonce is none.
+    pub fn signed_time(&self, nonce: &str) -> Result<String, Failure> {
+        if !is_nonce(nonce) {
+            return Err(Failure::invalid(format!(
+                "the nonce must be at most {NONCE_BYTES_MAX} of A-Z a-z 0-9 - _"
+            )));
+        }
+        let now = self.minting_time()?;
+        let mut signer = self.time_signer.lock();
+        let good = signer
+            .take()
+            .filter(|s| now.plus(TIME_LIFETIME / 2) < s.not_after());
+        let signer = match good {
+            Some(good) => signer.insert(good),
+            None => signer.insert(self.platform.time_signer(now)?),
+        };
+        signer
+            .sign(now, TIME_ACCURACY, nonce)
+            .map_err(|e| Failure::internal(e.to_string()))
     }
 
     /// The root of an authority of ours, DER.

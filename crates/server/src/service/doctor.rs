@@ -1,12 +1,10 @@
 //! Looks at everything that is known to go wrong.
 
-use std::time::Duration;
-
-use countersign_identity::{AnchorState, CertificateFacts};
+use countersign_identity::{AnchorState, CertificateFacts, Synchronisation, WhenStale};
 use countersign_policy::FactSource;
 use serde::{Deserialize, Serialize};
 
-use super::{Service, now};
+use super::Service;
 
 /// One finding of `doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +13,9 @@ pub struct Check {
     pub name: String,
     /// Whether it is well.
     pub ok: bool,
+    /// It is well, and may not stay so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warning: bool,
     /// What was found.
     pub detail: String,
     /// What to do, if it is not well.
@@ -31,9 +32,15 @@ impl Service {
                 Ok(detail) => (true, detail, None),
                 Err((detail, hint)) => (false, detail, Some(hint)),
             };
+            // What is well needs no hint: one that is there warns.
+            let (detail, hint) = match detail.split_once("; hint: ") {
+                Some((detail, hint)) => (detail.to_owned(), Some(hint.to_owned())),
+                None => (detail, hint),
+            };
             checks.push(Check {
                 name: name.into(),
                 ok,
+                warning: ok && hint.is_some(),
                 detail,
                 hint,
             });
@@ -42,11 +49,19 @@ impl Service {
         add(
             "registry",
             match facts.health() {
-                Ok(()) => Ok(format!(
-                    "{} devices, {} credentials",
-                    facts.device_count(),
-                    facts.credential_count()
-                )),
+                Ok(()) => match self.registry.epoch() {
+                    Ok(epoch) => Ok(format!(
+                        "{} devices, {} credentials, epoch {}{}",
+                        facts.device_count(),
+                        facts.credential_count(),
+                        epoch.epoch,
+                        match epoch.restored_from {
+                            Some(_) => format!(", restored at {}", epoch.started),
+                            None => String::new(),
+                        }
+                    )),
+                    Err(e) => Err((e.to_string(), "look at the disk".into())),
+                },
                 Err(e) => Err((
                     e.to_string(),
                     "free disk space, check permissions, then restart the server".into(),
@@ -68,13 +83,13 @@ impl Service {
             "server certificate",
             match self.server_certificate() {
                 Ok((chain, _)) => match chain.first().map(|c| CertificateFacts::parse(c)) {
-                    Some(Ok(f)) if f.is_valid_at(now()) => Ok(format!("valid until {}", f.not_after)),
+                    Some(Ok(f)) if f.is_valid_at(self.now()) => Ok(format!("valid until {}", f.not_after)),
                     Some(Ok(f)) => Err((
                         format!(
                             "valid from {} to {}, the clock says {}",
                             f.not_before,
                             f.not_after,
-                            now()
+                            self.now()
                         ),
                         "set the clock, or replace the certificate".into(),
                     )),
@@ -83,23 +98,9 @@ impl Service {
                 Err(e) => Err((e.message, e.hint.unwrap_or_default())),
             },
         );
-        add(
-            "clock",
-            match self.registry.audit(1) {
-                Ok(newest) => match newest.first() {
-                    Some(entry) if entry.at > now().plus(Duration::from_secs(60)) => Err((
-                        format!(
-                            "the clock says {}, the last change was made at {}",
-                            now(),
-                            entry.at
-                        ),
-                        "set the clock: it went back".into(),
-                    )),
-                    _ => Ok(format!("{}", now())),
-                },
-                Err(e) => Err((e.to_string(), "look at the disk".into())),
-            },
-        );
+        add("clock", self.check_clock());
+        add("device certificates", self.check_expiry_of_devices());
+        add("authorities", self.check_expiry_of_authorities());
         if let Some(ca) = &self.ca {
             add(
                 "ca",
@@ -123,6 +124,40 @@ impl Service {
                     }),
                 );
             }
+        }
+        match self.registry.revocation_lists() {
+            Ok(all) => {
+                for (id, view) in all {
+                    let stale = view.is_stale_at(self.now());
+                    let due = view
+                        .next_update
+                        .map_or("never came".into(), |t| format!("next due {t}"));
+                    let mut detail = format!(
+                        "authority {id}: {} list(s), {} revoked, {due}; when stale: {}",
+                        view.lists,
+                        view.revoked,
+                        view.settings.when_stale.name()
+                    );
+                    if let Some(fault) = &view.fault {
+                        detail.push_str(&format!("; the source fails: {fault}"));
+                    }
+                    let result = if stale {
+                        let effect = match view.settings.when_stale {
+                            WhenStale::Refuse => "its devices are refused until a current list is there",
+                            WhenStale::LastKnown => "its devices are admitted by what the last list said",
+                        };
+                        let hint =
+                            format!("{effect}: countersign authority crl {id} FILE, or see to its source");
+                        Err((format!("{detail}; it is stale"), hint))
+                    } else if view.fault.is_some() {
+                        Err((detail, "see to the source before the list is stale".into()))
+                    } else {
+                        Ok(detail)
+                    };
+                    add("revocation list", result);
+                }
+            }
+            Err(e) => add("revocation list", Err((e.to_string(), "look at the disk".into()))),
         }
         let ledger = self.registry.ledger();
         add(
@@ -159,5 +194,24 @@ impl Service {
             },
         );
         checks
+    }
+
+    fn check_clock(&self) -> Result<String, (String, String)> {
+        let clock = self.registry.clock_view();
+        if let Some(refusal) = clock.refusal {
+            let (detail, hint) = refusal.split_once("; hint: ").unwrap_or((&refusal, ""));
+            return Err((detail.to_owned(), hint.to_owned()));
+        }
+        if clock.synchronisation == Synchronisation::Synchronised.name() {
+            return Ok(format!("{}, synchronised", clock.now));
+        }
+        Ok(format!(
+            "{}, {}; hint: let a time service set it (chrony with rtcsync, ntpd or systemd-timesyncd); issuance.require_clock_sync refuses to mint without",
+            clock.now,
+            match clock.synchronisation.as_str() {
+                "unsynchronised" => "not synchronised",
+                _ => "nobody can say whether it is synchronised",
+            }
+        ))
     }
 }

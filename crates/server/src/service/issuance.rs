@@ -58,6 +58,8 @@ impl Wanted {
 /// A certificate that was issued, with all that the device needs but its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provisioned {
+    /// The tenant.
+    pub tenant: TenantId,
     /// The device.
     pub device: DeviceId,
     /// Certificate and issuing CA, PEM.
@@ -78,6 +80,8 @@ pub struct Provisioned {
     pub host: String,
     /// The port.
     pub port: u16,
+    /// The port where it has its certificate renewed, if there is one.
+    pub enrol_port: Option<u16>,
 }
 
 impl Service {
@@ -157,13 +161,14 @@ impl Service {
     /// # Errors
     /// [`Failure`]; then nothing was minted.
     pub async fn provision(&self, actor: Actor, wanted: Wanted) -> Result<Provisioned, Failure> {
-        let device = wanted.device.clone();
+        let (tenant, device) = (wanted.tenant.clone(), wanted.device.clone());
         let outcome = self.issue(actor, wanted).await?;
         let facts =
             CertificateFacts::parse(&outcome.certificate).map_err(|e| Failure::internal(e.to_string()))?;
         let above = self.registry.authority_certificate(&outcome.authority)?;
         let (host, port) = self.address();
         Ok(Provisioned {
+            tenant,
             device,
             certificate: pem("CERTIFICATE", &outcome.certificate) + &pem("CERTIFICATE", &above),
             platform_root: self.platform_root(),
@@ -174,6 +179,7 @@ impl Service {
             repeated: outcome.repeated,
             host,
             port,
+            enrol_port: self.enrol_port(),
         })
     }
 

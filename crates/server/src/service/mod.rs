@@ -2,28 +2,42 @@
 
 mod apart;
 mod authorities;
+mod batches;
+mod claims;
+#[cfg(test)]
+mod clock_tests;
 mod doctor;
+mod forecast;
 mod issuance;
+mod lists;
+mod rotation;
 mod server_certificate;
 
 pub use apart::Shown;
 pub use authorities::AuthorityDraft;
+pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmAnswer, ItemRefusal};
+pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
+pub use lists::as_pem;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use countersign_authority::time::TimeSigner;
 use countersign_authority::{Hierarchy, IssuingAuthority, folder};
 use countersign_gateway::{Cutoff, CutoffReport, Gateway, Touched};
-use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_identity::{
+    AuthorityId, CertificateFacts, ChainFault, Clock, DeviceId, Fingerprint, TenantId, Timestamp,
+};
 use countersign_policy::{
     ClientIdMode, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, Possession, TopicSpace,
 };
 use countersign_registry::{
-    Actor, Change, Committed, ImportReport, NewCredential, NewDevice, Registry, RegistryError,
+    Actor, Change, Committed, ImportReport, NewCredential, NewDevice, Registry, RegistryError, SystemClock,
 };
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
@@ -33,16 +47,14 @@ use serde::{Deserialize, Serialize};
 use crate::ca::link::CaLink;
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::listeners::Purpose;
 
 /// How long a change waits for the sessions that it ends.
 const CUTOFF_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The clock of this process.
+/// The machine's clock, where there is no service at hand: what is minted takes [`Service::minting_time`].
 pub fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    SystemClock.now()
 }
 
 /// What a change did to live sessions.
@@ -69,6 +81,17 @@ impl From<CutoffReport> for SessionsReport {
     }
 }
 
+/// A listener that is open.
+#[derive(Debug, Clone, Serialize)]
+pub struct OpenListener {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Its address.
+    pub address: SocketAddr,
+}
+
 type Cutoffs = Mutex<HashMap<(u64, Change), Cutoff>>;
 
 /// An open data directory, with a gateway if this process serves.
@@ -78,13 +101,18 @@ pub struct Service {
     registry: Arc<Registry>,
     platform: IssuingAuthority,
     issuing: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
+    time_signer: Mutex<Option<TimeSigner>>,
     /// The CA, if it is a process of its own.
     ca: Option<CaLink>,
     ended_told: Arc<apart::EndedTold>,
     gateway: OnceLock<Arc<Gateway>>,
-    /// Where the other listeners are, once they are open: enrolment, then PKI.
-    pub listeners: OnceLock<[Option<SocketAddr>; 2]>,
+    /// Where the listeners are, once they are open.
+    pub listeners: OnceLock<Vec<OpenListener>>,
     cutoffs: Arc<Cutoffs>,
+    /// Held while a backup is made.
+    pub(crate) backup_running: Mutex<()>,
+    forecast_kept: Mutex<Option<forecast::Kept>>,
+    forecast_running: AtomicBool,
 }
 
 impl Service {
@@ -93,6 +121,11 @@ impl Service {
     /// # Errors
     /// [`Failure`].
     pub fn create(data: &Path, config: Config) -> Result<Self, Failure> {
+        Self::create_with_clock(data, config, Arc::new(SystemClock))
+    }
+
+    /// The same by a clock of the caller's: the program has one, tests move theirs.
+    fn create_with_clock(data: &Path, config: Config, clock: Arc<dyn Clock>) -> Result<Self, Failure> {
         if crate::ca::store::exists(data) {
             return Err(Failure::invalid(format!(
                 "{} is the folder of a CA: its keys are no business of this process; hint: name another data directory",
@@ -100,10 +133,12 @@ impl Service {
             )));
         }
         folder::create_private(data)?;
-        let registry = Registry::create(data, config.ledger.to_limits())?;
+        let registry = Registry::create_with_clock(data, config.ledger.to_limits(), clock)?;
+        registry.set_clock_rules(config.issuance.to_clock_rules());
         let platform_folder = data.join("authorities/platform");
         if !platform_folder.join("issuing.crt").exists() {
-            IssuingAuthority::create(&platform_folder, Hierarchy::Platform, "platform", now())?;
+            let now = registry.minting_time()?;
+            IssuingAuthority::create(&platform_folder, Hierarchy::Platform, "platform", now)?;
         }
         let service = Self::with(data, config, registry)?;
         let by = Actor("countersign".into());
@@ -132,6 +167,7 @@ impl Service {
     fn with(data: &Path, config: Config, registry: Registry) -> Result<Self, Failure> {
         let platform = IssuingAuthority::open(&data.join("authorities/platform"), Hierarchy::Platform)?;
         registry.set_issuance_rules(config.issuance.to_rules());
+        registry.set_clock_rules(config.issuance.to_clock_rules());
         let timeout = Duration::from_secs(config.ca.timeout_s);
         let ca = config
             .ca
@@ -144,17 +180,59 @@ impl Service {
             registry: Arc::new(registry),
             platform,
             issuing: Mutex::default(),
+            time_signer: Mutex::default(),
             ca,
             ended_told: Arc::default(),
             gateway: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
+            backup_running: Mutex::default(),
+            forecast_kept: Mutex::default(),
+            forecast_running: AtomicBool::new(false),
         })
     }
 
     /// The registry.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+
+    /// The time now.
+    pub fn now(&self) -> Timestamp {
+        self.registry.now()
+    }
+
+    /// The time to mint by.
+    ///
+    /// # Errors
+    /// [`Failure`] while the clock is behind, or not known to be right though it must be: nothing is to be minted.
+    pub fn minting_time(&self) -> Result<Timestamp, Failure> {
+        Ok(self.registry.minting_time()?)
+    }
+
+    /// Keeps the newest time that is known to have been, and says so while the clock is behind it.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn keep_time(&self) -> Result<(), Failure> {
+        self.change(|r| r.keep_time()).await?;
+        if let Some(refusal) = self.registry.clock_view().refusal {
+            tracing::error!(cause = refusal.as_str(), "nothing is minted");
+        }
+        Ok(())
+    }
+
+    /// Takes the clock's time for right although it is behind.
+    ///
+    /// # Errors
+    /// [`Failure`] without a reason.
+    pub async fn reset_clock(&self, actor: Actor, reason: String) -> Result<Timestamp, Failure> {
+        Ok(self.change(move |r| r.reset_clock(actor, reason)).await?.0)
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// The configuration.
@@ -223,6 +301,8 @@ impl Service {
     /// # Errors
     /// [`Failure`].
     pub async fn add_tenant(&self, actor: Actor, id: TenantId, mode: ClientIdMode) -> Result<(), Failure> {
+        // Without an authority of its own it would be of no use.
+        self.minting_time()?;
         let (by, tenant) = (actor.clone(), id.clone());
         self.change(move |r| r.add_tenant(by, tenant, mode)).await?;
         tokio::task::block_in_place(|| match &self.ca {
@@ -318,6 +398,42 @@ impl Service {
         Ok(report)
     }
 
+    /// Registers a self-signed certificate (PEM) for a device by its fingerprint.
+    ///
+    /// # Errors
+    /// [`Failure`] if it is not self-signed, or not fit to authenticate a device.
+    pub async fn pin_certificate(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        device: DeviceId,
+        certificate: &str,
+    ) -> Result<(Fingerprint, bool), Failure> {
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes())
+            .map_err(|e| Failure::invalid(format!("the certificate is no PEM: {e}")))?;
+        let facts = CertificateFacts::parse(&der).map_err(|e| Failure::invalid(e.to_string()))?;
+        countersign_identity::chain::check_pinned(&facts, &der).map_err(|fault| {
+            let hint = match fault {
+                ChainFault::UnknownCa { .. } => {
+                    "only self-signed certificates are pinned; register the CA of others: countersign authority register"
+                }
+                _ => countersign_policy::DenialCode::of_chain(&fault).cure(),
+            };
+            Failure::invalid(format!("{fault}; hint: {hint}"))
+        })?;
+        if now() > facts.not_after {
+            return Err(Failure::invalid(format!(
+                "the certificate expired on {}; hint: let the device make a new one",
+                facts.not_after
+            )));
+        }
+        let fingerprint = facts.fingerprint;
+        let (added, _) = self
+            .change(move |r| r.pin_credential(actor, tenant, device, facts))
+            .await?;
+        Ok((fingerprint, added))
+    }
+
     /// Moves a device through its lifecycle, and waits for the sessions that this ends.
     ///
     /// # Errors
@@ -347,8 +463,19 @@ impl Service {
             .unwrap_or_else(|| "localhost".into());
         let port = self
             .gateway()
-            .map_or(self.config.server.listen.port(), |g| g.local_addr().port());
+            .map_or(self.config.device_address().port(), |g| g.local_addr().port());
         (host, port)
+    }
+
+    /// The port where devices enrol; `None` if they cannot.
+    pub fn enrol_port(&self) -> Option<u16> {
+        let open = self.listeners.get().map_or(&[][..], Vec::as_slice);
+        let configured = self.config.listeners.iter().map(|l| (l.purpose, l.listen));
+        open.iter()
+            .map(|l| (l.purpose, l.address))
+            .chain(configured)
+            .find(|(purpose, address)| *purpose == Purpose::Enrol && address.port() != 0)
+            .map(|(_, address)| address.port())
     }
 
     /// Ends the sessions of a device; it may connect again at once.

@@ -1,0 +1,212 @@
+//! `enrol` and `renew`.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use countersign_device::renewal::{self, PATIENCE};
+use countersign_device::{EnrolFault, Enrolment, EstServer, IdentityFault, KeyReuse, Proof, Secret};
+use countersign_identity::{DeviceId, TenantId};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
+
+use super::Agent;
+
+/// The longest secret that is read, in bytes.
+const SECRET_BYTES_MAX: u64 = 4096;
+
+#[derive(Args)]
+pub(crate) struct EnrolArguments {
+    /// The platform's enrolment listener: HOST or HOST:PORT, port 8443 if none is given
+    #[arg(long)]
+    server: String,
+    /// The platform's root, PEM (countersign authority export platform); not needed if the identity folder has it
+    #[arg(long)]
+    platform_root: Option<PathBuf>,
+    /// The device id; with --certificate it may be left to the platform
+    #[arg(long, required_unless_present = "certificate")]
+    id: Option<DeviceId>,
+    /// The tenant
+    #[arg(long, default_value = "default")]
+    tenant: TenantId,
+    /// The certificate profile [default: the platform's first]
+    #[arg(long)]
+    profile: Option<String>,
+    /// A file with the one-time secret (countersign device secret ID); - for standard input. A secret on the command line
+    /// would be seen by everybody on this machine
+    #[arg(long, required_unless_present = "certificate", conflicts_with = "certificate")]
+    secret_file: Option<PathBuf>,
+    /// The claim that the secret is of: it enrols the ids on its list
+    #[arg(long, requires = "secret_file")]
+    claim: Option<String>,
+    /// The certificate to enrol by, such as the factory's, PEM, with those above it
+    #[arg(long, requires = "key")]
+    certificate: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, requires = "certificate")]
+    key: Option<PathBuf>,
+    /// Replace an identity that is there, once the new one has connected
+    #[arg(long)]
+    again: bool,
+}
+
+pub(crate) async fn enrol(agent: &Agent, arguments: EnrolArguments) -> Result<(), EnrolFault> {
+    let (host, port) = address(&arguments.server)?;
+    let folder = &agent.folder;
+    if let Some(path) = &arguments.platform_root {
+        pin_first(agent, path)?;
+    }
+    let enrolment = Enrolment {
+        server: EstServer {
+            host,
+            port,
+            tenant: arguments.tenant.clone(),
+            profile: arguments.profile.clone(),
+            patience: PATIENCE,
+        },
+        proof: proof(&arguments)?,
+        device: arguments.id,
+        again: arguments.again,
+    };
+    let replaces = folder.has_identity();
+    let profile = renewal::enrol(folder, &enrolment).await?;
+    if replaces {
+        agent.connect().await?.disconnect().await?;
+    }
+    let identity = folder.load()?;
+    println!(
+        "{}: enrolled, certificate {} until {}, connects to {}:{}",
+        profile.id, identity.facts.serial, identity.facts.not_after, profile.host, profile.port
+    );
+    Ok(())
+}
+
+pub(crate) async fn renew(agent: &Agent, same_key: bool, no_connect: bool) -> Result<(), EnrolFault> {
+    let reuse = if same_key { KeyReuse::Same } else { KeyReuse::New };
+    let before = agent.folder.load()?.facts.fingerprint;
+    // One that came before and has not connected yet is tried first.
+    let next = match agent.folder.pending()? {
+        Some(next) if next.facts.is_valid_at(next.clock.now()) => next.facts,
+        other => {
+            if other.is_some() {
+                agent.folder.discard()?;
+            }
+            renewal::renew(&agent.folder, reuse).await?
+        }
+    };
+    if no_connect {
+        println!(
+            "certificate {} until {} is in use from the next connection on",
+            next.serial, next.not_after
+        );
+        return Ok(());
+    }
+    agent.connect().await?.disconnect().await?;
+    let identity = agent.folder.load()?;
+    if identity.facts.fingerprint == before {
+        return Err(EnrolFault::Usage(
+            "the platform issued a certificate and does not admit it; hint: the old one is still in use; ask `countersign explain DEVICE` there".into(),
+        ));
+    }
+    println!(
+        "{}: renewed, certificate {} until {}",
+        identity.profile.id, identity.facts.serial, identity.facts.not_after
+    );
+    Ok(())
+}
+
+fn address(text: &str) -> Result<(String, u16), EnrolFault> {
+    let wrong = || EnrolFault::Usage(format!("{text:?} is no HOST or HOST:PORT"));
+    // [::1]:8443, or ::1 alone.
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, after) = rest.split_once(']').ok_or_else(wrong)?;
+        let port = after.strip_prefix(':').map_or(Ok(8443), str::parse);
+        return Ok((host.to_owned(), port.map_err(|_| wrong())?));
+    }
+    match text.split_once(':') {
+        Some((host, port)) if !port.contains(':') => {
+            Ok((host.to_owned(), port.parse().map_err(|_| wrong())?))
+        }
+        _ if text.is_empty() => Err(wrong()),
+        _ => Ok((text.to_owned(), 8443)),
+    }
+}
+
+/// Puts the given root into the folder. One that is pinned already is not replaced: whoever can give another root would
+/// be the platform.
+fn pin_first(agent: &Agent, path: &Path) -> Result<(), EnrolFault> {
+    let given = certificates(path)?;
+    match agent.folder.roots() {
+        Ok(pinned) if given.iter().all(|root| pinned.contains(root)) => Ok(()),
+        Ok(_) => Err(EnrolFault::Usage(format!(
+            "{} has another platform root than {}; hint: remove platform-root.crt by hand if the platform is a new one",
+            agent.folder.path().display(),
+            path.display()
+        ))),
+        Err(_) => Ok(agent.folder.pin_first(&given)?),
+    }
+}
+
+fn proof(arguments: &EnrolArguments) -> Result<Proof, EnrolFault> {
+    if let (Some(certificate), Some(key)) = (&arguments.certificate, &arguments.key) {
+        let text = Zeroizing::new(read(key)?);
+        return Ok(Proof::Certificate {
+            chain: certificates(certificate)?,
+            key: PrivateKeyDer::from_pem_slice(&text).map_err(|e| unusable(key, &e))?,
+        });
+    }
+    let (Some(file), Some(id)) = (&arguments.secret_file, &arguments.id) else {
+        return Err(EnrolFault::Usage(
+            "give --id and --secret-file, or --certificate and --key".into(),
+        ));
+    };
+    let mut secret = Zeroizing::new(String::new());
+    let got = if file == Path::new("-") {
+        std::io::stdin()
+            .take(SECRET_BYTES_MAX)
+            .read_to_string(&mut secret)
+    } else {
+        std::fs::File::open(file).and_then(|f| f.take(SECRET_BYTES_MAX).read_to_string(&mut secret))
+    };
+    got.map_err(|source| IdentityFault::Unreadable {
+        path: file.clone(),
+        source,
+    })?;
+    let secret = Zeroizing::new(secret.lines().next().unwrap_or_default().trim().to_owned());
+    if secret.is_empty() {
+        return Err(EnrolFault::Usage(format!(
+            "there is no secret in {}",
+            file.display()
+        )));
+    }
+    let user = match &arguments.claim {
+        Some(claim) => format!("claim/{claim}"),
+        None => id.to_string(),
+    };
+    Ok(Proof::Secret(Secret { user, secret }))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, IdentityFault> {
+    std::fs::read(path).map_err(|source| IdentityFault::Unreadable {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn unusable(path: &Path, e: &dyn std::fmt::Display) -> IdentityFault {
+    IdentityFault::Damaged {
+        path: path.to_owned(),
+        what: e.to_string(),
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityFault> {
+    let found = CertificateDer::pem_slice_iter(&read(path)?)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| unusable(path, &e))?;
+    if found.is_empty() {
+        return Err(unusable(path, &"it holds no certificate in PEM"));
+    }
+    Ok(found)
+}

@@ -1,0 +1,391 @@
+//! The device's side of Countersign on the command line.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line: data on stdout, words on stderr"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a shell: it runs on the device and reads its clock"
+)]
+
+mod enrol;
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use countersign_device::renewal::{self, needs_renewal};
+use countersign_device::{
+    Backoff, EnrolFault, IdentityFolder, Keeper, KeyReuse, Link, LinkFault, LinkOptions, RenewalWindow,
+};
+use countersign_factory::{CertificateRequest, SoftwareKey};
+use countersign_identity::DeviceId;
+use countersign_mqtt::{QoS, Version};
+
+/// A device's link to its Countersign platform: has a certificate issued and renewed, proves who it is by it, then
+/// publishes and subscribes. While it runs it renews its certificate by itself.
+///
+/// Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 identity folder unusable, 4 platform not reachable, 5 platform
+/// not trusted, 6 certificate refused, 7 session refused, 8 publish or subscribe not permitted, 9 session ended, 10
+/// enrolment refused, 11 enrolment waits for approval.
+#[derive(Parser)]
+#[command(name = "countersign-agent", version)]
+struct Arguments {
+    /// The identity folder: device.crt, device.key, platform-root.crt, device.json
+    #[arg(long, short, default_value = ".", global = true)]
+    identity: PathBuf,
+    /// The MQTT version to speak
+    #[arg(long, value_enum, default_value = "5", global = true)]
+    mqtt: MqttVersion,
+    /// When the certificate is renewed while this runs: at a moment drawn from this part of its life, in percent
+    #[arg(long, default_value = "60-73", global = true)]
+    renew_at: RenewalWindow,
+    /// Leave renewal to others
+    #[arg(long, global = true)]
+    no_renew: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MqttVersion {
+    #[value(name = "3.1.1")]
+    V311,
+    #[value(name = "5")]
+    V5,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Have a first certificate issued over EST, by a one-time secret or by the factory's certificate
+    Enrol(enrol::EnrolArguments),
+    /// Have the next certificate issued by the one in use, and put it in use once it was admitted
+    Renew {
+        /// Keep the key, where the platform's profile lets us
+        #[arg(long)]
+        same_key: bool,
+        /// Do not connect: it is put in use at the next connection
+        #[arg(long)]
+        no_connect: bool,
+    },
+    /// Connect once, say how it went, and leave
+    Check,
+    /// Publish one message, or each line of standard input
+    Publish {
+        /// The topic; telemetry of this device by default
+        #[arg(long, short)]
+        topic: Option<String>,
+        /// The message; without it each line of standard input is one
+        message: Option<String>,
+        /// Quality of service
+        #[arg(long, short, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+        qos: u8,
+    },
+    /// Subscribe, and print each message as TOPIC, tab, payload; reconnect when the link is lost
+    Subscribe {
+        /// The filter; commands to this device by default
+        filter: Option<String>,
+        /// End after this many messages
+        #[arg(long, short)]
+        count: Option<u64>,
+    },
+    /// Make a key in the identity folder, and print a certificate request for it (PKCS#10, PEM)
+    Request {
+        /// The device id
+        id: DeviceId,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(1, &format!("cannot start: {e}")),
+    };
+    runtime.block_on(run(arguments))
+}
+
+fn fail(code: u8, text: &str) -> ExitCode {
+    // One thought per line: the hint on its own.
+    eprintln!("error: {}", text.replace("; hint: ", "\nhint: "));
+    ExitCode::from(code)
+}
+
+fn warn(text: &str) {
+    eprintln!("{}", text.replace("; hint: ", "\nhint: "));
+}
+
+/// What the commands work with.
+struct Agent {
+    folder: IdentityFolder,
+    options: LinkOptions,
+    window: Option<RenewalWindow>,
+}
+
+async fn run(arguments: Arguments) -> ExitCode {
+    if let Command::Request { id } = &arguments.command {
+        return request(&arguments.identity, id);
+    }
+    let folder = IdentityFolder::new(&arguments.identity);
+    if !matches!(arguments.command, Command::Enrol(_)) {
+        match folder.load() {
+            Ok(identity) => {
+                for oddity in identity.oddities() {
+                    eprintln!("warning: {oddity}");
+                }
+            }
+            Err(e) => return fail(3, &e.to_string()),
+        }
+    }
+    let agent = Agent {
+        folder,
+        options: LinkOptions {
+            version: match arguments.mqtt {
+                MqttVersion::V311 => Version::V311,
+                MqttVersion::V5 => Version::V5,
+            },
+            ..LinkOptions::default()
+        },
+        window: (!arguments.no_renew).then_some(arguments.renew_at),
+    };
+    let done = match arguments.command {
+        Command::Enrol(arguments) => enrol::enrol(&agent, arguments).await,
+        Command::Renew { same_key, no_connect } => enrol::renew(&agent, same_key, no_connect).await,
+        Command::Check => check(&agent).await,
+        Command::Publish { topic, message, qos } => publish(&agent, topic, message, qos).await,
+        Command::Subscribe { filter, count } => subscribe(&agent, filter, count).await,
+        Command::Request { .. } => Ok(()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => fail(fault.exit_code(), &fault.to_string()),
+    }
+}
+
+impl Agent {
+    async fn connect(&self) -> Result<Link, EnrolFault> {
+        renewal::connect(&self.folder, &self.options, &warn)
+            .await
+            .map(|(link, _)| link)
+    }
+
+    fn keeper(&self) -> Option<Keeper> {
+        let window = self.window?;
+        Some(Keeper::start(self.folder.path(), window, KeyReuse::New, warn))
+    }
+
+    fn topic(&self, below: &str) -> Result<String, EnrolFault> {
+        Ok(format!("devices/{}/{below}", self.folder.load()?.profile.id))
+    }
+}
+
+/// Waits for the next certificate; for ever if nobody renews.
+async fn renewed(keeper: &mut Option<Keeper>) {
+    match keeper {
+        Some(keeper) => keeper.renewed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn check(agent: &Agent) -> Result<(), EnrolFault> {
+    let link = agent.connect().await?;
+    let profile = agent.folder.load()?.profile;
+    println!(
+        "{}: admitted by {}:{} ({}, {})",
+        profile.id,
+        profile.host,
+        profile.port,
+        link.tls(),
+        agent.options.version.name()
+    );
+    Ok(link.disconnect().await?)
+}
+
+async fn publish(
+    agent: &Agent,
+    topic: Option<String>,
+    message: Option<String>,
+    qos: u8,
+) -> Result<(), EnrolFault> {
+    let topic = match topic {
+        Some(topic) => topic,
+        None => agent.topic("telemetry")?,
+    };
+    let qos = if qos == 0 {
+        QoS::AtMostOnce
+    } else {
+        QoS::AtLeastOnce
+    };
+    if let Some(message) = message {
+        let mut link = agent.connect().await?;
+        link.publish(&topic, message.as_bytes(), qos).await?;
+        return Ok(link.disconnect().await?);
+    }
+    let mut keeper = agent.keeper();
+    let mut link = patient(agent, &mut keeper).await?;
+    let mut queue = lines();
+    loop {
+        tokio::select! {
+            line = queue.recv() => match line {
+                Some(line) => link.publish(&topic, &line, qos).await?,
+                None => break,
+            },
+            () = renewed(&mut keeper) => {
+                // What was published is acknowledged, so nothing is lost in between.
+                let _ = link.disconnect().await;
+                link = agent.connect().await?;
+            }
+            // Nothing to send: still there to ping, and to hear of the session's end. It has no subscription,
+            // so nothing is lost when this is left in the middle.
+            ended = link.idle(Duration::from_secs(3600)) => ended?,
+        }
+    }
+    Ok(link.disconnect().await?)
+}
+
+/// Connects; a certificate that has expired is renewed first, if the platform lets it.
+async fn patient(agent: &Agent, keeper: &mut Option<Keeper>) -> Result<Link, EnrolFault> {
+    match agent.connect().await {
+        Err(EnrolFault::Link(fault)) if keeper.is_some() && needs_renewal(&fault) => {
+            warn(&format!("warning: {fault}"));
+            renewed(keeper).await;
+            agent.connect().await
+        }
+        other => other,
+    }
+}
+
+/// The lines of standard input.
+fn lines() -> tokio::sync::mpsc::Receiver<Vec<u8>> {
+    let (lines, queue) = tokio::sync::mpsc::channel(64);
+    std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        let mut chunk = [0; 4096];
+        let mut input = std::io::stdin();
+        while let Ok(n) = input.read(&mut chunk) {
+            rest.extend_from_slice(&chunk[..n]);
+            while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).take(end).collect();
+                if lines.blocking_send(line).is_err() {
+                    return;
+                }
+            }
+            if n == 0 {
+                break;
+            }
+        }
+        if !rest.is_empty() {
+            let _ = lines.blocking_send(rest);
+        }
+    });
+    queue
+}
+
+async fn subscribe(agent: &Agent, filter: Option<String>, count: Option<u64>) -> Result<(), EnrolFault> {
+    let filter = match filter {
+        Some(filter) => filter,
+        None => agent.topic("commands/#")?,
+    };
+    let mut backoff = Backoff::default();
+    let mut keeper = agent.keeper();
+    let mut left = count;
+    loop {
+        let fault = match listen(agent, &mut keeper, &filter, &mut left, &mut backoff).await {
+            Ok(Listened::Enough) => return Ok(()),
+            Ok(Listened::Renewed) => continue,
+            Err(fault) => fault,
+        };
+        if !fault.is_passing() {
+            return Err(fault);
+        }
+        let wait = backoff.wait();
+        warn(&format!(
+            "warning: {fault}; trying again in {:.1} s",
+            wait.as_secs_f64()
+        ));
+        tokio::time::sleep(wait).await;
+    }
+}
+
+enum Listened {
+    Enough,
+    /// A new certificate waits for its first connection.
+    Renewed,
+}
+
+async fn listen(
+    agent: &Agent,
+    keeper: &mut Option<Keeper>,
+    filter: &str,
+    left: &mut Option<u64>,
+    backoff: &mut Backoff,
+) -> Result<Listened, EnrolFault> {
+    let mut link = patient(agent, keeper).await?;
+    link.subscribe(filter, QoS::AtLeastOnce).await?;
+    backoff.reset();
+    eprintln!("subscribed to {filter}");
+    while *left != Some(0) {
+        let message = tokio::select! {
+            message = link.next() => message?,
+            () = renewed(keeper) => {
+                let _ = link.disconnect().await;
+                return Ok(Listened::Renewed);
+            }
+        };
+        let mut out = std::io::stdout().lock();
+        let written = write!(out, "{}\t", message.topic)
+            .and_then(|()| out.write_all(&message.payload))
+            .and_then(|()| out.write_all(b"\n"))
+            .and_then(|()| out.flush());
+        if let Err(e) = written {
+            return Err(LinkFault::Broken(format!("cannot write to standard output: {e}")).into());
+        }
+        if let Some(left) = left {
+            *left -= 1;
+        }
+    }
+    link.disconnect().await?;
+    Ok(Listened::Enough)
+}
+
+fn request(folder: &std::path::Path, id: &DeviceId) -> ExitCode {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = folder.join("device.key");
+    let key = match SoftwareKey::generate() {
+        Ok(key) => key,
+        Err(e) => return fail(1, &e.to_string()),
+    };
+    // Never over an existing key: the device's identity would be lost with it.
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path);
+    let written = file.and_then(|mut file| {
+        file.write_all(key.to_pem().as_bytes())
+            .and_then(|()| file.sync_all())
+    });
+    if let Err(e) = written {
+        return fail(
+            3,
+            &format!(
+                "cannot write {}: {e}; hint: a key that exists is never overwritten",
+                path.display()
+            ),
+        );
+    }
+    match CertificateRequest::create(&key, id) {
+        Ok(text) => {
+            print!("{text}");
+            eprintln!(
+                "key written to {}; have the request signed: countersign device provision {id} --csr FILE",
+                path.display()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(e) => fail(1, &e.to_string()),
+    }
+}

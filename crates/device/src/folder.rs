@@ -1,0 +1,461 @@
+//! The identity folder, and how a certificate in it is replaced without ever leaving the device without one.
+//!
+//! ```text
+//! device.json         id, host, port, port for enrolment
+//! platform-root.crt   what is pinned
+//! clock               the time of the last connection
+//! device.crt          the certificate in use, and the intermediates above it
+//! device.key          its key
+//! ```
+//!
+//! From the first renewal on, certificate and key lie in slots, and the two files are links:
+//!
+//! ```text
+//! device.crt -> current/device.crt     current -> slots/3     slots/3/{device.crt,device.key}    in use
+//! device.key -> current/device.key                            slots/4/{device.key,device.crt}    the next one
+//! ```
+//!
+//! The next one's key is on disk before it is asked for, so that a request whose answer is lost is repeated for the same
+//! key. `current` moves, at once, when the next one has connected; only then is the old key removed. Every step is
+//! durable before the next, so that a power cut anywhere leaves a folder that loads.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use countersign_factory::request::pem;
+use countersign_factory::{ProvenKey, SoftwareKey};
+use countersign_identity::{CertificateFacts, Timestamp};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
+
+use crate::clock::DeviceClock;
+use crate::disk::{Disk, RealDisk, point, replace};
+use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
+
+const CERTIFICATE: &str = "device.crt";
+const KEY: &str = "device.key";
+const ROOTS: &str = "platform-root.crt";
+const PROFILE: &str = "device.json";
+const CLOCK: &str = "clock";
+const CURRENT: &str = "current";
+const SLOTS: &str = "slots";
+
+/// An identity folder.
+pub struct IdentityFolder {
+    path: PathBuf,
+    disk: Box<dyn Disk>,
+}
+
+impl std::fmt::Debug for IdentityFolder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("IdentityFolder").field(&self.path).finish()
+    }
+}
+
+type Outcome<T> = Result<T, IdentityFault>;
+
+impl IdentityFolder {
+    /// The folder of this path, which need not exist yet.
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            disk: Box::new(RealDisk),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it holds a certificate.
+    pub fn has_identity(&self) -> bool {
+        self.path.join(CERTIFICATE).exists()
+    }
+
+    // --- reading
+
+    /// The certificate and key that are in use.
+    ///
+    /// # Errors
+    /// [`IdentityFault`] with the file that is wrong.
+    pub fn load(&self) -> Outcome<DeviceIdentity> {
+        let at = match self.current() {
+            // Read in the slot itself: a switch between the two reads cannot mix them.
+            Some(slot) => self.slot(slot),
+            None => self.path.clone(),
+        };
+        self.identity_in(&at)
+    }
+
+    /// The next certificate, if it came and has not connected yet.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn pending(&self) -> Outcome<Option<DeviceIdentity>> {
+        let at = self.slot(self.next());
+        if !at.join(CERTIFICATE).exists() {
+            return Ok(None);
+        }
+        self.identity_in(&at).map(Some)
+    }
+
+    /// The platform roots that are pinned.
+    ///
+    /// # Errors
+    /// [`IdentityFault`] if there is none.
+    pub fn roots(&self) -> Outcome<Vec<CertificateDer<'static>>> {
+        let path = self.path.join(ROOTS);
+        let roots = certificates(&path)?;
+        if roots.is_empty() {
+            return Err(damaged(&path, "it holds no certificate in PEM"));
+        }
+        Ok(roots)
+    }
+
+    /// The time that was saved last; 1970 if none was.
+    pub fn saved_time(&self) -> Timestamp {
+        let saved = fs::read_to_string(self.path.join(CLOCK)).ok();
+        let seconds = saved.and_then(|text| text.trim().parse().ok());
+        Timestamp::from_unix_s(seconds.unwrap_or(0))
+    }
+
+    /// The clock, with the floor that the folder knows of.
+    pub fn clock(&self) -> DeviceClock {
+        // Issued to us, so the past has at least come so far.
+        let issued = certificates(&self.in_use(CERTIFICATE))
+            .ok()
+            .and_then(|chain| CertificateFacts::parse(chain.first()?).ok())
+            .map(|facts| facts.not_before);
+        let saved = self.saved_time();
+        DeviceClock::new(issued.map_or(saved, |t| t.max(saved)))
+    }
+
+    fn identity_in(&self, at: &Path) -> Outcome<DeviceIdentity> {
+        let path = self.path.join(PROFILE);
+        let profile: DeviceProfile =
+            serde_json::from_slice(&read(&path)?).map_err(|e| damaged(&path, e.to_string()))?;
+        let path = at.join(CERTIFICATE);
+        let chain = certificates(&path)?;
+        let Some(leaf) = chain.first() else {
+            return Err(damaged(&path, "it holds no certificate in PEM"));
+        };
+        let facts = CertificateFacts::parse(leaf).map_err(|e| damaged(&path, e.to_string()))?;
+        let path = at.join(KEY);
+        let key = PrivateKeyDer::from_pem_slice(&read_private(&path)?)
+            .map_err(|e| damaged(&path, e.to_string()))?;
+        Ok(DeviceIdentity {
+            profile,
+            chain,
+            facts,
+            platform_roots: self.roots()?,
+            clock: self.clock(),
+            key,
+        })
+    }
+
+    /// The number of the slot in use; `None` while the certificate is a plain file: then that is in use, whatever
+    /// `current` says, for somebody put it there.
+    fn current(&self) -> Option<u64> {
+        let link = fs::read_link(self.path.join(CERTIFICATE)).ok()?;
+        (link == Path::new(CURRENT).join(CERTIFICATE))
+            .then(|| self.pointed())
+            .flatten()
+    }
+
+    /// The number of the slot that `current` points at.
+    fn pointed(&self) -> Option<u64> {
+        let target = fs::read_link(self.path.join(CURRENT)).ok()?;
+        target.file_name()?.to_str()?.parse().ok()
+    }
+
+    fn next(&self) -> u64 {
+        self.pointed().unwrap_or(0) + 1
+    }
+
+    fn slot(&self, number: u64) -> PathBuf {
+        self.path.join(SLOTS).join(number.to_string())
+    }
+
+    /// A file of the certificate in use.
+    fn in_use(&self, name: &str) -> PathBuf {
+        match self.current() {
+            Some(slot) => self.slot(slot).join(name),
+            None => self.path.join(name),
+        }
+    }
+
+    // --- the first certificate
+
+    /// The key for the first certificate: the one that is there, or a new one.
+    ///
+    /// # Errors
+    /// [`IdentityFault::Exists`] if there is a certificate already.
+    pub fn first_key(&self) -> Outcome<SoftwareKey> {
+        if self.has_identity() {
+            return Err(IdentityFault::Exists(self.path.clone()));
+        }
+        self.make_folder(&self.path)?;
+        self.key_at(&self.path.join(KEY), None)
+    }
+
+    /// Pins the first roots, by the hand of whoever sets the device up. The folder is made if there is none.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn pin_first(&self, roots: &[CertificateDer<'static>]) -> Outcome<()> {
+        self.make_folder(&self.path)?;
+        self.pin(roots)
+    }
+
+    /// Keeps what the first enrolment brought.
+    ///
+    /// # Errors
+    /// [`IdentityFault`]; the enrolment can be repeated, for the same key.
+    pub fn enrolled(&self, profile: &DeviceProfile, chain: &[Vec<u8>]) -> Outcome<()> {
+        let text = serde_json::to_string_pretty(profile)
+            .map_err(|e| damaged(&self.path.join(PROFILE), e.to_string()))?;
+        self.replace(&self.path.join(PROFILE), format!("{text}\n").as_bytes())?;
+        // Last: its presence says that all is there.
+        self.replace(&self.path.join(CERTIFICATE), chain_pem(chain).as_bytes())
+    }
+
+    /// Changes where the device connects.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn save_profile(&self, profile: &DeviceProfile) -> Outcome<()> {
+        let path = self.path.join(PROFILE);
+        let text = serde_json::to_string_pretty(profile).map_err(|e| damaged(&path, e.to_string()))?;
+        self.replace(&path, format!("{text}\n").as_bytes())
+    }
+
+    // --- the next certificate
+
+    /// The key for the next certificate. If one was asked for before and did not come, it is the same again.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn begin(&self, reuse: KeyReuse) -> Outcome<SoftwareKey> {
+        self.use_slots()?;
+        self.clear_old()?;
+        let slot = self.slot(self.next());
+        self.make_folder(&slot)?;
+        self.sync(&self.path.join(SLOTS))?;
+        let old = match reuse {
+            KeyReuse::New => None,
+            KeyReuse::Same => Some(read_private(&self.in_use(KEY))?),
+        };
+        self.key_at(&slot.join(KEY), old)
+    }
+
+    /// Keeps the next certificate, with what is above it, DER, beside its key.
+    ///
+    /// # Errors
+    /// [`IdentityFault::NotOurs`] if it is not for that key; then the one in use stays.
+    pub fn complete(&self, chain: &[Vec<u8>]) -> Outcome<()> {
+        let slot = self.slot(self.next());
+        let key = self.key_at(&slot.join(KEY), None)?;
+        is_for(chain.first(), &key)?;
+        self.replace(&slot.join(CERTIFICATE), chain_pem(chain).as_bytes())
+    }
+
+    /// The next certificate has connected: from now on it is the one in use, and the old key is removed.
+    ///
+    /// # Errors
+    /// [`IdentityFault`]; whichever is in use then works.
+    pub fn promote(&self) -> Outcome<()> {
+        let next = self.next();
+        let target = Path::new(SLOTS).join(next.to_string());
+        self.point(&self.path.join(CURRENT), &target)?;
+        self.clear_old()
+    }
+
+    /// The next certificate is of no use, and is thrown away.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn discard(&self) -> Outcome<()> {
+        self.remove_slot(self.next())
+    }
+
+    // --- what else is kept
+
+    /// Pins these roots from now on, in place of those that were pinned before.
+    ///
+    /// # Errors
+    /// [`IdentityFault`]; then the old ones stay.
+    pub fn pin(&self, roots: &[CertificateDer<'static>]) -> Outcome<()> {
+        let text: String = roots.iter().map(|der| pem("CERTIFICATE", der)).collect();
+        self.replace(&self.path.join(ROOTS), text.as_bytes())
+    }
+
+    /// Keeps the time, which the clock is never to fall behind again.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn save_time(&self, now: Timestamp) -> Outcome<()> {
+        self.replace(&self.path.join(CLOCK), format!("{}\n", now.unix_s()).as_bytes())
+    }
+
+    // --- steps
+
+    /// Turns plain files into a slot with links to it. The content never changes, so any cut leaves the same identity.
+    fn use_slots(&self) -> Outcome<()> {
+        if self.current().is_some() {
+            return Ok(());
+        }
+        let (key, certificate) = (self.path.join(KEY), self.path.join(CERTIFICATE));
+        let (key_text, certificate_text) = (read_private(&key)?, read(&certificate)?);
+        let holds_them = |number: u64| {
+            let slot = self.slot(number);
+            read(&slot.join(CERTIFICATE)).is_ok_and(|t| t == certificate_text)
+                && read_private(&slot.join(KEY)).is_ok_and(|t| *t == *key_text)
+        };
+        let pointed = self.pointed();
+        if !pointed.is_some_and(holds_them) {
+            // Somebody put other files there since: beyond the slot in use, and the one that may be pending.
+            let number = pointed.map_or(0, |n| n + 2);
+            let slot = self.slot(number);
+            self.make_folder(&slot)?;
+            self.replace(&slot.join(KEY), &key_text)?;
+            self.replace(&slot.join(CERTIFICATE), &certificate_text)?;
+            self.sync(&self.path.join(SLOTS))?;
+            self.sync(&self.path)?;
+            self.point(
+                &self.path.join(CURRENT),
+                &Path::new(SLOTS).join(number.to_string()),
+            )?;
+        }
+        self.point(&key, &Path::new(CURRENT).join(KEY))?;
+        self.point(&certificate, &Path::new(CURRENT).join(CERTIFICATE))
+    }
+
+    /// Removes the slots before the one in use.
+    fn clear_old(&self) -> Outcome<()> {
+        let current = self.pointed().unwrap_or(0);
+        let Ok(entries) = fs::read_dir(self.path.join(SLOTS)) else {
+            return Ok(());
+        };
+        let numbers = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u64>().ok());
+        for number in numbers.filter(|n| *n < current) {
+            self.remove_slot(number)?;
+        }
+        Ok(())
+    }
+
+    fn remove_slot(&self, number: u64) -> Outcome<()> {
+        let slot = self.slot(number);
+        let Ok(entries) = fs::read_dir(&slot) else {
+            return Ok(());
+        };
+        // The certificate goes first: a slot with a key alone is one that was begun.
+        let mut files: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+        files.sort();
+        for file in files {
+            self.disk.remove(&file).map_err(unwritable(&file))?;
+        }
+        self.disk.remove_folder(&slot).map_err(unwritable(&slot))?;
+        self.sync(&self.path.join(SLOTS))
+    }
+
+    /// The key in a file; if there is none, `old` or a new one is put there first.
+    fn key_at(&self, path: &Path, old: Option<Zeroizing<Vec<u8>>>) -> Outcome<SoftwareKey> {
+        if !path.exists() {
+            let text = match old {
+                Some(text) => text,
+                None => {
+                    let key = SoftwareKey::generate().map_err(|e| damaged(path, e.to_string()))?;
+                    Zeroizing::new(key.to_pem().as_bytes().to_vec())
+                }
+            };
+            self.replace(path, &text)?;
+        }
+        let der = PrivatePkcs8KeyDer::from_pem_slice(&read_private(path)?)
+            .map_err(|e| damaged(path, e.to_string()))?;
+        SoftwareKey::from_pkcs8(der.secret_pkcs8_der()).map_err(|e| damaged(path, e.to_string()))
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> Outcome<()> {
+        replace(&*self.disk, path, bytes).map_err(unwritable(path))
+    }
+
+    fn point(&self, path: &Path, target: &Path) -> Outcome<()> {
+        point(&*self.disk, path, target).map_err(unwritable(path))
+    }
+
+    fn make_folder(&self, path: &Path) -> Outcome<()> {
+        self.disk.make_folder(path).map_err(unwritable(path))
+    }
+
+    fn sync(&self, path: &Path) -> Outcome<()> {
+        self.disk.sync(path).map_err(unwritable(path))
+    }
+}
+
+/// Whether the next certificate has a key of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeyReuse {
+    /// A new key.
+    #[default]
+    New,
+    /// The key in use, once more.
+    Same,
+}
+
+/// Checks that a certificate is for a key.
+pub(crate) fn is_for(certificate: Option<&Vec<u8>>, key: &SoftwareKey) -> Outcome<CertificateFacts> {
+    let der = certificate.ok_or_else(|| IdentityFault::NotOurs("there is none in the answer".into()))?;
+    let facts = CertificateFacts::parse(der).map_err(|e| IdentityFault::NotOurs(e.to_string()))?;
+    if ProvenKey::of(key).fingerprint().ok() != Some(facts.public_key_sha256) {
+        return Err(IdentityFault::NotOurs("it is for another key".into()));
+    }
+    Ok(facts)
+}
+
+fn chain_pem(chain: &[Vec<u8>]) -> String {
+    chain.iter().map(|der| pem("CERTIFICATE", der)).collect()
+}
+
+fn read(path: &Path) -> Outcome<Vec<u8>> {
+    fs::read(path).map_err(|source| IdentityFault::Unreadable {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read_private(path: &Path) -> Outcome<Zeroizing<Vec<u8>>> {
+    let bytes = Zeroizing::new(read(path)?);
+    let mode = fs::metadata(path).map(|m| m.mode() & 0o777).unwrap_or(0);
+    if path.file_name().is_some_and(|n| n == KEY) && mode & 0o077 != 0 {
+        return Err(IdentityFault::Exposed {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    Ok(bytes)
+}
+
+fn certificates(path: &Path) -> Outcome<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(&read(path)?)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| damaged(path, e.to_string()))
+}
+
+fn damaged(path: &Path, what: impl Into<String>) -> IdentityFault {
+    IdentityFault::Damaged {
+        path: path.to_owned(),
+        what: what.into(),
+    }
+}
+
+fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> IdentityFault {
+    let path = path.to_owned();
+    move |source| IdentityFault::Unwritable { path, source }
+}
+
+#[cfg(test)]
+mod tests;

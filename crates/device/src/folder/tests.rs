@@ -1,0 +1,177 @@
+use std::sync::Arc;
+
+use rcgen::{CertificateParams, DnType, KeyPair};
+
+use super::*;
+use crate::disk::CutDisk;
+
+/// A certificate for a key, as an authority would issue it.
+fn certificate(key: &SoftwareKey, name: &str) -> Vec<u8> {
+    let pair = KeyPair::from_pem(&key.to_pem()).unwrap();
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.self_signed(&pair).unwrap().der().to_vec()
+}
+
+/// A folder as `device provision` writes it, with the fingerprint of its certificate.
+fn provisioned(path: &Path) -> String {
+    let key = SoftwareKey::generate().unwrap();
+    let der = certificate(&key, "d1");
+    replace(&RealDisk, &path.join(KEY), key.to_pem().as_bytes()).unwrap();
+    for name in [CERTIFICATE, ROOTS] {
+        replace(&RealDisk, &path.join(name), pem("CERTIFICATE", &der).as_bytes()).unwrap();
+    }
+    let profile = br#"{"id":"d1","host":"h","port":1}"#;
+    replace(&RealDisk, &path.join(PROFILE), profile).unwrap();
+    in_use(path)
+}
+
+/// The certificate in use; it must load, and key and certificate must belong together.
+fn in_use(path: &Path) -> String {
+    let identity = DeviceIdentity::load(path).unwrap();
+    belongs(&identity);
+    // Other programs read the two files by their names.
+    assert_eq!(
+        certificates(&path.join(CERTIFICATE)).unwrap(),
+        identity.chain,
+        "device.crt is the one in use"
+    );
+    identity.facts.fingerprint.to_string()
+}
+
+fn belongs(identity: &DeviceIdentity) {
+    let key = SoftwareKey::from_pkcs8(identity.key.secret_der()).unwrap();
+    is_for(Some(&identity.chain[0].to_vec()), &key).unwrap();
+}
+
+struct Shared(Arc<CutDisk>);
+
+impl Disk for Shared {
+    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.0.write(path, bytes)
+    }
+    fn sync(&self, path: &Path) -> io::Result<()> {
+        self.0.sync(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn link(&self, target: &Path, path: &Path) -> io::Result<()> {
+        self.0.link(target, path)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.remove(path)
+    }
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_folder(path)
+    }
+    fn make_folder(&self, path: &Path) -> io::Result<()> {
+        self.0.make_folder(path)
+    }
+}
+
+fn renew(folder: &IdentityFolder) -> Outcome<()> {
+    let key = folder.begin(KeyReuse::New)?;
+    folder.complete(&[certificate(&key, "d1")])?;
+    folder.promote()
+}
+
+#[test]
+fn the_power_may_be_cut_between_any_two_steps_of_a_renewal() {
+    let mut steps = 0;
+    loop {
+        let place = tempfile::tempdir().unwrap();
+        let old = provisioned(place.path());
+        // The second renewal, from slots, has other steps than the first, from plain files: both are cut everywhere.
+        let cut = Arc::new(CutDisk::after(steps));
+        let folder = IdentityFolder {
+            path: place.path().to_owned(),
+            disk: Box::new(Shared(cut.clone())),
+        };
+        let first = renew(&folder);
+        let second = first.and_then(|()| renew(&folder));
+        // The power is back: there is an identity, whole, whatever was under way.
+        in_use(place.path());
+        let after = IdentityFolder::new(place.path());
+        if let Some(pending) = after.pending().unwrap() {
+            belongs(&pending);
+        }
+        // And what was under way can be done again.
+        let begun = after.begin(KeyReuse::New).unwrap();
+        let again = after.begin(KeyReuse::New).unwrap();
+        assert_eq!(
+            begun.to_pkcs8(),
+            again.to_pkcs8(),
+            "asked for again: the same key"
+        );
+        after.complete(&[certificate(&begun, "d1")]).unwrap();
+        after.promote().unwrap();
+        assert_ne!(in_use(place.path()), old);
+        assert_eq!(
+            fs::read_dir(place.path().join(SLOTS)).unwrap().count(),
+            1,
+            "old keys are gone"
+        );
+        match second {
+            Ok(()) => {
+                assert!(cut.left() > 0 || steps > 40);
+                break;
+            }
+            Err(_) => steps += 1,
+        }
+    }
+    assert!(steps > 30, "{steps}");
+}
+
+#[test]
+fn the_old_certificate_stays_until_the_next_one_has_connected() {
+    let place = tempfile::tempdir().unwrap();
+    let old = provisioned(place.path());
+    let folder = IdentityFolder::new(place.path());
+    let key = folder.begin(KeyReuse::New).unwrap();
+    assert!(folder.pending().unwrap().is_none());
+    // For another key: refused, and nothing is pending.
+    let foreign = certificate(&SoftwareKey::generate().unwrap(), "d1");
+    assert!(matches!(
+        folder.complete(&[foreign]),
+        Err(IdentityFault::NotOurs(_))
+    ));
+    assert!(folder.pending().unwrap().is_none());
+    folder.complete(&[certificate(&key, "d1")]).unwrap();
+    assert_eq!(in_use(place.path()), old);
+    let next = folder.pending().unwrap().unwrap().facts.fingerprint.to_string();
+    folder.discard().unwrap();
+    assert!(folder.pending().unwrap().is_none());
+    assert_eq!(in_use(place.path()), old);
+    let key = folder.begin(KeyReuse::Same).unwrap();
+    folder.complete(&[certificate(&key, "d1")]).unwrap();
+    folder.promote().unwrap();
+    assert_ne!(in_use(place.path()), next);
+    let mode = fs::metadata(place.path().join("slots/1/device.key"))
+        .unwrap()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn files_that_somebody_puts_over_the_links_are_in_use() {
+    let place = tempfile::tempdir().unwrap();
+    provisioned(place.path());
+    renew(&IdentityFolder::new(place.path())).unwrap();
+    let other = provisioned(place.path());
+    assert_eq!(in_use(place.path()), other);
+    renew(&IdentityFolder::new(place.path())).unwrap();
+    assert_ne!(in_use(place.path()), other);
+    assert_eq!(fs::read_dir(place.path().join(SLOTS)).unwrap().count(), 1);
+}
+
+#[test]
+fn the_floor_is_what_was_saved_or_the_start_of_the_certificate() {
+    let place = tempfile::tempdir().unwrap();
+    provisioned(place.path());
+    let folder = IdentityFolder::new(place.path());
+    assert!(!folder.clock().is_behind());
+    let ahead = Timestamp::from_unix_s(4_000_000_000);
+    folder.save_time(ahead).unwrap();
+    assert!(folder.clock().is_behind() && folder.clock().now() >= ahead);
+}

@@ -1,0 +1,470 @@
+//! Certificates for life: the first one, the next one before the last one ends, and the first connection of each.
+//!
+//! 1. [`enrol`]: the first certificate, by a one-time secret or by another certificate
+//! 2. [`renew`]: the next one, by the one in use; it waits in its slot
+//! 3. [`connect`]: the next one is tried first, and put in use when it was admitted
+//! 4. [`Keeper`]: does 2 by itself while the device runs
+
+use std::path::Path;
+use std::time::Duration;
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use countersign_factory::est::{Bundle, Operation};
+use countersign_factory::{CertificateRequest, SoftwareKey};
+use countersign_identity::{CertificateFacts, DeviceId, Timestamp};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::backoff::Backoff;
+use crate::est::{EstClient, EstServer, Secret, chain_above, device_of};
+use crate::fault::{EnrolFault, LinkFault};
+use crate::folder::{IdentityFolder, KeyReuse, is_for};
+use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
+use crate::link::{Link, LinkOptions};
+
+/// How long each step of an enrolment may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// The time is written down when it has moved on by so much: a flash has only so many writes.
+const SAVE_TIME_AFTER: Duration = Duration::from_secs(3600);
+/// Two renewals are never closer than this, whatever the certificates' dates say.
+const RENEWALS_APART: Duration = Duration::from_secs(60);
+/// How often the trust bundle is fetched, up to half of it more at random: a new platform root is here long before it is
+/// used.
+const BUNDLE_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// A wait is cut into parts of this: the clock may be set in between.
+const LOOK: Duration = Duration::from_secs(600);
+
+/// By what a device asks for its first certificate.
+#[derive(Debug)]
+pub enum Proof {
+    /// A one-time secret, or a claim's.
+    Secret(Secret),
+    /// A certificate that the platform admits: the factory's, or a claim's.
+    Certificate {
+        /// The certificate, and those above it.
+        chain: Vec<CertificateDer<'static>>,
+        /// Its key.
+        key: PrivateKeyDer<'static>,
+    },
+}
+
+/// When a certificate is renewed: at a moment within this part of its life, in percent, each as likely. The moment is
+/// drawn from the certificate itself: a device that restarts does not draw again, and a fleet that was issued at once does
+/// not come back at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RenewalWindow {
+    /// From here.
+    pub from_percent: u8,
+    /// To here.
+    pub to_percent: u8,
+}
+
+impl Default for RenewalWindow {
+    /// Around two thirds.
+    fn default() -> Self {
+        Self {
+            from_percent: 60,
+            to_percent: 73,
+        }
+    }
+}
+
+impl std::str::FromStr for RenewalWindow {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let wrong = || format!("{s:?} is no part of a life; write FROM-TO in percent, such as 60-73");
+        let (from, to) = s.split_once('-').ok_or_else(wrong)?;
+        let window = Self {
+            from_percent: from.parse().map_err(|_| wrong())?,
+            to_percent: to.parse().map_err(|_| wrong())?,
+        };
+        if window.from_percent > window.to_percent || window.to_percent > 95 {
+            return Err(format!("{s:?}: FROM must be at most TO, and TO at most 95"));
+        }
+        Ok(window)
+    }
+}
+
+impl RenewalWindow {
+    /// When a certificate is to be renewed.
+    pub fn due(self, certificate: &CertificateFacts) -> Timestamp {
+        let life = certificate.not_after.since(certificate.not_before).as_secs();
+        let mut first = [0; 4];
+        first.copy_from_slice(&certificate.fingerprint.as_bytes()[..4]);
+        let drawn = u64::from(u32::from_be_bytes(first));
+        let (from, to) = (u64::from(self.from_percent), u64::from(self.to_percent));
+        let start = life / 100 * from;
+        let window = life / 100 * (to - from);
+        // At most 2^32 times a life of 2^38 s: it fits.
+        let offset = start + ((u128::from(window) * u128::from(drawn)) >> 32) as u64;
+        certificate.not_before.plus(Duration::from_secs(offset))
+    }
+}
+
+/// How a device enrols.
+#[derive(Debug)]
+pub struct Enrolment {
+    /// Where.
+    pub server: EstServer,
+    /// As whom; what the certificate that comes says, if it is not given.
+    pub device: Option<DeviceId>,
+    /// By what.
+    pub proof: Proof,
+    /// Whether an identity that is there may be replaced, once the new one has connected.
+    pub again: bool,
+}
+
+/// Asks for a certificate, and keeps it. Safe to repeat: the key is kept, and the same request gets the same answer.
+///
+/// # Errors
+/// [`EnrolFault`].
+pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<DeviceProfile, EnrolFault> {
+    if folder.has_identity() && !enrolment.again {
+        return Err(IdentityFault::Exists(folder.path().to_owned()).into());
+    }
+    let server = &enrolment.server;
+    let (shown, secret) = match &enrolment.proof {
+        Proof::Secret(secret) => (None, Some(secret)),
+        Proof::Certificate { chain, key } => (Some((chain.as_slice(), key)), None),
+    };
+    let mut client = EstClient::connect(server, &folder.roots()?, folder.clock(), shown).await?;
+    let bundle = client.bundle().await?;
+    pin(folder, &client, &bundle)?;
+    let replaces = folder.has_identity();
+    let key = if replaces {
+        folder.begin(KeyReuse::New)?
+    } else {
+        folder.first_key()?
+    };
+    let name = match (&enrolment.device, secret, shown) {
+        (Some(device), _, _) => device.to_string(),
+        (None, Some(secret), _) => secret.user.clone(),
+        (None, None, _) => "device".to_owned(),
+    };
+    let request = CertificateRequest::der_with_name(&key, &name).map_err(key_fault)?;
+    let leaf = client.enrol(Operation::SimpleEnroll, &request, secret).await?;
+    let (chain, facts) = checked(leaf, &key, &bundle)?;
+    let device = device_of(&facts)
+        .filter(|d| enrolment.device.as_ref().is_none_or(|asked| asked == d))
+        .ok_or_else(|| IdentityFault::NotOurs(format!("it is for {}", facts.subject_text)))?;
+    let profile = DeviceProfile {
+        id: device,
+        // The name that led here is one that the platform's certificate has.
+        host: server.host.clone(),
+        port: bundle.port,
+        tenant: server.tenant.clone(),
+        enrol_port: Some(server.port),
+        certificate_profile: server.profile.clone(),
+    };
+    if replaces {
+        folder.complete(&chain)?;
+        folder.save_profile(&profile)?;
+    } else {
+        folder.enrolled(&profile, &chain)?;
+    }
+    folder.save_time(folder.clock().now())?;
+    Ok(profile)
+}
+
+/// Renews the certificate that is in use: the next one is in its slot afterwards, and in use after its first connection.
+///
+/// # Errors
+/// [`EnrolFault`]; the one in use stays.
+pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<CertificateFacts, EnrolFault> {
+    let identity = folder.load()?;
+    let mut client = client_of(&identity).await?;
+    let bundle = client.bundle().await?;
+    pin(folder, &client, &bundle)?;
+    let key = folder.begin(reuse)?;
+    let request = CertificateRequest::with_subject(&key, &identity.facts.subject_der).map_err(key_fault)?;
+    let renewed = client.enrol(Operation::SimpleReenroll, &request, None).await;
+    let leaf = match renewed {
+        Ok(leaf) => leaf,
+        Err(fault) => {
+            // A definite no may be about the very key; the next try has another.
+            if matches!(fault, EnrolFault::Refused { .. }) && !fault.is_passing() {
+                folder.discard()?;
+            }
+            return Err(fault);
+        }
+    };
+    let (chain, facts) = checked(leaf, &key, &bundle)?;
+    if facts.subject_der != identity.facts.subject_der {
+        return Err(IdentityFault::NotOurs(format!("it is for {}", facts.subject_text)).into());
+    }
+    folder.complete(&chain)?;
+    Ok(facts)
+}
+
+/// Fetches the trust bundle, and pins what it says: which of our roots is new, if any.
+///
+/// # Errors
+/// [`EnrolFault`]; the roots that were pinned stay.
+pub async fn update_roots(folder: &IdentityFolder) -> Result<usize, EnrolFault> {
+    let identity = folder.load()?;
+    let mut client = client_of(&identity).await?;
+    let bundle = client.bundle().await?;
+    pin(folder, &client, &bundle)
+}
+
+async fn client_of(identity: &DeviceIdentity) -> Result<EstClient, EnrolFault> {
+    let profile = &identity.profile;
+    let Some(port) = profile.enrol_port else {
+        return Err(EnrolFault::Usage(
+            "device.json names no enrol_port, so nothing can be renewed over the network; hint: have the platform open a listener of purpose enrol, and write its port into device.json".into(),
+        ));
+    };
+    let server = EstServer {
+        host: profile.host.clone(),
+        port,
+        tenant: profile.tenant.clone(),
+        profile: profile.certificate_profile.clone(),
+        patience: PATIENCE,
+    };
+    let shown = Some((identity.chain.as_slice(), &identity.key));
+    EstClient::connect(&server, &identity.platform_roots, identity.clock, shown).await
+}
+
+/// Pins the bundle's roots. It came over a connection that a pinned root vouched for; that root stays, so that the next
+/// connection to the same server still holds, and whoever has none of our roots cannot bring one in.
+fn pin(folder: &IdentityFolder, client: &EstClient, bundle: &Bundle) -> Result<usize, EnrolFault> {
+    let mut roots: Vec<CertificateDer<'static>> = bundle
+        .platform_roots()
+        .map_err(|e| EnrolFault::Answer(e.to_string()))?
+        .into_iter()
+        .map(CertificateDer::from)
+        .collect();
+    if !roots.contains(client.authenticated_by()) {
+        roots.push(client.authenticated_by().clone());
+    }
+    let old = folder.roots()?;
+    let new = roots.iter().filter(|r| !old.contains(r)).count();
+    if new > 0 || roots.len() != old.len() {
+        folder.pin(&roots)?;
+    }
+    Ok(new)
+}
+
+/// The certificate with what is above it, if it is for our key.
+fn checked(
+    leaf: Vec<u8>,
+    key: &SoftwareKey,
+    bundle: &Bundle,
+) -> Result<(Vec<Vec<u8>>, CertificateFacts), EnrolFault> {
+    let facts = is_for(Some(&leaf), key)?;
+    let set = bundle
+        .device_authorities()
+        .map_err(|e| EnrolFault::Answer(e.to_string()))?;
+    let mut chain = vec![leaf];
+    chain.extend(chain_above(&facts, &set));
+    Ok((chain, facts))
+}
+
+fn key_fault(e: countersign_factory::key::KeyFault) -> EnrolFault {
+    EnrolFault::Usage(format!("the request cannot be made: {e}"))
+}
+
+/// Connects by the next certificate, if one waits for its first connection, else by the one in use. Once the platform
+/// has admitted the next one, it is in use, and the old key is gone. If it refuses the next one and admits the old one, the
+/// next one is thrown away, and is renewed anew.
+///
+/// # Errors
+/// [`EnrolFault`] with what the connection or the folder says.
+pub async fn connect(
+    folder: &IdentityFolder,
+    options: &LinkOptions,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<(Link, DeviceIdentity), EnrolFault> {
+    let mut refused = false;
+    if let Some(next) = folder.pending()? {
+        match Link::connect(&next, options).await {
+            Ok(link) => {
+                folder.promote()?;
+                say(&format!(
+                    "the new certificate {} is in use, until {}",
+                    next.facts.serial, next.facts.not_after
+                ));
+                save_time(folder, &next)?;
+                return Ok((link, next));
+            }
+            // Says nothing about the certificate: the old one would fare no better.
+            Err(fault) if fault.is_passing() => return Err(fault.into()),
+            Err(fault) => {
+                say(&format!(
+                    "the new certificate was not admitted: {fault}; trying the old one"
+                ));
+                refused = true;
+            }
+        }
+    }
+    let identity = folder.load()?;
+    let link = Link::connect(&identity, options).await?;
+    if refused {
+        folder.discard()?;
+    }
+    save_time(folder, &identity)?;
+    Ok((link, identity))
+}
+
+fn save_time(folder: &IdentityFolder, identity: &DeviceIdentity) -> Result<(), IdentityFault> {
+    let now = identity.clock.now();
+    if now.since(folder.saved_time()) >= SAVE_TIME_AFTER {
+        folder.save_time(now)?;
+    }
+    Ok(())
+}
+
+/// Renews in the background for as long as it lives.
+#[derive(Debug)]
+pub struct Keeper {
+    task: JoinHandle<()>,
+    renewed: mpsc::Receiver<()>,
+}
+
+impl Keeper {
+    /// Starts it. It needs an identity folder whose platform enrols; without one it has nothing to do.
+    pub fn start(
+        folder: &Path,
+        window: RenewalWindow,
+        reuse: KeyReuse,
+        say: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Self {
+        let (sender, renewed) = mpsc::channel(1);
+        let folder = IdentityFolder::new(folder);
+        let task = tokio::spawn(async move { keep(&folder, window, reuse, &sender, &say).await });
+        Self { task, renewed }
+    }
+
+    /// Waits until the next certificate is there: then whoever is connected connects anew, by [`connect`].
+    pub async fn renewed(&mut self) {
+        if self.renewed.recv().await.is_none() {
+            // It ended: nothing will ever come.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn keep(
+    folder: &IdentityFolder,
+    window: RenewalWindow,
+    reuse: KeyReuse,
+    renewed: &mpsc::Sender<()>,
+    say: &(dyn Fn(&str) + Send + Sync),
+) {
+    let mut backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(3600));
+    let mut bundle_in = jittered(BUNDLE_EVERY / 2, BUNDLE_EVERY);
+    loop {
+        let identity = match folder.load() {
+            Ok(identity) if identity.profile.enrol_port.is_some() => identity,
+            Ok(_) => return,
+            Err(e) => {
+                say(&format!("certificates are not renewed: {e}"));
+                return;
+            }
+        };
+        let left = window.due(&identity.facts).since(identity.clock.now());
+        // The next one waits for its first connection: nothing to renew.
+        let waits = matches!(folder.pending(), Ok(Some(_)));
+        if !left.is_zero() || waits {
+            let sleep = if waits { RENEWALS_APART } else { left.min(LOOK) }.min(bundle_in);
+            tokio::time::sleep(sleep).await;
+            bundle_in = bundle_in.saturating_sub(sleep);
+            if bundle_in.is_zero() {
+                bundle_in = jittered(BUNDLE_EVERY, BUNDLE_EVERY / 2);
+                match update_roots(folder).await {
+                    Ok(0) => {}
+                    Ok(new) => say(&format!("{new} new platform root(s) pinned")),
+                    Err(e) => say(&format!("the trust bundle could not be fetched: {e}")),
+                }
+            }
+            continue;
+        }
+        match renew(folder, reuse).await {
+            Ok(facts) => {
+                backoff.reset();
+                say(&format!(
+                    "renewed: certificate {} until {}",
+                    facts.serial, facts.not_after
+                ));
+                if renewed.send(()).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(RENEWALS_APART).await;
+            }
+            Err(fault) => {
+                let least = match &fault {
+                    EnrolFault::Waits { retry_after } => *retry_after,
+                    EnrolFault::Refused {
+                        retry_after: Some(after),
+                        ..
+                    } => *after,
+                    _ => Duration::from_secs(1),
+                };
+                let wait = least + backoff.wait();
+                say(&format!(
+                    "the certificate could not be renewed: {fault}; trying again in {:.0} s",
+                    wait.as_secs_f64()
+                ));
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+}
+
+/// `base`, and up to `more` at random.
+fn jittered(base: Duration, more: Duration) -> Duration {
+    let mut bytes = [0; 4];
+    if SystemRandom::new().fill(&mut bytes).is_err() {
+        return base;
+    }
+    base + more.mul_f64(f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX))
+}
+
+/// Whether a fault of a link says that another certificate is needed.
+pub fn needs_renewal(fault: &LinkFault) -> bool {
+    // certificate_expired (RFC 8446 section 6.2)
+    matches!(fault, LinkFault::CertificateRefused { number: 45, .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn certificate(days: i64) -> CertificateFacts {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        params.not_after = params.not_before + Duration::from_secs(days.unsigned_abs() * 86_400);
+        CertificateFacts::parse(params.self_signed(&key).unwrap().der()).unwrap()
+    }
+
+    #[test]
+    fn the_moment_is_within_the_window_and_spread_over_it() {
+        let window = RenewalWindow::default();
+        let mut tenths = [0; 10];
+        for _ in 0..300 {
+            let facts = certificate(90);
+            let at = window.due(&facts).since(facts.not_before).as_secs_f64() / (90.0 * 86_400.0);
+            assert!((0.60..0.731).contains(&at), "{at}");
+            assert_eq!(
+                window.due(&facts),
+                window.due(&facts),
+                "a restart does not draw again"
+            );
+            tenths[((at - 0.60) / 0.013) as usize % 10] += 1;
+        }
+        // Each tenth of the window expects 30.
+        assert!(tenths.iter().all(|n| *n > 5), "{tenths:?}");
+        assert_eq!("60-73".parse(), Ok(window));
+        for bad in ["", "60", "73-60", "60-99", "a-b"] {
+            assert!(bad.parse::<RenewalWindow>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! What a station may issue. Facts of the registry; the station carries a copy.
+
+use std::fmt;
+use std::str::FromStr;
+
+use countersign_identity::certificate::KeyAlgorithm;
+use countersign_identity::{BatchId, DeviceId, Fingerprint, IdPattern, StationId, TenantId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::grant::{EnrolmentGrant, KeyMismatch};
+use crate::profile::{KeyKind, Profile};
+use crate::request::ProvenKey;
+
+/// The most certificates of one station: its journal is read whole when it is reconciled.
+pub const QUOTA_MAX: u64 = 100_000;
+
+/// Which device ids a station may give: a pattern, or a run of numbers.
+///
+/// `SN-*` is a pattern (`*` any characters, `?` one); `SN-0100..SN-0199` is a run: ids that differ in their last
+/// digits only, all of one length.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum IdRange {
+    /// All that fit.
+    Pattern(IdPattern),
+    /// From the first to the last, both included.
+    Run {
+        /// The first.
+        first: DeviceId,
+        /// The last.
+        last: DeviceId,
+    },
+}
+
+impl IdRange {
+    /// Whether an id is in it.
+    pub fn fits(&self, id: &DeviceId) -> bool {
+        match self {
+            Self::Pattern(pattern) => pattern.fits(id),
+            Self::Run { first, .. } => {
+                let fixed = first.as_str().len() - self.digits();
+                id.as_str().len() == first.as_str().len()
+                    && id.as_str().get(..fixed) == first.as_str().get(..fixed)
+                    && self
+                        .number(id)
+                        .is_some_and(|n| self.bounds().is_some_and(|(from, to)| (from..=to).contains(&n)))
+            }
+        }
+    }
+
+    /// The ids of the run between the lowest and the highest of `used` that are not among them: how many, and the first
+    /// `examples`. Of a pattern nobody can tell.
+    pub fn gaps<'a>(
+        &self,
+        used: impl IntoIterator<Item = &'a DeviceId>,
+        examples: usize,
+    ) -> (u64, Vec<String>) {
+        let Self::Run { first, .. } = self else {
+            return (0, Vec::new());
+        };
+        let mut numbers: Vec<u64> = used.into_iter().filter_map(|id| self.number(id)).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let fixed = &first.as_str()[..first.as_str().len() - self.digits()];
+        let (mut count, mut named) = (0, Vec::new());
+        for pair in numbers.windows(2) {
+            count += pair[1] - pair[0] - 1;
+            for n in pair[0] + 1..pair[1] {
+                if named.len() >= examples {
+                    break;
+                }
+                named.push(format!("{fixed}{n:0width$}", width = self.digits()));
+            }
+        }
+        (count, named)
+    }
+
+    /// How many last characters are digits that count.
+    fn digits(&self) -> usize {
+        match self {
+            Self::Pattern(_) => 0,
+            Self::Run { first, last } => trailing_digits(first).min(trailing_digits(last)).min(18),
+        }
+    }
+
+    fn number(&self, id: &DeviceId) -> Option<u64> {
+        let text = id.as_str();
+        let digits = text.get(text.len().checked_sub(self.digits())?..)?;
+        if digits.bytes().all(|b| b.is_ascii_digit()) {
+            digits.parse().ok()
+        } else {
+            None
+        }
+    }
+
+    fn bounds(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Pattern(_) => None,
+            Self::Run { first, last } => Some((self.number(first)?, self.number(last)?)),
+        }
+    }
+}
+
+fn trailing_digits(id: &DeviceId) -> usize {
+    id.as_str().bytes().rev().take_while(u8::is_ascii_digit).count()
+}
+
+impl FromStr for IdRange {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let Some((first, last)) = s.split_once("..") else {
+            return s.parse().map(Self::Pattern);
+        };
+        let wrong = |what: &str| {
+            format!("{s:?} is no run of ids: {what}; hint: write FIRST..LAST, such as SN-0100..SN-0199")
+        };
+        let first = DeviceId::new(first).map_err(|e| wrong(&e.to_string()))?;
+        let last = DeviceId::new(last).map_err(|e| wrong(&e.to_string()))?;
+        let run = Self::Run { first, last };
+        let Self::Run { first, last } = &run else {
+            return Err(wrong("it is a pattern"));
+        };
+        if first.as_str().len() != last.as_str().len() {
+            return Err(wrong("both must have the same length"));
+        }
+        let fixed = first.as_str().len() - run.digits();
+        if run.digits() == 0 || first.as_str()[..fixed] != last.as_str()[..fixed] {
+            return Err(wrong("both must end in digits, and agree before them"));
+        }
+        if run.bounds().is_none_or(|(from, to)| from > to) {
+            return Err(wrong("the last comes before the first"));
+        }
+        Ok(run)
+    }
+}
+
+impl TryFrom<String> for IdRange {
+    type Error = String;
+    fn try_from(s: String) -> Result<Self, String> {
+        s.parse()
+    }
+}
+
+impl From<IdRange> for String {
+    fn from(r: IdRange) -> Self {
+        r.to_string()
+    }
+}
+
+impl fmt::Display for IdRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pattern(pattern) => pattern.fmt(f),
+            Self::Run { first, last } => write!(f, "{first}..{last}"),
+        }
+    }
+}
+
+/// What a station may issue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terms {
+    /// The station.
+    pub station: StationId,
+    /// The tenant of its devices.
+    pub tenant: TenantId,
+    /// The batch of its devices.
+    pub batch: BatchId,
+    /// The ids of the batch.
+    pub batch_ids: IdPattern,
+    /// Of these the ones that it may give.
+    pub ids: IdRange,
+    /// How many certificates it may issue in all.
+    pub quota: u64,
+    /// The first moment in which it may issue.
+    pub from: Timestamp,
+    /// The last moment in which it may issue.
+    pub to: Timestamp,
+    /// What its certificates hold.
+    pub profile: Profile,
+}
+
+/// Why a station may not issue something, or may not have issued it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StationFault {
+    /// Terms that make no sense.
+    #[error("{0}")]
+    Terms(String),
+    /// More certificates than were granted.
+    #[error(
+        "the station may issue {quota} certificates, and has issued as many; hint: end this grant and ask for another one"
+    )]
+    Overrun {
+        /// How many were granted.
+        quota: u64,
+    },
+    /// An id that was not granted.
+    #[error(
+        "{device} is not among the ids that were granted, {ids}; hint: look at the serial number, or ask for a grant that has it"
+    )]
+    ForeignId {
+        /// The id.
+        device: DeviceId,
+        /// What was granted.
+        ids: IdRange,
+        /// What the batch has.
+        batch_ids: IdPattern,
+    },
+    /// Outside the signing window.
+    #[error(
+        "{at} is outside the signing window, {from} to {to}; hint: look at the clock, or ask for another grant"
+    )]
+    Window {
+        /// When it was asked for.
+        at: Timestamp,
+        /// The first moment.
+        from: Timestamp,
+        /// The last moment.
+        to: Timestamp,
+    },
+    /// The clock is behind what it showed before.
+    #[error("the clock says {now}, and it was {newest} before; hint: set the clock")]
+    ClockBehind {
+        /// What it says now.
+        now: Timestamp,
+        /// The newest time that was recorded.
+        newest: Timestamp,
+    },
+    /// The id has a certificate already, for another key.
+    #[error(
+        "{device} has a certificate for another key already; hint: every id is issued once: use its own key, or give this hardware another id"
+    )]
+    DuplicateId {
+        /// The id.
+        device: DeviceId,
+    },
+    /// The key belongs to another device.
+    #[error("the key belongs to {other} already; hint: give each device a key of its own")]
+    KeyOfOther {
+        /// The device that has it.
+        other: String,
+    },
+    /// A key that the profile does not accept.
+    #[error(transparent)]
+    Key(#[from] KeyMismatch),
+    /// What was issued is not what the profile asks for.
+    #[error(
+        "the certificate is not as the profile of the grant has it: {0}; hint: whoever holds the station's key issued it by other means: revoke the station"
+    )]
+    Certificate(String),
+    /// The device was decommissioned.
+    #[error("{device} is decommissioned, and that is final; hint: give the hardware another id")]
+    Decommissioned {
+        /// The id.
+        device: DeviceId,
+    },
+}
+
+impl StationFault {
+    /// The stable code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Terms(_) => "station.terms",
+            Self::Overrun { .. } => "station.overrun",
+            Self::ForeignId { .. } => "station.foreign-id",
+            Self::Window { .. } => "station.window",
+            Self::ClockBehind { .. } => "station.clock-behind",
+            Self::DuplicateId { .. } => "station.duplicate-id",
+            Self::KeyOfOther { .. } => "station.key-of-other",
+            Self::Key(_) => "station.key",
+            Self::Certificate(_) => "station.certificate",
+            Self::Decommissioned { .. } => "station.decommissioned",
+        }
+    }
+}
+
+impl Terms {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// [`StationFault::Terms`] or [`StationFault::Window`], for the operator.
+    pub fn check(&self) -> Result<(), StationFault> {
+        let wrong = |text: String| Err(StationFault::Terms(text));
+        if self.quota == 0 || self.quota > QUOTA_MAX {
+            return wrong(format!(
+                "a station's quota is 1 to {QUOTA_MAX}; hint: make several stations"
+            ));
+        }
+        if self.from >= self.to {
+            return wrong(format!(
+                "the signing window ends before it begins: {} to {}",
+                self.from, self.to
+            ));
+        }
+        if self.profile.lifetime().is_none() {
+            return wrong(format!(
+                "the certificates of profile {} have no end, and the station's own does: no certificate is good beyond its issuer's; hint: use a profile with lifetime_days",
+                self.profile.name
+            ));
+        }
+        if let IdRange::Run { first, last } = &self.ids
+            && let Some(outside) = [first, last].into_iter().find(|id| !self.batch_ids.fits(id))
+        {
+            return wrong(format!(
+                "{outside} does not fit the ids of the batch, {}; hint: choose ids of the batch",
+                self.batch_ids
+            ));
+        }
+        self.profile.check().map_err(StationFault::Terms)
+    }
+
+    /// The end of the longest certificate that it can issue: its own certificate ends then.
+    pub fn not_after(&self) -> Timestamp {
+        let end = self.to.plus(self.profile.lifetime().unwrap_or_default());
+        Timestamp::from_unix_s(end.unix_s())
+    }
+
+    /// Whether it may issue, or might have issued, the certificate number `issued + 1` to `device` at `at`.
+    ///
+    /// # Errors
+    /// The first [`StationFault`].
+    pub fn allow(&self, device: &DeviceId, at: Timestamp, issued: u64) -> Result<(), StationFault> {
+        if at < self.from || at > self.to {
+            return Err(StationFault::Window {
+                at,
+                from: self.from,
+                to: self.to,
+            });
+        }
+        if !self.ids.fits(device) || !self.batch_ids.fits(device) {
+            return Err(StationFault::ForeignId {
+                device: device.clone(),
+                ids: self.ids.clone(),
+                batch_ids: self.batch_ids.clone(),
+            });
+        }
+        if issued >= self.quota {
+            return Err(StationFault::Overrun { quota: self.quota });
+        }
+        Ok(())
+    }
+
+    /// The grant for one device. Asks [`Terms::allow`]; that id and key are nobody else's is the caller's to check.
+    ///
+    /// # Errors
+    /// The first [`StationFault`].
+    pub fn permit(
+        &self,
+        device: DeviceId,
+        key: ProvenKey,
+        at: Timestamp,
+        issued: u64,
+    ) -> Result<EnrolmentGrant, StationFault> {
+        self.allow(&device, at, issued)?;
+        Ok(EnrolmentGrant::new(
+            self.tenant.clone(),
+            device,
+            key,
+            self.profile.clone(),
+        )?)
+    }
+}
+
+/// A station may be issued a CA certificate for a key it was proven to hold: an operator's decision.
+#[derive(Debug)]
+pub struct StationCaGrant {
+    station: StationId,
+    key: ProvenKey,
+    not_after: Timestamp,
+}
+
+impl StationCaGrant {
+    /// For the station of these terms.
+    ///
+    /// # Errors
+    /// [`StationFault`] if the terms make no sense, or the key is neither P-256 nor P-384.
+    pub fn new(terms: &Terms, key: ProvenKey) -> Result<Self, StationFault> {
+        terms.check()?;
+        match KeyKind::of(KeyAlgorithm::of(key.info())) {
+            Some(KeyKind::P256 | KeyKind::P384) => Ok(Self {
+                station: terms.station.clone(),
+                key,
+                not_after: terms.not_after(),
+            }),
+            _ => Err(StationFault::Terms(
+                "a station's key is P-256 or P-384; hint: countersign-station init makes one".into(),
+            )),
+        }
+    }
+
+    /// The station.
+    pub fn station(&self) -> &StationId {
+        &self.station
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &ProvenKey {
+        &self.key
+    }
+
+    /// The end of its certificate.
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+}
+
+/// What the grant file holds. It is told apart from others by the SHA-256 of its bytes, which the registry keeps and
+/// the journal's first record names.
+///
+/// It is not signed: the registry decides by its own copy of the terms, so a changed file gains nobody anything, and
+/// the factory CA's key signs certificates and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantFile {
+    /// `countersign-station-grant-1`.
+    pub format: String,
+    /// The terms.
+    pub terms: Terms,
+    /// The station's certificate, then the factory CA's, PEM.
+    pub chain: String,
+    /// What devices pin, PEM.
+    pub platform_root: String,
+    /// Where devices connect.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl GrantFile {
+    /// The only format there is.
+    pub const FORMAT: &'static str = "countersign-station-grant-1";
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(bytes: &[u8]) -> Result<(Self, Fingerprint), String> {
+        let file: Self = serde_json::from_slice(bytes).map_err(|e| format!("not a grant file: {e}"))?;
+        if file.format != Self::FORMAT {
+            return Err(format!(
+                "a grant file of the format {:?}; this program reads {}",
+                file.format,
+                Self::FORMAT
+            ));
+        }
+        file.terms.check().map_err(|e| e.to_string())?;
+        Ok((file, Fingerprint::of(bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> DeviceId {
+        DeviceId::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_run_has_ids_of_one_form_only() {
+        let run: IdRange = "SN-0100..SN-0199".parse().unwrap();
+        for (text, fits) in [
+            ("SN-0100", true),
+            ("SN-0150", true),
+            ("SN-0199", true),
+            ("SN-0200", false),
+            ("SN-0099", false),
+            ("SN-150", false),
+            ("SN-00150", false),
+            ("SM-0150", false),
+            ("SN-01A0", false),
+            ("SN0-150", false),
+        ] {
+            assert_eq!(run.fits(&id(text)), fits, "{text}");
+        }
+        assert_eq!(run.to_string(), "SN-0100..SN-0199");
+        for bad in [
+            "a..b",
+            "SN-1..SN-10",
+            "SN-9..SM-9",
+            "SN-9..SN-1",
+            "SN-1..",
+            "a1b..a2c",
+        ] {
+            assert!(bad.parse::<IdRange>().is_err(), "{bad}");
+        }
+        let pattern: IdRange = "SN-*".parse().unwrap();
+        assert!(pattern.fits(&id("SN-x")) && !pattern.fits(&id("X")));
+    }
+
+    #[test]
+    fn gaps_are_told_between_the_lowest_and_the_highest_that_were_used() {
+        let run: IdRange = "SN-000..SN-999".parse().unwrap();
+        let used = ["SN-007", "SN-003", "SN-004", "SN-010"].map(id);
+        assert_eq!(
+            run.gaps(&used, 3),
+            (4, vec!["SN-005".into(), "SN-006".into(), "SN-008".into()])
+        );
+        assert_eq!("*".parse::<IdRange>().unwrap().gaps(&used, 3).0, 0);
+    }
+}

@@ -1,0 +1,310 @@
+//! The life of an HTTP connection after TLS: its first request is what CONNECT is in MQTT. It is greeted, granted a
+//! session and recorded once; every request after that is answered only while the session is live.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use countersign_identity::Timestamp;
+use countersign_policy::{DenialCode, Stage, StageOutcome, StageRecord};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper::{Request, Version};
+use hyper_util::rt::TokioTimer;
+use parking_lot::Mutex;
+use rustls::pki_types::CertificateDer;
+use rustls::server::UnbufferedServerConnection;
+use tokio::net::TcpStream;
+
+use super::stream::TlsStream;
+use super::{AdmittedDevice, Answer, refusal};
+use crate::buffers::Spill;
+use crate::exchange::{Authorised, Refused};
+use crate::node::Node;
+use crate::session::entry::{EndReason, SessionEntry};
+use crate::session::grant;
+use crate::timer::Timer;
+
+/// The protocol's name in ledger, log and output.
+const PROTOCOL: &str = "http/1.1";
+/// The largest request head, in bytes.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// What was decided before the first request.
+pub(crate) type Decided = Result<Authorised, Box<Refused>>;
+
+/// Where a connection stands.
+enum State {
+    /// The first request is awaited.
+    Decided(Box<Decided>),
+    /// Granted.
+    Live(Live),
+    /// Refused, or over.
+    Over,
+}
+
+struct Live {
+    entry: Arc<SessionEntry>,
+    accepted: Instant,
+    hard_end: Timestamp,
+    hard_end_reason: EndReason,
+    answered: bool,
+}
+
+/// Shared by the connection and the service that hyper calls.
+struct Shared {
+    node: Arc<Node>,
+    timer: Arc<Timer>,
+    chain: Arc<[CertificateDer<'static>]>,
+    state: Mutex<State>,
+}
+
+/// Answers what hyper reads.
+struct Requests(Arc<Shared>);
+
+type Hyper = http1::Connection<TlsStream, Requests>;
+
+/// One HTTP connection.
+pub(crate) struct HttpConnection {
+    hyper: Pin<Box<Hyper>>,
+    shared: Arc<Shared>,
+}
+
+impl HttpConnection {
+    pub(crate) fn new(
+        socket: TcpStream,
+        tls: UnbufferedServerConnection,
+        spill: Spill,
+        decided: Box<Decided>,
+        timer: Arc<Timer>,
+        node: Arc<Node>,
+    ) -> Self {
+        let chain = tls.peer_certificates().unwrap_or_default();
+        let shared = Arc::new(Shared {
+            chain: chain.to_vec().into(),
+            timer,
+            state: Mutex::new(State::Decided(decided)),
+            node,
+        });
+        let hyper = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // The wheel watches the first request and the idle time; this bounds a head that trickles in.
+            .header_read_timeout(shared.node.options.limits.idle_max)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(TlsStream::new(socket, tls, spill), Requests(shared.clone()));
+        Self {
+            hyper: Box::pin(hyper),
+            shared,
+        }
+    }
+
+    /// `Ready`: it is over. What it leaves open is closed by dropping it.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(reason) = self.shared.due() {
+            self.shared.end(reason);
+            return Poll::Ready(());
+        }
+        match self.hyper.as_mut().poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(ended) => {
+                // What is no request is answered by hyper; a first one that is none is a refusal.
+                let reason = match ended {
+                    Err(e) if e.is_parse() => EndReason::Protocol,
+                    _ => EndReason::ConnectionLost,
+                };
+                self.shared.end(reason);
+                Poll::Ready(())
+            }
+        }
+    }
+}
+
+impl Drop for HttpConnection {
+    fn drop(&mut self) {
+        self.shared.end(EndReason::ConnectionLost);
+    }
+}
+
+impl Shared {
+    /// Why it ends now, if it does: somebody ended it, or its time is over.
+    fn due(&self) -> Option<EndReason> {
+        let expired = self.node.wheel.expired(&self.timer);
+        match &*self.state.lock() {
+            State::Live(live) => live.entry.ending().or_else(|| {
+                expired.then(|| {
+                    if self.node.now() >= live.hard_end {
+                        live.hard_end_reason
+                    } else {
+                        EndReason::KeepAlive
+                    }
+                })
+            }),
+            State::Decided(_) | State::Over => expired.then_some(EndReason::KeepAlive),
+        }
+    }
+
+    /// Ends it, once.
+    fn end(&self, reason: EndReason) {
+        let state = std::mem::replace(&mut *self.state.lock(), State::Over);
+        match state {
+            State::Over => {}
+            State::Decided(decided) => match (*decided, reason) {
+                (Ok(authorised), EndReason::KeepAlive) => authorised
+                    .refuse(DenialCode::ConnectTimeout.into())
+                    .conclude(&self.node),
+                (Ok(authorised), EndReason::Protocol) => authorised
+                    .refuse(DenialCode::HttpMalformed.into())
+                    .in_protocol(PROTOCOL)
+                    .conclude(&self.node),
+                (Ok(authorised), _) => authorised.abandon().conclude(&self.node),
+                (Err(refused), _) => refused.conclude(&self.node),
+            },
+            State::Live(live) => {
+                live.entry.end(reason);
+                let reason = live.entry.ending().unwrap_or(reason);
+                self.node.metrics.ended(reason);
+                let admission = live.entry.admission();
+                tracing::info!(
+                    exchange.id = %live.entry.exchange,
+                    tenant.id = %admission.device.tenant,
+                    device.id = %admission.device.id,
+                    session.end = reason.name(),
+                    session.age_ms = live.accepted.elapsed().as_millis() as u64,
+                    "session ended"
+                );
+                self.node.sessions.remove(&live.entry);
+            }
+        }
+    }
+
+    /// Stages 8 and 9, at the first request; later requests only find the session live.
+    ///
+    /// # Errors
+    /// The denial: the exchange is refused, or the session has ended.
+    fn admit(&self, request: &Request<Incoming>) -> Result<Arc<SessionEntry>, DenialCode> {
+        let mut state = self.state.lock();
+        let decided = match std::mem::replace(&mut *state, State::Over) {
+            State::Live(live) => {
+                let entry = live.entry.clone();
+                let ending = entry.ending();
+                self.be_patient(&live);
+                *state = State::Live(live);
+                return match ending {
+                    None => Ok(entry),
+                    Some(_) => Err(DenialCode::GrantStale),
+                };
+            }
+            State::Over => return Err(DenialCode::GrantStale),
+            State::Decided(decided) => *decided,
+        };
+        let granted = decided.and_then(|authorised| {
+            let what = format!("{} {}", request.method(), request.uri().path());
+            grant::grant(
+                authorised.greet_http(PROTOCOL, &what),
+                PROTOCOL,
+                self.timer.clone(),
+                &self.node,
+            )
+        });
+        match granted {
+            Ok(granted) => {
+                let limits = &self.node.options.limits;
+                let age_end = self.node.now().plus(limits.session_age_max);
+                let (hard_end, hard_end_reason) = if granted.not_after < age_end {
+                    (granted.not_after, EndReason::CertificateExpired)
+                } else {
+                    (age_end, EndReason::SessionAge)
+                };
+                let entry = granted.entry.clone();
+                let live = Live {
+                    entry: granted.entry,
+                    accepted: granted.accepted,
+                    hard_end,
+                    hard_end_reason,
+                    answered: false,
+                };
+                self.be_patient(&live);
+                *state = State::Live(live);
+                Ok(entry)
+            }
+            Err(refused) => {
+                let code = refused.denial().code;
+                refused.in_protocol(PROTOCOL).conclude(&self.node);
+                // The answer is the last word: so long it may take.
+                self.node
+                    .wheel
+                    .set(&self.timer, self.node.options.limits.drain_timeout);
+                Err(code)
+            }
+        }
+    }
+
+    /// The next request must come before this.
+    fn be_patient(&self, live: &Live) {
+        let idle = self.node.options.limits.idle_max;
+        let left = live.hard_end.since(self.node.now());
+        self.node.wheel.set(&self.timer, idle.min(left));
+    }
+
+    /// An answer is about to go out: `Err` if the session ended meanwhile.
+    fn answering(&self) -> Result<(), DenialCode> {
+        let mut state = self.state.lock();
+        let State::Live(live) = &mut *state else {
+            return Err(DenialCode::GrantStale);
+        };
+        if live.entry.ending().is_some() {
+            return Err(DenialCode::GrantStale);
+        }
+        if !std::mem::replace(&mut live.answered, true) {
+            let device = &live.entry.admission().device;
+            self.node.sink.first_data(
+                &device.tenant,
+                &device.id,
+                live.entry.exchange,
+                StageRecord {
+                    stage: Stage::FirstData,
+                    at_us: u32::try_from(live.accepted.elapsed().as_micros()).unwrap_or(u32::MAX),
+                    took_us: 0,
+                    outcome: StageOutcome::Passed,
+                },
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Service<Request<Incoming>> for Requests {
+    type Response = Answer;
+    type Error = std::convert::Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Answer, Self::Error>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let shared = self.0.clone();
+        Box::pin(async move {
+            if request.version() != Version::HTTP_11 {
+                let status = hyper::StatusCode::HTTP_VERSION_NOT_SUPPORTED;
+                return Ok(super::problem(status, None, "only HTTP/1.1 is spoken here"));
+            }
+            let entry = match shared.admit(&request) {
+                Ok(entry) => entry,
+                Err(code) => return Ok(refusal(code)),
+            };
+            let admission = entry.admission();
+            let device = AdmittedDevice {
+                tenant: admission.device.tenant.clone(),
+                device: admission.device.id.clone(),
+                fingerprint: entry.fingerprint(),
+                chain: shared.chain.clone(),
+                source: entry.source,
+            };
+            let answer = shared.node.http.answer(device, request).await;
+            Ok(match shared.answering() {
+                Ok(()) => answer,
+                Err(code) => refusal(code),
+            })
+        })
+    }
+}

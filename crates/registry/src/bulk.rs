@@ -1,0 +1,389 @@
+//! Many identities of one batch in one transaction: one revision, one audit entry, one sync; each of them is issued by
+//! the same rules as a single one, and one that is refused leaves nothing behind and does not hold up the others.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use countersign_factory::{Batch, BatchRefusal, BatchStanding, DeviceStart, RevocationReason};
+use countersign_identity::{BatchId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
+use countersign_policy::{CredentialState, DeviceFacts, FactSource, LifecycleState};
+use rusqlite::params;
+use serde_json::json;
+
+use crate::change::Actor;
+use crate::credential::{
+    IssuanceRules, IssueOutcome, IssueRequest, NewCredential, Requester, read_credential,
+};
+use crate::error::RegistryError;
+use crate::store::Registry;
+use crate::table::Fact;
+use crate::writer::{Committed, Scope};
+
+/// Certificates are asked for, for devices of one batch.
+#[derive(Debug, Clone)]
+pub struct BulkIssue {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The batch.
+    pub batch: BatchId,
+    /// Whether the profile demands a new key with every certificate.
+    pub demands_new_key: bool,
+    /// Whether a certificate for another key that nobody used or confirmed is revoked in favour of the new one.
+    pub replace: bool,
+    /// The devices.
+    pub items: Vec<BulkItem>,
+}
+
+/// One device and its key.
+#[derive(Debug, Clone)]
+pub struct BulkItem {
+    /// The device.
+    pub device: DeviceId,
+    /// SHA-256 of the key's SubjectPublicKeyInfo.
+    pub key: Fingerprint,
+}
+
+/// What a confirmation found.
+#[derive(Debug, Default)]
+pub struct Confirmed {
+    /// Certificates that are active now and were not.
+    pub confirmed: u64,
+    /// Those that were active already.
+    pub unchanged: u64,
+    /// What was not confirmed, by fingerprint or device id, each with the reason.
+    pub refused: Vec<(String, RegistryError)>,
+}
+
+/// What is the same for all devices of one transaction.
+struct Run<'a> {
+    request: &'a BulkIssue,
+    batch: Batch,
+    standing: BatchStanding,
+    groups: Arc<[Arc<str>]>,
+    groups_text: String,
+    model: Arc<str>,
+    rules: IssuanceRules,
+    /// The revision of everything that is made here; taken when the first thing is.
+    generation: Option<Generation>,
+    added: u64,
+    seen: HashSet<DeviceId>,
+    audited: BTreeMap<DeviceId, Fingerprint>,
+}
+
+impl Run<'_> {
+    fn generation(&mut self, scope: &mut Scope<'_>) -> Result<Generation, RegistryError> {
+        if let Some(generation) = self.generation {
+            return Ok(generation);
+        }
+        let (tenant, batch) = (&self.request.tenant, &self.request.batch);
+        let generation = scope.revise("batch", tenant.as_str(), batch.as_str())?;
+        self.generation = Some(generation);
+        Ok(generation)
+    }
+
+    /// Everything that may refuse comes before anything is written.
+    fn one(
+        &mut self,
+        scope: &mut Scope<'_>,
+        item: &BulkItem,
+        mint: impl FnOnce(Timestamp) -> Result<NewCredential, String>,
+    ) -> Result<IssueOutcome, RegistryError> {
+        if !self.seen.insert(item.device.clone()) {
+            return Err(BatchRefusal::Twice(item.device.clone()).into());
+        }
+        let tenant = &self.request.tenant;
+        let key_is_known = scope.knows_key(&item.key)?;
+        if key_is_known
+            && let Some((other_tenant, other)) = scope.key_of_other(tenant, &item.device, &item.key)?
+        {
+            return Err(RegistryError::SharedKey(format!(
+                "{other} of tenant {other_tenant}"
+            )));
+        }
+        let is_new = if !scope.table_is_behind && scope.table.device(tenant, &item.device).is_none() {
+            true
+        } else {
+            scope.batch_of(tenant, &item.device)?.is_none()
+        };
+        let mut replaced = Vec::new();
+        if is_new {
+            self.batch.admits(self.standing, &item.device, scope.now)?;
+        } else {
+            if let Some(same) = self.known(scope, item, key_is_known)? {
+                return Ok(same);
+            }
+            self.batch.signs(self.standing.state, &item.device, scope.now)?;
+            replaced = self.replaceable(scope, item)?;
+        }
+        let new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
+        let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
+            return Err(RegistryError::Refused("what was minted is not kept".into()));
+        };
+        let outcome = IssueOutcome {
+            certificate: issued.certificate.clone(),
+            authority: authority.clone(),
+            repeated: false,
+        };
+        let generation = self.generation(scope)?;
+        if is_new {
+            self.put_device(scope, &item.device, generation)?;
+        }
+        scope.insert_credential(
+            &self.request.tenant,
+            &item.device,
+            &new,
+            Some(authority),
+            generation,
+        )?;
+        self.audited
+            .insert(item.device.clone(), new.certificate.fingerprint);
+        for fingerprint in replaced {
+            self.revoke(scope, fingerprint)?;
+        }
+        Ok(outcome)
+    }
+
+    /// A device that is there already: what was issued for this key, if the request is to be answered with it.
+    fn known(
+        &self,
+        scope: &Scope<'_>,
+        item: &BulkItem,
+        key_is_known: bool,
+    ) -> Result<Option<IssueOutcome>, RegistryError> {
+        let tenant = &self.request.tenant;
+        let owner = scope.batch_of(tenant, &item.device)?.flatten();
+        if owner.as_ref() != Some(&self.request.batch) {
+            return Err(BatchRefusal::OtherBatch {
+                device: item.device.clone(),
+                batch: self.request.batch.clone(),
+                owner,
+            }
+            .into());
+        }
+        if let Some((_, lifecycle, _)) = scope.device(tenant, &item.device)?
+            && lifecycle.state == LifecycleState::Decommissioned
+        {
+            return Err(RegistryError::Refused(format!(
+                "device {} is decommissioned, and that is final; hint: give the hardware a new id",
+                item.device
+            )));
+        }
+        if !key_is_known {
+            return Ok(None);
+        }
+        let single = IssueRequest {
+            tenant: tenant.clone(),
+            device: item.device.clone(),
+            key: item.key,
+            profile: self.batch.profile.clone(),
+            demands_new_key: self.request.demands_new_key,
+            idempotency_key: None,
+            requester: Requester::Operator,
+        };
+        scope.issued_before(&single, self.rules)
+    }
+
+    /// Certificates of the device for other keys that are in force: refused, or to be revoked in favour of the new one.
+    fn replaceable(&self, scope: &Scope<'_>, item: &BulkItem) -> Result<Vec<Fingerprint>, RegistryError> {
+        let others = scope.credentials_where(
+            "tenant = ? AND device = ? AND public_key <> ? AND state IN ('issued', 'active') AND not_after >= ?",
+            params![
+                self.request.tenant.as_str(),
+                item.device.as_str(),
+                item.key.as_bytes(),
+                scope.now.unix_ms()
+            ],
+        )?;
+        let unused = |state| self.request.replace && state == CredentialState::Issued;
+        if let Some(used) = others.iter().find(|c| !unused(c.state)) {
+            return Err(BatchRefusal::OtherKey {
+                device: item.device.clone(),
+                state: used.state.name(),
+            }
+            .into());
+        }
+        Ok(others.into_iter().map(|c| c.fingerprint).collect())
+    }
+
+    fn revoke(&self, scope: &mut Scope<'_>, fingerprint: Fingerprint) -> Result<(), RegistryError> {
+        if let Some(facts) = read_credential(scope.tx, &fingerprint)? {
+            scope.move_credential(
+                facts,
+                CredentialState::Revoked,
+                Some(RevocationReason::Superseded),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The row of a device that did not exist.
+    fn put_device(
+        &mut self,
+        scope: &mut Scope<'_>,
+        device: &DeviceId,
+        generation: Generation,
+    ) -> Result<(), RegistryError> {
+        let state = match self.batch.devices_start {
+            DeviceStart::Active => LifecycleState::Active,
+            DeviceStart::Pending => LifecycleState::Pending,
+        };
+        scope
+            .tx
+            .prepare_cached(
+                "INSERT INTO devices (tenant, id, model, groups, state, revision, created, batch)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![
+                self.request.tenant.as_str(),
+                device.as_str(),
+                &*self.model,
+                self.groups_text,
+                state.name(),
+                generation.0.cast_signed(),
+                scope.now.unix_ms(),
+                self.request.batch.as_str(),
+            ])?;
+        scope.facts.push(Fact::Device(Arc::new(DeviceFacts {
+            tenant: self.request.tenant.clone(),
+            id: device.clone(),
+            model: Some(self.model.clone()),
+            groups: self.groups.clone(),
+            state,
+            generation,
+        })));
+        self.standing.devices += 1;
+        self.added += 1;
+        Ok(())
+    }
+
+    /// What all of them together leave behind.
+    fn finish(self, scope: &mut Scope<'_>, actor: &Actor) -> Result<(), RegistryError> {
+        let Some(generation) = self.generation else {
+            return Ok(());
+        };
+        scope.keep_time()?;
+        let (tenant, batch) = (&self.request.tenant, &self.request.batch);
+        scope.count_into_batch(tenant, batch, self.added, generation)?;
+        let detail = json!({
+            "profile": self.batch.profile,
+            "count": self.audited.len(),
+            "devices": self.standing.devices,
+            "quota": self.batch.quota,
+            "fingerprints": self.audited,
+        });
+        scope.audit(actor, "batch.issue", tenant.as_str(), batch.as_str(), &detail)
+    }
+}
+
+impl Registry {
+    /// Issues and registers a certificate for each device of a batch, or answers with the one that was issued before:
+    /// `mint` runs inside the transaction with the place of the device in the request, and all that is answered is on
+    /// disk. The answers are in the order of the request; a device that is refused leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if nothing was issued at all, such as [`RegistryError::NoBatch`].
+    #[allow(clippy::type_complexity, reason = "an answer for each device")]
+    pub fn issue_in_batch(
+        &self,
+        actor: Actor,
+        request: BulkIssue,
+        mut mint: impl FnMut(usize, Timestamp) -> Result<NewCredential, String> + Send + 'static,
+    ) -> Result<Committed<Vec<Result<IssueOutcome, RegistryError>>>, RegistryError> {
+        let rules = self.issuance_rules();
+        self.write(move |scope| {
+            let (batch, standing) = scope.batch(&request.tenant, &request.batch)?;
+            let groups: Vec<Arc<str>> = batch.groups.iter().map(|g| g.as_str().into()).collect();
+            let mut run = Run {
+                groups_text: serde_json::to_string(&batch.groups)
+                    .map_err(|e| RegistryError::Database(e.to_string()))?,
+                groups: groups.into(),
+                model: batch.model.as_str().into(),
+                standing,
+                batch,
+                rules,
+                generation: None,
+                added: 0,
+                seen: HashSet::with_capacity(request.items.len()),
+                audited: BTreeMap::new(),
+                request: &request,
+            };
+            let mut answers = Vec::with_capacity(request.items.len());
+            for (n, item) in request.items.iter().enumerate() {
+                match run.one(scope, item, |now| mint(n, now)) {
+                    Err(e) if e.is_storage() => return Err(e),
+                    answer => answers.push(answer),
+                }
+            }
+            run.finish(scope, &actor)?;
+            Ok(answers)
+        })
+    }
+
+    /// The line's confirm step for many: each certificate is on its device, and will not lapse. Devices stand for the
+    /// newest certificate of the batch that was issued to them.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoBatch`]; what was refused one by one is in the answer.
+    pub fn confirm_in_batch(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        batch: BatchId,
+        fingerprints: Vec<Fingerprint>,
+        devices: Vec<DeviceId>,
+    ) -> Result<Committed<Confirmed>, RegistryError> {
+        let rules = self.issuance_rules();
+        self.write(move |scope| {
+            scope.batch(&tenant, &batch)?;
+            let mut done = Confirmed::default();
+            let mut audited = BTreeMap::new();
+            let by_device = devices.iter().map(|d| (d.to_string(), None, Some(d)));
+            let named = fingerprints
+                .iter()
+                .map(|f| (f.to_string(), Some(*f), None))
+                .chain(by_device);
+            for (name, fingerprint, device) in named {
+                let found = match (fingerprint, device) {
+                    (Some(fingerprint), _) => scope.credentials_where(
+                        "fingerprint = ? AND tenant = ? AND batch = ?",
+                        params![fingerprint.as_bytes(), tenant.as_str(), batch.as_str()],
+                    )?,
+                    (None, device) => scope.credentials_where(
+                        "tenant = ? AND device = ? AND batch = ? ORDER BY revision DESC LIMIT 1",
+                        [
+                            tenant.as_str(),
+                            device.map_or("", DeviceId::as_str),
+                            batch.as_str(),
+                        ],
+                    )?,
+                };
+                match found.into_iter().next() {
+                    None => done.refused.push((
+                        name,
+                        RegistryError::Refused(format!(
+                            "batch {batch} issued no such certificate; hint: countersign factory batch list, or look for a mistyped name"
+                        )),
+                    )),
+                    Some(facts) if facts.state == CredentialState::Active => done.unchanged += 1,
+                    Some(facts) if facts.state == CredentialState::Issued => {
+                        audited.insert(facts.device.clone(), facts.fingerprint);
+                        scope.activate_credential(facts, None, rules.overlap)?;
+                        done.confirmed += 1;
+                    }
+                    Some(facts) => done.refused.push((
+                        name,
+                        RegistryError::Refused(format!(
+                            "the certificate is {}; hint: issue a new one",
+                            facts.state
+                        )),
+                    )),
+                }
+            }
+            if !audited.is_empty() {
+                let detail = json!({ "count": audited.len(), "fingerprints": audited });
+                scope.audit(&actor, "batch.confirm", tenant.as_str(), batch.as_str(), &detail)?;
+            }
+            Ok(done)
+        })
+    }
+}

@@ -1,0 +1,290 @@
+//! A restored registry is told from the one that went on, and learns from it what had ended.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use countersign_factory::{RevocationReason, Revoked};
+use countersign_identity::{AuthorityId, Clock, DeviceId, Generation, TenantId, Timestamp};
+use countersign_policy::{FactSource, LifecycleMove, LifecycleState};
+use countersign_registry::{
+    Actor, BackwardClock, LedgerLimits, NewDevice, Registry, RegistryError, RegistryFacts,
+};
+
+struct Moved(AtomicI64);
+
+impl Clock for Moved {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_ms(self.0.load(Ordering::Relaxed))
+    }
+}
+
+const START: i64 = 1_800_000_000_000;
+
+fn clock(ms: i64) -> Arc<Moved> {
+    Arc::new(Moved(AtomicI64::new(ms)))
+}
+
+fn actor() -> Actor {
+    Actor("test".into())
+}
+
+fn tenant() -> TenantId {
+    TenantId::default_tenant()
+}
+
+fn id(text: &str) -> DeviceId {
+    DeviceId::new(text).unwrap()
+}
+
+fn create(path: &Path, ms: i64) -> Registry {
+    Registry::create_with_clock(path, LedgerLimits::default(), clock(ms)).unwrap()
+}
+
+fn add(registry: &Registry, name: &str) {
+    let new = NewDevice {
+        id: id(name),
+        model: None,
+        groups: vec![],
+        state: LifecycleState::Active,
+        authority: None,
+    };
+    registry.add_device(actor(), tenant(), new).unwrap();
+}
+
+fn go(registry: &Registry, name: &str, attempted: LifecycleMove) {
+    registry
+        .move_device(actor(), tenant(), id(name), attempted, String::new())
+        .unwrap();
+}
+
+fn generation(registry: &Registry, name: &str) -> Generation {
+    registry.facts().device(&tenant(), &id(name)).unwrap().generation
+}
+
+/// A restored copy: its registry, at a time.
+fn restored(backup: &Path, facts: &RegistryFacts, to: &Path, ms: i64) -> Registry {
+    std::fs::create_dir(to).unwrap();
+    for name in countersign_registry::DATABASES {
+        std::fs::copy(backup.join(name), to.join(name)).unwrap();
+    }
+    let registry = Registry::open_with_clock(to, LedgerLimits::default(), clock(ms)).unwrap();
+    let made = Timestamp::from_unix_ms(START);
+    registry
+        .begin_epoch(actor(), facts.clone(), made, BackwardClock::Refuse)
+        .unwrap();
+    registry
+}
+
+#[test]
+fn no_generation_of_a_time_that_the_backup_does_not_know_equals_one_of_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(path("old")).unwrap();
+    std::fs::create_dir_all(path("backup")).unwrap();
+    let old = create(&path("old"), START);
+    add(&old, "d1");
+    let common = generation(&old, "d1");
+    let facts = old
+        .copy_to(&path("backup"), actor(), serde_json::json!({}))
+        .unwrap();
+    assert_eq!((facts.epoch, facts.devices), (1, 1));
+    // The old one goes on.
+    let mut seen = vec![];
+    for _ in 0..5 {
+        for attempted in [LifecycleMove::Suspend, LifecycleMove::Resume] {
+            go(&old, "d1", attempted);
+            seen.push(generation(&old, "d1"));
+        }
+    }
+    // The same backup is restored twice, a millisecond apart, and both go on as the old one did.
+    for (n, ms) in [(1, START + 1), (2, START + 2)] {
+        let new = restored(&path("backup"), &facts, &path(&format!("new{n}")), ms);
+        assert_eq!(generation(&new, "d1"), common, "what both know is the same");
+        assert_eq!(new.epoch().unwrap().epoch, 2);
+        for _ in 0..5 {
+            for attempted in [LifecycleMove::Suspend, LifecycleMove::Resume] {
+                go(&new, "d1", attempted);
+                let g = generation(&new, "d1");
+                assert!(!seen.contains(&g), "{g:?} was there before");
+                seen.push(g);
+            }
+        }
+        assert_eq!(
+            new.verify_audit().unwrap().unwrap(),
+            facts.audit_entries as u64 + 11
+        );
+    }
+    // And a restore of a restore.
+    let again = Registry::open_with_clock(&path("new2"), LedgerLimits::default(), clock(START + 3));
+    assert_eq!(
+        again.unwrap().epoch().unwrap().restored_from.unwrap()["made"],
+        START
+    );
+}
+
+#[test]
+fn a_clock_that_is_behind_the_backup_is_refused_or_accepted_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(path("old")).unwrap();
+    std::fs::create_dir_all(path("backup")).unwrap();
+    let old = create(&path("old"), START);
+    add(&old, "d1");
+    let facts = old
+        .copy_to(&path("backup"), actor(), serde_json::json!({}))
+        .unwrap();
+    let first = |name: &str| {
+        let to = path(name);
+        std::fs::create_dir(&to).unwrap();
+        std::fs::copy(path("backup").join("registry.db"), to.join("registry.db")).unwrap();
+        let registry =
+            Registry::open_with_clock(&to, LedgerLimits::default(), clock(START - 86_400_000)).unwrap();
+        let begin = |clock| {
+            let made = Timestamp::from_unix_ms(START);
+            registry.begin_epoch(actor(), facts.clone(), made, clock)
+        };
+        let refused = begin(BackwardClock::Refuse).unwrap_err();
+        assert!(matches!(refused, RegistryError::ClockBehind { .. }), "{refused}");
+        assert_eq!(registry.epoch().unwrap().epoch, 1);
+        let first = begin(BackwardClock::Accept).unwrap().value.first_revision;
+        registry.minting_time().unwrap();
+        first
+    };
+    assert_ne!(first("a"), first("b"));
+}
+
+#[test]
+fn what_had_ended_since_the_backup_is_told_and_ends_here_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(path("old")).unwrap();
+    std::fs::create_dir_all(path("backup")).unwrap();
+    let old = create(&path("old"), START);
+    for name in ["suspended", "gone", "good", "resumed"] {
+        add(&old, name);
+    }
+    go(&old, "resumed", LifecycleMove::Suspend);
+    let facts = old
+        .copy_to(&path("backup"), actor(), serde_json::json!({}))
+        .unwrap();
+    go(&old, "suspended", LifecycleMove::Suspend);
+    go(&old, "gone", LifecycleMove::Decommission);
+    go(&old, "resumed", LifecycleMove::Resume);
+    add(&old, "later");
+    go(&old, "later", LifecycleMove::Decommission);
+    // Stations, claims and batches as they are kept, three known to the backup, each ended since; and a station of later.
+    let rows = |path: &Path, stations: &[(&str, &str)], claim: &str, batch: &str| {
+        let db = rusqlite::Connection::open(path.join("registry.db")).unwrap();
+        db.pragma_update(None, "foreign_keys", false).unwrap();
+        for (id, state) in stations {
+            db.execute(
+                &format!(
+                    "INSERT OR REPLACE INTO stations VALUES ('{id}', 'default', 'ca', 'B', '{state}', '{{}}', x'00', x'00',
+                     x'{0}', x'{0}', '{id}5e71a1', 0, 1, 0, iif('{state}' = 'revoked', 7, NULL), 1, 1, 1)",
+                    if *id == "s1" { "01" } else { "02" }
+                ),
+                [],
+            )
+            .unwrap();
+        }
+        db.execute_batch(&format!(
+            "INSERT OR REPLACE INTO claims (tenant, id, groups, expires, created, revoked)
+             VALUES ('default', 'c1', '[]', 9, 1, {claim});
+             INSERT OR REPLACE INTO batches (tenant, id, model, profile, groups, devices_start, id_pattern, quota, state,
+             revision, created) VALUES ('default', 'b1', 'm', 'p', '[]', 'active', '*', 5, '{batch}', 1, 1);"
+        ))
+        .unwrap();
+    };
+    rows(&path("backup"), &[("s1", "granted")], "NULL", "open");
+    rows(
+        &path("old"),
+        &[("s1", "revoked"), ("s2", "revoked")],
+        "8",
+        "closed",
+    );
+    let ca = AuthorityId::new("ca").unwrap();
+    let number = old.next_list_number(&ca).unwrap().value + 1;
+    assert_eq!(old.next_list_number(&ca).unwrap().value, number);
+    drop(old);
+
+    let new = restored(&path("backup"), &facts, &path("new"), START + 1);
+    let newer = new.newer_in_registry(&path("old").join("registry.db")).unwrap();
+    let told: Vec<_> = newer
+        .devices
+        .iter()
+        .map(|d| (d.id.as_str(), d.is.as_str()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("gone", "decommissioned"),
+            ("later", "decommissioned"),
+            ("suspended", "suspended")
+        ]
+    );
+    assert_eq!(newer.devices[1].was, None);
+    let told: Vec<_> = newer
+        .ends
+        .iter()
+        .map(|e| (e.kind.as_str(), e.id.as_str()))
+        .collect();
+    assert_eq!(told, [("batch", "b1"), ("claim", "c1"), ("station", "s1")]);
+    let told: Vec<_> = newer
+        .revoked
+        .iter()
+        .map(|r| (r.serial.as_str(), r.known))
+        .collect();
+    assert_eq!(told, [("s25e71a1", false)]);
+    // A list tells of a station too; one that is told twice is told once.
+    let stolen = [Revoked {
+        serial: "s15e71a1".into(),
+        at: Timestamp::from_unix_ms(7),
+        reason: RevocationReason::KeyCompromise,
+    }];
+    let by_list = new.newer_in_list(&ca, 1, &stolen).unwrap();
+    assert_eq!(by_list.ends, newer.ends[2..]);
+    let mut newer = newer;
+    newer.merge(by_list);
+    assert_eq!((newer.ends.len(), newer.revoked.len()), (3, 1));
+    let list = [Revoked {
+        serial: "abcd".into(),
+        at: Timestamp::from_unix_ms(START),
+        reason: RevocationReason::KeyCompromise,
+    }];
+    let mut all = newer;
+    all.merge(new.newer_in_list(&ca, number + 7, &list).unwrap());
+    assert!(!all.revoked[1].known);
+    new.apply_newer(actor(), all).unwrap();
+    drop(new);
+
+    let new = Registry::open_with_clock(&path("new"), LedgerLimits::default(), clock(START + 2)).unwrap();
+    let state = |name: &str| new.facts().device(&tenant(), &id(name)).unwrap().state;
+    assert_eq!(state("suspended"), LifecycleState::Suspended);
+    assert_eq!(state("gone"), LifecycleState::Decommissioned);
+    assert_eq!(state("later"), LifecycleState::Decommissioned);
+    assert_eq!(state("good"), LifecycleState::Active);
+    // Whoever was let in again since is not: nobody is admitted on a guess.
+    assert_eq!(state("resumed"), LifecycleState::Suspended);
+    // A certificate that this registry never saw stays revoked for whoever asks, and numbers go on growing.
+    let revoked = new.revoked_by(&ca, Timestamp::from_unix_ms(0)).unwrap();
+    let serials: Vec<_> = revoked.iter().map(|r| r.serial.as_str()).collect();
+    assert_eq!(serials, ["abcd", "s15e71a1", "s25e71a1"]);
+    let db = rusqlite::Connection::open(path("new").join("registry.db")).unwrap();
+    let ended: (String, Option<i64>, String) = db
+        .query_row(
+            "SELECT (SELECT state FROM stations WHERE id = 's1'), (SELECT revoked FROM claims), (SELECT state FROM batches)",
+            [],
+            |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
+        )
+        .unwrap();
+    assert_eq!(ended, ("revoked".into(), Some(8), "closed".into()));
+    assert_eq!(
+        new.certificate_status(&ca, "abcd").unwrap(),
+        Some(Some(list[0].clone()))
+    );
+    assert!(new.next_list_number(&ca).unwrap().value > number + 7);
+    assert!(new.newer_in_list(&ca, 0, &list).unwrap().revoked.is_empty());
+    new.verify_audit().unwrap().unwrap();
+}

@@ -1,0 +1,43 @@
+//! HTTP on the device listeners: an admitted device renews its certificate and fetches the CA certificates over the
+//! connection that it has a session on. When the session ends, so does this.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use countersign_gateway::{AdmittedDevice, DeviceHttp};
+use hyper::Request;
+use hyper::body::Incoming;
+
+use super::client::Peer;
+use super::est;
+use crate::service::Service;
+
+/// Answers admitted devices.
+pub struct DevicePort(Arc<Service>);
+
+impl DevicePort {
+    /// On an open data directory.
+    pub fn new(service: Arc<Service>) -> Self {
+        Self(service)
+    }
+}
+
+impl DeviceHttp for DevicePort {
+    fn answer(
+        &self,
+        device: AdmittedDevice,
+        request: Request<Incoming>,
+    ) -> Pin<Box<dyn Future<Output = countersign_gateway::http::Answer> + Send>> {
+        let service = self.0.clone();
+        Box::pin(async move {
+            let peer = Peer {
+                source: device.source,
+                // The session is bound to the certificate already.
+                binding: None,
+                chain: Some(device.chain.to_vec()),
+            };
+            est::answer(&service, &peer, request).await
+        })
+    }
+}

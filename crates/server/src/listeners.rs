@@ -1,0 +1,162 @@
+//! `[[listeners]]`: what the server opens besides the admin listener, and for whom.
+
+use std::net::SocketAddr;
+
+use countersign_gateway::{DeviceListener, Protocol, TlsMinimum};
+use serde::{Deserialize, Serialize};
+
+/// What a listener is for. Nothing else is reachable through it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// Devices connect: mutual TLS, MQTT and HTTPS by ALPN.
+    Devices,
+    /// Devices enrol: TLS, HTTPS; each operation says what it needs.
+    Enrol,
+    /// Anybody fetches revocation lists, OCSP answers and CA certificates: plain HTTP, all of it signed.
+    Pki,
+}
+
+impl Purpose {
+    /// The name in configuration and output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Devices => "devices",
+            Self::Enrol => "enrol",
+            Self::Pki => "pki",
+        }
+    }
+}
+
+/// Whether a client must show a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCertificate {
+    /// Without one the handshake fails.
+    Required,
+    /// What needs one refuses without.
+    Optional,
+}
+
+/// One listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    /// Its name in ledger, log and output.
+    pub name: String,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Its address; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// The lowest TLS version, "1.2" if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_minimum: Option<TlsMinimum>,
+    /// "required" (always so for `devices`) or "optional" (if not given, for `enrol`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<ClientCertificate>,
+    /// What ALPN offers: "mqtt", "http/1.1"; all that its purpose has if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpn: Option<Vec<Protocol>>,
+}
+
+impl Listener {
+    /// Where devices connect, by the defaults.
+    pub fn devices(listen: SocketAddr) -> Self {
+        Self {
+            name: Purpose::Devices.name().to_owned(),
+            purpose: Purpose::Devices,
+            listen,
+            tls_minimum: None,
+            client_certificate: None,
+            alpn: None,
+        }
+    }
+
+    /// Where devices enrol, by the defaults.
+    #[cfg(test)]
+    pub fn enrol(listen: SocketAddr) -> Self {
+        Self {
+            name: Purpose::Enrol.name().to_owned(),
+            purpose: Purpose::Enrol,
+            ..Self::devices(listen)
+        }
+    }
+
+    /// The lowest TLS version.
+    pub fn tls_minimum(&self) -> TlsMinimum {
+        self.tls_minimum.unwrap_or_default()
+    }
+
+    /// Whether a client must show a certificate.
+    pub fn client_certificate(&self) -> ClientCertificate {
+        self.client_certificate.unwrap_or(match self.purpose {
+            Purpose::Devices => ClientCertificate::Required,
+            Purpose::Enrol | Purpose::Pki => ClientCertificate::Optional,
+        })
+    }
+
+    /// As the gateway takes one for devices.
+    pub fn to_device_listener(&self) -> DeviceListener {
+        DeviceListener {
+            name: self.name.clone(),
+            address: self.listen,
+            tls_minimum: self.tls_minimum(),
+            protocols: self.alpn.clone().unwrap_or_else(|| Protocol::ALL.to_vec()),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let name = &self.name;
+        if name.is_empty() || name.len() > 32 || !name.bytes().all(fits) {
+            return Err(format!("{name:?} is no listener name: 1 to 32 of a-z 0-9 -"));
+        }
+        if self.alpn.as_ref().is_some_and(Vec::is_empty) {
+            return Err(format!(
+                "listener {name}: alpn is empty, so nothing could be spoken"
+            ));
+        }
+        match self.purpose {
+            Purpose::Devices if self.client_certificate == Some(ClientCertificate::Optional) => Err(format!(
+                "listener {name}: devices always show a certificate; a listener without is of purpose enrol"
+            )),
+            Purpose::Enrol if self.alpn.as_ref().is_some_and(|a| *a != [Protocol::Http]) => Err(format!(
+                "listener {name}: what enrols speaks http/1.1 and nothing else"
+            )),
+            Purpose::Pki
+                if self.tls_minimum.is_some() || self.client_certificate.is_some() || self.alpn.is_some() =>
+            {
+                Err(format!(
+                    "listener {name}: purpose pki is plain HTTP, so it has no tls_minimum, client_certificate or alpn"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Checks the table.
+///
+/// # Errors
+/// What is wrong, for the operator.
+pub fn check(listeners: &[Listener]) -> Result<(), String> {
+    for (n, listener) in listeners.iter().enumerate() {
+        listener.check()?;
+        for before in &listeners[..n] {
+            if before.name == listener.name {
+                return Err(format!("two listeners have the name {}", listener.name));
+            }
+            if before.listen == listener.listen && listener.listen.port() != 0 {
+                return Err(format!(
+                    "listeners {} and {} have one address, {}",
+                    before.name, listener.name, listener.listen
+                ));
+            }
+        }
+    }
+    if listeners.iter().any(|l| l.purpose == Purpose::Devices) {
+        Ok(())
+    } else {
+        Err("there is none of purpose devices, so no device could connect".into())
+    }
+}

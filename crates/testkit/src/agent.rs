@@ -1,0 +1,123 @@
+//! The agent as its users run it: the binary on an identity folder.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+/// The agent that was built beside `program`. Testing the workspace builds it; testing one package alone may not, and
+/// then it is built here.
+///
+/// # Panics
+/// If it cannot be built.
+pub fn program(program: &Path) -> &'static Path {
+    static AGENT: OnceLock<PathBuf> = OnceLock::new();
+    AGENT.get_or_init(|| {
+        let folder = program.parent().expect("a folder");
+        let agent = folder.join("countersign-agent");
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let newest = ["device", "factory", "identity", "mqtt"]
+            .iter()
+            .map(|name| newest(&sources.join(name).join("src")))
+            .max();
+        let built = std::fs::metadata(&agent).and_then(|m| m.modified()).ok();
+        if built < newest {
+            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+            let mut command = Command::new(cargo);
+            command
+                .args([
+                    "build",
+                    "--quiet",
+                    "--locked",
+                    "--package",
+                    "countersign-device",
+                    "--bins",
+                ])
+                .current_dir(&sources)
+                .env("CARGO_TARGET_DIR", folder.parent().expect("the target folder"));
+            if folder.file_name().is_some_and(|n| n == "release") {
+                command.arg("--release");
+            }
+            let status = command.status().expect("cargo");
+            assert!(status.success(), "the agent cannot be built: {status}");
+        }
+        agent
+    })
+}
+
+fn newest(folder: &Path) -> SystemTime {
+    let mut found = SystemTime::UNIX_EPOCH;
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let changed = if path.is_dir() {
+            newest(&path)
+        } else {
+            entry.metadata().and_then(|m| m.modified()).unwrap_or(found)
+        };
+        found = found.max(changed);
+    }
+    found
+}
+
+/// An agent with its identity folder.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    program: PathBuf,
+    /// The identity folder.
+    pub folder: PathBuf,
+}
+
+impl Agent {
+    /// Of the agent beside `program` (the server's binary).
+    pub fn new(server: &Path, folder: PathBuf) -> Self {
+        Self {
+            program: program(server).to_owned(),
+            folder,
+        }
+    }
+
+    /// The command, with the identity folder given.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--identity").arg(&self.folder).args(arguments);
+        command
+    }
+
+    /// Runs it: exit code, standard output, standard error.
+    ///
+    /// # Panics
+    /// If it cannot be started, or was killed.
+    pub fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        told(&self.command(arguments).output().expect("the agent"))
+    }
+
+    /// Runs it, and it must succeed; what it printed.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let (code, out, err) = self.run(arguments);
+        assert_eq!(code, 0, "{arguments:?}: {out}{err}");
+        out
+    }
+
+    /// The certificate in use, PEM.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn certificate(&self) -> String {
+        std::fs::read_to_string(self.folder.join("device.crt")).expect("a certificate")
+    }
+}
+
+/// Exit code, standard output, standard error.
+///
+/// # Panics
+/// If the process was killed.
+pub fn told(output: &Output) -> (i32, String, String) {
+    (
+        output.status.code().expect("an exit code"),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
