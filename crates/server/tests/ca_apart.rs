@@ -674,7 +674,7 @@ fn the_root_key_of_the_ca_goes_offline_and_an_external_root_may_be_above() {
         std::fs::read_to_string(text("i.crt")).unwrap() + &std::fs::read_to_string(text("r.crt")).unwrap();
     std::fs::write(text("chain.pem"), chain).unwrap();
     place.ca.ok(&["authority", "install", "ext", &text("chain.pem")]);
-    // While both processes run: made there, taken in here, and a device moves over to it by its old certificate.
+    // While both processes run: made there, taken in here.
     place.server().cli_ok(&["authority", "create", "ext"]).unwrap();
     place.ca.ok(&[
         "batch",

@@ -506,10 +506,22 @@ fn a_certificate_is_evidence_only_for_whoever_holds_its_key() {
         );
     }
     assert_eq!(ca.count(), before + 1);
+    // A rotation: another authority of the same tenant takes the old one's certificates as evidence.
+    ca.ok(&["authority", "add", "next"]);
+    let moved = request(&key());
+    let word = renewal_proof::create(&next, &renewed, &moved).unwrap();
+    let rotate = issue(
+        "next",
+        &moved,
+        "operational",
+        by_certificate(&renewed, Some(&word)),
+    );
+    assert_eq!(ca.ask(&rotate)["authority"], "next");
+    assert_eq!(ca.count(), before + 2);
     // Once that one has ended, the record mints no further one.
     ca.end(&renewed, "superseded");
     refused(renew(), "not-the-newest");
-    assert_eq!(ca.count(), before + 1);
+    assert_eq!(ca.count(), before + 2);
 }
 
 #[test]
@@ -771,6 +783,90 @@ fn a_kill_loses_no_certificate_and_uses_no_serial_twice() {
         .find(|f| f["name"] == "log")
         .unwrap();
     assert_eq!(log["ok"], true, "{findings}");
+}
+
+/// The page cache survives a kill, so the kill alone proves little: the trace must show the sync before the answer.
+#[test]
+fn a_certificate_is_synced_before_it_is_answered() {
+    let mut ca = Ca::new("");
+    ca.batch("b", "SN-*", 10, &[]);
+    ca.kill();
+    let trace = ca.folder.path().join("trace");
+    let mut command = Command::new("strace");
+    command.args([
+        "-f",
+        "-qq",
+        "-yy",
+        "-s",
+        "64",
+        "-e",
+        "trace=fsync,fdatasync,write,sendto,sendmsg",
+        "-o",
+    ]);
+    command.arg(&trace).arg(program());
+    ca.start_with(command);
+    for n in 0..5 {
+        ca.issue(&key(), "operational", by_batch(&format!("SN-{n}")))
+            .unwrap();
+    }
+    let is_answer = |line: &str| line.contains("UNIX-STREAM") && line.contains("issued");
+    let started = Instant::now();
+    let text = loop {
+        let text = std::fs::read_to_string(&trace).unwrap();
+        if text.lines().filter(|l| is_answer(l)).count() >= 5 {
+            break text;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{text}");
+    };
+    let (mut is_synced, mut answers) = (false, 0);
+    for line in text.lines() {
+        if line.contains("ca.db-wal") && (line.contains("fsync(") || line.contains("fdatasync(")) {
+            is_synced = line.ends_with("= 0") || line.contains("unfinished");
+        }
+        if is_answer(line) {
+            assert!(is_synced, "an answer without a sync before it: {line}");
+            (is_synced, answers) = (false, answers + 1);
+        }
+    }
+    assert_eq!(answers, 5);
+}
+
+#[test]
+fn with_a_clock_that_went_back_nothing_is_signed() {
+    let ca = Ca::new("");
+    ca.batch("b", "SN-*", 10, &[]);
+    let mine = key();
+    let certificate = ca.issue(&mine, "operational", by_batch("SN-1")).unwrap();
+    let db = rusqlite::Connection::open(ca.path("ca.db")).unwrap();
+    db.busy_timeout(Duration::from_secs(10)).unwrap();
+    let list = json!({ "type": "revocation-list", "authority": "fleet", "next_update_hours": 1 });
+    // As if something had been signed an hour from now.
+    db.execute("UPDATE clock SET seen = seen + 3600000", []).unwrap();
+    refused(ca.issue(&key(), "operational", by_batch("SN-2")), "clock-behind");
+    assert_eq!(ca.ask(&list)["code"], "clock-behind");
+    // What was signed is answered, and what must end ends.
+    assert_eq!(
+        ca.issue(&mine, "operational", by_batch("SN-1")).unwrap(),
+        certificate
+    );
+    assert_eq!(ca.end(&certificate, "revoked")["ended"], 1);
+    assert_eq!(ca.count(), 1);
+    assert!(String::from_utf8_lossy(&ca.operator(&["status"]).stdout).contains("set the clock"));
+    db.execute("UPDATE clock SET seen = 0", []).unwrap();
+    assert!(ca.issue(&key(), "operational", by_batch("SN-2")).is_ok());
+    assert_eq!(ca.ask(&list)["type"], "signed");
+    // The store itself refuses what no code of ours would ask for.
+    for forbidden in [
+        "UPDATE certificates SET state = 'issued', ended = NULL WHERE state = 'revoked'",
+        "UPDATE certificates SET state = 'lapsed' WHERE state = 'revoked'",
+        "DELETE FROM certificates",
+        "UPDATE batches SET used = 0",
+        "UPDATE batches SET quota = 1000",
+        "UPDATE log SET actor = 'nobody'",
+        "DELETE FROM log",
+    ] {
+        assert!(db.execute(forbidden, []).is_err(), "{forbidden}");
+    }
 }
 
 #[test]

@@ -47,12 +47,17 @@ impl CaProcess {
 
     /// Starts it, and waits until it answers.
     pub fn start(&mut self) {
+        self.start_with(Command::new(&self.program));
+    }
+
+    /// The same by another command, such as a tracer that starts the program; the program's path is its last argument.
+    pub fn start_with(&mut self, mut command: Command) {
         let log = std::fs::OpenOptions::new()
             .append(true)
             .create(true)
             .open(self.path("ca.log"))
             .expect("a log");
-        let mut child = Command::new(&self.program)
+        let mut child = command
             .arg("--data")
             .arg(&self.folder)
             .args(["ca", "serve"])
@@ -73,6 +78,14 @@ impl CaProcess {
     /// SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
+            // A tracer that is killed lets go of what it traces, which would stay: the traced goes first.
+            let below = format!("/proc/{0}/task/{0}/children", child.id());
+            let below = std::fs::read_to_string(below).unwrap_or_default();
+            for pid in below.split_whitespace().filter_map(|p| p.parse().ok()) {
+                if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
             let _ = child.kill();
             let _ = child.wait();
         }
