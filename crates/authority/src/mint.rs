@@ -465,7 +465,10 @@ impl Prepared {
     ) -> Result<Self, MintError> {
         const V3: &[u8] = &[0xa0, 3, 2, 1, 2];
         let algorithm = signer.algorithm();
-        let validity = Validity::<x509_cert::certificate::Rfc5280>::new(encoded_time(not_before)?, encoded_time(not_after)?);
+        let validity = Validity::<x509_cert::certificate::Rfc5280>::new(
+            encoded_time(not_before)?,
+            encoded_time(not_after)?,
+        );
         let tbs = sequence(&[
             V3,
             &serial_number()?.to_der()?,

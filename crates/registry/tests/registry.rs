@@ -72,6 +72,10 @@ fn certificate(name: &str) -> (CertificateFacts, rcgen::KeyPair) {
 fn certificate_of(name: &str, key: &rcgen::KeyPair) -> CertificateFacts {
     let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
     params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    // Without it the number follows from the key, and an authority gives none out twice.
+    static SERIAL: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1 << 40);
+    let serial = SERIAL.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    params.serial_number = Some(rcgen::SerialNumber::from(serial));
     CertificateFacts::parse(params.self_signed(key).unwrap().der()).unwrap()
 }
 

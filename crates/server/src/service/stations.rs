@@ -5,9 +5,9 @@ use countersign_factory::station::journal::{Ending, Event, Record};
 use countersign_factory::station::{Account, GrantFile, IdRange, StationCaGrant, Terms};
 use countersign_factory::{CertificateRequest, RevocationReason};
 use countersign_identity::{AuthorityId, BatchId, StationId, TenantId, Timestamp};
-use countersign_registry::{Actor, Minted, Reconciled, RegistryError};
+use countersign_registry::{Actor, MintedStation, Reconciled, RegistryError};
 
-use super::{Service, SessionsReport, now};
+use super::{Service, SessionsReport};
 use crate::failure::Failure;
 
 /// A station that is about to be granted.
@@ -52,7 +52,7 @@ impl Service {
             to: draft.to,
             profile,
         };
-        if terms.to <= now() {
+        if terms.to <= self.now() {
             return Err(Failure::invalid(format!(
                 "the signing window is over: it ends {}; hint: choose one that is to come",
                 terms.to
@@ -86,7 +86,7 @@ impl Service {
                         host,
                         port,
                     };
-                    Ok(Minted {
+                    Ok(MintedStation {
                         certificate: issued.certificate().to_vec(),
                         grant_file: serde_json::to_vec_pretty(&file).map_err(|e| e.to_string())?,
                     })
@@ -149,7 +149,7 @@ impl Service {
             terms: &terms,
             grant,
             certificate: &certificate,
-            now: now(),
+            now: self.now(),
         };
         let account = match Account::of(journal, &known, ending) {
             Ok(account) => account,
