@@ -251,3 +251,103 @@ fn host_of(uri: &str) -> Option<String> {
     let is_name = !host.is_empty() && !host.starts_with('[') && host.parse::<std::net::Ipv4Addr>().is_err();
     is_name.then(|| host.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &Form, permitted: &[Form], excluded: &[Form]) -> Result<(), ChainFault> {
+        let rules = NameRules {
+            permitted: permitted.to_vec(),
+            excluded: excluded.to_vec(),
+        };
+        Names(vec![name.clone()]).check(&[&rules], &mut 0)
+    }
+
+    fn dns(text: &str) -> Form {
+        Form::Dns(text.into())
+    }
+
+    fn mail(text: &str) -> Form {
+        Form::Mail(text.into())
+    }
+
+    fn uri(text: &str) -> Form {
+        Form::Uri(text.into())
+    }
+
+    /// Whether `name` may stand below a CA that permits `base` alone, and below one that excludes it.
+    #[test]
+    fn each_form_is_judged_by_its_own_rules() {
+        for (name, base, within) in [
+            (dns("a.example"), dns("example"), true),
+            (dns("example"), dns("example"), true),
+            (dns("notexample"), dns("example"), false),
+            (dns("example"), dns(".example"), false),
+            (dns("a.Example."), dns("eXample"), true),
+            (dns("a.example"), dns(""), true),
+            (mail("me@host.example"), mail("host.example"), true),
+            (mail("me@below.host.example"), mail("host.example"), false),
+            (mail("me@below.host.example"), mail(".host.example"), true),
+            (mail("me@host.example"), mail("me@HOST.example"), true),
+            (mail("you@host.example"), mail("me@host.example"), false),
+            (uri("https://host.example:8443/x"), uri("host.example"), true),
+            (uri("https://me@host.example/x"), uri("host.example"), true),
+            (uri("https://a.host.example/"), uri("host.example"), false),
+            (uri("https://a.host.example/"), uri(".host.example"), true),
+            (
+                Form::Ip(vec![10, 1, 2, 3]),
+                Form::Ip(vec![10, 0, 0, 0, 255, 0, 0, 0]),
+                true,
+            ),
+            (
+                Form::Ip(vec![11, 1, 2, 3]),
+                Form::Ip(vec![10, 0, 0, 0, 255, 0, 0, 0]),
+                false,
+            ),
+        ] {
+            let only = check(&name, std::slice::from_ref(&base), &[]);
+            assert_eq!(only.is_ok(), within, "{name:?} in {base:?}");
+            let none = check(&name, &[], std::slice::from_ref(&base));
+            assert_eq!(none.is_ok(), !within, "{name:?} out of {base:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_judged_is_refused() {
+        // A wildcard stands for the excluded name too.
+        assert!(check(&dns("*.example"), &[], &[dns("secret.example")]).is_err());
+        assert!(check(&dns("*.example"), &[dns("example")], &[]).is_ok());
+        // No host, or none that is a name.
+        for name in ["urn:dev:1", "https://192.0.2.1/", "https://[::1]/"] {
+            assert!(check(&uri(name), &[], &[uri("example")]).is_err(), "{name}");
+            assert!(check(&uri(name), &[uri("example")], &[]).is_err(), "{name}");
+        }
+        assert!(check(&mail("no address"), &[], &[mail("example")]).is_err());
+        assert!(check(&Form::Ip(vec![1; 16]), &[], &[Form::Ip(vec![0; 7])]).is_err());
+        assert!(check(&Form::Other(0), &[], &[Form::Other(0)]).is_err());
+        assert!(check(&Form::Other(0), &[Form::Other(0)], &[]).is_err());
+        // A constraint on another form says nothing.
+        assert!(check(&dns("a.example"), &[mail("example")], &[uri("example")]).is_ok());
+        // Too many.
+        let many = vec![dns("other"); COMPARISONS_MAX + 1];
+        assert_eq!(check(&dns("a.example"), &[], &many), Err(ChainFault::Budget));
+    }
+
+    #[test]
+    fn an_excluded_directory_does_not_slip_by_in_other_letters() {
+        let name = |tag: Tag, text: &[u8]| {
+            let value = der::Any::new(tag, text).unwrap();
+            vec![vec![(EMAIL_ADDRESS, folded(&value))]]
+        };
+        let plain = name(Tag::PrintableString, b"Evil Corp");
+        for other in [
+            name(Tag::Utf8String, b"EVIL  corp "),
+            name(Tag::TeletexString, b"evil corp"),
+            name(Tag::BmpString, b"\0e\0v\0i\0l\0 \0c\0o\0r\0p"),
+        ] {
+            let result = check(&Form::Directory(other), &[], &[Form::Directory(plain.clone())]);
+            assert_eq!(result, Err(ChainFault::NameConstraint));
+        }
+    }
+}
