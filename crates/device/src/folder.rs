@@ -83,20 +83,12 @@ impl IdentityFolder {
     /// # Errors
     /// [`IdentityFault`] with the file that is wrong.
     pub fn load(&self) -> Outcome<DeviceIdentity> {
-        let mut tries = 3;
-        loop {
-            let slot = self.current();
-            let at = match slot {
-                // Read in the slot itself: a switch between the two reads cannot mix them.
-                Some(slot) => self.slot(slot),
-                None => self.path.clone(),
-            };
-            match self.identity_in(&at) {
-                // Another process moved on to the next one, and removed what was being read.
-                Err(_) if tries > 0 && self.current() != slot => tries -= 1,
-                read => return read,
-            }
-        }
+        let at = match self.current() {
+            // Read in the slot itself: a switch between the two reads cannot mix them.
+            Some(slot) => self.slot(slot),
+            None => self.path.clone(),
+        };
+        self.identity_in(&at)
     }
 
     /// The next certificate, if it came and has not connected yet.
@@ -105,15 +97,10 @@ impl IdentityFolder {
     /// [`IdentityFault`].
     pub fn pending(&self) -> Outcome<Option<DeviceIdentity>> {
         let at = self.slot(self.next());
-        let waits = || at.join(CERTIFICATE).exists();
-        if !waits() {
+        if !at.join(CERTIFICATE).exists() {
             return Ok(None);
         }
-        match self.identity_in(&at) {
-            // Another process put it in use, or threw it away, in the middle of this.
-            Err(_) if !waits() || at != self.slot(self.next()) => Ok(None),
-            read => read.map(Some),
-        }
+        self.identity_in(&at).map(Some)
     }
 
     /// The platform roots that are pinned.
