@@ -329,6 +329,7 @@ impl Place {
             station: StationId::new("line-1").unwrap(),
             tenant: TenantId::default_tenant(),
             batch: BatchId::new("b1").unwrap(),
+            batch_ids: "SN-*".parse().unwrap(),
             ids: "SN-000..SN-099".parse().unwrap(),
             quota: 3,
             from: now,

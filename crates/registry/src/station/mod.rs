@@ -252,8 +252,9 @@ impl Registry {
             if terms.batch_ids != batch.id_pattern || terms.profile.name != batch.profile {
                 return refused("the terms are not those of the batch".into());
             }
-            let minted = mint(scope.now).map_err(RegistryError::Refused)?;
+            let minted = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
             put_station(scope, &authority, &terms, &minted)?;
+            scope.keep_time()?;
             let detail = json!({
                 "batch": terms.batch, "ids": terms.ids, "quota": terms.quota, "from": terms.from.to_string(),
                 "to": terms.to.to_string(), "authority": authority,
