@@ -258,6 +258,22 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         device_bundle(&options.pki.join("devices.bin"), options.devices)?,
     )?;
     cli(&["device", "import", &path(&bundle)])?;
+    // What the PKI revokes, honoured as that of any registered authority: the tool replaces the file in one step.
+    if let Some(list) = find(&["crl.pem"]) {
+        if let Some(intermediate) = find(&["intermediate.crt", "intermediate.pem"]) {
+            cli(&["authority", "intermediate", &path(&intermediate)])?;
+        }
+        let list = fs::canonicalize(list)?;
+        cli(&[
+            "authority",
+            "crl",
+            "lab-root",
+            "--source",
+            &path(&list),
+            "--interval-s",
+            "1",
+        ])?;
+    }
     if let Some(monitor) = find(&["monitor.crt", "monitor.pem"]) {
         // The device's certificate alone, should the file hold its chain too.
         let text = fs::read_to_string(monitor)?;

@@ -9,6 +9,7 @@ use crate::certificate::{CertificateError, CertificateFacts};
 use crate::id::{AuthorityId, Generation, TenantId};
 use crate::path::NameRules;
 use crate::raw::{RawCertificate, RawKey};
+use crate::revocation::KeptLists;
 use crate::rule::IdentityRule;
 
 /// Whether certificates of an authority may be admitted.
@@ -72,6 +73,8 @@ pub struct Anchor {
     /// SubjectPublicKeyInfo.
     key: Box<[u8]>,
     names: Option<Box<NameRules>>,
+    /// `None`: no revocation list is kept for it, and none is asked.
+    lists: Option<Arc<KeptLists>>,
 }
 
 impl Anchor {
@@ -108,7 +111,19 @@ impl Anchor {
             facts,
             key,
             names,
+            lists: None,
         })
+    }
+
+    /// With the revocation lists that are kept for it.
+    #[must_use]
+    pub fn with_lists(mut self, lists: Option<Arc<KeptLists>>) -> Self {
+        self.lists = lists;
+        self
+    }
+
+    pub(crate) fn lists(&self) -> Option<&KeptLists> {
+        self.lists.as_deref()
     }
 
     pub(crate) fn key(&self) -> Result<RawKey<'_>, der::Error> {

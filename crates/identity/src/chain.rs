@@ -9,11 +9,13 @@ use std::sync::Arc;
 use const_oid::ObjectIdentifier;
 use rustls_pki_types::CertificateDer;
 
-use crate::anchor::{Anchor, AnchorIndex, StoredIntermediate};
+use crate::anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 use crate::certificate::{CertificateFacts, EKU_CLIENT_AUTH, EKU_SERVER_AUTH};
-use crate::id::TenantId;
+use crate::id::{AuthorityId, DeviceId, Generation, TenantId};
 use crate::path::{INTERMEDIATES_MAX, Node, Search};
+use crate::raw::RawCertificate;
 use crate::revocation::RevocationList;
+use crate::rule::IdentityRule;
 use crate::timestamp::Timestamp;
 
 /// The most certificates a client may send.
@@ -209,6 +211,8 @@ pub struct VerifiedChain {
     leaf: CertificateFacts,
     anchor: Arc<Anchor>,
     intermediates: usize,
+    /// Registered by fingerprint: the device that it is registered for.
+    pinned: Option<DeviceId>,
 }
 
 impl VerifiedChain {
@@ -311,7 +315,61 @@ impl VerifiedChain {
             leaf,
             anchor,
             intermediates,
+            pinned: None,
         })
+    }
+
+    /// Takes a self-signed certificate that is registered by its fingerprint for a device of `tenant`: there is no path, and
+    /// nothing in it is believed but its key, its dates and what it says it is for. That it calls itself a CA, as tools
+    /// do by default, means nothing: nothing is issued by it.
+    ///
+    /// The caller has looked the fingerprint up; an unregistered certificate never comes here.
+    ///
+    /// # Errors
+    /// [`ChainFault`]: of another tenant than was asked for, outside its dates, for another purpose, or with a weak key.
+    pub fn pinned(
+        tenant: &TenantId,
+        asked: Option<&TenantId>,
+        device: DeviceId,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        now: Timestamp,
+    ) -> Result<Self, ChainFault> {
+        if let Some(asked) = asked.filter(|asked| *asked != tenant) {
+            return Err(ChainFault::ForeignTenant { asked: asked.clone() });
+        }
+        check_pinned(&leaf, leaf_der)?;
+        if !leaf.is_valid_at(now) {
+            return Err(if now.unix_s() < leaf.not_before.unix_s() {
+                ChainFault::NotYetValid {
+                    not_before: leaf.not_before,
+                }
+            } else {
+                ChainFault::Expired {
+                    not_after: leaf.not_after,
+                }
+            });
+        }
+        let anchor = Anchor::new(
+            tenant.clone(),
+            AuthorityId::pinned(),
+            AnchorState::Active,
+            Generation(0),
+            IdentityRule::default(),
+            leaf_der,
+        )
+        .map_err(|e| ChainFault::Malformed(e.to_string()))?;
+        Ok(Self {
+            leaf,
+            anchor: Arc::new(anchor),
+            intermediates: 0,
+            pinned: Some(device),
+        })
+    }
+
+    /// The device that a certificate was registered for by its fingerprint; `None` if a chain vouches for it.
+    pub fn pinned_device(&self) -> Option<&DeviceId> {
+        self.pinned.as_ref()
     }
 
     /// What the device's certificate says.
@@ -477,6 +535,27 @@ fn candidates(
             issuer: leaf.issuer_text.clone(),
         }),
     }
+}
+
+/// Whether a certificate may be registered by its fingerprint: self-signed, for clients, with a strong key.
+///
+/// # Errors
+/// [`ChainFault`].
+pub fn check_pinned(leaf: &CertificateFacts, leaf_der: &[u8]) -> Result<(), ChainFault> {
+    let raw = RawCertificate::parse(leaf_der).map_err(|e| ChainFault::Malformed(e.to_string()))?;
+    let key = raw.key;
+    if !leaf.is_self_issued() || raw.signed.verify(&key).is_err() {
+        return Err(ChainFault::UnknownCa {
+            issuer: leaf.issuer_text.clone(),
+        });
+    }
+    if let Some(why) = &leaf.path.fault {
+        return Err(ChainFault::Malformed(why.to_string()));
+    }
+    if !leaf.allows_client_auth() {
+        return Err(ChainFault::WrongUsage(Purpose::Client.lacks()));
+    }
+    check_leaf(leaf)
 }
 
 fn check_leaf(leaf: &CertificateFacts) -> Result<(), ChainFault> {

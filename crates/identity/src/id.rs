@@ -149,6 +149,19 @@ impl TenantId {
     }
 }
 
+impl AuthorityId {
+    /// What stands in the place of an authority where a self-signed certificate vouches for itself, because it is
+    /// registered by its fingerprint. No authority may have this id.
+    pub fn pinned() -> Self {
+        Self("pinned".into())
+    }
+
+    /// Whether it is [`AuthorityId::pinned`].
+    pub fn is_pinned(&self) -> bool {
+        self.as_str() == "pinned"
+    }
+}
+
 /// SHA-256 of a certificate's DER: the key by which a credential is known. Shown as 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -33,6 +33,6 @@ pub use chain::{ChainDemands, ChainFault, ExpiredChain, Purpose, VerifiedChain};
 pub use clock::{Clock, Synchronisation};
 pub use id::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, StationId, TenantId};
 pub use pattern::IdPattern;
-pub use revocation::{ListFault, RevocationList};
+pub use revocation::{KeptLists, ListFault, RevocationList, WhenStale};
 pub use rule::{IdentityFault, IdentityField, IdentityRule};
 pub use timestamp::Timestamp;

@@ -243,6 +243,7 @@ impl<'a> Search<'a> {
         path_length(&nodes, anchor)?;
         name_constraints(&nodes, anchor)?;
         policies(&nodes)?;
+        kept_lists(&nodes, anchor, self.now)?;
         self.revocation(&nodes, anchor)
     }
 
@@ -271,23 +272,36 @@ impl<'a> Search<'a> {
             let status = lists
                 .status(node.facts, node.der, node.raw.serial, &issuers, self.now)
                 .map_err(malformed)?;
-            match status {
-                Status::Good => {}
-                Status::Revoked => {
-                    return Err(ChainFault::Revoked {
-                        subject: node.facts.subject_text.clone(),
-                        serial: node.facts.serial.clone(),
-                    });
-                }
-                Status::Unknown => {
-                    return Err(ChainFault::RevocationUnknown {
-                        subject: node.facts.subject_text.clone(),
-                        issuer: node.facts.issuer_text.clone(),
-                    });
-                }
-            }
+            told(node, status)?;
         }
         Ok(())
+    }
+}
+
+/// What the lists say that are kept for the authority.
+fn kept_lists(nodes: &[Node<'_>], anchor: &Anchor, now: Timestamp) -> Result<(), ChainFault> {
+    let Some(lists) = anchor.lists() else {
+        return Ok(());
+    };
+    for node in nodes {
+        let issuer = node.facts.issuer_der.as_slice();
+        let required = issuer == anchor.facts.subject_der;
+        told(node, lists.status(issuer, node.raw.serial, required, now))?;
+    }
+    Ok(())
+}
+
+fn told(node: &Node<'_>, status: Status) -> Result<(), ChainFault> {
+    match status {
+        Status::Good => Ok(()),
+        Status::Revoked => Err(ChainFault::Revoked {
+            subject: node.facts.subject_text.clone(),
+            serial: node.facts.serial.clone(),
+        }),
+        Status::Unknown => Err(ChainFault::RevocationUnknown {
+            subject: node.facts.subject_text.clone(),
+            issuer: node.facts.issuer_text.clone(),
+        }),
     }
 }
 

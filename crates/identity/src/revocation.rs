@@ -4,7 +4,7 @@
 //! Not processed are lists that another name than the certificate's issuer signed (cRLIssuer), and keys of the issuer
 //! that are not part of the certificate's own path. A delta only ever adds: `removeFromCRL` is not believed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use const_oid::ObjectIdentifier;
 use der::asn1::Int;
@@ -280,6 +280,85 @@ impl RevocationList {
         raw.verify(key).map_err(|f| match f {
             RawFault::Algorithm | RawFault::Invalid => ListFault::Signature,
         })
+    }
+}
+
+/// What happens to the certificates of an authority whose list is past its nextUpdate, or has not come yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenStale {
+    /// Nobody new is admitted until a current list is there. Live sessions stay.
+    #[default]
+    Refuse,
+    /// What the last list said goes on.
+    LastKnown,
+}
+
+impl WhenStale {
+    /// The name in store, API and output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::LastKnown => "last-known",
+        }
+    }
+}
+
+impl std::str::FromStr for WhenStale {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Refuse, Self::LastKnown]
+            .into_iter()
+            .find(|w| w.name() == text)
+            .ok_or_else(|| format!("{text:?} is neither refuse nor last-known"))
+    }
+}
+
+/// The lists that are kept for an authority: its own, and those of CAs below it. They were checked when they were taken.
+#[derive(Debug, Default)]
+pub struct KeptLists {
+    /// What happens while one of them is stale.
+    pub when_stale: WhenStale,
+    lists: Vec<KeptList>,
+}
+
+#[derive(Debug)]
+struct KeptList {
+    issuer_der: Vec<u8>,
+    next_update: Timestamp,
+    serials: HashSet<Box<[u8]>>,
+}
+
+impl KeptLists {
+    /// Keeps what `lists` say.
+    pub fn new<'a>(when_stale: WhenStale, lists: impl IntoIterator<Item = &'a RevocationList>) -> Self {
+        let lists = lists
+            .into_iter()
+            .map(|list| KeptList {
+                issuer_der: list.issuer_der.clone(),
+                next_update: list.next_update.unwrap_or(list.this_update),
+                serials: list.serials().map(Into::into).collect(),
+            })
+            .collect();
+        Self { when_stale, lists }
+    }
+
+    /// What they say of a certificate of `issuer`. `required`: the issuer is the authority itself, whose list must be here.
+    pub(crate) fn status(&self, issuer: &[u8], serial: &[u8], required: bool, now: Timestamp) -> Status {
+        let mut found = false;
+        for list in self.lists.iter().filter(|l| l.issuer_der == issuer) {
+            found = true;
+            if list.serials.contains(serial) {
+                return Status::Revoked;
+            }
+            if list.next_update < now && self.when_stale == WhenStale::Refuse {
+                return Status::Unknown;
+            }
+        }
+        if !found && required && self.when_stale == WhenStale::Refuse {
+            return Status::Unknown;
+        }
+        Status::Good
     }
 }
 

@@ -235,7 +235,7 @@ catalogue! {
         "if the device is trusted again, let the authority issue it a new certificate";
     RevocationUnknown "chain.revocation-unknown" ClientCertificate Alert(48),
         "whether a certificate of the chain is revoked cannot be told: its issuer's revocation list is missing or stale",
-        "give the current revocation list of the issuer that the detail names";
+        "give the current list: countersign authority crl, with the list of the issuer that the detail names";
     WeakKey "chain.weak-key" ClientCertificate Alert(43),
         "the device's key is too weak or of an unknown kind",
         "use P-256, P-384, Ed25519 or RSA of 2048 bits or more";

@@ -108,15 +108,15 @@ impl AuthorityMove {
 }
 
 /// One authority as the writer reads it.
-struct Row {
-    new: NewAuthority,
-    state: AnchorState,
+pub(crate) struct Row {
+    pub(crate) new: NewAuthority,
+    pub(crate) state: AnchorState,
     code: Option<String>,
     code_expires: Timestamp,
 }
 
 impl Scope<'_> {
-    fn authority(&self, id: &AuthorityId) -> Result<Row, RegistryError> {
+    pub(crate) fn authority(&self, id: &AuthorityId) -> Result<Row, RegistryError> {
         let row = self
             .tx
             .prepare_cached(&format!("{SELECT} WHERE id = ?"))?
@@ -128,9 +128,14 @@ impl Scope<'_> {
     }
 
     /// Writes what may change of an authority; its facts take effect with the commit.
-    fn put_authority(&mut self, new: &NewAuthority, state: AnchorState) -> Result<(), RegistryError> {
+    pub(crate) fn put_authority(
+        &mut self,
+        new: &NewAuthority,
+        state: AnchorState,
+    ) -> Result<(), RegistryError> {
         let generation = self.revise("authority", new.tenant.as_str(), new.id.as_str())?;
-        let anchor = anchor(new, state, generation)?;
+        let lists = crate::revocation_list::kept(self.tx, &new.id)?;
+        let anchor = anchor(new, state, generation)?.with_lists(lists);
         let admission =
             serde_json::to_string(&new.admission).map_err(|e| RegistryError::Database(e.to_string()))?;
         self.tx
@@ -217,7 +222,8 @@ pub(crate) fn load(db: &Connection, facts: &mut Vec<Fact>) -> Result<(), Registr
     let mut rows = statement.query([])?;
     while let Some(r) = rows.next()? {
         let (row, generation) = row(r)?;
-        let anchor = anchor(&row.new, row.state, generation)?;
+        let lists = crate::revocation_list::kept(db, &row.new.id)?;
+        let anchor = anchor(&row.new, row.state, generation)?.with_lists(lists);
         facts.push(Fact::Authority(Arc::new(anchor), row.new.admission));
     }
     let mut statement = db.prepare("SELECT tenant, certificate FROM intermediates")?;
@@ -271,6 +277,11 @@ impl Registry {
         self.write(move |scope| {
             scope.need_tenant(&new.tenant)?;
             check_factory(&new)?;
+            if new.id.is_pinned() {
+                return Err(RegistryError::Refused(
+                    "the id \"pinned\" stands for certificates that are registered by fingerprint; hint: choose another id".into(),
+                ));
+            }
             let (state, code) = match &new.origin {
                 Origin::Managed | Origin::Factory => (AnchorState::Active, None),
                 Origin::Registered { code } => (AnchorState::Unproven, Some(code)),

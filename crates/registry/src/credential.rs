@@ -206,6 +206,7 @@ impl Scope<'_> {
         }
         let authority = match &new.authority {
             Some(authority) => Some(authority.clone()),
+            None if new.kind == CredentialKind::Pinned => None,
             None => self.table.issuer_of(tenant, c),
         };
         let generation = self.revise("credential", tenant.as_str(), &c.fingerprint.to_string())?;
@@ -463,6 +464,55 @@ fn renewal_point(not_before: i64, not_after: i64) -> Timestamp {
 }
 
 impl Registry {
+    /// Registers a self-signed certificate for a device by its fingerprint; whether it was not registered before. A device
+    /// may have several: the next one is pinned before the last one is revoked.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoDevice`]; [`RegistryError::Refused`] if the certificate is registered otherwise;
+    /// [`RegistryError::SharedKey`] if another device has its key.
+    pub fn pin_credential(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        device: DeviceId,
+        certificate: CertificateFacts,
+    ) -> Result<Committed<bool>, RegistryError> {
+        self.write(move |scope| {
+            let Some((_, lifecycle, _)) = scope.device(&tenant, &device)? else {
+                return Err(RegistryError::NoDevice { tenant, device });
+            };
+            if lifecycle.state == LifecycleState::Decommissioned {
+                return Err(RegistryError::Refused(
+                    "the device is decommissioned, and that is final".into(),
+                ));
+            }
+            let fingerprint = certificate.fingerprint;
+            if let Some(known) = read_credential(scope.tx, &fingerprint)? {
+                if known.kind == CredentialKind::Pinned && known.tenant == tenant && known.device == device {
+                    return Ok(false);
+                }
+                return Err(RegistryError::Refused(format!(
+                    "the certificate is registered already, as {} of device {} of tenant {}",
+                    known.kind, known.device, known.tenant
+                )));
+            }
+            let new = NewCredential {
+                kind: CredentialKind::Pinned,
+                ..NewCredential::brought(certificate)
+            };
+            scope.put_credential(&tenant, &device, &new)?;
+            let detail = json!({ "fingerprint": fingerprint });
+            scope.audit(
+                &actor,
+                "credential.pin",
+                tenant.as_str(),
+                device.as_str(),
+                &detail,
+            )?;
+            Ok(true)
+        })
+    }
+
     /// Sets how long things last in issuance, from now on.
     pub fn set_issuance_rules(&self, rules: IssuanceRules) {
         *self.rules.write() = rules;

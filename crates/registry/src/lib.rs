@@ -22,6 +22,7 @@
 //! 12. [`backup`] and [`restore`]: copies while in use; a new epoch, and what had ended since
 //! 13. [`forecast`]: what expires when
 //! 14. [`clock`]: the newest time that is known to have been, and when nothing is minted
+//! 15. [`revocation_list`]: what registered authorities revoked by their own word
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
@@ -46,6 +47,7 @@ mod list_number;
 mod migrate;
 pub mod query;
 pub mod restore;
+pub mod revocation_list;
 mod rotation;
 pub mod station;
 pub mod store;
@@ -70,6 +72,7 @@ pub use import::ImportReport;
 pub use lane::ExpiredRequester;
 pub use ledger::{Ledger, LedgerLimits};
 pub use restore::{BackwardClock, NewEpoch, Newer, NewerEnd, NewerRevocation, NewerState};
+pub use revocation_list::{ListSettings, ListView, ListsTaken};
 pub use rotation::LeftBehind;
 pub use station::{MintedStation, Reconciled, RefusedEntry, StationState, StationView, Verdict};
 pub use store::Registry;

@@ -23,6 +23,7 @@ pub(crate) const REGISTRY: Schema = Schema {
         include_str!("migrations/registry_002.sql"),
         include_str!("migrations/registry_003.sql"),
         include_str!("migrations/registry_004.sql"),
+        include_str!("migrations/registry_005.sql"),
         include_str!("migrations/registry_007.sql"),
         include_str!("migrations/registry_008.sql"),
     ],

@@ -319,5 +319,6 @@ fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
     while let Some(r) = rows.next()? {
         facts.push(Fact::Credential(credential_facts(r)?));
     }
+    facts.push(crate::revocation_list::load(db)?);
     Ok(facts)
 }

@@ -543,6 +543,13 @@ impl Config {
             .map(|n| format!("{n:?}"))
             .collect::<Vec<_>>()
             .join(", ");
+        let ca = match &self.ca.socket {
+            None => String::new(),
+            Some(socket) => format!(
+                "[ca]\n# The CA is a process of its own: countersign ca serve.\nsocket = {}\n\n",
+                toml::Value::from(socket.display().to_string())
+            ),
+        };
         format!(
             r#"# Countersign. Every key may be left out; docs/configuration.md lists them all.
 # Check it: countersign config check --data {{this folder}}
@@ -567,7 +574,7 @@ host_names = [{host_names}]
 # API, metrics and health. Loopback only: it has no TLS.
 listen = "{admin}"
 
-[log]
+{ca}[log]
 # "text" or "json"
 format = "text"
 "#,

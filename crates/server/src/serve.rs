@@ -137,7 +137,12 @@ impl Running {
                 }
             }
         });
-        let mut tasks = vec![serving, watching, sweeping];
+        let mut tasks = vec![
+            serving,
+            watching,
+            sweeping,
+            tokio::spawn(service.clone().watch_lists()),
+        ];
         tasks.extend(tell_ca(&service));
         let mut listeners: Vec<_> = gateway
             .local_addrs()

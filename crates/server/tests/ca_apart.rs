@@ -447,3 +447,247 @@ fn an_answer_that_was_lost_between_the_two_is_found_again() {
     assert_eq!(states, ["issued", "lapsed"]);
     assert_eq!(place.ca.ok(&["batch", "list"])[0]["used"], 2);
 }
+
+#[test]
+fn a_manufacturers_certificate_enrols_within_a_batch_of_the_ca() {
+    let place = Place::new("");
+    let maker = countersign_testkit::pki::Ca::root("manufacturer", None);
+    let admission = json!({ "mode": "known-device" });
+    place
+        .server()
+        .register("maker", "default", &maker, &admission)
+        .unwrap();
+    let enrol = |device: &str| {
+        place
+            .server()
+            .cli_ok(&["device", "add", device, "--authority", "maker"])
+            .unwrap();
+        let mut leaf = countersign_testkit::pki::Leaf::named(device);
+        leaf.usage = None;
+        let idevid = maker.issue(&leaf, &[]);
+        let (cert, key) = (place.text("idevid.pem"), place.text("idevid.key"));
+        std::fs::write(&cert, idevid.pem).unwrap();
+        std::fs::write(&key, idevid.key_pem).unwrap();
+        let (_, csr) = place.request(&format!("{device}-ldevid"), "/CN=x");
+        place.est("simpleenroll", &csr, &["--cert", &cert, "--key", &key])
+    };
+    let (status, text) = enrol("SN-1");
+    assert!(
+        status == "403" && text.contains("no open batch"),
+        "{status} {text}"
+    );
+    place.ca.batch("b", "SN-*", 1, &[]);
+    assert_eq!(enrol("SN-2").0, "200");
+    let (status, text) = enrol("SN-3");
+    assert!(status == "403" && text.contains("quota"), "{status} {text}");
+    assert_eq!(place.ca.count(), 1);
+}
+
+#[test]
+fn a_ca_with_its_key_in_a_token_serves_a_platform_that_was_made_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::create_dir(text("tokens")).unwrap();
+    std::fs::write(
+        text("hsm.conf"),
+        format!("directories.tokendir = {}\n", text("tokens")),
+    )
+    .unwrap();
+    std::fs::write(text("pin"), "1357").unwrap();
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(text("pin"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    ok(Command::new("softhsm2-util")
+        .env("SOFTHSM2_CONF", text("hsm.conf"))
+        .args([
+            "--init-token",
+            "--free",
+            "--label",
+            "ca",
+            "--so-pin",
+            "0000",
+            "--pin",
+            "1357",
+        ]));
+    let module = [
+        "/usr/lib/softhsm/libsofthsm2.so",
+        "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    ]
+    .into_iter()
+    .find(|p| Path::new(p).exists())
+    .expect("apt-get install softhsm2");
+    let uri = format!(
+        "pkcs11:token=ca;object=fleet?module-path={module}&pin-source={}",
+        text("pin")
+    );
+    let environment = vec![("SOFTHSM2_CONF".to_owned(), folder.path().join("hsm.conf"))];
+    let mut ca = CaProcess::with_environment(program(), &folder.path().join("ca"), environment);
+    ca.ok(&[
+        "authority",
+        "add",
+        "fleet",
+        "--key-store",
+        "pkcs11",
+        "--pkcs11-uri",
+        &uri,
+    ]);
+    ca.batch("b", "SN-*", 5, &[]);
+    ca.start();
+    // The platform never had a key that signs device certificates, and sees neither token nor PIN.
+    let socket = ca.socket().display().to_string();
+    let data = text("data");
+    ok(Command::new(program()).args(["--data", &data, "init", "--ca-socket", &socket]));
+    let written = std::fs::read_to_string(text("data/countersign.toml")).unwrap();
+    assert!(written.contains("[ca]") && written.contains(&socket), "{written}");
+    let found = ok(Command::new("find")
+        .arg(text("data/authorities/devices"))
+        .args(["-name", "*.key"]));
+    assert_eq!(found, "");
+    let out = text("SN-1");
+    ok(Command::new(program()).args(["--data", &data, "device", "provision", "SN-1", "--out", &out]));
+    let authority = ca.path("authorities/fleet");
+    ok(Command::new("openssl")
+        .args(["verify", "-purpose", "sslclient", "-CAfile"])
+        .arg(authority.join("root.crt"))
+        .arg("-untrusted")
+        .arg(authority.join("issuing.crt"))
+        .arg(text("SN-1/device.crt")));
+    assert!(!authority.join("issuing.key").exists() && !authority.join("root.key").exists());
+    // The PIN goes wrong while it runs, and it is started again: told, nothing minted; put right, it goes on.
+    std::fs::write(text("pin"), "9999").unwrap();
+    ca.kill();
+    ca.start();
+    let refused = run(Command::new(program()).args([
+        "--data",
+        &data,
+        "device",
+        "provision",
+        "SN-2",
+        "--out",
+        &text("SN-2"),
+    ]));
+    let said = said(&refused);
+    assert!(
+        !refused.status.success() && said.contains("is wrong") && !said.contains("9999"),
+        "{said}"
+    );
+    std::fs::write(text("pin"), "1357").unwrap();
+    ok(Command::new(program()).args([
+        "--data",
+        &data,
+        "device",
+        "provision",
+        "SN-2",
+        "--out",
+        &text("SN-2"),
+    ]));
+    assert_eq!(ca.count(), 2);
+    let findings = serde_json::from_slice::<serde_json::Value>(&ca.operator(&["status"]).stdout).unwrap();
+    let key = findings
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|f| f["name"] == "key of fleet")
+        .unwrap()
+        .clone();
+    assert!(
+        key["ok"] == true && key["detail"].as_str().unwrap().contains("pkcs11"),
+        "{findings}"
+    );
+    // The log is a chain: a changed entry is found.
+    let db = rusqlite::Connection::open(ca.path("ca.db")).unwrap();
+    assert!(
+        db.execute("UPDATE log SET actor = 'nobody' WHERE seq = 2", [])
+            .is_err(),
+        "append-only"
+    );
+    assert!(
+        db.execute("UPDATE certificates SET state = 'issued', ended = NULL", [])
+            .is_ok()
+    );
+    db.execute_batch("DROP TRIGGER log_is_append_only_update; UPDATE log SET actor = 'nobody' WHERE seq = 2")
+        .unwrap();
+    let findings = String::from_utf8(ca.operator(&["status"]).stdout).unwrap();
+    assert!(findings.contains("entry 2 does not follow"), "{findings}");
+}
+
+#[test]
+fn the_root_key_of_the_ca_goes_offline_and_an_external_root_may_be_above() {
+    let place = Place::new("");
+    let out = place.text("root.key");
+    place
+        .ca
+        .ok(&["authority", "take-root-offline", "fleet", "--out", &out]);
+    assert!(std::fs::read_to_string(&out).unwrap().contains("PRIVATE KEY"));
+    assert!(!place.ca.path("authorities/fleet/root.key").exists());
+    let again = place.ca.operator(&[
+        "authority",
+        "take-root-offline",
+        "fleet",
+        "--out",
+        &place.text("x"),
+    ]);
+    place.refused(&again, &["is not in a file here"]);
+    place.ca.batch("b", "SN-*", 5, &[]);
+    assert!(place.provision("SN-1", &[]).status.success());
+
+    let text = |name: &str| place.text(name);
+    place
+        .ca
+        .ok(&["authority", "add", "ext", "--csr", &text("ext.csr")]);
+    std::fs::write(text("ext"), "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\n").unwrap();
+    ok(Command::new("openssl").args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-keyout",
+        &text("r.key"),
+        "-out",
+        &text("r.crt"),
+        "-subj",
+        "/CN=external root",
+        "-days",
+        "3650",
+    ]));
+    ok(Command::new("openssl").args([
+        "x509",
+        "-req",
+        "-in",
+        &text("ext.csr"),
+        "-CA",
+        &text("r.crt"),
+        "-CAkey",
+        &text("r.key"),
+        "-days",
+        "900",
+        "-extfile",
+        &text("ext"),
+        "-out",
+        &text("i.crt"),
+    ]));
+    let chain =
+        std::fs::read_to_string(text("i.crt")).unwrap() + &std::fs::read_to_string(text("r.crt")).unwrap();
+    std::fs::write(text("chain.pem"), chain).unwrap();
+    place.ca.ok(&["authority", "install", "ext", &text("chain.pem")]);
+    // While both processes run: made there, taken in here, and a device moves over to it by its old certificate.
+    place.server().cli_ok(&["authority", "create", "ext"]).unwrap();
+    place.ca.ok(&[
+        "batch",
+        "add",
+        "e",
+        "--authority",
+        "ext",
+        "--pattern",
+        "SN-2",
+        "--quota",
+        "1",
+    ]);
+    assert!(place.provision("SN-2", &["--authority", "ext"]).status.success());
+    assert!(place.publish("SN-2").status.success());
+    assert!(place.publish("SN-1").status.success());
+}

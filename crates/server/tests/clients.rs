@@ -137,6 +137,95 @@ fn mosquitto_publishes_and_subscribes() {
 }
 
 #[test]
+fn a_self_signed_certificate_as_openssl_makes_it_is_admitted_once_it_is_pinned() {
+    let world = world();
+    let folder = world.folder.path().join("pinned");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(
+        world.file("good", "platform-root.crt"),
+        folder.join("platform-root.crt"),
+    )
+    .unwrap();
+    let file = |name: &str| folder.join(name).display().to_string();
+    // With OpenSSL's defaults: it calls itself a CA, and bears a name that is none.
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "30",
+        ])
+        .args([
+            "-subj",
+            "/CN=whatever it is/O=nobody",
+            "-keyout",
+            &file("device.key"),
+            "-out",
+            &file("device.crt"),
+        ])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", text(&made));
+    world.server.cli_ok(&["device", "add", "pinned"]).unwrap();
+    let publish = || {
+        let arguments = [
+            "-V",
+            "mqttv5",
+            "-t",
+            "devices/pinned/telemetry",
+            "-q",
+            "1",
+            "-m",
+            "21.5",
+        ];
+        world
+            .mosquitto("mosquitto_pub", "pinned", &arguments)
+            .output()
+            .unwrap()
+    };
+    let refused = publish();
+    assert!(!refused.status.success(), "{}", text(&refused));
+    let pin = ["device", "pin", "pinned", &file("device.crt")];
+    world.server.cli_ok(&pin).unwrap();
+    world.server.cli_ok(&pin).unwrap();
+    let publishes = publish();
+    assert!(publishes.status.success(), "{}", text(&publishes));
+    // It is the device that the pin says, whatever the certificate calls itself.
+    let shown = world
+        .server
+        .ask("GET", "/tenants/default/devices/pinned", None)
+        .unwrap();
+    assert_eq!(shown["credentials"][0]["kind"], "pinned", "{shown}");
+    let fingerprint = shown["credentials"][0]["fingerprint"].as_str().unwrap();
+    // One that is not self-signed has a CA to vouch for it.
+    let other = world
+        .server
+        .cli(&[
+            "device",
+            "pin",
+            "pinned",
+            world.file("good", "device.crt").to_str().unwrap(),
+        ])
+        .unwrap();
+    assert_eq!(other.status.code(), Some(4));
+    assert!(
+        text(&other).contains("only self-signed certificates are pinned"),
+        "{}",
+        text(&other)
+    );
+    world
+        .server
+        .cli_ok(&["credential", "revoke", fingerprint])
+        .unwrap();
+    assert!(!publish().status.success());
+}
+
+#[test]
 fn mosquitto_delivers_what_another_session_published() {
     let world = world();
     let id = "pair";

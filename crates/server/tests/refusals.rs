@@ -50,6 +50,8 @@ struct World {
     unproven: Ca,
     first_contact: Ca,
     just_in_time: Ca,
+    stale: Ca,
+    listed: Identity,
     good: Identity,
     known: BTreeMap<&'static str, Identity>,
 }
@@ -134,7 +136,32 @@ fn world() -> &'static World {
         let just_in_time = Ca::root("refusals just-in-time", None);
         let template = json!({ "mode": "just-in-time", "id_pattern": "jit-*", "quota": 0 });
         server.register("jit", "default", &just_in_time, &template).unwrap();
-        World { _folder: folder, server, root, issuing, tight, unproven, first_contact, just_in_time, good, known }
+        let lists = Ca::root("refusals lists", None);
+        let stale = Ca::root("refusals stale", None);
+        let listed = lists.issue(&Leaf::named("listed"), &[]);
+        for (id, ca, list) in [
+            ("lists", &lists, lists.revocation_list(&[&listed], 1, (-1, 60))),
+            ("stale", &stale, stale.revocation_list(&[], 1, (-60, -1))),
+        ] {
+            register(id, "default", ca);
+            let path = format!("/authorities/{id}/revocation-list");
+            server.ask("POST", &path, Some(&json!({ "lists": list }))).unwrap();
+        }
+        for name in ["pin", "pin-early", "pin-revoked"] {
+            let identity = pki::self_signed_from("what it calls itself", if name == "pin-early" { 2 } else { -1 });
+            server.ask("POST", "/tenants/default/devices", Some(&json!({ "id": name }))).unwrap();
+            let path = format!("/tenants/default/devices/{name}/pins");
+            let pinned = server.ask("POST", &path, Some(&json!({ "certificate": identity.pem }))).unwrap();
+            if name == "pin-revoked" {
+                let fingerprint = pinned["fingerprint"].as_str().unwrap();
+                server.ask("POST", &format!("/credentials/{fingerprint}/revoke"), Some(&json!({}))).unwrap();
+            }
+            known.insert(name, identity);
+        }
+        let unpinned = pki::self_signed("unpinned");
+        import(&server, "default", "unpinned", "active", &unpinned);
+        known.insert("unpinned", unpinned);
+        World { stale, listed, _folder: folder, server, root, issuing, tight, unproven, first_contact, just_in_time, good, known }
     })
 }
 
@@ -175,6 +202,24 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
         "no certificate" => attempt.run(),
         "self-signed" => attempt.identity(&pki::self_signed("good")).run(),
         "unknown CA" => leaf(&Ca::root("nobody", None), "good", &[]).run(),
+        "self-signed, registered but not pinned" => known("unpinned").run(),
+        "pinned, not yet valid" => known("pin-early").run(),
+        "pinned, revoked" => known("pin-revoked").run(),
+        "pinned, by another tenant's server name" => Attempt {
+            name: "other.test".into(),
+            ..known("pin")
+        }
+        .run(),
+        "pinned certificate without its key" => {
+            let mut thief = world.known["pin"].clone();
+            thief.key = pki::self_signed("pin").key;
+            attempt.identity(&thief).send(connect(level, "pin")).run()
+        }
+        "on its issuer's revocation list" => attempt
+            .identity(&world.listed)
+            .send(connect(level, "listed"))
+            .run(),
+        "its issuer's revocation list is stale" => leaf(&world.stale, "good", &[]).run(),
         "CA of the same name with another key" => leaf(&world.root.twin(), "good", &[]).run(),
         "CA of another tenant" => Attempt {
             name: "other.test".into(),

@@ -13,15 +13,22 @@ use serde_json::{Value, json};
 pub struct CaProcess {
     program: PathBuf,
     folder: PathBuf,
+    environment: Vec<(String, PathBuf)>,
     child: Option<Child>,
 }
 
 impl CaProcess {
     /// Makes a CA in a folder; it does not answer yet.
     pub fn new(program: &Path, folder: &Path) -> Self {
+        Self::with_environment(program, folder, Vec::new())
+    }
+
+    /// The same with environment variables for all of its processes.
+    pub fn with_environment(program: &Path, folder: &Path, environment: Vec<(String, PathBuf)>) -> Self {
         let ca = Self {
             program: program.to_owned(),
             folder: folder.to_owned(),
+            environment,
             child: None,
         };
         ca.ok(&["init"]);
@@ -49,6 +56,7 @@ impl CaProcess {
             .arg("--data")
             .arg(&self.folder)
             .args(["ca", "serve"])
+            .envs(self.environment.clone())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -81,6 +89,7 @@ impl CaProcess {
             .arg("--data")
             .arg(&self.folder)
             .args(["--json", "ca"])
+            .envs(self.environment.clone())
             .args(arguments)
             .output()
             .expect("the command starts")

@@ -262,12 +262,19 @@ fn serial_of(key: &KeyPair) -> SerialNumber {
 
 /// A self-signed certificate.
 pub fn self_signed(name: &str) -> Identity {
+    self_signed_from(name, -1)
+}
+
+/// A self-signed certificate that is valid from so many days from now on, for 30 days.
+pub fn self_signed_from(name: &str, days: i64) -> Identity {
     let key = key();
     let mut params = CertificateParams::new(vec![]).expect("parameters");
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params.serial_number = Some(serial_of(&key));
+    params.not_before = OffsetDateTime::now_utc() + Duration::days(days);
+    params.not_after = params.not_before + Duration::days(30);
     let certificate = params.self_signed(&key).expect("a certificate");
     identity(certificate.pem(), vec![certificate.der().clone()], &key)
 }

@@ -314,10 +314,14 @@ impl Handshaken {
         facts: &dyn FactSource,
     ) -> Result<Option<(Arc<DeviceFacts>, CredentialFacts)>, Denial> {
         let (leaf, anchor) = (self.chain.leaf(), self.chain.anchor());
-        let id = anchor
-            .identity_rule
-            .read(leaf)
-            .map_err(|fault| Denial::from(&fault))?;
+        let id = match self.chain.pinned_device() {
+            // What a self-signed certificate calls itself means nothing.
+            Some(device) => device.clone(),
+            None => anchor
+                .identity_rule
+                .read(leaf)
+                .map_err(|fault| Denial::from(&fault))?,
+        };
         self.trace.device = Some(id.clone());
         let device = facts.device(&anchor.tenant, &id);
         let registered = facts.credential(&leaf.fingerprint);
@@ -332,6 +336,7 @@ impl Handshaken {
             // Once is enough: what was learned is in the facts before it is answered.
             _ if !is_registered
                 && !self.first_contact_over
+                && self.chain.pinned_device().is_none()
                 && facts.admission(&anchor.authority) != Admission::RegisteredOnly =>
             {
                 Ok(None)

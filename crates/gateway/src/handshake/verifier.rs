@@ -8,6 +8,7 @@ use std::time::Instant;
 use countersign_identity::{CertificateFacts, Fingerprint, VerifiedChain};
 use countersign_policy::denial::Wire;
 use countersign_policy::exchange::ShownCertificate;
+use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Denial, DenialCode, Possession};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::WebPkiSupportedAlgorithms;
@@ -136,15 +137,30 @@ fn verdict(
         issuer: leaf.issuer_text.clone(),
         chain_length,
     });
-    let anchors = context.facts.anchors();
-    let chain = VerifiedChain::verify(
-        &anchors,
-        context.asked.as_ref(),
-        leaf,
-        end_entity,
-        intermediates,
-        context.now,
-    )
+    // Self-signed certificates alone are looked up before they are judged: registered ones vouch for themselves.
+    let pinned = leaf
+        .is_self_issued()
+        .then(|| context.facts.credential(&leaf.fingerprint))
+        .flatten()
+        .filter(|c| c.kind == CredentialKind::Pinned);
+    let chain = match pinned {
+        Some(c) => VerifiedChain::pinned(
+            &c.tenant,
+            context.asked.as_ref(),
+            c.device,
+            leaf,
+            end_entity,
+            context.now,
+        ),
+        None => VerifiedChain::verify(
+            &context.facts.anchors(),
+            context.asked.as_ref(),
+            leaf,
+            end_entity,
+            intermediates,
+            context.now,
+        ),
+    }
     .map_err(|fault| Denial::from(&fault))?;
     let credential = context.facts.credential(&chain.leaf().fingerprint);
     if let Some(credential) = credential.filter(|c| c.state == CredentialState::Revoked) {

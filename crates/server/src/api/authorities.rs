@@ -3,17 +3,38 @@
 use axum::extract::State;
 use axum::http::HeaderMap;
 use countersign_identity::{AnchorState, AuthorityId, TenantId};
-use serde_json::json;
+use countersign_registry::{ListSettings, ListView};
+use serde_json::{Value, json};
 
 use super::body::{
     AuthorityBody, AuthorityMoveBody, AuthorityOrigin, AuthoritySettings, CertificateBody, LimitQuery,
+    ListBody,
 };
 use super::handlers::{Answer, App, Asked, Body, In, actor, encode};
 use crate::failure::Failure;
-use crate::service::AuthorityDraft;
+use crate::service::{AuthorityDraft, Service};
 
 pub(super) async fn authorities(State(service): App) -> Answer {
-    encode(service.registry().authorities()?)
+    let lists = service.registry().revocation_lists()?;
+    let mut answer = Vec::new();
+    for authority in service.registry().authorities()? {
+        let mut row = serde_json::to_value(&authority).map_err(|e| Failure::internal(e.to_string()))?;
+        if let Some((_, view)) = lists.iter().find(|(id, _)| *id == authority.id) {
+            row["revocation_list"] = list_row(&service, view)?;
+        }
+        answer.push(row);
+    }
+    encode(answer)
+}
+
+/// With a word on whether it is current, and what happens if not.
+fn list_row(service: &Service, view: &ListView) -> Result<Value, Failure> {
+    let mut row = serde_json::to_value(view).map_err(|e| Failure::internal(e.to_string()))?;
+    let stale = view.is_stale_at(service.now());
+    row["stale"] = json!(stale);
+    let word = if stale { "stale" } else { "current" };
+    row["state"] = json!(format!("{word} ({})", view.settings.when_stale.name()));
+    Ok(row)
 }
 
 pub(super) async fn add_authority(
@@ -110,6 +131,49 @@ pub(super) async fn root_key(State(service): App, In(id): In<AuthorityId>) -> An
 pub(super) async fn forget_root_key(State(service): App, In(id): In<AuthorityId>) -> Answer {
     service.forget_root_key(&id)?;
     encode(json!({ "id": id }))
+}
+
+pub(super) async fn list_view(State(service): App, In(id): In<AuthorityId>) -> Answer {
+    service.registry().authority_certificate(&id)?;
+    match service.list_view(&id)? {
+        Some(view) => encode(list_row(&service, &view)?),
+        None => Err(Failure::not_found(
+            format!("authority {id} is asked for no revocation list"),
+            "countersign authority crl ID FILE gives it one",
+        )),
+    }
+}
+
+pub(super) async fn set_list_settings(
+    State(service): App,
+    headers: HeaderMap,
+    In(id): In<AuthorityId>,
+    Body(body): Body<ListSettings>,
+) -> Answer {
+    let sessions = service
+        .set_list_settings(actor(&headers), id.clone(), Some(body))
+        .await?;
+    encode(json!({ "id": id, "sessions": sessions }))
+}
+
+pub(super) async fn drop_lists(State(service): App, headers: HeaderMap, In(id): In<AuthorityId>) -> Answer {
+    let sessions = service
+        .set_list_settings(actor(&headers), id.clone(), None)
+        .await?;
+    encode(json!({ "id": id, "sessions": sessions }))
+}
+
+pub(super) async fn take_lists(
+    State(service): App,
+    headers: HeaderMap,
+    In(id): In<AuthorityId>,
+    Body(body): Body<ListBody>,
+) -> Answer {
+    encode(
+        service
+            .take_lists(actor(&headers), id, body.lists.as_bytes())
+            .await?,
+    )
 }
 
 pub(super) async fn store_intermediate(

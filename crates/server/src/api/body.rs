@@ -103,6 +103,12 @@ pub(super) struct ReasonBody {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct ListBody {
+    pub lists: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct BindBody {
     pub authority: Option<AuthorityId>,
 }

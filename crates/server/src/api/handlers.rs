@@ -14,8 +14,8 @@ use countersign_registry::{Actor, NewDevice, RegistryError, Revocation};
 use serde_json::{Value, json};
 
 use super::body::{
-    BindBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody, ProvisionBody,
-    RevokeBody, TenantBody, TenantQuery, TenantSettings,
+    BindBody, CertificateBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody,
+    ProvisionBody, RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
 use super::{authorities, batches, claims, keeping};
 use crate::failure::Failure;
@@ -81,6 +81,13 @@ pub(super) fn routes() -> Router<Arc<Service>> {
             patch(authorities::configure_authority),
         )
         .route(
+            "/authorities/{authority}/revocation-list",
+            get(authorities::list_view)
+                .put(authorities::set_list_settings)
+                .post(authorities::take_lists)
+                .delete(authorities::drop_lists),
+        )
+        .route(
             "/authorities/{authority}/proof",
             post(authorities::prove_authority),
         )
@@ -108,6 +115,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/tenants/{tenant}/devices/{device}", get(device))
         .route("/tenants/{tenant}/devices/{device}/moves", post(move_device))
         .route("/tenants/{tenant}/devices/{device}/authority", put(bind_device))
+        .route("/tenants/{tenant}/devices/{device}/pins", post(pin))
         .route("/tenants/{tenant}/devices/{device}/secrets", post(new_secret))
         .route("/tenants/{tenant}/devices/{device}/revoke", post(revoke_device))
         .route("/tenants/{tenant}/devices/{device}/certificates", post(provision))
@@ -447,4 +455,16 @@ async fn reload_server_certificate(State(service): App) -> Answer {
     };
     let replaced = tokio::task::block_in_place(|| service.reload_server_certificate(gateway.identity()))?;
     encode(json!({ "replaced": replaced }))
+}
+
+async fn pin(
+    State(service): App,
+    headers: HeaderMap,
+    In((tenant, device)): In<(TenantId, DeviceId)>,
+    Body(body): Body<CertificateBody>,
+) -> Answer {
+    let (fingerprint, added) = service
+        .pin_certificate(actor(&headers), tenant, device.clone(), &body.certificate)
+        .await?;
+    encode(json!({ "device": device, "fingerprint": fingerprint, "added": added }))
 }

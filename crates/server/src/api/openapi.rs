@@ -61,6 +61,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
         , query [("limit", "1 to 100000, default 100")]),
     endpoint!("get" "/authorities/{authority}/root-key" "the key of a managed authority's root, to be taken offline"),
     endpoint!("delete" "/authorities/{authority}/root-key" "deletes the key of a managed authority's root: nothing here needs it"),
+    endpoint!("get" "/authorities/{authority}/revocation-list" "what is known of a registered authority's revocation lists, and whether they are stale"),
+    endpoint!("put" "/authorities/{authority}/revocation-list" "sets how a registered authority's revocation lists come here, and what happens while they are stale"
+        body [("source?", "an absolute path or an http URL; without: lists are uploaded"), ("interval_s", "how often the source is looked at"), ("when_stale?", "refuse (default) or last-known")]),
+    endpoint!("post" "/authorities/{authority}/revocation-list" "takes revocation lists; in force when it answers, and sessions of newly revoked certificates are closed"
+        body [("lists", "revocation lists, PEM: the authority's own, and those of stored intermediates below it")]),
+    endpoint!("delete" "/authorities/{authority}/revocation-list" "drops a registered authority's revocation lists: it is asked for none any more"),
     endpoint!("post" "/tenants/{tenant}/intermediates" "keeps a CA certificate for devices that send only their own"
         body [("certificate", "CA certificate, PEM")]),
     endpoint!("get" "/authorities/platform" "the platform root that devices pin, PEM"),
@@ -78,6 +84,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         body [("request", "PKCS#10, PEM"), ("profile?", "default: the first of the configuration"), ("authority?", "default: the tenant's newest active one")]),
     endpoint!("put" "/tenants/{tenant}/devices/{device}/authority" "binds a device to the authority whose certificates may be learned for it"
         body [("authority", "authority id, or null")]),
+    endpoint!("post" "/tenants/{tenant}/devices/{device}/pins" "registers a self-signed certificate for a device by its fingerprint; safe to repeat"
+        body [("certificate", "self-signed certificate, PEM")]),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/secrets" "makes a one-time secret with which the device enrols over EST; shown once"),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/revoke" "revokes all certificates of a device; answers when the sessions that this ends are closed"
         body [("code?", "CRL reason, default unspecified"), ("reason?", "why, for the audit")]),

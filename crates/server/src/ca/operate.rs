@@ -156,6 +156,31 @@ pub fn authority_install(
     store::write_beside(&mut db, &actor(), |scope| enter(scope, id, tenant, &made))
 }
 
+/// Writes the key of an authority's root to a file, as it is kept, and deletes it here. Nothing here needs it.
+///
+/// # Errors
+/// [`CaError`] if it is not here, or the file exists.
+pub fn take_root_offline(folder: &Path, id: &AuthorityId, out: &Path) -> Result<(), CaError> {
+    let mut db = store::open_beside(folder)?;
+    let key = Keys::folder_of(folder, id).join("root.key");
+    if !key.exists() {
+        return Err(CaError::NotFound(format!(
+            "the root key of authority {id} is not in a file here; hint: it was taken offline, or is in a token (label with -root)"
+        )));
+    }
+    if out.exists() {
+        return Err(CaError::Exists(out.display().to_string()));
+    }
+    let bytes = zeroize::Zeroizing::new(folder::read_private(&key)?);
+    folder::write_private(out, &bytes)?;
+    // Deleted only once the other copy is on disk.
+    std::fs::remove_file(&key)
+        .map_err(|e| CaError::Storage(format!("cannot delete {}: {e}", key.display())))?;
+    store::write_beside(&mut db, &actor(), |scope| {
+        scope.log("authority.root-offline", id.as_str(), &json!({}))
+    })
+}
+
 /// Lets an authority issue nothing any more; its lists are still signed.
 ///
 /// # Errors

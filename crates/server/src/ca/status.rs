@@ -21,11 +21,12 @@ const LIST_AGE: Duration = Duration::from_secs(3600);
 /// What is kept between requests.
 #[derive(Default)]
 pub struct Lists {
-    lists: Mutex<HashMap<(AuthorityId, u32), List>>,
+    lists: Mutex<HashMap<AuthorityId, List>>,
     responders: Mutex<HashMap<AuthorityId, Arc<Responder>>>,
 }
 
 struct List {
+    hours: u32,
     der: Vec<u8>,
     made: Timestamp,
     /// The newest entry of the log that ended a certificate.
@@ -62,9 +63,9 @@ impl Ca {
     /// [`CaError`].
     pub fn revocation_list(&self, actor: &str, id: &AuthorityId, hours: u32) -> Result<Vec<u8>, CaError> {
         let (hours, good_for) = self.good_for(hours);
-        let at_hand = (id.clone(), hours);
         let seq = self.store.read(newest_end)?;
-        if let Some(list) = self.lists.lists.lock().get(&at_hand)
+        if let Some(list) = self.lists.lists.lock().get(id)
+            && list.hours == hours
             && list.seq == seq
             && now().since(list.made) < LIST_AGE
         {
@@ -104,11 +105,12 @@ impl Ca {
             .revocation_list(&entries, number, made, made.plus(good_for))
             .map_err(|e| CaError::Mint(e.to_string()))?;
         let list = List {
+            hours,
             der: der.clone(),
             made,
             seq,
         };
-        self.lists.lists.lock().insert(at_hand, list);
+        self.lists.lists.lock().insert(id.clone(), list);
         Ok(der)
     }
 
@@ -160,11 +162,20 @@ impl Ca {
             let ids = statement.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
             Ok(ids)
         })?;
+        let mut failed = None;
         for id in ids {
             let id: AuthorityId = id
                 .parse()
                 .map_err(|e| CaError::Storage(format!("an entry cannot be read: {e}")))?;
-            let responder = self.responder(actor, &id, good_for)?;
+            // A key that cannot be reached must not silence the others.
+            let responder = match self.responder(actor, &id, good_for) {
+                Ok(responder) => responder,
+                Err(e) => {
+                    tracing::error!(authority = %id, cause = %e, "no OCSP responder");
+                    failed = Some(e);
+                    continue;
+                }
+            };
             if !questions.list.iter().all(|q| responder.is_asked(q)) {
                 continue;
             }
@@ -180,7 +191,10 @@ impl Ca {
                 .answer(&questions, &statuses, at, at.plus(good_for))
                 .map_err(|e| CaError::Mint(e.to_string()));
         }
-        Ok(OcspError::Unauthorized.to_der())
+        match failed {
+            Some(e) => Err(e),
+            None => Ok(OcspError::Unauthorized.to_der()),
+        }
     }
 }
 

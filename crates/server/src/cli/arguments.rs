@@ -56,6 +56,9 @@ pub enum Command {
         /// A host name or address that devices connect to; may be given several times
         #[arg(long = "host-name")]
         host_names: Vec<String>,
+        /// The socket of a CA that is a process of its own (countersign ca serve): then no issuing key is made here
+        #[arg(long)]
+        ca_socket: Option<PathBuf>,
     },
     /// Open the device port and the admin listener
     Serve {
@@ -295,6 +298,25 @@ pub enum AuthorityCommand {
         #[arg(long, requires = "admission")]
         template: Option<PathBuf>,
     },
+    /// The revocation list of a registered CA: give it, say where it comes from, or look at what is known of it
+    Crl {
+        /// The authority
+        id: AuthorityId,
+        /// A revocation list, PEM or DER; a PEM file may also hold those of stored intermediates below the authority
+        file: Option<PathBuf>,
+        /// Where lists come from: a file or an http URL that is looked at again and again
+        #[arg(long, conflicts_with = "off")]
+        source: Option<String>,
+        /// How often the source is looked at, in seconds [default: 2 for a file, 3600 for a URL]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "off")]
+        interval_s: Option<u32>,
+        /// What happens while the list is missing or past its nextUpdate [default: refuse]
+        #[arg(long, value_enum, conflicts_with = "off")]
+        when_stale: Option<WhenStaleArgument>,
+        /// Drop the lists: the authority is asked for none any more
+        #[arg(long, conflicts_with = "file")]
+        off: bool,
+    },
     /// Keep an intermediate CA certificate, for devices that send only their own certificate
     Intermediate {
         /// The certificate, PEM
@@ -395,6 +417,14 @@ pub enum AdmissionMode {
     JustInTime,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WhenStaleArgument {
+    /// Nobody new is admitted until a current list is there; live sessions stay
+    Refuse,
+    /// What the last list said goes on
+    LastKnown,
+}
+
 #[derive(Args)]
 pub struct AuthorityMoveArguments {
     /// The authority
@@ -487,6 +517,13 @@ pub enum DeviceCommand {
         /// The authority; none unbinds the device
         #[arg(long)]
         authority: Option<AuthorityId>,
+    },
+    /// Register a device's self-signed certificate by its fingerprint: that certificate alone is admitted, no CA vouches for it
+    Pin {
+        #[command(flatten)]
+        device: OneDevice,
+        /// The certificate, PEM
+        certificate: PathBuf,
     },
     /// Make a one-time secret with which a device enrols over EST (HTTP user: the device id)
     Secret(OneDevice),

@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 
 use super::arguments::{
     AdmissionMode, AuthorityArguments, AuthorityCommand, AuthorityMoveArguments, ExportHierarchy,
-    KeyStoreArguments, KeyStoreKind,
+    KeyStoreArguments, KeyStoreKind, WhenStaleArgument,
 };
 use super::ca_key;
 use super::commands::{read, sessions, times};
-use super::output::{Output, cell};
+use super::output::{Output, cell, time};
 use crate::client::Client;
 use crate::failure::Failure;
+use crate::service::as_pem;
 
 pub(super) async fn run(command: AuthorityCommand, client: &Client, out: Output) -> Result<(), Failure> {
     match command {
@@ -32,6 +33,7 @@ pub(super) async fn run(command: AuthorityCommand, client: &Client, out: Output)
                     ("ADMISSION", "/admission/mode"),
                     ("DEVICE ID IN", "/identity_rule"),
                     ("VALID UNTIL", "/not_after"),
+                    ("LIST", "/revocation_list/state"),
                     ("SUBJECT", "/subject"),
                 ],
             )
@@ -106,6 +108,67 @@ pub(super) async fn run(command: AuthorityCommand, client: &Client, out: Output)
                 .await?;
             out.say(&answer, |a| {
                 format!("authority {id} changed{}", sessions(&a["sessions"]))
+            })
+        }
+        AuthorityCommand::Crl {
+            id,
+            file,
+            source,
+            interval_s,
+            when_stale,
+            off,
+        } => {
+            let path = format!("/authorities/{id}/revocation-list");
+            if off {
+                let answer = client.call("DELETE", &path, None).await?;
+                return out.say(&answer, |a| {
+                    format!(
+                        "authority {id} is asked for no revocation list any more{}",
+                        sessions(&a["sessions"])
+                    )
+                });
+            }
+            if source.is_some() || interval_s.is_some() || when_stale.is_some() {
+                let body = list_settings(client, &path, source, interval_s, when_stale).await?;
+                client.call("PUT", &path, Some(body)).await?;
+            }
+            if let Some(file) = file {
+                let bytes = std::fs::read(&file)
+                    .map_err(|e| Failure::invalid(format!("cannot read {}: {e}", file.display())))?;
+                let body = json!({ "lists": as_pem(&bytes)? });
+                let answer = client.call("POST", &path, Some(body)).await?;
+                return out.say(&answer, |a| {
+                    format!(
+                        "{} list(s) taken, {} here already; {} certificate(s) newly revoked, {} of them registered{}",
+                        a["taken"],
+                        a["unchanged"],
+                        a["newly_revoked"],
+                        a["credentials"],
+                        sessions(&a["sessions"])
+                    )
+                });
+            }
+            let answer = client.call("GET", &path, None).await?;
+            out.say(&answer, |a| {
+                let mut a = a.clone();
+                for key in ["next_update", "checked"] {
+                    a[key] = json!(time(&a[key]));
+                }
+                let mut text = String::new();
+                for key in [
+                    "state",
+                    "source",
+                    "interval_s",
+                    "lists",
+                    "revoked",
+                    "number",
+                    "next_update",
+                    "checked",
+                    "fault",
+                ] {
+                    text.push_str(&format!("{key:<12} {}\n", cell(&a[key])));
+                }
+                text
             })
         }
         AuthorityCommand::Intermediate { certificate, tenant } => {
@@ -235,6 +298,46 @@ fn rotation_report(id: &AuthorityId, report: &Value) -> String {
         text.push_str(&format!("\n{id}  {why}: {detail}"));
     }
     text
+}
+
+/// The settings as they are, with what was given in their place.
+async fn list_settings(
+    client: &Client,
+    path: &str,
+    source: Option<String>,
+    interval_s: Option<u32>,
+    when_stale: Option<WhenStaleArgument>,
+) -> Result<Value, Failure> {
+    let old = match client.call("GET", path, None).await {
+        Ok(old) => old,
+        Err(e) if e.status == 404 => Value::Null,
+        Err(e) => return Err(e),
+    };
+    let source = match source {
+        Some(url) if url.contains("://") => json!(url),
+        // The server may run elsewhere in the file system than this command.
+        Some(file) => {
+            json!(std::path::absolute(&file).map_err(|e| Failure::invalid(format!("{file}: {e}")))?)
+        }
+        None => old["source"].clone(),
+    };
+    let by_source = if source.as_str().is_some_and(|s| s.starts_with("http://")) {
+        3600
+    } else {
+        2
+    };
+    let interval_s = match interval_s {
+        Some(n) => json!(n),
+        None if old["source"] == source && old["interval_s"].is_u64() => old["interval_s"].clone(),
+        None => json!(by_source),
+    };
+    let when_stale = match when_stale {
+        Some(WhenStaleArgument::Refuse) => json!("refuse"),
+        Some(WhenStaleArgument::LastKnown) => json!("last-known"),
+        None if old["when_stale"].is_string() => old["when_stale"].clone(),
+        None => json!("refuse"),
+    };
+    Ok(json!({ "source": source, "interval_s": interval_s, "when_stale": when_stale }))
 }
 
 fn how_to_prove(id: &AuthorityId, code: &str) -> String {

@@ -104,6 +104,14 @@ pub enum CaAuthorityCommand {
         /// The authority
         id: AuthorityId,
     },
+    /// Take the key of an authority's root offline: write it to a file, and delete it here
+    TakeRootOffline {
+        /// The authority
+        id: AuthorityId,
+        /// The file to write; it must not exist
+        #[arg(long)]
+        out: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -261,6 +269,15 @@ fn authority(command: CaAuthorityCommand, folder: &Path, out: Output) -> Result<
         CaAuthorityCommand::Install { id, chain, tenant } => {
             operate::authority_install(folder, &id, &tenant.tenant, &read(&chain)?)?;
             added(&id, &tenant.tenant)
+        }
+        CaAuthorityCommand::TakeRootOffline { id, out: path } => {
+            operate::take_root_offline(folder, &id, &path)?;
+            out.say(&json!({ "id": id, "file": path }), |_| {
+                format!(
+                    "the root key of authority {id} is in {} and nowhere else; keep it where no server reaches it",
+                    path.display()
+                )
+            })
         }
         CaAuthorityCommand::Close { id } => {
             operate::authority_close(folder, &id)?;

@@ -35,10 +35,11 @@ pub fn init(
     data: &Path,
     listen: Option<SocketAddr>,
     host_names: Vec<String>,
+    ca_socket: Option<PathBuf>,
     out: Output,
 ) -> Result<(), Failure> {
     let file = data.join("countersign.toml");
-    if file.exists() && (listen.is_some() || !host_names.is_empty()) {
+    if file.exists() && (listen.is_some() || !host_names.is_empty() || ca_socket.is_some()) {
         return Err(Failure::invalid(format!(
             "{} exists and is not overwritten; hint: edit it, then countersign config check",
             file.display()
@@ -54,6 +55,7 @@ pub fn init(
         if !host_names.is_empty() {
             config.server.host_names = host_names;
         }
+        config.ca.socket = ca_socket;
         config.check().map_err(|e| Failure::invalid(e.to_string()))?;
         config
     };
@@ -282,6 +284,20 @@ async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<
             out.say(&answer, |_| match &authority {
                 Some(authority) => format!("device {} is bound to authority {authority}", device.id),
                 None => format!("device {} is bound to no authority", device.id),
+            })
+        }
+        DeviceCommand::Pin {
+            device: OneDevice { id, tenant },
+            certificate,
+        } => {
+            let body = json!({ "certificate": read(&certificate)? });
+            let path = format!("/tenants/{tenant}/devices/{id}/pins");
+            let answer = client.call("POST", &path, Some(body)).await?;
+            out.say(&answer, |a| {
+                format!(
+                    "device {id} is admitted by the certificate {}, until that expires or is revoked",
+                    cell(&a["fingerprint"])
+                )
             })
         }
         DeviceCommand::Secret(one) => {

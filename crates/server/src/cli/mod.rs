@@ -67,7 +67,11 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             logging(LogFormat::Text, "off")?;
             crate::quickstart::run(once, |line| println!("{line}")).await
         }
-        Command::Init { listen, host_names } => commands::init(&data, listen, host_names, out),
+        Command::Init {
+            listen,
+            host_names,
+            ca_socket,
+        } => commands::init(&data, listen, host_names, ca_socket, out),
         Command::Config(ConfigCommand::Check) => {
             let config = configuration(&data, named)?;
             commands::config_check(&config, out)

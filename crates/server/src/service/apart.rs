@@ -59,26 +59,6 @@ async fn off_thread<T: Send + 'static>(
         .map_err(|e| Failure::internal(format!("the CA was not asked: {e}")))?
 }
 
-fn evidence(wanted: &Wanted) -> Result<Evidence, Failure> {
-    let device = wanted.device.clone();
-    match (&wanted.requester, &wanted.shown) {
-        (Requester::Operator, _) => Ok(Evidence::Batch { device, batch: None }),
-        (Requester::Secret(_), Shown::Secret(text)) => Ok(Evidence::Secret {
-            device,
-            secret: SecretText::new(text.to_string()),
-        }),
-        (Requester::Certificate(_), Shown::Certificate { certificate, proof }) => Ok(Evidence::Certificate {
-            certificate: Base64(certificate.clone()),
-            proof: proof.clone().map(Base64),
-        }),
-        // Both are judged by the registry alone, and its word is no evidence there.
-        (Requester::Claim(_) | Requester::Expired(_), _) => Err(Failure::refused(format!(
-            "the CA is a process of its own: it takes neither claims nor expired certificates; hint: countersign ca secret {device}, on the CA, and let the device enrol with it"
-        ))),
-        _ => Err(Failure::internal("what was shown cannot be handed on to the CA")),
-    }
-}
-
 impl Service {
     /// Registers authorities of the CA: the one that a draft names, or, without one, all whose tenants are here.
     ///
@@ -150,6 +130,53 @@ impl Service {
         matches!(KeyStore::of(&self.authority_folder(id)), Ok(KeyStore::Ca))
     }
 
+    /// What the CA is to judge by.
+    fn evidence(&self, wanted: &Wanted) -> Result<Evidence, Failure> {
+        let device = wanted.device.clone();
+        match (&wanted.requester, &wanted.shown) {
+            (Requester::Operator, _) => Ok(Evidence::Batch { device, batch: None }),
+            (Requester::Secret(_), Shown::Secret(text)) => Ok(Evidence::Secret {
+                device,
+                secret: SecretText::new(text.to_string()),
+            }),
+            // A manufacturer's certificate is ours to judge, and says nothing to the CA: there a batch must cover the id.
+            (Requester::Certificate(_), Shown::Certificate { certificate, .. })
+                if !self.is_issued_by_ca(certificate)? =>
+            {
+                Ok(Evidence::Batch { device, batch: None })
+            }
+            (Requester::Certificate(_), Shown::Certificate { certificate, proof }) => {
+                Ok(Evidence::Certificate {
+                    certificate: Base64(certificate.clone()),
+                    proof: proof.clone().map(Base64),
+                })
+            }
+            // So is a claim, and an expired certificate in the renewal lane.
+            (Requester::Claim(_) | Requester::Expired(_), _) => Ok(Evidence::Batch { device, batch: None }),
+            _ => Err(Failure::internal("what was shown cannot be handed on to the CA")),
+        }
+    }
+
+    /// Whether a certificate names an authority of the CA as its issuer.
+    fn is_issued_by_ca(&self, certificate: &[u8]) -> Result<bool, Failure> {
+        let issuer = CertificateFacts::parse(certificate)
+            .map_err(|e| Failure::invalid(e.to_string()))?
+            .issuer_der;
+        for view in self.registry.authorities()? {
+            let held = self.is_held_by_ca(&view.id);
+            if held && self.authority_subject(&view.id)? == issuer {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn authority_subject(&self, id: &AuthorityId) -> Result<Vec<u8>, Failure> {
+        let certificate = self.registry.authority_certificate(id)?;
+        let facts = CertificateFacts::parse(&certificate).map_err(|e| Failure::internal(e.to_string()))?;
+        Ok(facts.subject_der)
+    }
+
     /// Issues by the CA.
     ///
     /// # Errors
@@ -174,7 +201,7 @@ impl Service {
             authority: id,
             profile: profile.name.clone(),
             request: Base64(wanted.request.der().to_vec()),
-            evidence: evidence(&wanted)?,
+            evidence: self.evidence(&wanted)?,
         };
         let request = IssueRequest {
             tenant: wanted.tenant,

@@ -304,6 +304,7 @@ impl Service {
         let path = self.authority_folder(id);
         match (&self.ca, self.is_held_by_ca(id)) {
             (Some(_), true) => return Ok("held by the CA".into()),
+            (Some(_), false) if !path.join("issuing.key").exists() => return Ok("it is not here".into()),
             (Some(_), false) => {
                 return Err(Failure::unavailable(
                     "its key is here, though the CA is a process of its own; it is not used",

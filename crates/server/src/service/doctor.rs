@@ -1,6 +1,6 @@
 //! Looks at everything that is known to go wrong.
 
-use countersign_identity::{AnchorState, CertificateFacts, Synchronisation};
+use countersign_identity::{AnchorState, CertificateFacts, Synchronisation, WhenStale};
 use countersign_policy::FactSource;
 use serde::{Deserialize, Serialize};
 
@@ -124,6 +124,40 @@ impl Service {
                     }),
                 );
             }
+        }
+        match self.registry.revocation_lists() {
+            Ok(all) => {
+                for (id, view) in all {
+                    let stale = view.is_stale_at(self.now());
+                    let due = view
+                        .next_update
+                        .map_or("never came".into(), |t| format!("next due {t}"));
+                    let mut detail = format!(
+                        "authority {id}: {} list(s), {} revoked, {due}; when stale: {}",
+                        view.lists,
+                        view.revoked,
+                        view.settings.when_stale.name()
+                    );
+                    if let Some(fault) = &view.fault {
+                        detail.push_str(&format!("; the source fails: {fault}"));
+                    }
+                    let result = if stale {
+                        let effect = match view.settings.when_stale {
+                            WhenStale::Refuse => "its devices are refused until a current list is there",
+                            WhenStale::LastKnown => "its devices are admitted by what the last list said",
+                        };
+                        let hint =
+                            format!("{effect}: countersign authority crl {id} FILE, or see to its source");
+                        Err((format!("{detail}; it is stale"), hint))
+                    } else if view.fault.is_some() {
+                        Err((detail, "see to the source before the list is stale".into()))
+                    } else {
+                        Ok(detail)
+                    };
+                    add("revocation list", result);
+                }
+            }
+            Err(e) => add("revocation list", Err((e.to_string(), "look at the disk".into()))),
         }
         let ledger = self.registry.ledger();
         add(

@@ -9,6 +9,7 @@ mod clock_tests;
 mod doctor;
 mod forecast;
 mod issuance;
+mod lists;
 mod rotation;
 mod server_certificate;
 
@@ -17,6 +18,7 @@ pub use authorities::AuthorityDraft;
 pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmAnswer, ItemRefusal};
 pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
+pub use lists::as_pem;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -29,7 +31,7 @@ use countersign_authority::time::TimeSigner;
 use countersign_authority::{Hierarchy, IssuingAuthority, folder};
 use countersign_gateway::{Cutoff, CutoffReport, Gateway, Touched};
 use countersign_identity::{
-    AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint, TenantId, Timestamp,
+    AuthorityId, CertificateFacts, ChainFault, Clock, DeviceId, Fingerprint, TenantId, Timestamp,
 };
 use countersign_policy::{
     ClientIdMode, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, Possession, TopicSpace,
@@ -394,6 +396,42 @@ impl Service {
             .await?;
         report.refused.append(&mut unreadable);
         Ok(report)
+    }
+
+    /// Registers a self-signed certificate (PEM) for a device by its fingerprint.
+    ///
+    /// # Errors
+    /// [`Failure`] if it is not self-signed, or not fit to authenticate a device.
+    pub async fn pin_certificate(
+        &self,
+        actor: Actor,
+        tenant: TenantId,
+        device: DeviceId,
+        certificate: &str,
+    ) -> Result<(Fingerprint, bool), Failure> {
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes())
+            .map_err(|e| Failure::invalid(format!("the certificate is no PEM: {e}")))?;
+        let facts = CertificateFacts::parse(&der).map_err(|e| Failure::invalid(e.to_string()))?;
+        countersign_identity::chain::check_pinned(&facts, &der).map_err(|fault| {
+            let hint = match fault {
+                ChainFault::UnknownCa { .. } => {
+                    "only self-signed certificates are pinned; register the CA of others: countersign authority register"
+                }
+                _ => countersign_policy::DenialCode::of_chain(&fault).cure(),
+            };
+            Failure::invalid(format!("{fault}; hint: {hint}"))
+        })?;
+        if now() > facts.not_after {
+            return Err(Failure::invalid(format!(
+                "the certificate expired on {}; hint: let the device make a new one",
+                facts.not_after
+            )));
+        }
+        let fingerprint = facts.fingerprint;
+        let (added, _) = self
+            .change(move |r| r.pin_credential(actor, tenant, device, facts))
+            .await?;
+        Ok((fingerprint, added))
     }
 
     /// Moves a device through its lifecycle, and waits for the sessions that this ends.
