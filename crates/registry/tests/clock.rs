@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use countersign_factory::Batch;
+use countersign_factory::station::Terms;
+use countersign_factory::{Batch, Profile};
 use countersign_identity::{
-    AuthorityId, BatchId, CertificateFacts, Clock, DeviceId, Synchronisation, TenantId, Timestamp,
+    AuthorityId, BatchId, CertificateFacts, Clock, DeviceId, StationId, Synchronisation, TenantId, Timestamp,
 };
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Custody, LifecycleState};
 use countersign_registry::{
     Actor, BulkIssue, BulkItem, ClockRules, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits,
-    NewCredential, NewDevice, Registry, RegistryError, Requester, SystemClock,
+    MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Registry, RegistryError, Requester,
+    SystemClock,
 };
 
 /// A clock that the test moves.
@@ -245,6 +247,77 @@ fn nothing_is_minted_in_a_batch_while_the_clock_is_behind() {
     assert_eq!(registry.facts().device_count(), 1);
     clock.set(START + HOUR);
     assert!(issue(&[("SN-2", &second)])[0].is_ok());
+}
+
+#[test]
+fn no_station_is_made_while_the_clock_is_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Moved::new();
+    let registry = open(folder.path(), &clock);
+    let tenant = TenantId::default_tenant();
+    let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(1));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let key = rcgen::KeyPair::generate().unwrap();
+    let factory = AuthorityId::new("factory").unwrap();
+    let new = NewAuthority {
+        id: factory.clone(),
+        tenant: tenant.clone(),
+        origin: Origin::Factory,
+        rule: Default::default(),
+        admission: Default::default(),
+        certificate: params.self_signed(&key).unwrap().der().to_vec(),
+    };
+    registry.register_authority(actor(), new).unwrap();
+    let batch = Batch {
+        id: BatchId::new("B-1").unwrap(),
+        tenant: tenant.clone(),
+        model: "pump".into(),
+        profile: Profile::default().name,
+        groups: vec![],
+        devices_start: Default::default(),
+        authority: None,
+        id_pattern: "SN-*".parse().unwrap(),
+        quota: 10,
+        window: Default::default(),
+    };
+    registry.add_batch(actor(), batch).unwrap();
+    let now = Timestamp::from_unix_ms(START);
+    let terms = Terms {
+        station: StationId::new("line-1").unwrap(),
+        tenant,
+        batch: BatchId::new("B-1").unwrap(),
+        batch_ids: "SN-*".parse().unwrap(),
+        ids: "SN-000..SN-009".parse().unwrap(),
+        quota: 3,
+        from: now,
+        to: now.plus(Duration::from_secs(86_400)),
+        profile: Profile::default(),
+    };
+    let station = rcgen::CertificateParams::new(vec![]).unwrap();
+    let station_key = rcgen::KeyPair::generate().unwrap();
+    let station = station.self_signed(&station_key).unwrap().der().to_vec();
+    let key = CertificateFacts::parse(&station).unwrap().public_key_sha256;
+    let add = || {
+        let certificate = station.clone();
+        let mint = move |_| {
+            Ok(MintedStation {
+                certificate,
+                grant_file: b"grant".to_vec(),
+            })
+        };
+        registry.add_station(actor(), factory.clone(), terms.clone(), key, mint)
+    };
+    clock.set(START + HOUR);
+    registry.keep_time().unwrap();
+    clock.set(START);
+    let refused = add().unwrap_err();
+    assert!(matches!(refused, RegistryError::ClockBehind { .. }), "{refused}");
+    clock.set(START + HOUR);
+    assert_eq!(add().unwrap().value, b"grant");
+    // What was made is told again, whatever the clock says.
+    clock.set(START);
+    assert_eq!(add().unwrap().value, b"grant");
 }
 
 #[test]

@@ -208,6 +208,11 @@ fn waits(service: &Service, e: Failure) -> Refusal {
             retry_after_s: Some(service.config().enrol.retry_after_s),
             ..Refusal::new(StatusCode::ACCEPTED, "waits for approval")
         },
+        // Nothing is wrong with the request: the clock is behind, or storage fails.
+        _ if e.status == 503 => Refusal {
+            retry_after_s: Some(service.config().enrol.retry_after_s),
+            ..Refusal::from(e)
+        },
         _ => Refusal::from(e),
     }
 }
