@@ -14,11 +14,12 @@
 //! 4. [`authority`]: authorities: registered, proven, rotated
 //! 5. [`credential`]: credentials: issued, used, superseded, revoked
 //! 6. [`batch`]: a factory's batches; [`bulk`]: issuing for many devices of one at once
-//! 7. `first_contact`: what a device that shows up may bring about
-//! 8. [`import`]: thousands of devices in one change
-//! 9. `table`: the facts in memory that the gateway decides on
-//! 10. [`ledger`]: exchanges: bounded queue, limits, queries
-//! 11. [`query`]: reading for people
+//! 7. [`station`]: offline factory stations: granted, reconciled, revoked
+//! 8. `first_contact`: what a device that shows up may bring about
+//! 9. [`import`]: thousands of devices in one change
+//! 10. `table`: the facts in memory that the gateway decides on
+//! 11. [`ledger`]: exchanges: bounded queue, limits, queries
+//! 12. [`query`]: reading for people
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
