@@ -23,6 +23,7 @@
 //! 13. [`forecast`]: what expires when
 //! 14. [`clock`]: the newest time that is known to have been, and when nothing is minted
 //! 15. [`revocation_list`]: what registered authorities revoked by their own word
+//! 16. [`station`]: offline factory stations: granted, reconciled, revoked
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"

@@ -593,7 +593,7 @@ impl<D: Disk> Station<D> {
         self.destroy_key()
     }
 
-    /// The certificate's serial number of each device, in the order of issue.
+    /// The certificate of each device, in the order of issue.
     pub fn issued(&self) -> impl Iterator<Item = (&DeviceId, &Fingerprint)> {
         self.order
             .iter()
