@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_factory::est::client::{ANSWER_BYTES_MAX, certificates, retry_after_s};
 use countersign_factory::est::{BUNDLE_BYTES_MAX, Bundle, Extra, Lines, Operation, Target, base64_encode};
+use countersign_factory::renewal_proof;
 use countersign_identity::{CertificateFacts, DeviceId, TenantId};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -131,7 +132,7 @@ impl EstClient {
         &mut self,
         method: &str,
         path: &str,
-        secret: Option<&Secret>,
+        (secret, word): (Option<&Secret>, Option<&[u8]>),
         body: Option<String>,
         bytes_max: usize,
     ) -> Result<Answer, EnrolFault> {
@@ -154,6 +155,9 @@ impl EstClient {
             let mut value = HeaderValue::from_str(&basic).map_err(broken)?;
             value.set_sensitive(true);
             request = request.header(header::AUTHORIZATION, value);
+        }
+        if let Some(word) = word {
+            request = request.header(renewal_proof::HEADER, STANDARD.encode(word));
         }
         let request = request
             .body(Full::from(body.unwrap_or_default()))
@@ -190,20 +194,35 @@ impl EstClient {
         .path()
     }
 
-    /// Asks for a certificate: the one that was issued, DER.
+    /// Asks for a first certificate: the one that was issued, DER.
     ///
     /// # Errors
     /// [`EnrolFault::Waits`] if somebody is to approve it: then the same is asked again later. Others as they say.
-    pub async fn enrol(
+    pub async fn enrol(&mut self, request: &[u8], secret: Option<&Secret>) -> Result<Vec<u8>, EnrolFault> {
+        self.certificate(Operation::SimpleEnroll, request, (secret, None))
+            .await
+    }
+
+    /// Asks for the next certificate, by the one that is shown. `word` is [`renewal_proof`], for a CA that takes nobody's
+    /// word but that of the key which it certified.
+    ///
+    /// # Errors
+    /// As [`EstClient::enrol`].
+    pub async fn reenrol(&mut self, request: &[u8], word: Option<&[u8]>) -> Result<Vec<u8>, EnrolFault> {
+        self.certificate(Operation::SimpleReenroll, request, (None, word))
+            .await
+    }
+
+    async fn certificate(
         &mut self,
         operation: Operation,
         request: &[u8],
-        secret: Option<&Secret>,
+        by: (Option<&Secret>, Option<&[u8]>),
     ) -> Result<Vec<u8>, EnrolFault> {
         let path = self.target(operation);
         let body = base64_encode(request, Lines::One);
         let answer = self
-            .ask(operation.method(), &path, secret, Some(body), ANSWER_BYTES_MAX)
+            .ask(operation.method(), &path, by, Some(body), ANSWER_BYTES_MAX)
             .await?;
         let answer = accepted(answer)?;
         let found = certificates(&answer.body).map_err(|e| EnrolFault::Answer(e.to_string()))?;
@@ -219,7 +238,10 @@ impl EstClient {
     /// [`EnrolFault`].
     pub async fn bundle(&mut self) -> Result<Bundle, EnrolFault> {
         let path = Extra::Bundle(self.server.tenant.clone()).path();
-        let answer = accepted(self.ask("GET", &path, None, None, BUNDLE_BYTES_MAX).await?)?;
+        let answer = accepted(
+            self.ask("GET", &path, (None, None), None, BUNDLE_BYTES_MAX)
+                .await?,
+        )?;
         serde_json::from_slice(&answer.body).map_err(|e| EnrolFault::Answer(e.to_string()))
     }
 }

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
-use countersign_factory::est::{Bundle, Operation};
-use countersign_factory::{CertificateRequest, SoftwareKey};
+use countersign_factory::est::Bundle;
+use countersign_factory::{CertificateRequest, SoftwareKey, renewal_proof};
 use countersign_identity::{CertificateFacts, DeviceId, Timestamp};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::mpsc;
@@ -144,7 +144,7 @@ pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<Dev
         (None, None, _) => "device".to_owned(),
     };
     let request = CertificateRequest::der_with_name(&key, &name).map_err(key_fault)?;
-    let leaf = client.enrol(Operation::SimpleEnroll, &request, secret).await?;
+    let leaf = client.enrol(&request, secret).await?;
     let (chain, facts) = checked(leaf, &key, &bundle)?;
     let device = device_of(&facts)
         .filter(|d| enrolment.device.as_ref().is_none_or(|asked| asked == d))
@@ -187,7 +187,8 @@ pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<Certifica
     pin(folder, &client, &bundle)?;
     let key = folder.begin(reuse)?;
     let request = CertificateRequest::with_subject(&key, &identity.facts.subject_der).map_err(key_fault)?;
-    let renewed = client.enrol(Operation::SimpleReenroll, &request, None).await;
+    let word = word_of(&identity, &request);
+    let renewed = client.reenrol(&request, word.as_deref()).await;
     let leaf = match renewed {
         Ok(leaf) => leaf,
         Err(fault) => {
@@ -221,6 +222,16 @@ async fn renewing(folder: &IdentityFolder) -> Result<Renewing, EnrolFault> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// The old key's word for the request. TLS proves that key to the platform's server; a CA behind it may want to see for
+/// itself. `None` for a key of another kind than we make: then the server's word must do.
+fn word_of(identity: &DeviceIdentity, request: &[u8]) -> Option<Vec<u8>> {
+    let PrivateKeyDer::Pkcs8(old) = &identity.key else {
+        return None;
+    };
+    let old = SoftwareKey::from_pkcs8(old.secret_pkcs8_der()).ok()?;
+    renewal_proof::create(&old, identity.chain.first()?, request).ok()
 }
 
 /// Fetches the trust bundle, and pins what it says: which of our roots is new, if any.

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_factory::renewal_proof;
+use countersign_testkit::agent::Agent;
 use countersign_testkit::ca::CaProcess;
 use countersign_testkit::server::{Server, listener};
 use serde_json::json;
@@ -446,6 +447,54 @@ fn an_answer_that_was_lost_between_the_two_is_found_again() {
         .collect();
     assert_eq!(states, ["issued", "lapsed"]);
     assert_eq!(place.ca.ok(&["batch", "list"])[0]["used"], 2);
+}
+
+#[test]
+fn the_agent_enrols_by_a_secret_of_the_ca_and_renews_with_a_key_of_its_own() {
+    let place = Place::new("");
+    place.server().cli_ok(&["device", "add", "sensor-1"]).unwrap();
+    let made = place.ca.ok(&["secret", "sensor-1", "--authority", "fleet"]);
+    let (secret, root) = (place.text("secret"), place.text("root.pem"));
+    std::fs::write(&secret, made["secret"].as_str().unwrap()).unwrap();
+    std::fs::write(
+        &root,
+        place
+            .server()
+            .cli_ok(&["authority", "export", "platform"])
+            .unwrap(),
+    )
+    .unwrap();
+    let address = format!("localhost:{}", place.server().listener("enrol").unwrap().port());
+    let agent = Agent::new(program(), place.path("sensor-1"));
+    agent.ok(&[
+        "enrol",
+        "--server",
+        &address,
+        "--platform-root",
+        &root,
+        "--id",
+        "sensor-1",
+        "--secret-file",
+        &secret,
+    ]);
+    agent.ok(&["check"]);
+    let key = || std::fs::read(agent.folder.join("device.key")).unwrap();
+    // The next certificate is for a new key: the old one speaks for it, to the CA itself.
+    let (first, first_key) = (agent.certificate(), key());
+    assert!(agent.ok(&["renew"]).contains("renewed"));
+    assert_ne!((agent.certificate(), key()), (first, first_key));
+    agent.ok(&["check"]);
+    let issued = place.ca.ok(&["certificates", "--device", "sensor-1"]);
+    let grounds: Vec<_> = issued
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["evidence"].as_str().unwrap())
+        .collect();
+    assert!(
+        grounds.len() == 2 && grounds[0].starts_with("certificate:") && grounds[1] == "secret",
+        "{grounds:?}"
+    );
 }
 
 #[test]
