@@ -2,7 +2,12 @@
 //!
 //! Whole mTLS handshakes in memory, through the driver and the verifier of the gateway. In CI with some thousand
 //! authorities; COUNTERSIGN_ANCHORS=100000 gives the full figure.
-#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout
+)]
 
 use std::process::Command;
 use std::sync::Arc;
