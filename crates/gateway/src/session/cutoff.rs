@@ -90,9 +90,11 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
                 entry.readmit(admission);
                 kept += 1;
             }
+            // One that was ending already is another change's to count: one commit may touch a session twice.
             Err(denial) => {
-                entry.end(reason_of(denial.code));
-                ended.push(entry);
+                if entry.end(reason_of(denial.code)) {
+                    ended.push(entry);
+                }
             }
         }
     }
