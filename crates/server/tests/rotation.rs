@@ -11,6 +11,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_factory::{CertificateRequest, SoftwareKey};
+use countersign_identity::Timestamp;
 use countersign_testkit::client::{Attempt, connect};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 use countersign_testkit::server::Server;
@@ -188,7 +189,7 @@ fn a_rotation_of_5000_devices_locks_nobody_out_who_can_be_reached() {
         }
         Kind::WrongClock => {
             let attempt = Attempt {
-                trust: false,
+                clock: Some(Timestamp::parse_rfc3339("2045-01-01T00:00:00Z").unwrap()),
                 patience: Duration::from_secs(20),
                 ..Attempt::new(server.devices)
             };
@@ -262,7 +263,13 @@ fn a_rotation_of_5000_devices_locks_nobody_out_who_can_be_reached() {
         .map(|n| n.as_u64().unwrap())
         .sum();
     assert_eq!(by_devices, WRONG_CLOCK as u64, "{report}");
-    let told = server.cli_ok(&["authority", "dependents", "old"]).unwrap();
+    assert_eq!(
+        report["refused_by_devices"]["device-alert.certificate-expired"],
+        WRONG_CLOCK
+    );
+    let told = server
+        .cli_ok(&["authority", "dependents", "old", "--limit", "1000"])
+        .unwrap();
     assert!(
         told.contains(&format!("not-seen: {}", OFFLINE + WRONG_CLOCK)) && told.contains("device secret"),
         "{told}"

@@ -15,7 +15,7 @@ use countersign_identity::signed::Signer;
 use countersign_identity::{DeviceId, Timestamp};
 use countersign_testkit::client::{Attempt, Seen, connect, publish};
 use countersign_testkit::pki::Identity;
-use countersign_testkit::server::Server;
+use countersign_testkit::server::{Server, listener};
 use countersign_testkit::station_crash;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -443,10 +443,9 @@ fn identities_of_an_offline_station_are_let_in_once_its_journal_is_reconciled() 
 
 #[test]
 fn a_stolen_station_is_one_revocation() {
-    let place = Place::with("[pki]\nlisten = \"127.0.0.1:0\"\n");
+    let place = Place::with(&listener("pki"));
     let serials = || {
-        let status = place.server.ask("GET", "/status", None).unwrap();
-        let url = format!("http://{}/crl/factory.crl", status["pki"].as_str().unwrap());
+        let url = format!("http://{}/crl/factory.crl", place.server.listener("pki").unwrap());
         let file = place.text("factory.crl");
         let got = Command::new("curl")
             .args(["-sSf", "-o", &file, &url])

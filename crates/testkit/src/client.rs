@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use countersign_identity::{CertificateFacts, Timestamp};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientConnection, ResolvesClientCert};
 use rustls::crypto::aws_lc_rs;
@@ -61,21 +62,31 @@ impl Seen {
     }
 }
 
-/// Trusts whoever answers, or nobody.
+/// Trusts whoever answers, or nobody; by a clock, if it has one.
 #[derive(Debug)]
 struct Trust {
     anyone: bool,
+    clock: Option<Timestamp>,
 }
 
 impl ServerCertVerifier for Trust {
     fn verify_server_cert(
         &self,
-        _end_entity: &CertificateDer<'_>,
+        end_entity: &CertificateDer<'_>,
         _intermediates: &[CertificateDer<'_>],
         _server_name: &ServerName<'_>,
         _ocsp: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        if let Some(clock) = self.clock {
+            let facts = CertificateFacts::parse(end_entity).map_err(|_| CertificateError::BadEncoding)?;
+            if clock > facts.not_after {
+                return Err(CertificateError::Expired.into());
+            }
+            if clock < facts.not_before {
+                return Err(CertificateError::NotValidYet.into());
+            }
+        }
         if self.anyone {
             Ok(ServerCertVerified::assertion())
         } else {
@@ -135,6 +146,8 @@ pub struct Attempt {
     pub identity: Option<Identity>,
     /// Whether the server is trusted, whoever it is.
     pub trust: bool,
+    /// The device's clock, that the dates of the server's certificate are held against; without one they are not.
+    pub clock: Option<Timestamp>,
     /// The TLS versions to offer.
     pub versions: &'static [&'static SupportedProtocolVersion],
     /// ALPN to offer.
@@ -160,6 +173,7 @@ impl Attempt {
             name: "localhost".into(),
             identity: None,
             trust: true,
+            clock: None,
             versions: TLS13,
             alpn: vec![],
             send: vec![],
@@ -192,7 +206,10 @@ impl Attempt {
             .with_protocol_versions(self.versions)
             .expect("versions")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Trust { anyone: self.trust }));
+            .with_custom_certificate_verifier(Arc::new(Trust {
+                anyone: self.trust,
+                clock: self.clock,
+            }));
         let mut config = match &self.identity {
             None => builder.with_no_client_auth(),
             Some(identity) => {
