@@ -8,7 +8,8 @@
 //! 4. [`exchange`]: the stages as types that consume each other, and their record
 //! 5. [`session`]: register, then check; packets; cut-off
 //! 6. [`data`]: the router behind PUBLISH and SUBSCRIBE
-//! 7. [`http`]: HTTP in place of MQTT, through the same stages
+//! 7. [`judge`]: what all of these decide by; [`why`] asks it of whoever is not connected
+//! 8. [`http`]: HTTP in place of MQTT, through the same stages
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock and passes `now` to the cores"
@@ -21,12 +22,14 @@ pub mod exchange;
 mod gateway;
 pub mod handshake;
 pub mod http;
+pub mod judge;
 pub mod limits;
 mod listen;
 pub mod metrics;
 pub mod node;
 pub mod session;
 mod timer;
+pub mod why;
 
 pub use countersign_identity::Clock;
 pub use gateway::{BindError, Foundation, Gateway, SessionView};
@@ -37,3 +40,4 @@ pub use metrics::Metrics;
 pub use node::{DeviceListener, GatewayOptions};
 pub use session::EndReason;
 pub use session::cutoff::{Cutoff, CutoffReport, Touched};
+pub use session::entry::Admission;

@@ -5,55 +5,37 @@ use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 use std::sync::LazyLock;
 
-use cedar_policy::{
-    Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy, PolicyId, PolicySet, Request,
-    RestrictedExpression, Schema, ValidationMode, Validator,
-};
+use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
 use serde_json::Value;
 
-use crate::decide::{Action, DataFacts};
-use crate::facts::DeviceFacts;
-use crate::permit::AdmissionPermit;
+use crate::decide::Action;
+pub use crate::fault::{PolicyFault, PolicyProblem};
+use crate::fault::{of_name, of_syntax, of_validation, of_warning};
 use crate::spaces::{SPACES_MAX, TopicSpace};
 
-/// Why policies or spaces cannot take effect. Nothing changes when they do not.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PolicyFault {
-    /// The text is no Cedar.
-    #[error("the policies cannot be read: {0}")]
-    Syntax(String),
-    /// Two policies have the same `@id`.
-    #[error("two policies have the id {0:?}; give each its own @id")]
-    DuplicateId(String),
-    /// A policy speaks of something that the schema does not have, or compares what cannot be compared.
-    #[error("the policies do not fit the schema: {0}")]
-    Schema(String),
-    /// More spaces than can be told apart.
-    #[error("{0} topic spaces are declared, at most {SPACES_MAX} are possible")]
-    TooManySpaces(usize),
-    /// Two spaces have the same name.
-    #[error("two topic spaces have the name {0:?}")]
-    DuplicateSpace(String),
-}
+/// What policies may speak of, in Cedar's schema language.
+pub const SCHEMA_TEXT: &str = include_str!("schema.cedarschema");
 
 pub(crate) struct Compiled {
     pub(crate) policies: PolicySet,
     pub(crate) keepable: [bool; 3],
+    warnings: Vec<PolicyProblem>,
 }
 
 /// The schema is part of the program: that it can be read is shown by the tests of this crate.
 static SCHEMA: LazyLock<Result<Schema, String>> = LazyLock::new(|| {
-    Schema::from_cedarschema_str(include_str!("schema.cedarschema"))
+    Schema::from_cedarschema_str(SCHEMA_TEXT)
         .map(|(schema, _)| schema)
         .map_err(|e| format!("{e:?}"))
 });
 
-/// Checks policies and spaces as they would be when they take effect.
+/// Checks policies and spaces as they would be when they take effect. What looks wrong but would take effect is
+/// returned: policies that can never apply, topic spaces that nobody declared.
 ///
 /// # Errors
 /// As for [`crate::decide::TenantPolicy::compile`].
-pub fn validate(policies: &str, spaces: &[TopicSpace]) -> Result<(), PolicyFault> {
-    compile(policies, spaces).map(drop)
+pub fn validate(policies: &str, spaces: &[TopicSpace]) -> Result<Vec<PolicyProblem>, PolicyFault> {
+    compile(policies, spaces).map(|c| c.warnings)
 }
 
 pub(crate) fn compile(text: &str, spaces: &[TopicSpace]) -> Result<Compiled, PolicyFault> {
@@ -61,45 +43,89 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace]) -> Result<Compiled, Pol
         return Err(PolicyFault::TooManySpaces(spaces.len()));
     }
     let mut names = HashSet::new();
-    if let Some(twice) = spaces.iter().find(|s| !names.insert(&s.name)) {
+    if let Some(twice) = spaces.iter().find(|s| !names.insert(s.name.as_str())) {
         return Err(PolicyFault::DuplicateSpace(twice.name.clone()));
     }
-    let read = PolicySet::from_str(text).map_err(|e| PolicyFault::Syntax(with_causes(&e)))?;
+    let read = PolicySet::from_str(text).map_err(|e| PolicyFault::Syntax(of_syntax(&e, text)))?;
+    // Nothing ever fills in a template: it would be accepted, and never decide anything.
+    if let Some(template) = read.templates().next() {
+        let id = template.annotation("id").unwrap_or(template.id().as_ref());
+        let message = "it has a slot such as ?principal, and nothing fills it in";
+        let cure = "write who it is about in its place: principal in Group::\"name\"";
+        return Err(PolicyFault::Names(vec![of_name(id, 0, text, message, cure)]));
+    }
     let mut policies = PolicySet::new();
     for policy in read.policies() {
         let id = policy
             .annotation("id")
             .map_or_else(|| policy.id().to_string(), str::to_owned);
-        policies
-            .add(policy.new_id(PolicyId::new(&id)))
-            .map_err(|_| PolicyFault::DuplicateId(id.clone()))?;
+        policies.add(policy.new_id(PolicyId::new(&id))).map_err(|_| {
+            let message = "another policy has this id already";
+            PolicyFault::Names(vec![of_name(&id, 1, text, message, "give each its own @id")])
+        })?;
     }
-    let schema = SCHEMA.as_ref().map_err(|e| PolicyFault::Schema(e.clone()))?;
+    let schema = SCHEMA.as_ref().map_err(|e| {
+        PolicyFault::Schema(vec![PolicyProblem {
+            line: None,
+            column: None,
+            policy: None,
+            message: e.clone(),
+            cure: "this is a fault of the program: report it".into(),
+        }])
+    })?;
     let result = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
     if !result.validation_passed() {
-        let all: Vec<String> = result.validation_errors().map(|e| with_causes(e)).collect();
-        return Err(PolicyFault::Schema(all.join("; ")));
+        let mut all: Vec<_> = result
+            .validation_errors()
+            .map(|e| of_validation(e, text))
+            .collect();
+        all.sort_by_key(|p| (p.line, p.column));
+        all.dedup();
+        return Err(PolicyFault::Schema(all));
     }
-    let keepable = Action::ALL.map(|action| policies.policies().all(|p| !is_particular(p, action)));
-    Ok(Compiled { policies, keepable })
+    let mut warnings: Vec<_> = result
+        .validation_warnings()
+        .map(|w| of_warning(w, text))
+        .collect();
+    let mut keepable = [true; 3];
+    for policy in policies.policies() {
+        let Ok(json) = policy.to_json() else {
+            keepable = [false; 3];
+            continue;
+        };
+        let particular = is_particular(&json, None);
+        for (keep, action) in keepable.iter_mut().zip(Action::ALL) {
+            *keep &= !(particular && applies(&json, action));
+        }
+        let mut spoken = Vec::new();
+        spaces_spoken_of(&json, &mut spoken);
+        for name in spoken.into_iter().filter(|n| !names.contains(n)) {
+            let message = format!("it names the topic space {name:?}, which is not declared");
+            let cure = "declare it, or correct its name; `countersign policy show` lists the spaces in force";
+            let id = policy.id().to_string();
+            warnings.push(of_name(&id, 0, text, &message, cure));
+        }
+    }
+    warnings.sort_by_key(|p| (p.line, p.column));
+    warnings.dedup();
+    Ok(Compiled {
+        policies,
+        keepable,
+        warnings,
+    })
 }
 
-/// An error with all its causes.
-fn with_causes(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-/// Whether a policy that may apply to `action` depends on more than the fact class: a single device, the time, or the
-/// source. When in doubt, yes.
-fn is_particular(policy: &Policy, action: Action) -> bool {
-    let Ok(json) = policy.to_json() else { return true };
-    applies(&json, action) && is_particular_json(&json, None)
+/// Each policy's own text, by its id: what a comparison of two versions goes by.
+///
+/// # Errors
+/// As for [`crate::decide::TenantPolicy::compile`].
+pub fn texts(policies: &str) -> Result<HashMap<String, String>, PolicyFault> {
+    let compiled = compile(policies, &[])?;
+    Ok(compiled
+        .policies
+        .policies()
+        .map(|p: &Policy| (p.id().to_string(), p.to_string()))
+        .collect())
 }
 
 fn applies(policy: &Value, action: Action) -> bool {
@@ -110,7 +136,12 @@ fn applies(policy: &Value, action: Action) -> bool {
     }
 }
 
-fn is_particular_json(value: &Value, parent: Option<&str>) -> bool {
+/// Operators that take a part of principal or context, or ask what all devices of a fact class answer alike. `parent`
+/// is the operator whose left side a variable is.
+const PARTS: &[&str] = &[".", "has", "in", "is"];
+
+/// Whether a policy depends on more than the fact class: a single device, the time, or the source. When in doubt, yes.
+fn is_particular(value: &Value, parent: Option<&str>) -> bool {
     match value {
         Value::Object(map) => {
             // An entity literal of a device, in the scope or in a condition.
@@ -125,91 +156,51 @@ fn is_particular_json(value: &Value, parent: Option<&str>) -> bool {
                 .get("Var")
                 .and_then(Value::as_str)
                 .is_some_and(|v| v == "context" || v == "principal")
-                && parent != Some("left");
-            names_device || reads || whole || map.iter().any(|(k, v)| is_particular_json(v, Some(k)))
+                && !parent.is_some_and(|p| PARTS.contains(&p));
+            names_device
+                || reads
+                || whole
+                || map.iter().any(|(key, inner)| match inner {
+                    // {"==": {"left": …, "right": …}}: what is on the left knows its operator.
+                    Value::Object(sides) if sides.contains_key("left") => {
+                        sides
+                            .iter()
+                            .any(|(side, v)| is_particular(v, (side == "left").then_some(key.as_str())))
+                            || sides
+                                .get("attr")
+                                .and_then(Value::as_str)
+                                .is_some_and(|a| ["now", "source", "id"].contains(&a))
+                    }
+                    _ => is_particular(inner, None),
+                })
         }
-        Value::Array(list) => list.iter().any(|v| is_particular_json(v, parent)),
+        Value::Array(list) => list.iter().any(|v| is_particular(v, None)),
         _ => false,
     }
 }
 
-fn uid(kind: &str, id: &str) -> Result<EntityUid, ()> {
-    let kind = EntityTypeName::from_str(kind).map_err(drop)?;
-    Ok(EntityUid::from_type_name_and_id(kind, EntityId::new(id)))
+/// The names that `context.spaces` is asked for.
+fn spaces_spoken_of<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Object(map) => {
+            for (key, inner) in map {
+                if key.starts_with("contains") && inner["left"]["."]["attr"] == "spaces" {
+                    strings(&inner["right"], found);
+                } else {
+                    spaces_spoken_of(inner, found);
+                }
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|v| spaces_spoken_of(v, found)),
+        _ => {}
+    }
 }
 
-/// The request and entities of one decision.
-pub(crate) fn request(
-    action: Action,
-    permit: &AdmissionPermit,
-    device: &DeviceFacts,
-    asked: DataFacts,
-    spaces: &[&str],
-) -> Result<(Request, Entities), ()> {
-    let text = |s: &str| RestrictedExpression::new_string(s.to_owned());
-    let record = |fields: Vec<(&str, RestrictedExpression)>| {
-        RestrictedExpression::new_record(fields.into_iter().map(|(k, v)| (k.to_owned(), v))).map_err(drop)
-    };
-    let principal = uid("Device", &format!("{}/{}", device.tenant, device.id))?;
-    let tenant = uid("Tenant", device.tenant.as_str())?;
-    let mut attributes = HashMap::from([
-        ("id".to_owned(), text(device.id.as_str())),
-        ("state".to_owned(), text(device.state.name())),
-    ]);
-    if let Some(model) = &device.model {
-        attributes.insert("model".to_owned(), text(model));
+fn strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    match value {
+        Value::String(s) => found.push(s),
+        Value::Object(map) => map.values().for_each(|v| strings(v, found)),
+        Value::Array(list) => list.iter().for_each(|v| strings(v, found)),
+        _ => {}
     }
-    let groups = device
-        .groups
-        .iter()
-        .map(|g| uid("Group", g))
-        .collect::<Result<HashSet<_>, _>>()?;
-    let mut entities = vec![Entity::new(principal.clone(), attributes, groups.clone()).map_err(drop)?];
-    entities.extend(
-        groups
-            .into_iter()
-            .map(|g| Entity::new_no_attrs(g, HashSet::new())),
-    );
-    entities.push(Entity::new_no_attrs(tenant.clone(), HashSet::new()));
-    let mut fields = vec![
-        (
-            "credential".to_owned(),
-            record(vec![
-                ("kind", text(permit.kind.name())),
-                ("custody", text(permit.custody.name())),
-            ])?,
-        ),
-        ("authority".to_owned(), text(permit.authority.as_str())),
-        (
-            "tls".to_owned(),
-            record(vec![
-                ("version", text(permit.tls_version)),
-                ("resumed", RestrictedExpression::new_bool(permit.resumed)),
-            ])?,
-        ),
-        (
-            "source".to_owned(),
-            RestrictedExpression::new_ip(permit.source.to_string()),
-        ),
-        (
-            "now".to_owned(),
-            RestrictedExpression::new_long(asked.now.unix_s()),
-        ),
-    ];
-    if action != Action::Connect {
-        fields.push((
-            "spaces".to_owned(),
-            RestrictedExpression::new_set(spaces.iter().map(|s| text(s))),
-        ));
-        fields.push((
-            "qos".to_owned(),
-            RestrictedExpression::new_long(i64::from(asked.qos)),
-        ));
-        fields.push(("retain".to_owned(), RestrictedExpression::new_bool(asked.retain)));
-    }
-    let context = Context::from_pairs(fields).map_err(drop)?;
-    let request =
-        Request::new(principal, uid("Action", action.name())?, tenant, context, None).map_err(drop)?;
-    let entities = Entities::from_entities(entities, None).map_err(drop)?;
-    Ok((request, entities))
 }

@@ -1,7 +1,7 @@
 //! The decision: lifecycle first, then the tenant's Cedar policies. The only place where permits are made.
 //!
 //! A decision costs Cedar some 10 to 20 µs. In a fleet most decisions are alike, so each is kept by its fact class
-//! (model, groups, credential kind and custody, authority, TLS facts, spaces), inside the compiled policies: a new
+//! (model, groups, batch, credential kind and custody, authority, TLS facts, spaces), inside the compiled policies: a new
 //! policy generation starts with nothing kept. An action for which any policy names a single device, or reads the time
 //! or the source address, is never kept.
 
@@ -14,11 +14,14 @@ use countersign_identity::{AuthorityId, Generation, Timestamp};
 use parking_lot::RwLock;
 
 use crate::compile::{self, Compiled};
-pub use crate::compile::{PolicyFault, validate};
+pub use crate::compile::{PolicyFault, PolicyProblem, SCHEMA_TEXT, texts, validate};
 use crate::denial::{Denial, DenialCode};
-use crate::facts::{ConnectFacts, CredentialKind, CredentialState, Custody, DeviceFacts, Generations};
+use crate::facts::{
+    ConnectFacts, CredentialKind, CredentialState, Custody, DeviceFacts, Generations, TlsFacts,
+};
 use crate::lifecycle::LifecycleState;
 pub use crate::permit::{AdmissionPermit, PublishPermit, SubscribePermit};
+use crate::request;
 pub use crate::spaces::{SpaceSet, TopicSpace};
 
 /// The policies every tenant starts with.
@@ -71,12 +74,12 @@ struct FactClass {
     action: Action,
     model: Option<Arc<str>>,
     groups: Arc<[Arc<str>]>,
+    batch: Option<Arc<str>>,
     state: LifecycleState,
     kind: CredentialKind,
     custody: Custody,
     authority: AuthorityId,
-    tls_version: &'static str,
-    resumed: bool,
+    tls: TlsFacts,
     spaces: SpaceSet,
     qos: u8,
     retain: bool,
@@ -120,7 +123,9 @@ impl TenantPolicy {
         policies: &str,
         spaces: Vec<TopicSpace>,
     ) -> Result<Self, PolicyFault> {
-        let Compiled { policies, keepable } = compile::compile(policies, &spaces)?;
+        let Compiled {
+            policies, keepable, ..
+        } = compile::compile(policies, &spaces)?;
         Ok(Self {
             generation,
             spaces,
@@ -184,8 +189,7 @@ impl TenantPolicy {
             custody: credential.custody,
             authority: facts.authority.clone(),
             source: facts.source,
-            tls_version: facts.tls.version,
-            resumed: facts.tls.resumed,
+            tls: facts.tls,
         };
         let asked = DataFacts {
             spaces: SpaceSet::default(),
@@ -209,8 +213,12 @@ impl TenantPolicy {
         asked: DataFacts,
     ) -> Result<PublishPermit<'s>, Denial> {
         self.current(admission, device)?;
-        self.verdict(Action::Publish, admission, device, asked)?;
-        Ok(PublishPermit { admission, topic })
+        let policies = self.verdict(Action::Publish, admission, device, asked)?;
+        Ok(PublishPermit {
+            admission,
+            topic,
+            policies,
+        })
     }
 
     /// Decides whether an admitted device may subscribe to `filter`.
@@ -225,8 +233,12 @@ impl TenantPolicy {
         asked: DataFacts,
     ) -> Result<SubscribePermit<'s>, Denial> {
         self.current(admission, device)?;
-        self.verdict(Action::Subscribe, admission, device, asked)?;
-        Ok(SubscribePermit { admission, filter })
+        let policies = self.verdict(Action::Subscribe, admission, device, asked)?;
+        Ok(SubscribePermit {
+            admission,
+            filter,
+            policies,
+        })
     }
 
     fn current(&self, admission: &AdmissionPermit, device: &DeviceFacts) -> Result<(), Denial> {
@@ -252,12 +264,12 @@ impl TenantPolicy {
             action,
             model: device.model.clone(),
             groups: device.groups.clone(),
+            batch: device.batch.clone(),
             state: device.state,
             kind: permit.kind,
             custody: permit.custody,
             authority: permit.authority.clone(),
-            tls_version: permit.tls_version,
-            resumed: permit.resumed,
+            tls: permit.tls,
             spaces: asked.spaces,
             qos: asked.qos,
             retain: asked.retain,
@@ -324,7 +336,7 @@ impl TenantPolicy {
             .filter(|(n, _)| asked.spaces.contains(*n))
             .map(|(_, s)| s.name.as_str())
             .collect();
-        let Ok((request, entities)) = compile::request(action, permit, device, asked, &names) else {
+        let Ok((request, entities)) = request::request(action, permit, device, asked, &names) else {
             return error("the facts of this device do not fit the schema");
         };
         let response = Authorizer::new().is_authorized(&request, &self.policies, &entities);

@@ -116,6 +116,8 @@ pub struct DeviceFacts {
     pub model: Option<Arc<str>>,
     /// Its groups, sorted.
     pub groups: Arc<[Arc<str>]>,
+    /// The batch it was made in, if it was made in one.
+    pub batch: Option<Arc<str>>,
     /// Where it stands.
     pub state: LifecycleState,
     /// Grows with every change of the device.
@@ -156,7 +158,7 @@ pub struct Generations {
 }
 
 /// What a TLS handshake agreed on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
 pub struct TlsFacts {
     /// `TLSv1.3` or `TLSv1.2`.
     pub version: &'static str,
@@ -166,6 +168,56 @@ pub struct TlsFacts {
     pub cipher_suite: &'static str,
     /// Whether the session was resumed.
     pub resumed: bool,
+}
+
+/// The names that a recorded handshake may have: what this program negotiates.
+const TLS_NAMES: &[&str] = &[
+    "TLSv1.3",
+    "TLSv1.2",
+    "X25519MLKEM768",
+    "MLKEM768",
+    "MLKEM1024",
+    "SECP256R1MLKEM768",
+    "secp256r1MLKEM768",
+    "X25519",
+    "secp256r1",
+    "secp384r1",
+    "TLS13_AES_256_GCM_SHA384",
+    "TLS13_AES_128_GCM_SHA256",
+    "TLS13_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+];
+
+impl TlsFacts {
+    /// What most devices agree on: taken where nothing is recorded.
+    pub const ASSUMED: Self = Self {
+        version: "TLSv1.3",
+        group: Some("X25519MLKEM768"),
+        cipher_suite: "TLS13_AES_256_GCM_SHA384",
+        resumed: false,
+    };
+
+    /// A handshake from its record. A name that this program does not negotiate becomes `unknown`.
+    pub fn recorded(version: &str, group: Option<&str>, cipher_suite: &str, resumed: bool) -> Self {
+        let known = |name: &str| {
+            TLS_NAMES
+                .iter()
+                .copied()
+                .find(|n| *n == name)
+                .unwrap_or("unknown")
+        };
+        Self {
+            version: known(version),
+            group: group.map(known),
+            cipher_suite: known(cipher_suite),
+            resumed,
+        }
+    }
 }
 
 /// What a connect decision looks at besides device and credential.

@@ -18,14 +18,16 @@ pub mod decide;
 pub mod denial;
 pub mod exchange;
 pub mod facts;
+mod fault;
 pub mod first_contact;
 pub mod lifecycle;
 mod permit;
 pub mod renewal_lane;
+mod request;
 pub mod spaces;
 
 pub use claim::{ClaimId, ClaimRefusal};
-pub use decide::{PolicyFault, TenantPolicy};
+pub use decide::{PolicyFault, PolicyProblem, TenantPolicy};
 pub use denial::{Denial, DenialCode};
 pub use exchange::{ExchangeId, ExchangeRecord, Outcome, Possession, Stage, StageOutcome, StageRecord};
 pub use facts::{

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Generation, TenantId};
 
-use crate::facts::{CredentialKind, Custody, Generations};
+use crate::facts::{CredentialKind, Custody, Generations, TlsFacts};
 
 /// This device may be connected, under these generations.
 #[derive(Debug)]
@@ -19,8 +19,7 @@ pub struct AdmissionPermit {
     pub(crate) custody: Custody,
     pub(crate) authority: AuthorityId,
     pub(crate) source: IpAddr,
-    pub(crate) tls_version: &'static str,
-    pub(crate) resumed: bool,
+    pub(crate) tls: TlsFacts,
 }
 
 impl AdmissionPermit {
@@ -60,6 +59,7 @@ impl AdmissionPermit {
 pub struct PublishPermit<'s> {
     pub(crate) admission: &'s AdmissionPermit,
     pub(crate) topic: &'s str,
+    pub(crate) policies: Arc<[Arc<str>]>,
 }
 
 impl<'s> PublishPermit<'s> {
@@ -72,6 +72,11 @@ impl<'s> PublishPermit<'s> {
     pub fn topic(&self) -> &'s str {
         self.topic
     }
+
+    /// The policies that determined it.
+    pub fn policies(&self) -> &[Arc<str>] {
+        &self.policies
+    }
 }
 
 /// The device of an admission may subscribe to this filter.
@@ -79,6 +84,7 @@ impl<'s> PublishPermit<'s> {
 pub struct SubscribePermit<'s> {
     pub(crate) admission: &'s AdmissionPermit,
     pub(crate) filter: &'s str,
+    pub(crate) policies: Arc<[Arc<str>]>,
 }
 
 impl<'s> SubscribePermit<'s> {
@@ -90,5 +96,10 @@ impl<'s> SubscribePermit<'s> {
     /// The only filter it is good for.
     pub fn filter(&self) -> &'s str {
         self.filter
+    }
+
+    /// The policies that determined it.
+    pub fn policies(&self) -> &[Arc<str>] {
+        &self.policies
     }
 }

@@ -62,6 +62,7 @@ struct Run<'a> {
     groups: Arc<[Arc<str>]>,
     groups_text: String,
     model: Arc<str>,
+    batch_text: Arc<str>,
     rules: IssuanceRules,
     /// The revision of everything that is made here; taken when the first thing is.
     generation: Option<Generation>,
@@ -248,6 +249,7 @@ impl Run<'_> {
             id: device.clone(),
             model: Some(self.model.clone()),
             groups: self.groups.clone(),
+            batch: Some(self.batch_text.clone()),
             state,
             generation,
         })));
@@ -298,6 +300,7 @@ impl Registry {
                     .map_err(|e| RegistryError::Database(e.to_string()))?,
                 groups: groups.into(),
                 model: batch.model.as_str().into(),
+                batch_text: request.batch.as_str().into(),
                 standing,
                 batch,
                 rules,

@@ -3,12 +3,11 @@
 
 use std::sync::Arc;
 
-use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
-use countersign_mqtt::topic::SpaceFilter;
-use countersign_policy::decide::{DEFAULT_POLICY, TenantPolicy};
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
+use countersign_policy::decide::DEFAULT_POLICY;
 use countersign_policy::lifecycle::Lifecycle;
 use countersign_policy::spaces::default_spaces;
-use countersign_policy::{ClientIdMode, DeviceFacts, LifecycleMove, LifecycleState, TopicSpace};
+use countersign_policy::{ClientIdMode, DeviceFacts, LifecycleMove, LifecycleState};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::json;
 
@@ -114,49 +113,6 @@ impl Scope<'_> {
         }
     }
 
-    fn put_tenant(
-        &mut self,
-        id: &TenantId,
-        mode: ClientIdMode,
-        policies: &str,
-        spaces: Vec<TopicSpace>,
-    ) -> Result<(), RegistryError> {
-        for space in &spaces {
-            SpaceFilter::parse(&space.filter).map_err(|e| {
-                RegistryError::Refused(format!(
-                    "topic space {:?}: {} is no filter: {e}",
-                    space.name, space.filter
-                ))
-            })?;
-        }
-        let generation = self.revise("tenant", id.as_str(), id.as_str())?;
-        let spaces_text =
-            serde_json::to_string(&spaces).map_err(|e| RegistryError::Database(e.to_string()))?;
-        let policy = TenantPolicy::compile(generation, policies, spaces)
-            .map_err(|e| RegistryError::Refused(e.to_string()))?;
-        self.tx
-            .prepare_cached(
-                "INSERT INTO tenants (id, client_id_mode, policies, spaces, revision, created)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                 ON CONFLICT (id) DO UPDATE SET client_id_mode = ?2, policies = ?3, spaces = ?4, revision = ?5",
-            )?
-            .execute(params![
-                id.as_str(),
-                mode.name(),
-                policies,
-                spaces_text,
-                generation.0.cast_signed(),
-                self.now.unix_ms()
-            ])?;
-        self.facts.push(Fact::Tenant {
-            id: id.clone(),
-            mode,
-            policy: Arc::new(policy),
-        });
-        self.changes.push(Change::Tenant(id.clone()));
-        Ok(())
-    }
-
     /// Writes a device's row; its facts take effect with the commit.
     pub(crate) fn put_device(
         &mut self,
@@ -171,14 +127,16 @@ impl Scope<'_> {
         groups.dedup();
         let groups_text =
             serde_json::to_string(&groups).map_err(|e| RegistryError::Database(e.to_string()))?;
-        self.tx
+        let batch: Option<String> = self
+            .tx
             .prepare_cached(
                 "INSERT INTO devices (tenant, id, model, groups, state, before_quarantine, revision, created, authority)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
                  ON CONFLICT (tenant, id) DO UPDATE SET
-                 model = ?3, groups = ?4, state = ?5, before_quarantine = ?6, revision = ?7, authority = ?9",
+                 model = ?3, groups = ?4, state = ?5, before_quarantine = ?6, revision = ?7, authority = ?9
+                 RETURNING batch",
             )?
-            .execute(params![
+            .query_row(params![
                 tenant.as_str(),
                 device.id.as_str(),
                 device.model,
@@ -188,18 +146,35 @@ impl Scope<'_> {
                 generation.0.cast_signed(),
                 created.unix_ms(),
                 device.authority.as_ref().map(AuthorityId::as_str),
-            ])?;
+            ], |r| r.get(0))?;
         self.facts.push(Fact::Device(Arc::new(DeviceFacts {
             tenant: tenant.clone(),
             id: device.id.clone(),
             model: device.model.as_deref().map(Into::into),
             groups: groups.into(),
+            batch: batch.map(Into::into),
             state: lifecycle.state,
             generation,
         })));
         self.changes
             .push(Change::Device(tenant.clone(), device.id.clone()));
         Ok(())
+    }
+
+    /// Puts a device that has none into a batch. Its facts are written once more: policies may speak of the batch.
+    pub(crate) fn put_in_batch(
+        &mut self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        batch: &BatchId,
+    ) -> Result<(), RegistryError> {
+        self.tx
+            .prepare_cached("UPDATE devices SET batch = ?3 WHERE tenant = ?1 AND id = ?2")?
+            .execute([tenant.as_str(), device.as_str(), batch.as_str()])?;
+        match self.device(tenant, device)? {
+            Some((row, lifecycle, created)) => self.put_device(tenant, &row, lifecycle, created),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn device(
@@ -278,7 +253,7 @@ impl Registry {
             if scope.need_tenant(&id).is_ok() {
                 return Err(RegistryError::Exists(format!("tenant {id}")));
             }
-            scope.put_tenant(&id, mode, DEFAULT_POLICY, default_spaces())?;
+            scope.new_tenant(&actor, &id, mode, DEFAULT_POLICY, default_spaces())?;
             scope.audit(
                 &actor,
                 "tenant.add",
@@ -286,45 +261,6 @@ impl Registry {
                 id.as_str(),
                 &json!({ "client_id_mode": mode.name() }),
             )
-        })
-    }
-
-    /// Replaces what is given of a tenant's client-id mode, policies and topic spaces.
-    ///
-    /// # Errors
-    /// [`RegistryError::NoTenant`]; [`RegistryError::Refused`] if the policies do not compile: then nothing changes.
-    pub fn configure_tenant(
-        &self,
-        actor: Actor,
-        id: TenantId,
-        mode: Option<ClientIdMode>,
-        policies: Option<String>,
-        spaces: Option<Vec<TopicSpace>>,
-    ) -> Result<Committed<()>, RegistryError> {
-        self.write(move |scope| {
-            let row: Option<(String, String, String)> = scope
-                .tx
-                .prepare_cached("SELECT client_id_mode, policies, spaces FROM tenants WHERE id = ?")?
-                .query_row([id.as_str()], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
-                .optional()?;
-            let Some((old_mode, old_policies, old_spaces)) = row else {
-                return Err(RegistryError::NoTenant(id));
-            };
-            let detail = json!({
-                "client_id_mode": mode.map(ClientIdMode::name),
-                "policies_sha256": policies.as_ref().map(|p| Fingerprint::of(p.as_bytes())),
-                "spaces": spaces,
-            });
-            let mode = match mode {
-                Some(mode) => mode,
-                None => damaged(old_mode.parse())?,
-            };
-            let spaces = match spaces {
-                Some(spaces) => spaces,
-                None => damaged(serde_json::from_str(&old_spaces))?,
-            };
-            scope.put_tenant(&id, mode, policies.as_deref().unwrap_or(&old_policies), spaces)?;
-            scope.audit(&actor, "tenant.configure", id.as_str(), id.as_str(), &detail)
         })
     }
 

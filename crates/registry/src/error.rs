@@ -131,6 +131,26 @@ pub enum RegistryError {
         /// Some of them.
         examples: Vec<String>,
     },
+    /// No such version.
+    #[error(
+        "tenant {tenant} has no policy version {number}; hint: countersign policy list --tenant {tenant}"
+    )]
+    NoPolicyVersion {
+        /// The tenant.
+        tenant: TenantId,
+        /// The version that was asked for.
+        number: u64,
+    },
+    /// Somebody else changed the policies meanwhile.
+    #[error(
+        "the policies were changed meanwhile: version {current} is in force, and this change was made of version {base}; hint: look at countersign policy diff {base} {current}, then change them again"
+    )]
+    PolicyMoved {
+        /// The version that the change was made of.
+        base: u64,
+        /// The version in force.
+        current: u64,
+    },
     /// Whoever asks does not prove that they may.
     #[error("{0}")]
     Unauthorised(String),

@@ -1,8 +1,11 @@
 //! First contact: decided, kept and answered in one transaction, so that two at once cannot both succeed.
 
+use std::sync::Arc;
+
 use countersign_policy::first_contact::{self, Answer, Contact, Known, KnownDevice, Learned};
 use countersign_policy::lifecycle::Lifecycle;
-use countersign_policy::{Denial, DenialCode, FactSource};
+use countersign_policy::{CredentialFacts, Denial, DenialCode, DeviceFacts, FactSource};
+use parking_lot::Mutex;
 use rusqlite::params;
 use serde_json::json;
 
@@ -10,6 +13,7 @@ use crate::change::{Actor, NewDevice};
 use crate::credential::NewCredential;
 use crate::error::RegistryError;
 use crate::store::Registry;
+use crate::table::Fact;
 use crate::writer::Scope;
 
 impl Registry {
@@ -23,6 +27,47 @@ impl Registry {
                 });
             },
         );
+    }
+}
+
+impl Registry {
+    /// What a first contact would bring about: device and credential as they would be, or why not. Nothing is kept.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read.
+    #[allow(clippy::type_complexity, reason = "an answer, or why there is none")]
+    pub fn first_contact_check(
+        &self,
+        contact: Contact,
+    ) -> Result<Result<(Arc<DeviceFacts>, CredentialFacts), Denial>, RegistryError> {
+        let found = Arc::new(Mutex::new(None));
+        let seen = found.clone();
+        let undone = || RegistryError::Refused("only looked at".into());
+        // Failing is what undoes the job.
+        let checked = self.write(move |scope| -> Result<(), RegistryError> {
+            let learned = learn(scope, &contact)?;
+            let (mut device, mut credential) = (None, None);
+            for fact in &scope.facts {
+                match fact {
+                    Fact::Device(d) => device = Some(d.clone()),
+                    Fact::Credential(c) => credential = Some(c.clone()),
+                    _ => {}
+                }
+            }
+            let device = device.or_else(|| scope.table.device(&contact.tenant, &contact.device));
+            let credential = credential.or_else(|| scope.table.credential(&contact.certificate.fingerprint));
+            *seen.lock() = Some(learned.and_then(|()| {
+                device
+                    .zip(credential)
+                    .ok_or_else(|| Denial::from(DenialCode::UnknownCredential))
+            }));
+            Err(undone())
+        });
+        match (found.lock().take(), checked) {
+            (Some(found), _) => Ok(found),
+            (None, Err(e)) => Err(e),
+            (None, Ok(_)) => Err(undone()),
+        }
     }
 }
 

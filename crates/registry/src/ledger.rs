@@ -258,6 +258,66 @@ impl Ledger {
         self.select(condition, params![], limit)
     }
 
+    /// The last exchange in which a device proved its key; what was refused within its sessions is left out.
+    ///
+    /// # Errors
+    /// As for [`Ledger::exchange`].
+    pub fn last_handshake(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+    ) -> Result<Option<ExchangeRecord>, RegistryError> {
+        let condition = "device = ?1 AND tenant = ?2 AND fingerprint IS NOT NULL";
+        let values = params![device.as_str(), tenant.as_str()];
+        Ok(self.select(condition, values, 1)?.pop())
+    }
+
+    /// Exchanges of a tenant's devices that proved their key, newest first: of `since` or later, and before `before`. What
+    /// was refused within their sessions is left out.
+    ///
+    /// # Errors
+    /// As for [`Ledger::exchange`].
+    pub fn proven(
+        &self,
+        tenant: &TenantId,
+        since: Timestamp,
+        before: Option<ExchangeId>,
+        limit: u32,
+    ) -> Result<Vec<ExchangeRecord>, RegistryError> {
+        let since = ExchangeId::new(since, 0).as_u64().cast_signed();
+        let before = before.map_or(i64::MAX, |id| id.as_u64().cast_signed());
+        self.select(
+            "id >= ?1 AND id < ?2 AND tenant = ?3 AND device IS NOT NULL AND fingerprint IS NOT NULL",
+            params![since, before, tenant.as_str()],
+            limit,
+        )
+    }
+
+    /// The last exchange of each of a tenant's devices in which it proved its key. On a connection of its own: it may
+    /// read much.
+    ///
+    /// # Errors
+    /// As for [`Ledger::exchange`].
+    pub fn last_of_each(
+        &self,
+        tenant: &TenantId,
+        mut take: impl FnMut(ExchangeRecord),
+    ) -> Result<(), RegistryError> {
+        let path = self.reader.lock().path().map(std::path::PathBuf::from);
+        let path = path.ok_or_else(|| RegistryError::Database("the ledger has no file".into()))?;
+        let db = crate::migrate::open_reader(&path)?;
+        let mut statement = db.prepare(
+            "SELECT record FROM exchanges WHERE id IN
+             (SELECT max(id) FROM exchanges WHERE device IS NOT NULL AND tenant = ? AND fingerprint IS NOT NULL
+              GROUP BY device)",
+        )?;
+        let mut rows = statement.query([tenant.as_str()])?;
+        while let Some(r) = rows.next()? {
+            take(damaged(serde_json::from_str(&r.get::<_, String>(0)?))?);
+        }
+        Ok(())
+    }
+
     fn select(
         &self,
         condition: &str,

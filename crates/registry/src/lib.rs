@@ -23,7 +23,8 @@
 //! 13. [`forecast`]: what expires when
 //! 14. [`clock`]: the newest time that is known to have been, and when nothing is minted
 //! 15. [`revocation_list`]: what registered authorities revoked by their own word
-//! 16. [`station`]: offline factory stations: granted, reconciled, revoked
+//! 16. [`policies`]: a tenant's policies and topic spaces as versions
+//! 17. [`station`]: offline factory stations: granted, reconciled, revoked
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
@@ -47,6 +48,7 @@ pub mod ledger;
 mod list_number;
 mod manifest;
 mod migrate;
+pub mod policies;
 pub mod query;
 pub mod restore;
 pub mod revocation_list;
@@ -73,6 +75,7 @@ pub use forecast::{ForecastGroup, Windows};
 pub use import::ImportReport;
 pub use lane::ExpiredRequester;
 pub use ledger::{Ledger, LedgerLimits};
+pub use policies::{PolicyChange, PolicyVersion, check_policies};
 pub use restore::{BackwardClock, NewEpoch, Newer, NewerEnd, NewerRevocation, NewerState};
 pub use revocation_list::{ListSettings, ListView, ListsTaken};
 pub use rotation::LeftBehind;

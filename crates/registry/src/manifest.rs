@@ -115,10 +115,7 @@ fn import_one(
             authority: None,
         };
         scope.put_device(tenant, &new, Lifecycle::new(state), scope.now)?;
-        scope
-            .tx
-            .prepare_cached("UPDATE devices SET batch = ?3 WHERE tenant = ?1 AND id = ?2")?
-            .execute([tenant.as_str(), device.as_str(), batch.as_str()])?;
+        scope.put_in_batch(tenant, device, batch)?;
         let generation = scope.revise("batch", tenant.as_str(), batch.as_str())?;
         scope.count_into_batch(tenant, batch, 1, generation)?;
         report.added += 1;

@@ -25,6 +25,8 @@ pub struct TenantView {
     pub hosts: Vec<String>,
     /// Its topic spaces.
     pub spaces: Vec<TopicSpace>,
+    /// The version of its policies that is in force.
+    pub policy_version: u64,
     /// How many devices it has.
     pub devices: u64,
     /// Since when.
@@ -107,6 +109,17 @@ pub struct CredentialView {
     pub not_after: Timestamp,
 }
 
+/// An active device, and what it would come with now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveDevice {
+    /// Its id.
+    pub id: DeviceId,
+    /// Its certificate's fingerprint; `None` if it has none that is in force.
+    pub credential: Option<Fingerprint>,
+    /// The authority that its chain ends in, if that is known.
+    pub authority: Option<AuthorityId>,
+}
+
 impl Registry {
     /// All tenants.
     ///
@@ -115,9 +128,10 @@ impl Registry {
     pub fn tenants(&self) -> Result<Vec<TenantView>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT id, client_id_mode, spaces, created,
+                "SELECT id, client_id_mode,
+                 (SELECT spaces FROM policy_versions WHERE tenant = tenants.id AND number = policy_version), created,
                  (SELECT json_group_array(host) FROM hosts WHERE tenant = tenants.id),
-                 (SELECT count(*) FROM devices WHERE tenant = tenants.id) FROM tenants ORDER BY id",
+                 (SELECT count(*) FROM devices WHERE tenant = tenants.id), policy_version FROM tenants ORDER BY id",
             )?;
             let mut rows = statement.query([])?;
             let mut found = Vec::new();
@@ -129,6 +143,7 @@ impl Registry {
                     created: Timestamp::from_unix_ms(r.get(3)?),
                     hosts: damaged(serde_json::from_str(&r.get::<_, String>(4)?))?,
                     devices: r.get::<_, i64>(5)?.cast_unsigned(),
+                    policy_version: r.get::<_, i64>(6)?.cast_unsigned(),
                 });
             }
             Ok(found)
@@ -282,6 +297,63 @@ impl Registry {
                 });
             }
             Ok(found)
+        })
+    }
+
+    /// Every active device of a tenant in order of id, with the credential by which it would come now: its newest in
+    /// use, or one that was issued and not used yet. Reads all of them: on a connection of its own.
+    ///
+    /// # Errors
+    /// As for [`Registry::tenants`].
+    pub fn live_devices(
+        &self,
+        tenant: &TenantId,
+        now: Timestamp,
+        mut take: impl FnMut(LiveDevice),
+    ) -> Result<(), RegistryError> {
+        let db = crate::migrate::open_reader(&self.path().join("registry.db"))?;
+        // With one max() the other columns are of the row that has it (SQLite, "bare columns").
+        let mut statement = db.prepare(
+            "WITH live AS (
+                SELECT device, fingerprint, authority, kind, max((state = 'active') * 1000000000000000 + revision)
+                FROM credentials
+                WHERE tenant = ?1 AND state IN ('issued', 'active') AND not_before <= ?2 AND not_after >= ?2
+                GROUP BY device)
+             SELECT d.id, l.fingerprint, l.authority, l.kind
+             FROM devices d LEFT JOIN live l ON l.device = d.id
+             WHERE d.tenant = ?1 AND d.state = 'active' ORDER BY d.id",
+        )?;
+        let mut rows = statement.query(params![tenant.as_str(), now.unix_ms()])?;
+        while let Some(r) = rows.next()? {
+            let pinned = r.get::<_, Option<String>>(3)?.as_deref() == Some(CredentialKind::Pinned.name());
+            let authority = match r.get::<_, Option<String>>(2)? {
+                _ if pinned => Some(AuthorityId::pinned()),
+                authority => authority.map(|a| damaged(a.parse())).transpose()?,
+            };
+            take(LiveDevice {
+                id: damaged(r.get::<_, String>(0)?.parse())?,
+                credential: r.get::<_, Option<[u8; 32]>>(1)?.map(Fingerprint::from_bytes),
+                authority,
+            });
+        }
+        Ok(())
+    }
+
+    /// The certificate of a credential, DER, if it was issued here; and the authority its chain is known to end in.
+    ///
+    /// # Errors
+    /// As for [`Registry::tenants`].
+    pub fn credential_certificate(
+        &self,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<(Option<Vec<u8>>, Option<AuthorityId>)>, RegistryError> {
+        self.read(|db| {
+            let row: Option<(Option<Vec<u8>>, Option<String>)> = db
+                .prepare_cached("SELECT certificate, authority FROM credentials WHERE fingerprint = ?")?
+                .query_row([fingerprint.as_bytes()], |r| Ok((r.get(0)?, r.get(1)?)))
+                .optional()?;
+            row.map(|(der, authority)| Ok((der, authority.map(|a| damaged(a.parse())).transpose()?)))
+                .transpose()
         })
     }
 

@@ -258,7 +258,10 @@ fn lock(path: &Path) -> Result<File, RegistryError> {
 /// Reads all facts.
 fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
     let mut facts = Vec::new();
-    let mut tenants = db.prepare("SELECT id, client_id_mode, policies, spaces, revision FROM tenants")?;
+    let mut tenants = db.prepare(
+        "SELECT t.id, t.client_id_mode, v.policies, v.spaces, t.revision
+         FROM tenants t JOIN policy_versions v ON v.tenant = t.id AND v.number = t.policy_version",
+    )?;
     let mut rows = tenants.query([])?;
     while let Some(r) = rows.next()? {
         let id: TenantId = damaged(r.get::<_, String>(0)?.parse())?;
@@ -281,21 +284,22 @@ fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
         });
     }
     authority::load(db, &mut facts)?;
-    let mut devices = db.prepare("SELECT tenant, id, model, groups, state, revision FROM devices")?;
+    let mut devices = db.prepare("SELECT tenant, id, model, groups, state, revision, batch FROM devices")?;
     let mut rows = devices.query([])?;
-    // A fleet has few models and sets of groups: each is kept once.
+    // A fleet has few models, batches and sets of groups: each is kept once.
     let mut texts: std::collections::HashSet<Arc<str>> = std::collections::HashSet::new();
     let mut group_sets: std::collections::HashMap<String, Arc<[Arc<str>]>> = std::collections::HashMap::new();
     while let Some(r) = rows.next()? {
-        let model: Option<String> = r.get(2)?;
-        let model = model.map(|m| {
+        let mut once = |text: String| -> Arc<str> {
             let shared = texts
-                .get(m.as_str())
+                .get(text.as_str())
                 .cloned()
-                .unwrap_or_else(|| m.as_str().into());
+                .unwrap_or_else(|| text.as_str().into());
             texts.insert(shared.clone());
             shared
-        });
+        };
+        let model = r.get::<_, Option<String>>(2)?.map(&mut once);
+        let batch = r.get::<_, Option<String>>(6)?.map(&mut once);
         let groups_text: String = r.get(3)?;
         let groups = match group_sets.get(&groups_text) {
             Some(groups) => groups.clone(),
@@ -311,6 +315,7 @@ fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
             id: damaged(r.get::<_, String>(1)?.parse())?,
             model,
             groups,
+            batch,
             state: damaged(r.get::<_, String>(4)?.parse())?,
             generation: Generation(r.get::<_, i64>(5)?.cast_unsigned()),
         })));

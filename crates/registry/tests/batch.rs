@@ -145,6 +145,14 @@ fn a_batch_makes_devices_and_certificates_up_to_its_quota_and_survives_opening_a
     assert_eq!(registry.facts().credential_count(), 3);
     let device = registry.facts().device(&tenant(), &id("SN-2")).unwrap();
     assert_eq!(device.model.as_deref(), Some("pump"));
+    // Policies may speak of it: it is in the facts, also after the device changed.
+    assert_eq!(device.batch.as_deref(), Some(batch_id().as_str()));
+    let suspend = LifecycleMove::Suspend;
+    registry
+        .move_device(actor(), tenant(), id("SN-2"), suspend, "test".into())
+        .unwrap();
+    let device = registry.facts().device(&tenant(), &id("SN-2")).unwrap();
+    assert_eq!(device.batch.as_deref(), Some(batch_id().as_str()));
     assert_eq!(
         device.groups.iter().map(|g| &**g).collect::<Vec<_>>(),
         ["a", "eu"]
@@ -171,8 +179,8 @@ fn a_batch_makes_devices_and_certificates_up_to_its_quota_and_survives_opening_a
         registry.batch(&tenant(), &batch_id()).unwrap().state,
         BatchState::Closed
     );
-    // tenant.add, batch.add, batch.issue, batch.close
-    assert_eq!(registry.verify_audit().unwrap(), Ok(4));
+    // tenant.add, batch.add, batch.issue, device.suspend, batch.close
+    assert_eq!(registry.verify_audit().unwrap(), Ok(5));
     let audit = registry.audit(10).unwrap();
     let issued = audit.iter().find(|e| e.action == "batch.issue").unwrap();
     assert!(

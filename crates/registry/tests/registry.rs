@@ -170,8 +170,15 @@ fn a_refused_change_leaves_nothing_behind() {
         registry.add_device(actor(), nobody, device("x")),
         Err(RegistryError::NoTenant(_))
     ));
-    let broken =
-        registry.configure_tenant(actor(), tenant(), None, Some("permit (everything);".into()), None);
+    let broken = registry.configure_tenant(
+        actor(),
+        tenant(),
+        None,
+        Some(countersign_registry::PolicyChange {
+            policies: Some("permit (everything);".into()),
+            ..Default::default()
+        }),
+    );
     assert!(matches!(broken, Err(RegistryError::Refused(_))), "{broken:?}");
     let asked = request("d1", &certificate("d1").0);
     let failed = registry.issue(actor(), asked, |_| Err("no key".into()));
@@ -515,7 +522,7 @@ fn a_tenant_keeps_what_a_configuration_does_not_name() {
     let folder = tempfile::tempdir().unwrap();
     let registry = open(folder.path());
     registry
-        .configure_tenant(actor(), tenant(), Some(ClientIdMode::Free), None, None)
+        .configure_tenant(actor(), tenant(), Some(ClientIdMode::Free), None)
         .unwrap();
     let facts = registry.facts();
     assert_eq!(facts.client_id_mode(&tenant()), ClientIdMode::Free);

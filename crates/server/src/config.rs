@@ -28,6 +28,8 @@ pub struct Config {
     pub ledger: LedgerConfig,
     /// How long things last in issuance.
     pub issuance: IssuanceConfig,
+    /// Changes of policies.
+    pub policy: PolicyConfig,
     /// Enrolment.
     pub enrol: EnrolConfig,
     /// Revocation lists and answers.
@@ -49,6 +51,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             ledger: LedgerConfig::default(),
             issuance: IssuanceConfig::default(),
+            policy: PolicyConfig::default(),
             enrol: EnrolConfig::default(),
             pki: PkiConfig::default(),
             ca: CaConfig::default(),
@@ -103,6 +106,23 @@ impl IssuanceConfig {
             replay_window: Duration::from_secs(self.replay_window_hours * 3600),
             lapse_after: Duration::from_secs(self.lapse_after_days * 86_400),
             overlap: Duration::from_secs(self.overlap_hours * 3600),
+        }
+    }
+}
+
+/// `[policy]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyConfig {
+    /// A change of policies that would lock out so many of the devices that are admitted now, or more, is refused unless
+    /// it is accepted; in percent.
+    pub lock_out_percent: u8,
+}
+
+impl Default for PolicyConfig {
+    fn default() -> Self {
+        Self {
+            lock_out_percent: 100,
         }
     }
 }
@@ -438,6 +458,13 @@ impl Config {
                 );
             }
         }
+        if self.policy.lock_out_percent > 100 {
+            return value(
+                "policy.lock_out_percent",
+                format!("it is {}, and there are 100", self.policy.lock_out_percent),
+                "write 100 to refuse what locks everybody out, 1 to refuse almost any lock-out",
+            );
+        }
         if self.ca.timeout_s == 0 {
             return value(
                 "ca.timeout_s",
@@ -632,6 +659,7 @@ mod tests {
                 "listeners",
             ),
             ("[server]\nhost_names = []", "server.host_names"),
+            ("[policy]\nlock_out_percent = 101", "policy.lock_out_percent"),
             ("[server]\nhost_names = [\"*.example.com\"]", "server.host_names"),
             ("[server]\ncertificate = \"a\"", "server.certificate"),
             ("[[profiles]]\nlifetime_days = 0", "profiles"),

@@ -101,11 +101,13 @@ impl From<RegistryError> for Failure {
             | RegistryError::NoBatch { .. }
             | RegistryError::NoClaim(_)
             | RegistryError::NoStation(_)
+            | RegistryError::NoPolicyVersion { .. }
             | RegistryError::NoCredential(_) => 404,
             RegistryError::Exists(_)
             | RegistryError::Move { .. }
             | RegistryError::SharedKey(_)
             | RegistryError::Batch(_)
+            | RegistryError::PolicyMoved { .. }
             | RegistryError::Dependents { .. } => 409,
             RegistryError::Unauthorised(_) => 401,
             RegistryError::Claim(ClaimRefusal::Unknown) => 401,

@@ -245,11 +245,13 @@ fn mosquitto_delivers_what_another_session_published() {
     world
         .server
         .cli_ok(&[
-            "tenant",
+            "policy",
             "set",
-            "pairs",
-            "--policies",
             policy.to_str().unwrap(),
+            "--tenant",
+            "pairs",
+            "--reason",
+            "test",
             "--spaces",
             spaces.to_str().unwrap(),
         ])

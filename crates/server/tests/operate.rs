@@ -210,11 +210,12 @@ fn a_policy_change_decides_live_sessions_anew() {
     assert!(text.contains("1 session(s) decided anew and kept"), "{text}");
     let text = server
         .cli_ok(&[
-            "tenant",
+            "policy",
             "set",
-            "default",
-            "--policies",
             &place.text("none.cedar"),
+            "--reason",
+            "closed for the night",
+            "--accept-lock-out",
         ])
         .unwrap();
     assert!(text.contains("1 session(s) ended"), "{text}");

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use countersign_identity::{Anchor, CertificateFacts, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::decide::AdmissionPermit;
-use countersign_policy::facts::{ConnectFacts, TlsFacts};
+use countersign_policy::facts::TlsFacts;
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{
-    Admission, ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource,
-    Outcome, Possession, Stage,
+    ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource, Outcome,
+    Possession, Stage,
 };
 use rustls::server::UnbufferedServerConnection;
 use rustls::{AlertDescription, Error as TlsError, PeerIncompatible};
@@ -20,6 +20,7 @@ use super::trace::Trace;
 use crate::handshake::context::{self, HandshakeContext};
 use crate::handshake::driver::{self, Pass};
 use crate::handshake::hello::ClientHello;
+use crate::judge::{self, Circumstances};
 use crate::node::Node;
 
 /// A TCP connection that admission control by source let pass. Nothing is known of it but its address.
@@ -286,7 +287,7 @@ impl Handshaken {
                     tls: self.tls,
                 })))
             }
-            Ok(None) => match self.contact() {
+            Ok(None) => match judge::contact(&self.chain) {
                 Ok(contact) => Ok(Identification::FirstContact(Box::new(self), Box::new(contact))),
                 Err(denial) => Err(Box::new(self.refuse(denial))),
             },
@@ -294,65 +295,14 @@ impl Handshaken {
         }
     }
 
-    fn contact(&self) -> Result<Contact, Denial> {
-        let (leaf, anchor) = (self.chain.leaf(), self.chain.anchor());
-        let device = anchor
-            .identity_rule
-            .read(leaf)
-            .map_err(|fault| Denial::from(&fault))?;
-        Ok(Contact {
-            tenant: anchor.tenant.clone(),
-            device,
-            authority: anchor.authority.clone(),
-            certificate: leaf.clone(),
-        })
-    }
-
     /// `None`: the credential is not known, and may be learned.
     fn look_up(
         &mut self,
         facts: &dyn FactSource,
     ) -> Result<Option<(Arc<DeviceFacts>, CredentialFacts)>, Denial> {
-        let (leaf, anchor) = (self.chain.leaf(), self.chain.anchor());
-        let id = match self.chain.pinned_device() {
-            // What a self-signed certificate calls itself means nothing.
-            Some(device) => device.clone(),
-            None => anchor
-                .identity_rule
-                .read(leaf)
-                .map_err(|fault| Denial::from(&fault))?,
-        };
+        let id = judge::device_id(&self.chain)?;
         self.trace.device = Some(id.clone());
-        let device = facts.device(&anchor.tenant, &id);
-        let registered = facts.credential(&leaf.fingerprint);
-        let is_registered = registered.is_some();
-        let credential = registered.filter(|c| c.tenant == anchor.tenant);
-        match (device, credential) {
-            (_, Some(c)) if c.device != id => Err(Denial::new(
-                DenialCode::CredentialOfOther,
-                format!("the certificate names {id} but is registered for {}", c.device),
-            )),
-            (Some(device), Some(credential)) => Ok(Some((device, credential))),
-            // Once is enough: what was learned is in the facts before it is answered.
-            _ if !is_registered
-                && !self.first_contact_over
-                && self.chain.pinned_device().is_none()
-                && facts.admission(&anchor.authority) != Admission::RegisteredOnly =>
-            {
-                Ok(None)
-            }
-            (Some(_), None) => Err(Denial::new(
-                DenialCode::UnknownCredential,
-                format!(
-                    "device {id} is known, the certificate with serial {} is not",
-                    leaf.serial
-                ),
-            )),
-            (None, _) => Err(Denial::new(
-                DenialCode::UnknownDevice,
-                format!("tenant {} has no device {id}", anchor.tenant),
-            )),
-        }
+        judge::identify(facts, &self.chain, &id, !self.first_contact_over)
     }
 
     /// The registry has learned what it was asked to.
@@ -397,28 +347,19 @@ impl Identified {
         facts: &dyn FactSource,
         now: Timestamp,
     ) -> Result<Authorised, Box<Refused>> {
-        let decided = (|| {
-            facts
-                .health()
-                .map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
-            let policy = facts.policy(&self.device.tenant).ok_or_else(|| {
-                Denial::new(
-                    DenialCode::PolicyNoPermit,
-                    format!("tenant {} has no policies", self.device.tenant),
-                )
-            })?;
-            policy.connect(&ConnectFacts {
-                device: &self.device,
-                credential: &self.credential,
-                authority: &self.anchor.authority,
-                authority_generation: self.anchor.generation,
+        let decided = judge::connect(
+            facts,
+            &self.device,
+            &self.credential,
+            (&self.anchor.authority, self.anchor.generation),
+            Circumstances {
                 source: self.trace.source.ip(),
                 tls: self.tls,
                 now,
-            })
-        })();
+            },
+        );
         match decided {
-            Ok(permit) => {
+            Ok((permit, _)) => {
                 self.trace.passed(Stage::Policy);
                 self.trace.policies = permit.policies().iter().map(|p| p.to_string()).collect();
                 let connected = Connected {
@@ -487,22 +428,9 @@ impl Authorised {
         let asked = greeting.client_id;
         self.trace.fact("protocol", greeting.protocol);
         self.trace.fact("client_id", asked);
-        let own = match mode {
-            ClientIdMode::Strict => asked == device,
-            ClientIdMode::Prefix => {
-                asked == device
-                    || asked
-                        .strip_prefix(device)
-                        .is_some_and(|rest| rest.starts_with(':'))
-            }
-            ClientIdMode::Assigned => asked.is_empty() || asked == device,
-            ClientIdMode::Free => true,
-        };
-        let fault = if !own {
-            Some(Denial::new(
-                DenialCode::ClientIdMismatch,
-                format!("device {device} asked for client id {asked:?}; the tenant's mode is {mode}"),
-            ))
+        let own = judge::client_id(mode, &self.connected.device.id, asked);
+        let fault = if let Err(denial) = own {
+            Some(denial)
         } else if greeting.auth_method.is_some() {
             Some(DenialCode::AuthMethod.into())
         } else if greeting.persistent {

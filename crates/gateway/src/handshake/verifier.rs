@@ -5,11 +5,8 @@
 
 use std::time::Instant;
 
-use countersign_identity::{CertificateFacts, Fingerprint, VerifiedChain};
 use countersign_policy::denial::Wire;
-use countersign_policy::exchange::ShownCertificate;
-use countersign_policy::facts::CredentialKind;
-use countersign_policy::{CredentialState, Denial, DenialCode, Possession};
+use countersign_policy::{Denial, DenialCode, Possession};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -18,7 +15,8 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 
-use super::context::{self, HandshakeContext};
+use super::context;
+use crate::judge;
 
 /// The one verifier of all device connections. Fails closed when it is called outside of a lent context.
 #[derive(Debug)]
@@ -71,7 +69,15 @@ impl ClientCertVerifier for DeviceVerifier {
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         context::with(|context| {
-            context.verdict = Some(verdict(context, end_entity, intermediates));
+            let (shown, verdict) = judge::certificate(
+                context.facts.as_ref(),
+                context.asked.as_ref(),
+                end_entity,
+                intermediates,
+                context.now,
+            );
+            context.shown = Some(shown);
+            context.verdict = Some(verdict);
             context.certificate_at = Some(Instant::now());
         })
         .ok_or_else(|| Error::General("the verifier was called outside of a connection".into()))?;
@@ -109,71 +115,6 @@ impl ClientCertVerifier for DeviceVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
-}
-
-fn verdict(
-    context: &mut HandshakeContext,
-    end_entity: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-) -> Result<VerifiedChain, Denial> {
-    let chain_length = u8::try_from(intermediates.len() + 1).unwrap_or(u8::MAX);
-    let leaf = match CertificateFacts::parse(end_entity) {
-        Ok(leaf) => leaf,
-        Err(e) => {
-            context.shown = Some(ShownCertificate {
-                fingerprint: Fingerprint::of(end_entity),
-                serial: String::new(),
-                subject: String::new(),
-                issuer: String::new(),
-                chain_length,
-            });
-            return Err(Denial::new(DenialCode::ChainMalformed, e.to_string()));
-        }
-    };
-    context.shown = Some(ShownCertificate {
-        fingerprint: leaf.fingerprint,
-        serial: leaf.serial.clone(),
-        subject: leaf.subject_text.clone(),
-        issuer: leaf.issuer_text.clone(),
-        chain_length,
-    });
-    // Self-signed certificates alone are looked up before they are judged: registered ones vouch for themselves.
-    let pinned = leaf
-        .is_self_issued()
-        .then(|| context.facts.credential(&leaf.fingerprint))
-        .flatten()
-        .filter(|c| c.kind == CredentialKind::Pinned);
-    let chain = match pinned {
-        Some(c) => VerifiedChain::pinned(
-            &c.tenant,
-            context.asked.as_ref(),
-            c.device,
-            leaf,
-            end_entity,
-            context.now,
-        ),
-        None => VerifiedChain::verify(
-            &context.facts.anchors(),
-            context.asked.as_ref(),
-            leaf,
-            end_entity,
-            intermediates,
-            context.now,
-        ),
-    }
-    .map_err(|fault| Denial::from(&fault))?;
-    let credential = context.facts.credential(&chain.leaf().fingerprint);
-    if let Some(credential) = credential.filter(|c| c.state == CredentialState::Revoked) {
-        return Err(Denial::new(
-            DenialCode::CredentialRevoked,
-            format!(
-                "the certificate of device {} with serial {} is revoked",
-                credential.device,
-                chain.leaf().serial
-            ),
-        ));
-    }
-    Ok(chain)
 }
 
 /// The rustls error whose alert is the one that the denial's code names.

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use countersign_identity::{AuthorityId, Fingerprint, Timestamp};
-use countersign_policy::decide::AdmissionPermit;
+use countersign_mqtt::QoS;
+use countersign_mqtt::topic::{TopicFilter, TopicName};
+use countersign_policy::decide::{AdmissionPermit, DataFacts, SpaceSet};
 use countersign_policy::facts::TlsFacts;
-use countersign_policy::{DeviceFacts, ExchangeId};
+use countersign_policy::{Denial, DeviceFacts, ExchangeId, PublishPermit, SubscribePermit};
 use parking_lot::Mutex;
 
 use crate::data::embedded::Delivery;
@@ -90,6 +92,66 @@ pub struct Admission {
     /// The policies that it was decided by.
     pub policy: Arc<countersign_policy::decide::TenantPolicy>,
     pub(crate) spaces: Arc<super::spaces::Spaces>,
+}
+
+impl Admission {
+    /// Whether the device may publish to `topic`.
+    ///
+    /// # Errors
+    /// The [`Denial`].
+    pub fn publish<'s>(
+        &'s self,
+        topic: TopicName<'s>,
+        qos: QoS,
+        retain: bool,
+        now: Timestamp,
+    ) -> Result<PublishPermit<'s>, Denial> {
+        let facts = DataFacts {
+            spaces: self.spaces.of_topic(&self.device.id, topic),
+            qos: qos as u8,
+            retain,
+            now,
+        };
+        self.policy
+            .publish(&self.permit, &self.device, topic.as_str(), facts)
+    }
+
+    /// Whether the device may subscribe to `filter`, which `text` says in full.
+    ///
+    /// # Errors
+    /// The [`Denial`].
+    pub fn subscribe<'s>(
+        &'s self,
+        text: &'s str,
+        filter: TopicFilter<'_>,
+        qos: QoS,
+        now: Timestamp,
+    ) -> Result<SubscribePermit<'s>, Denial> {
+        let facts = DataFacts {
+            spaces: self.spaces.of_filter(&self.device.id, filter),
+            qos: qos as u8,
+            retain: false,
+            now,
+        };
+        self.policy.subscribe(&self.permit, &self.device, text, facts)
+    }
+
+    /// The names of the topic spaces that hold `topic`.
+    pub fn spaces_of_topic(&self, topic: TopicName<'_>) -> Vec<&str> {
+        self.names(self.spaces.of_topic(&self.device.id, topic))
+    }
+
+    /// The names of the topic spaces that hold all of `filter`.
+    pub fn spaces_of_filter(&self, filter: TopicFilter<'_>) -> Vec<&str> {
+        self.names(self.spaces.of_filter(&self.device.id, filter))
+    }
+
+    fn names(&self, set: SpaceSet) -> Vec<&str> {
+        let all = self.policy.spaces().iter().enumerate();
+        all.filter(|(n, _)| set.contains(*n))
+            .map(|(_, s)| s.name.as_str())
+            .collect()
+    }
 }
 
 /// What waits to be sent to a session.

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use countersign_identity::Timestamp;
-use countersign_policy::facts::ConnectFacts;
 use countersign_policy::{CredentialState, Denial, DenialCode, Generations};
 
 use super::entry::{Admission, SessionEntry};
 use super::index::TooMany;
 use super::spaces;
 use crate::exchange::{Greeted, Refused};
+use crate::judge::{self, Circumstances};
 use crate::metrics::count;
 use crate::node::Node;
 use crate::timer::Timer;
@@ -140,55 +140,16 @@ fn current_generations(node: &Node, entry: &SessionEntry, admission: &Admission)
 /// Decides for a session as if it connected now, over the facts as they are now.
 pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission, Denial> {
     let old = entry.admission();
-    let tenant = &old.device.tenant;
-    node.facts
-        .health()
-        .map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
-    let device = node.facts.device(tenant, &old.device.id).ok_or_else(|| {
-        Denial::new(
-            DenialCode::UnknownDevice,
-            format!("device {} is gone", old.device.id),
-        )
-    })?;
-    let credential = node
-        .facts
-        .credential(old.permit.fingerprint())
-        .filter(|c| c.tenant == *tenant && c.device == device.id)
-        .ok_or(DenialCode::UnknownCredential)?;
-    let (state, authority_generation) = node
-        .facts
-        .authority(&entry.authority)
-        .ok_or(DenialCode::UnknownCa)?;
-    if !state.admits() {
-        let code = match state {
-            countersign_identity::AnchorState::Retired => DenialCode::AuthorityRetired,
-            _ => DenialCode::AuthorityRevoked,
-        };
-        return Err(Denial::new(
-            code,
-            format!("the authority {} is {}", entry.authority, state.name()),
-        ));
-    }
-    let policy = node.facts.policy(tenant).ok_or_else(|| {
-        Denial::new(
-            DenialCode::PolicyNoPermit,
-            format!("tenant {tenant} has no policies"),
-        )
-    })?;
-    let permit = policy.connect(&ConnectFacts {
-        device: &device,
-        credential: &credential,
-        authority: &entry.authority,
-        authority_generation,
-        source: entry.source.ip(),
-        tls: entry.tls,
-        now: node.now(),
-    })?;
-    let spaces = spaces::compiled(&policy)?;
-    Ok(Admission {
-        permit,
-        device,
-        policy,
-        spaces,
-    })
+    judge::anew(
+        node.facts.as_ref(),
+        &old.device.tenant,
+        &old.device.id,
+        old.permit.fingerprint(),
+        &entry.authority,
+        Circumstances {
+            source: entry.source.ip(),
+            tls: entry.tls,
+            now: node.now(),
+        },
+    )
 }

@@ -15,7 +15,6 @@ use countersign_mqtt::properties::PropertyWriter;
 use countersign_mqtt::server::{self, OutgoingPublish};
 use countersign_mqtt::topic::TopicFilter;
 use countersign_mqtt::{DecodeError, PacketId, QoS, ReasonCode, Version};
-use countersign_policy::decide::DataFacts;
 use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord};
 
 use super::entry::{Admission, EndReason, SessionEntry};
@@ -252,44 +251,34 @@ impl Session {
             return Err(End::protocol(ReasonCode::TOPIC_ALIAS_INVALID));
         };
         let admission = self.entry.admission();
-        let facts = DataFacts {
-            spaces: admission.spaces.of_topic(&admission.device.id, topic),
-            qos: publish.qos as u8,
-            retain: publish.retain,
-            now: node.now(),
+        let permit = match admission.publish(topic, publish.qos, publish.retain, node.now()) {
+            Ok(permit) => permit,
+            Err(denial) => {
+                count(&node.metrics.publishes_denied);
+                let code = denial.code;
+                self.refuse(node, denial, Some(topic.as_str()));
+                return match (self.version, publish.packet_id) {
+                    (Version::V5, Some(packet_id)) => {
+                        let ack = Ack {
+                            packet_id,
+                            reason: ReasonCode::NOT_AUTHORIZED,
+                        };
+                        ack.encode(
+                            0x40,
+                            self.version,
+                            self.reason_strings.then_some(code.as_str()),
+                            replies,
+                        );
+                        Ok(())
+                    }
+                    // QoS 0 has no acknowledgement, 3.1.1 none that says no: the connection is what is left.
+                    _ => Err(End {
+                        text: Some(code.as_str()),
+                        ..EndReason::NotAuthorised.into()
+                    }),
+                };
+            }
         };
-        let permit =
-            match admission
-                .policy
-                .publish(&admission.permit, &admission.device, topic.as_str(), facts)
-            {
-                Ok(permit) => permit,
-                Err(denial) => {
-                    count(&node.metrics.publishes_denied);
-                    let code = denial.code;
-                    self.refuse(node, denial, Some(topic.as_str()));
-                    return match (self.version, publish.packet_id) {
-                        (Version::V5, Some(packet_id)) => {
-                            let ack = Ack {
-                                packet_id,
-                                reason: ReasonCode::NOT_AUTHORIZED,
-                            };
-                            ack.encode(
-                                0x40,
-                                self.version,
-                                self.reason_strings.then_some(code.as_str()),
-                                replies,
-                            );
-                            Ok(())
-                        }
-                        // QoS 0 has no acknowledgement, 3.1.1 none that says no: the connection is what is left.
-                        _ => Err(End {
-                            text: Some(code.as_str()),
-                            ..EndReason::NotAuthorised.into()
-                        }),
-                    };
-                }
-            };
         node.router
             .publish(&permit, self.entry.id, &node.options.limits, || Message {
                 topic: topic.as_str().into(),
@@ -355,10 +344,8 @@ impl Session {
             return Err(ReasonCode::QUOTA_EXCEEDED);
         }
         let admission = self.entry.admission();
-        let facts = subscribe_facts(&admission, asked.filter, asked.qos, node.now());
         let permit = admission
-            .policy
-            .subscribe(&admission.permit, &admission.device, asked.text, facts)
+            .subscribe(asked.text, asked.filter, asked.qos, node.now())
             .map_err(|denial| {
                 count(&node.metrics.subscriptions_denied);
                 self.refuse(node, denial, Some(asked.text));
@@ -417,10 +404,8 @@ impl Session {
             let Ok(filter) = TopicFilter::new(text) else {
                 continue;
             };
-            let facts = subscribe_facts(&admission, filter, QoS::AtMostOnce, node.now());
             if admission
-                .policy
-                .subscribe(&admission.permit, &admission.device, text, facts)
+                .subscribe(text, filter, QoS::AtMostOnce, node.now())
                 .is_err()
             {
                 return Err(EndReason::PolicyChanged.into());
@@ -538,14 +523,5 @@ impl Session {
         }
         self.refusals_shown += 1;
         node.refused_in_session(&self.entry, self.age_us(), denial, topic);
-    }
-}
-
-fn subscribe_facts(admission: &Admission, filter: TopicFilter<'_>, qos: QoS, now: Timestamp) -> DataFacts {
-    DataFacts {
-        spaces: admission.spaces.of_filter(&admission.device.id, filter),
-        qos: qos as u8,
-        retain: false,
-        now,
     }
 }

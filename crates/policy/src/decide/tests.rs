@@ -12,6 +12,7 @@ fn device(groups: &[&str]) -> DeviceFacts {
         id: DeviceId::new("d1").unwrap(),
         model: Some("m1".into()),
         groups: groups.iter().map(|g| Arc::from(*g)).collect(),
+        batch: None,
         state: LifecycleState::Active,
         generation: Generation(1),
     }
@@ -188,13 +189,17 @@ fn a_policy_outside_the_schema_never_takes_effect() {
     let fault =
         compile("@id(\"typo\") permit (principal, action, resource) when { principal.modle == \"x\" };");
     assert!(
-        matches!(&fault, PolicyFault::Schema(text) if text.contains("modle")),
+        matches!(&fault, PolicyFault::Schema(all) if all[0].message.contains("modle")),
         "{fault}"
     );
     assert!(matches!(compile("permit (principal"), PolicyFault::Syntax(_)));
     let twice =
         "@id(\"a\") permit (principal, action, resource); @id(\"a\") permit (principal, action, resource);";
-    assert_eq!(compile(twice), PolicyFault::DuplicateId("a".into()));
+    let fault = compile(twice);
+    assert!(
+        matches!(&fault, PolicyFault::Names(all) if all[0].column == Some(48)),
+        "{fault:?}"
+    );
 }
 
 #[test]
@@ -242,6 +247,9 @@ fn decisions_are_kept_by_class_but_not_where_a_policy_is_particular() {
         "permit (principal, action, resource) when { context.source.isLoopback() };",
         "permit (principal, action, resource) when { principal.id == \"d1\" };",
         "permit (principal, action, resource) when { principal in [Device::\"default/d1\"] };",
+        "permit (principal, action, resource) when { context == context };",
+        "permit (principal, action, resource) when { context has now };",
+        "permit (principal, action, resource) when { [principal].contains(principal) };",
     ] {
         let policy = policy(particular);
         for _ in 0..3 {
@@ -267,4 +275,163 @@ fn decisions_are_kept_by_class_but_not_where_a_policy_is_particular() {
         connect(&only_publish, &device, &credential(&device)).unwrap();
     }
     assert_eq!(only_publish.counts().hits, 2);
+}
+
+#[test]
+fn a_fault_is_told_with_its_place_and_a_cure() {
+    let problems = |text: &str| validate(text, &default_spaces()).unwrap_err().problems();
+    let text = "// fleet\n@id(\"ok\")\npermit (principal, action, resource);\n@id(\"typo\")\npermit (principal, action, resource)\n  when { principal.modle == \"x\" };\n";
+    let found = problems(text);
+    assert_eq!(
+        (found[0].line, found[0].column, found[0].policy.as_deref()),
+        (Some(6), Some(10), Some("typo")),
+        "{found:?}"
+    );
+    assert!(found[0].cure.contains("policy schema"), "{found:?}");
+    let found = problems("permit (principal, action, resource);\npermit (principal;\n");
+    assert_eq!((found[0].line, found[0].column), (Some(2), Some(18)), "{found:?}");
+    assert!(!found[0].cure.is_empty());
+}
+
+#[test]
+fn a_template_is_refused_and_what_looks_wrong_is_told() {
+    let fault = validate(
+        "@id(\"t\") permit (principal in ?principal, action, resource);",
+        &[],
+    )
+    .unwrap_err();
+    assert!(fault.to_string().contains("nothing fills it in"), "{fault}");
+    let text = "@id(\"p\") permit (principal, action == Action::\"publish\", resource) when { context.spaces.contains(\"telemetri\") };";
+    let warnings = validate(text, &default_spaces()).unwrap();
+    assert!(
+        warnings[0].message.contains("telemetri") && warnings[0].line == Some(1),
+        "{warnings:?}"
+    );
+    assert_eq!(validate(DEFAULT_POLICY, &default_spaces()).unwrap(), []);
+}
+
+/// Each fact that policies may read is in the class by which decisions are kept: devices that differ in one alone are
+/// decided apart.
+#[test]
+fn what_a_policy_may_read_tells_decisions_apart() {
+    let base = device(&["g"]);
+    let kept = credential(&base);
+    let tls = TlsFacts {
+        version: "TLSv1.3",
+        group: Some("X25519"),
+        cipher_suite: "s",
+        resumed: false,
+    };
+    let with = |text: &str,
+                other: &DeviceFacts,
+                credential: &CredentialFacts,
+                authority: &str,
+                other_tls: TlsFacts| {
+        let policy = policy(&format!(
+            "permit (principal, action, resource) when {{ {text} }};"
+        ));
+        let ask = |device: &DeviceFacts, credential: &CredentialFacts, authority: &str, tls| {
+            policy
+                .connect(&ConnectFacts {
+                    device,
+                    credential,
+                    authority: &AuthorityId::new(authority).unwrap(),
+                    authority_generation: Generation(1),
+                    source: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                    tls,
+                    now: Timestamp::from_unix_s(1_795_000_000),
+                })
+                .is_ok()
+        };
+        assert!(ask(&base, &kept, "ca", tls), "{text}");
+        assert!(ask(&base, &kept, "ca", tls), "{text}");
+        assert_eq!(policy.counts().hits, 1, "{text}: not kept");
+        assert!(
+            !ask(other, credential, authority, other_tls),
+            "{text}: taken for the other's"
+        );
+    };
+    let other = |change: fn(&mut DeviceFacts)| {
+        let mut d = base.clone();
+        change(&mut d);
+        d
+    };
+    with(
+        "principal has model && principal.model == \"m1\"",
+        &other(|d| d.model = None),
+        &kept,
+        "ca",
+        tls,
+    );
+    with(
+        "!(principal has batch)",
+        &other(|d| d.batch = Some("b".into())),
+        &kept,
+        "ca",
+        tls,
+    );
+    with(
+        "principal in Group::\"g\"",
+        &other(|d| d.groups = Arc::default()),
+        &kept,
+        "ca",
+        tls,
+    );
+    let factory = CredentialFacts {
+        kind: CredentialKind::Factory,
+        ..kept.clone()
+    };
+    with(
+        "context.credential.kind == \"operational\"",
+        &base,
+        &factory,
+        "ca",
+        tls,
+    );
+    let attested = CredentialFacts {
+        custody: Custody::Attested,
+        ..kept.clone()
+    };
+    with(
+        "context.credential.custody == \"unknown\"",
+        &base,
+        &attested,
+        "ca",
+        tls,
+    );
+    with("context.authority == \"ca\"", &base, &kept, "other", tls);
+    let change = |version, group, cipher_suite, resumed| TlsFacts {
+        version,
+        group,
+        cipher_suite,
+        resumed,
+    };
+    with(
+        "context.tls.version == \"TLSv1.3\"",
+        &base,
+        &kept,
+        "ca",
+        change("TLSv1.2", Some("X25519"), "s", false),
+    );
+    with(
+        "context.tls has group",
+        &base,
+        &kept,
+        "ca",
+        change("TLSv1.3", None, "s", false),
+    );
+    with(
+        "context.tls.cipher_suite == \"s\"",
+        &base,
+        &kept,
+        "ca",
+        change("TLSv1.3", Some("X25519"), "t", false),
+    );
+    with(
+        "!context.tls.resumed",
+        &base,
+        &kept,
+        "ca",
+        change("TLSv1.3", Some("X25519"), "s", true),
+    );
 }

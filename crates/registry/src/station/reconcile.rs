@@ -350,10 +350,7 @@ impl Merge<'_> {
             )?;
         }
         if scope.batch_of(tenant, device)?.flatten().is_none() {
-            scope
-                .tx
-                .prepare_cached("UPDATE devices SET batch = ?3 WHERE tenant = ?1 AND id = ?2")?
-                .execute([tenant.as_str(), device.as_str(), self.terms.batch.as_str()])?;
+            scope.put_in_batch(tenant, device, &self.terms.batch)?;
             self.into_batch += 1;
         }
         let station = read_station(scope.tx, self.station)?;

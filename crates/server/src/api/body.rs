@@ -24,6 +24,10 @@ pub(super) struct TenantSettings {
     pub policies: Option<String>,
     #[serde(default)]
     pub spaces: Option<Vec<TopicSpace>>,
+    #[serde(default)]
+    pub reason: String,
+    #[serde(default)]
+    pub accept_lock_out: bool,
 }
 
 #[derive(Debug, Deserialize)]

@@ -17,9 +17,9 @@ use super::body::{
     BindBody, CertificateBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody,
     ProvisionBody, RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
-use super::{authorities, batches, claims, keeping, stations};
+use super::{authorities, batches, claims, keeping, policies, stations};
 use crate::failure::Failure;
-use crate::service::{Service, Wanted};
+use crate::service::{PolicyDraft, Service, Wanted};
 
 pub(super) type App = State<Arc<Service>>;
 pub(super) type Answer = Result<Json<Value>, Failure>;
@@ -70,6 +70,13 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/clock/reset", post(keeping::reset_clock))
         .route("/tenants", get(tenants).post(add_tenant))
         .route("/tenants/{tenant}", patch(configure_tenant))
+        .route("/tenants/{tenant}/policies", get(policies::versions))
+        .route("/tenants/{tenant}/policies/simulate", post(policies::simulate))
+        .route("/tenants/{tenant}/policies/{number}", get(policies::version))
+        .route(
+            "/tenants/{tenant}/policies/{number}/revert",
+            post(policies::revert),
+        )
         .route("/tenants/{tenant}/hosts", post(add_host))
         .route("/tenants/{tenant}/hosts/{host}", delete(remove_host))
         .route(
@@ -153,6 +160,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .merge(stations::routes())
         .route("/sessions", get(sessions))
         .route("/exchanges", get(exchanges))
+        .route("/why", post(policies::why))
         .route("/audit", get(audit))
         .route("/server-certificate/reload", post(reload_server_certificate))
 }
@@ -210,16 +218,18 @@ async fn configure_tenant(
     In(tenant): In<TenantId>,
     Body(body): Body<TenantSettings>,
 ) -> Answer {
-    let sessions = service
-        .configure_tenant(
-            actor(&headers),
-            tenant.clone(),
-            body.client_id_mode,
-            body.policies,
-            body.spaces,
-        )
+    let changes_policies = body.policies.is_some() || body.spaces.is_some();
+    let draft = changes_policies.then_some(PolicyDraft {
+        policies: body.policies,
+        spaces: body.spaces,
+        reason: body.reason,
+        accept_lock_out: body.accept_lock_out,
+        reverts: None,
+    });
+    let (version, sessions) = service
+        .configure_tenant(actor(&headers), tenant.clone(), body.client_id_mode, draft)
         .await?;
-    encode(json!({ "id": tenant, "sessions": sessions }))
+    encode(json!({ "id": tenant, "version": version, "sessions": sessions }))
 }
 
 async fn add_host(

@@ -11,6 +11,7 @@ mod handlers;
 mod keeping;
 #[cfg(test)]
 mod openapi;
+mod policies;
 mod stations;
 mod token;
 

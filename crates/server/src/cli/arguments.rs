@@ -11,6 +11,7 @@ use countersign_policy::{ClientIdMode, LifecycleState};
 
 use super::ca::CaCommand;
 pub use super::factory::arguments::FactoryCommand;
+use super::policy::PolicyCommand;
 
 /// The self-hosted front door of a device fleet: devices prove who they are by certificate and mutual TLS, policy says
 /// whether they may come in now, and every exchange can be looked at.
@@ -75,6 +76,9 @@ pub enum Command {
     /// Tenants: closed worlds of authorities, devices, policies and topics
     #[command(subcommand)]
     Tenant(TenantCommand),
+    /// Policies: who may connect, publish and subscribe; checked, tested, simulated, kept as versions
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Authorities: what devices pin, and who may vouch for devices
     #[command(subcommand)]
     Authority(AuthorityCommand),
@@ -111,6 +115,8 @@ pub enum Command {
         #[arg(long, short = 'n', default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
     },
+    /// Ask every layer about an identity that is not connected: would it be let in, and if not, why; 0 only if it would
+    Why(super::why::WhyArguments),
     /// Check a certificate as the gateway does, without a server and without a data directory; 0 only if accepted
     Verify(super::verify::VerifyArguments),
     /// Look at everything that is known to go wrong
@@ -204,13 +210,7 @@ pub enum TenantCommand {
         id: TenantId,
         /// Which client ids its devices may use: strict, prefix, assigned or free
         #[arg(long)]
-        client_id_mode: Option<ClientIdMode>,
-        /// A file with Cedar policies
-        #[arg(long)]
-        policies: Option<PathBuf>,
-        /// A file with topic spaces: JSON, a list of {"name", "filter"}
-        #[arg(long)]
-        spaces: Option<PathBuf>,
+        client_id_mode: ClientIdMode,
     },
     /// The host names (SNI) by which devices choose the tenant
     #[command(subcommand)]

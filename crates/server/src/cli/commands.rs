@@ -14,7 +14,7 @@ use super::arguments::{
     TenantCommand,
 };
 use super::output::{Output, cell, time};
-use super::{authority, factory, import, keeping};
+use super::{authority, factory, import, keeping, policy, why};
 use crate::api::{ImportBody, Token};
 use crate::client::Client;
 use crate::config::Config;
@@ -88,6 +88,8 @@ pub fn config_check(config: &Config, out: Output) -> Result<(), Failure> {
 pub async fn run(command: Command, client: &Client, data: &Path, out: Output) -> Result<(), Failure> {
     match command {
         Command::Tenant(command) => tenant(command, client, out).await,
+        Command::Policy(command) => policy::run(command, client, out).await,
+        Command::Why(asked) => why::run(asked, client, out).await,
         Command::Authority(command) => authority::run(command, client, out).await,
         Command::Device(command) => device(command, client, out).await,
         Command::Factory(command) => factory::run(command, client, out).await,
@@ -194,21 +196,8 @@ async fn tenant(command: TenantCommand, client: &Client, out: Output) -> Result<
                 ],
             )
         }
-        TenantCommand::Set {
-            id,
-            client_id_mode,
-            policies,
-            spaces,
-        } => {
-            let policies = policies.as_deref().map(read).transpose()?;
-            let spaces: Option<Value> = match &spaces {
-                Some(path) => Some(
-                    serde_json::from_str(&read(path)?)
-                        .map_err(|e| Failure::invalid(format!("{}: {e}", path.display())))?,
-                ),
-                None => None,
-            };
-            let body = json!({ "client_id_mode": client_id_mode, "policies": policies, "spaces": spaces });
+        TenantCommand::Set { id, client_id_mode } => {
+            let body = json!({ "client_id_mode": client_id_mode });
             let answer = client
                 .call("PATCH", &format!("/tenants/{id}"), Some(body))
                 .await?;

@@ -10,8 +10,12 @@ mod commands;
 mod factory;
 mod import;
 mod keeping;
+mod line_diff;
 mod output;
+mod policy;
+mod policy_cases;
 mod verify;
+mod why;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -113,6 +117,11 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Verify(arguments) => verify::run(&arguments, out),
         command => {
+            if let Command::Policy(policy) = &command
+                && let Some(done) = policy::offline(policy, out)
+            {
+                return done;
+            }
             logging(LogFormat::Text, "warn")?;
             let client = crate::client::Client::connect(&data, configuration(&data, named)?).await?;
             commands::run(command, &client, &data, out).await

@@ -52,7 +52,7 @@ enum PurposeArgument {
     Server,
 }
 
-fn moment(text: &str) -> Result<Timestamp, String> {
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     Timestamp::parse_rfc3339(text).ok_or_else(|| "write it as 2026-11-23T20:00:00Z".into())
 }
 

@@ -47,7 +47,7 @@ async fn a_superseded_certificate_is_refused_and_its_live_session_ended_when_the
     let (tenant, by) = (TenantId::default_tenant(), Actor("test".into()));
     let mode = Some(ClientIdMode::Prefix);
     service
-        .configure_tenant(by.clone(), tenant.clone(), mode, None, None)
+        .configure_tenant(by.clone(), tenant.clone(), mode, None)
         .await
         .unwrap();
     let device = DeviceId::new("d1").unwrap();

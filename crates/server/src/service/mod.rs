@@ -11,9 +11,11 @@ mod forecast;
 mod issuance;
 mod lists;
 mod manifest;
+mod policies;
 mod rotation;
 mod server_certificate;
 mod stations;
+mod why;
 
 pub use apart::Shown;
 pub use authorities::AuthorityDraft;
@@ -22,7 +24,9 @@ pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
 pub use manifest::{ManifestImport, ManifestReport};
+pub use policies::PolicyDraft;
 pub use stations::StationDraft;
+pub use why::{DataAction, WhyAsked};
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -38,7 +42,7 @@ use countersign_identity::{
     AuthorityId, CertificateFacts, ChainFault, Clock, DeviceId, Fingerprint, TenantId, Timestamp,
 };
 use countersign_policy::{
-    ClientIdMode, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, Possession, TopicSpace,
+    ClientIdMode, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, Possession,
 };
 use countersign_registry::{
     Actor, Change, Committed, ImportReport, NewCredential, NewDevice, Registry, RegistryError, SystemClock,
@@ -313,24 +317,6 @@ impl Service {
             None => self.ensure_device_authority(&actor, &id),
             Some(ca) => self.adopt_from_ca(ca, &actor, None),
         })
-    }
-
-    /// Replaces what is given of a tenant's settings.
-    ///
-    /// # Errors
-    /// [`Failure`].
-    pub async fn configure_tenant(
-        &self,
-        actor: Actor,
-        id: TenantId,
-        mode: Option<ClientIdMode>,
-        policies: Option<String>,
-        spaces: Option<Vec<TopicSpace>>,
-    ) -> Result<SessionsReport, Failure> {
-        Ok(self
-            .change(move |r| r.configure_tenant(actor, id, mode, policies, spaces))
-            .await?
-            .1)
     }
 
     /// Gives or takes a host name.

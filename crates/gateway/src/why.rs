@@ -1,0 +1,547 @@
+//! What would become of an identity that is not connected: every layer's verdict, in the order of an exchange's stages.
+//!
+//! The verdicts are [`crate::judge`]'s, as for whoever connects. What only a connection can show is taken as given: that
+//! the peer holds the key, and that no limit of the node is reached.
+
+use std::sync::Arc;
+
+use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
+use countersign_mqtt::QoS;
+use countersign_mqtt::topic::{TopicFilter, TopicName};
+use countersign_policy::decide::Action;
+use countersign_policy::first_contact::Contact;
+use countersign_policy::{CredentialFacts, Denial, DenialCode, DeviceFacts, FactSource, Stage};
+use rustls::pki_types::CertificateDer;
+use serde::Serialize;
+
+use crate::judge::{self, Circumstances};
+use crate::session::entry::Admission;
+
+/// A layer of the decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layer {
+    /// A path to a registered authority that is in force.
+    Chain,
+    /// The dates of the certificate and of all above it.
+    Dates,
+    /// Revoked here, or on a list of its issuer.
+    Revocation,
+    /// Device and credential are known, and belong together.
+    Identify,
+    /// Where the device stands.
+    Lifecycle,
+    /// Where the credential stands.
+    Credential,
+    /// The tenant's policies on `connect`.
+    Policy,
+    /// The client id.
+    ClientId,
+    /// The tenant's policies on `publish` or `subscribe`, if a topic was asked about.
+    Topic,
+}
+
+impl Layer {
+    /// All of them, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Chain,
+        Self::Dates,
+        Self::Revocation,
+        Self::Identify,
+        Self::Lifecycle,
+        Self::Credential,
+        Self::Policy,
+        Self::ClientId,
+        Self::Topic,
+    ];
+
+    /// The stage of an exchange that asks it.
+    pub const fn stage(self) -> Stage {
+        match self {
+            Self::Chain | Self::Dates | Self::Revocation => Stage::ClientCertificate,
+            Self::Identify => Stage::Identify,
+            Self::Lifecycle | Self::Credential | Self::Policy => Stage::Policy,
+            Self::ClientId => Stage::Greet,
+            Self::Topic => Stage::FirstData,
+        }
+    }
+
+    /// The layer that refuses with a code.
+    const fn of(code: DenialCode, at: Stage) -> Self {
+        use DenialCode as C;
+        match (at, code) {
+            (
+                Stage::ClientCertificate,
+                C::CertificateExpired | C::CertificateNotYetValid | C::AuthorityExpired,
+            ) => Self::Dates,
+            (Stage::ClientCertificate, C::ChainRevoked | C::RevocationUnknown | C::CredentialRevoked) => {
+                Self::Revocation
+            }
+            (Stage::ClientCertificate, _)
+            | (_, C::UnknownCa | C::AuthorityRetired | C::AuthorityRevoked | C::AuthorityUnproven) => {
+                Self::Chain
+            }
+            (_, C::CredentialRevoked) => Self::Revocation,
+            (Stage::Identify, _) | (_, C::CredentialOfOther | C::UnknownDevice | C::UnknownCredential) => {
+                Self::Identify
+            }
+            (_, C::DevicePending | C::DeviceSuspended | C::DeviceQuarantined | C::DeviceDecommissioned) => {
+                Self::Lifecycle
+            }
+            (_, C::CredentialSuperseded | C::CredentialLapsed | C::CertificateExpired) => Self::Credential,
+            (Stage::Greet, _) => Self::ClientId,
+            (Stage::FirstData, _) => Self::Topic,
+            _ => Self::Policy,
+        }
+    }
+}
+
+/// What became of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Nothing speaks against it.
+    Passed,
+    /// It refuses.
+    Failed,
+    /// An earlier one refused, or it was not asked about.
+    NotReached,
+    /// It cannot be told from what is kept here.
+    NotKnown,
+}
+
+/// A layer with its verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LayerVerdict {
+    /// Which.
+    pub layer: Layer,
+    /// The stage of an exchange that asks it.
+    pub stage: Stage,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// What it was decided on, for people.
+    pub fact: String,
+    /// The policies that determined it.
+    pub policies: Vec<String>,
+    /// Why it refuses.
+    pub denial: Option<Denial>,
+}
+
+/// What is shown, or would be.
+#[derive(Debug, Clone, Copy)]
+pub enum Presented<'a> {
+    /// Certificates, leaf first.
+    Certificates(&'a [CertificateDer<'a>]),
+    /// A registered credential whose certificate is not kept here: its path cannot be looked at, only its authority.
+    Registered {
+        /// The tenant.
+        tenant: &'a TenantId,
+        /// The device.
+        device: &'a DeviceId,
+        /// The certificate's SHA-256.
+        fingerprint: &'a Fingerprint,
+        /// The authority that its chain is known to end in.
+        authority: Option<&'a AuthorityId>,
+        /// When it is valid.
+        validity: [Timestamp; 2],
+    },
+}
+
+/// What is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// The tenant that a server name would choose; `None` if the authority chooses.
+    pub asked: Option<&'a TenantId>,
+    /// What is shown.
+    pub presented: Presented<'a>,
+    /// Under what.
+    pub circumstances: Circumstances,
+    /// The client id; the device id if none is given.
+    pub client_id: Option<&'a str>,
+    /// What it would do once it is in, and where.
+    pub data: Option<(Action, &'a str)>,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Why {
+    /// Whether it would be let in, and could do what was asked about.
+    pub admitted: bool,
+    /// The tenant, once it is known.
+    pub tenant: Option<TenantId>,
+    /// The device, once it is known.
+    pub device: Option<DeviceId>,
+    /// The authority, once it is known.
+    pub authority: Option<AuthorityId>,
+    /// The certificate's SHA-256.
+    pub fingerprint: Option<Fingerprint>,
+    /// Its serial number, hex, if it was shown.
+    pub serial: Option<String>,
+    /// Every layer, in order.
+    pub layers: Vec<LayerVerdict>,
+}
+
+impl Why {
+    /// Why it would be refused.
+    pub fn denial(&self) -> Option<&Denial> {
+        self.layers.iter().find_map(|l| l.denial.as_ref())
+    }
+
+    fn new() -> Self {
+        Self {
+            admitted: false,
+            tenant: None,
+            device: None,
+            authority: None,
+            fingerprint: None,
+            serial: None,
+            layers: Layer::ALL
+                .map(|layer| LayerVerdict {
+                    layer,
+                    stage: layer.stage(),
+                    verdict: Verdict::NotReached,
+                    fact: String::new(),
+                    policies: Vec::new(),
+                    denial: None,
+                })
+                .into(),
+        }
+    }
+
+    fn set(&mut self, layer: Layer, verdict: Verdict, fact: impl Into<String>) {
+        if let Some(l) = self.layers.iter_mut().find(|l| l.layer == layer) {
+            (l.verdict, l.fact) = (verdict, fact.into());
+        }
+    }
+
+    fn policies(&mut self, layer: Layer, policies: &[Arc<str>]) {
+        if let Some(l) = self.layers.iter_mut().find(|l| l.layer == layer) {
+            l.policies = policies.iter().map(ToString::to_string).collect();
+        }
+    }
+
+    /// A layer of a stage refuses: what comes before it in the same stage passed, or it would not have come to it.
+    fn fail(&mut self, denial: Denial, at: Stage) {
+        let failed = Layer::of(denial.code, at);
+        for l in &mut self.layers {
+            if l.layer < failed && l.verdict == Verdict::NotReached {
+                l.verdict = Verdict::Passed;
+            } else if l.layer == failed {
+                l.verdict = Verdict::Failed;
+                l.fact.clone_from(&denial.detail);
+                l.policies.clone_from(&denial.policies);
+                l.denial = Some(denial.clone());
+            }
+        }
+    }
+}
+
+/// Asks every layer. `learn` tells what a first contact would bring about, and keeps nothing.
+pub fn why(
+    facts: &dyn FactSource,
+    question: &Question<'_>,
+    learn: &dyn Fn(Contact) -> Result<(Arc<DeviceFacts>, CredentialFacts), Denial>,
+) -> Why {
+    let mut answer = Why::new();
+    if let Err((denial, at)) = ask(facts, question, learn, &mut answer) {
+        answer.fail(denial, at);
+    }
+    answer.admitted = !answer.layers.iter().any(|l| l.verdict == Verdict::Failed)
+        && answer
+            .layers
+            .iter()
+            .any(|l| l.layer == Layer::ClientId && l.verdict == Verdict::Passed);
+    answer
+}
+
+/// Who it is, as far as a connection would be asked.
+struct Known {
+    device: Arc<DeviceFacts>,
+    credential: CredentialFacts,
+    authority: AuthorityId,
+    generation: Generation,
+}
+
+fn ask(
+    facts: &dyn FactSource,
+    question: &Question<'_>,
+    learn: &dyn Fn(Contact) -> Result<(Arc<DeviceFacts>, CredentialFacts), Denial>,
+    answer: &mut Why,
+) -> Result<(), (Denial, Stage)> {
+    let known = match question.presented {
+        Presented::Certificates(certificates) => shown(facts, question, certificates, learn, answer)?,
+        Presented::Registered {
+            tenant,
+            device,
+            fingerprint,
+            authority,
+            validity,
+        } => {
+            answer.tenant = Some(tenant.clone());
+            answer.device = Some(device.clone());
+            answer.fingerprint = Some(*fingerprint);
+            answer.authority = authority.cloned();
+            registered(
+                facts,
+                question,
+                (tenant, device, fingerprint),
+                authority,
+                validity,
+                answer,
+            )?
+        }
+    };
+    answer.set(Layer::Identify, Verdict::Passed, identified(&known));
+    let authority = (&known.authority, known.generation);
+    let (permit, policy) = judge::connect(
+        facts,
+        &known.device,
+        &known.credential,
+        authority,
+        question.circumstances,
+    )
+    .map_err(|d| {
+        // Both are asked before policies are; what they found is told whichever of them refuses.
+        answer.set(
+            Layer::Lifecycle,
+            Verdict::NotReached,
+            format!("the device is {}", known.device.state),
+        );
+        answer.set(
+            Layer::Credential,
+            Verdict::NotReached,
+            credential_text(&known.credential),
+        );
+        (d, Stage::Policy)
+    })?;
+    answer.set(
+        Layer::Lifecycle,
+        Verdict::Passed,
+        format!("the device is {}", known.device.state),
+    );
+    answer.set(
+        Layer::Credential,
+        Verdict::Passed,
+        credential_text(&known.credential),
+    );
+    answer.set(
+        Layer::Policy,
+        Verdict::Passed,
+        format!("connect is permitted by policies of {}", known.device.tenant),
+    );
+    answer.policies(Layer::Policy, permit.policies());
+    let mode = facts.client_id_mode(&known.device.tenant);
+    let asked = question.client_id.unwrap_or(known.device.id.as_str());
+    judge::client_id(mode, &known.device.id, asked).map_err(|d| (d, Stage::Greet))?;
+    answer.set(
+        Layer::ClientId,
+        Verdict::Passed,
+        format!("client id {asked:?} fits mode {mode}"),
+    );
+    let Some((action, topic)) = question.data else {
+        return Ok(());
+    };
+    let admission = judge::admission(permit, known.device, policy).map_err(|d| (d, Stage::FirstData))?;
+    data(&admission, action, topic, question.circumstances.now, answer).map_err(|d| (d, Stage::FirstData))
+}
+
+fn shown(
+    facts: &dyn FactSource,
+    question: &Question<'_>,
+    certificates: &[CertificateDer<'_>],
+    learn: &dyn Fn(Contact) -> Result<(Arc<DeviceFacts>, CredentialFacts), Denial>,
+    answer: &mut Why,
+) -> Result<Known, (Denial, Stage)> {
+    let Some((leaf, above)) = certificates.split_first() else {
+        return Err((DenialCode::NoCertificate.into(), Stage::ClientCertificate));
+    };
+    let now = question.circumstances.now;
+    let (seen, verdict) = judge::certificate(facts, question.asked, leaf, above, now);
+    answer.fingerprint = Some(seen.fingerprint);
+    answer.serial = Some(seen.serial.clone());
+    let chain = verdict.map_err(|d| (d, Stage::ClientCertificate))?;
+    let anchor = chain.anchor().clone();
+    answer.tenant = Some(anchor.tenant.clone());
+    answer.authority = Some(anchor.authority.clone());
+    let path = match chain.pinned_device() {
+        Some(_) => "registered by its fingerprint".to_owned(),
+        None => format!(
+            "{:?} leads to authority {} with {} intermediate(s) between",
+            seen.subject,
+            anchor.authority,
+            chain.intermediates()
+        ),
+    };
+    answer.set(Layer::Chain, Verdict::Passed, path);
+    answer.set(
+        Layer::Dates,
+        Verdict::Passed,
+        format!(
+            "valid from {} to {}",
+            chain.leaf().not_before,
+            chain.leaf().not_after
+        ),
+    );
+    answer.set(
+        Layer::Revocation,
+        Verdict::Passed,
+        "not revoked here, and on no list that is kept",
+    );
+    let failed = |d| (d, Stage::Identify);
+    let id = judge::device_id(&chain).map_err(failed)?;
+    answer.device = Some(id.clone());
+    let (device, credential) = match judge::identify(facts, &chain, &id, true).map_err(failed)? {
+        Some(known) => known,
+        None => judge::contact(&chain).and_then(learn).map_err(failed)?,
+    };
+    Ok(Known {
+        device,
+        credential,
+        authority: anchor.authority.clone(),
+        generation: anchor.generation,
+    })
+}
+
+fn registered(
+    facts: &dyn FactSource,
+    question: &Question<'_>,
+    (tenant, device, fingerprint): (&TenantId, &DeviceId, &Fingerprint),
+    authority: Option<&AuthorityId>,
+    [not_before, not_after]: [Timestamp; 2],
+    answer: &mut Why,
+) -> Result<Known, (Denial, Stage)> {
+    let failed = |d| (d, Stage::ClientCertificate);
+    let Some(authority) = authority else {
+        answer.set(
+            Layer::Chain,
+            Verdict::NotKnown,
+            "neither its certificate nor its authority is known here; give the certificate as a file",
+        );
+        return Err((
+            Denial::new(
+                DenialCode::UnknownCa,
+                "the authority of this certificate is not known here yet",
+            ),
+            Stage::ClientCertificate,
+        ));
+    };
+    let now = question.circumstances.now;
+    let fault = if now.unix_s() < not_before.unix_s() {
+        Some((
+            DenialCode::CertificateNotYetValid,
+            format!("not valid before {not_before}"),
+        ))
+    } else if now.unix_s() > not_after.unix_s() {
+        Some((DenialCode::CertificateExpired, format!("expired on {not_after}")))
+    } else {
+        None
+    };
+    let chain = format!(
+        "its certificate is not kept here: that it leads to authority {authority} is known of before; give it as a file to have its path looked at"
+    );
+    answer.set(Layer::Chain, Verdict::NotKnown, chain);
+    if let Some((code, detail)) = fault {
+        return Err(failed(Denial::new(code, detail)));
+    }
+    // The very decision that a live session is measured by; that it stands is all that is wanted of it here.
+    let found = judge::anew(
+        facts,
+        tenant,
+        device,
+        fingerprint,
+        authority,
+        question.circumstances,
+    );
+    if let Err(denial) = found {
+        let layer = Layer::of(denial.code, Stage::Policy);
+        if layer <= Layer::Revocation {
+            return Err((denial, Stage::Policy));
+        }
+        if layer == Layer::Identify {
+            return Err((denial, Stage::Identify));
+        }
+    }
+    answer.set(
+        Layer::Dates,
+        Verdict::Passed,
+        format!("valid from {not_before} to {not_after}"),
+    );
+    answer.set(
+        Layer::Revocation,
+        Verdict::Passed,
+        "not revoked here, and on no list that is kept",
+    );
+    let unknown = |code: DenialCode| (Denial::from(code), Stage::Identify);
+    Ok(Known {
+        device: facts
+            .device(tenant, device)
+            .ok_or_else(|| unknown(DenialCode::UnknownDevice))?,
+        credential: facts
+            .credential(fingerprint)
+            .ok_or_else(|| unknown(DenialCode::UnknownCredential))?,
+        authority: authority.clone(),
+        generation: facts.authority(authority).map_or(Generation(0), |(_, g)| g),
+    })
+}
+
+fn identified(known: &Known) -> String {
+    let device = &known.device;
+    let mut text = format!("device {} of tenant {}", device.id, device.tenant);
+    if let Some(model) = &device.model {
+        text.push_str(&format!(", model {model}"));
+    }
+    if !device.groups.is_empty() {
+        text.push_str(&format!(", groups {}", device.groups.join(" ")));
+    }
+    if let Some(batch) = &device.batch {
+        text.push_str(&format!(", batch {batch}"));
+    }
+    text
+}
+
+fn credential_text(credential: &CredentialFacts) -> String {
+    format!(
+        "the certificate is {}, {}, its key's custody {}",
+        credential.state, credential.kind, credential.custody
+    )
+}
+
+fn data(
+    admission: &Admission,
+    action: Action,
+    topic: &str,
+    now: Timestamp,
+    answer: &mut Why,
+) -> Result<(), Denial> {
+    let invalid = |e: countersign_mqtt::DecodeError| Denial::new(DenialCode::TopicInvalid, e.to_string());
+    let (spaces, policies) = match action {
+        Action::Connect => return Ok(()),
+        Action::Publish => {
+            let name = TopicName::new(topic).map_err(invalid)?;
+            let spaces = admission.spaces_of_topic(name);
+            let permit = admission.publish(name, QoS::AtLeastOnce, false, now);
+            (spaces, permit.map(|p| p.policies().to_vec()))
+        }
+        Action::Subscribe => {
+            let filter = TopicFilter::new(topic).map_err(invalid)?;
+            let spaces = admission.spaces_of_filter(filter);
+            let permit = admission.subscribe(topic, filter, QoS::AtLeastOnce, now);
+            (spaces, permit.map(|p| p.policies().to_vec()))
+        }
+    };
+    let within = match spaces.as_slice() {
+        [] => format!("{topic} is in no topic space"),
+        names => format!("{topic} is in {}", names.join(", ")),
+    };
+    match policies {
+        Ok(policies) => {
+            answer.set(Layer::Topic, Verdict::Passed, within);
+            answer.policies(Layer::Topic, &policies);
+            Ok(())
+        }
+        Err(denial) => Err(Denial {
+            detail: format!("{within}; {}", denial.detail),
+            ..denial
+        }),
+    }
+}

@@ -1,0 +1,112 @@
+//! The facts of one decision as Cedar's request and entities.
+//!
+//! This is most of what a decision costs, so names that never change are made once.
+
+use std::collections::{HashMap, HashSet};
+use std::str::FromStr;
+use std::sync::LazyLock;
+
+use cedar_policy::{
+    Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request, RestrictedExpression,
+};
+
+use crate::decide::{Action, DataFacts};
+use crate::facts::DeviceFacts;
+use crate::permit::AdmissionPermit;
+
+/// The entity types, and the actions in the order of [`Action::ALL`].
+struct Names {
+    device: EntityTypeName,
+    group: EntityTypeName,
+    tenant: EntityTypeName,
+    actions: [EntityUid; 3],
+}
+
+static NAMES: LazyLock<Option<Names>> = LazyLock::new(|| {
+    let kind = |name: &str| EntityTypeName::from_str(name).ok();
+    let action = kind("Action")?;
+    Some(Names {
+        device: kind("Device")?,
+        group: kind("Group")?,
+        tenant: kind("Tenant")?,
+        actions: Action::ALL
+            .map(|a| EntityUid::from_type_name_and_id(action.clone(), EntityId::new(a.name()))),
+    })
+});
+
+fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
+    EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
+}
+
+fn text(value: &str) -> RestrictedExpression {
+    RestrictedExpression::new_string(value.to_owned())
+}
+
+fn record(fields: Vec<(&str, RestrictedExpression)>) -> Result<RestrictedExpression, ()> {
+    RestrictedExpression::new_record(fields.into_iter().map(|(k, v)| (k.to_owned(), v))).map_err(drop)
+}
+
+/// What is asked, and what is known of who asks. `spaces` are the names of the spaces in `asked`.
+pub(crate) fn request(
+    action: Action,
+    permit: &AdmissionPermit,
+    device: &DeviceFacts,
+    asked: DataFacts,
+    spaces: &[&str],
+) -> Result<(Request, Entities), ()> {
+    let names = NAMES.as_ref().ok_or(())?;
+    let principal = uid(&names.device, &format!("{}/{}", device.tenant, device.id));
+    let tenant = uid(&names.tenant, device.tenant.as_str());
+    let mut attributes = HashMap::from([
+        ("id".to_owned(), text(device.id.as_str())),
+        ("state".to_owned(), text(device.state.name())),
+    ]);
+    if let Some(model) = &device.model {
+        attributes.insert("model".to_owned(), text(model));
+    }
+    if let Some(batch) = &device.batch {
+        attributes.insert("batch".to_owned(), text(batch));
+    }
+    let groups: HashSet<EntityUid> = device.groups.iter().map(|g| uid(&names.group, g)).collect();
+    let mut entities: Vec<Entity> = groups
+        .iter()
+        .map(|g| Entity::new_no_attrs(g.clone(), HashSet::new()))
+        .collect();
+    entities.push(Entity::new(principal.clone(), attributes, groups).map_err(drop)?);
+    entities.push(Entity::new_no_attrs(tenant.clone(), HashSet::new()));
+    let tls = &permit.tls;
+    let mut connection = vec![
+        ("version", text(tls.version)),
+        ("cipher_suite", text(tls.cipher_suite)),
+        ("resumed", RestrictedExpression::new_bool(tls.resumed)),
+    ];
+    if let Some(group) = tls.group {
+        connection.push(("group", text(group)));
+    }
+    let mut fields = vec![
+        (
+            "credential",
+            record(vec![
+                ("kind", text(permit.kind.name())),
+                ("custody", text(permit.custody.name())),
+            ])?,
+        ),
+        ("authority", text(permit.authority.as_str())),
+        ("tls", record(connection)?),
+        ("source", RestrictedExpression::new_ip(permit.source.to_string())),
+        ("now", RestrictedExpression::new_long(asked.now.unix_s())),
+    ];
+    if action != Action::Connect {
+        fields.push((
+            "spaces",
+            RestrictedExpression::new_set(spaces.iter().map(|s| text(s))),
+        ));
+        fields.push(("qos", RestrictedExpression::new_long(i64::from(asked.qos))));
+        fields.push(("retain", RestrictedExpression::new_bool(asked.retain)));
+    }
+    let context = Context::from_pairs(fields.into_iter().map(|(k, v)| (k.to_owned(), v))).map_err(drop)?;
+    let action = names.actions[action as usize].clone();
+    let request = Request::new(principal, action, tenant, context, None).map_err(drop)?;
+    let entities = Entities::from_entities(entities, None).map_err(drop)?;
+    Ok((request, entities))
+}

@@ -1,0 +1,116 @@
+//! The endpoints of policies, and of the question why somebody is let in or not.
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use countersign_identity::{TenantId, Timestamp};
+use countersign_policy::TopicSpace;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::handlers::{Answer, App, Body, In, actor, encode};
+use crate::failure::Failure;
+use crate::service::WhyAsked;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RevertBody {
+    reason: String,
+    #[serde(default)]
+    accept_lock_out: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SimulateBody {
+    #[serde(default)]
+    policies: Option<String>,
+    #[serde(default)]
+    spaces: Option<Vec<TopicSpace>>,
+    #[serde(default)]
+    since: Option<Timestamp>,
+    #[serde(default)]
+    limit: Option<u32>,
+}
+
+/// Exchanges that are replayed unless a number is given.
+const EXCHANGES: u32 = 10_000;
+
+pub(super) async fn versions(State(service): App, In(tenant): In<TenantId>) -> Answer {
+    let all: Vec<_> = service
+        .registry()
+        .policy_versions(&tenant)?
+        .into_iter()
+        .map(|v| {
+            json!({
+                "number": v.number, "at": v.at, "actor": v.actor, "reason": v.reason, "sha256": v.sha256,
+                "reverts": v.reverts, "in_force": v.in_force,
+            })
+        })
+        .collect();
+    encode(all)
+}
+
+pub(super) async fn version(State(service): App, In((tenant, number)): In<(TenantId, String)>) -> Answer {
+    let number = match number.as_str() {
+        "current" => None,
+        text => Some(text.parse().map_err(|_| {
+            Failure::invalid(format!(
+                "{text:?} is no version; hint: write its number, or current"
+            ))
+        })?),
+    };
+    encode(service.registry().policy_version(&tenant, number)?)
+}
+
+pub(super) async fn revert(
+    State(service): App,
+    headers: HeaderMap,
+    In((tenant, number)): In<(TenantId, u64)>,
+    Body(body): Body<RevertBody>,
+) -> Answer {
+    let by = actor(&headers);
+    let (version, sessions) = service
+        .revert_policies(by, tenant.clone(), number, body.reason, body.accept_lock_out)
+        .await?;
+    encode(json!({ "id": tenant, "version": version, "reverts": number, "sessions": sessions }))
+}
+
+pub(super) async fn simulate(
+    State(service): App,
+    In(tenant): In<TenantId>,
+    Body(body): Body<SimulateBody>,
+) -> Answer {
+    let limit = body.limit.unwrap_or(EXCHANGES);
+    let simulated = tokio::task::spawn_blocking(move || {
+        service.simulate(&tenant, body.policies, body.spaces, body.since, limit)
+    });
+    encode(
+        simulated
+            .await
+            .map_err(|e| Failure::internal(format!("the simulation failed: {e}")))??,
+    )
+}
+
+pub(super) async fn why(State(service): App, Body(asked): Body<WhyAsked>) -> Answer {
+    let answered = tokio::task::spawn_blocking(move || service.why(&asked));
+    let all = answered
+        .await
+        .map_err(|e| Failure::internal(format!("the question failed: {e}")))??;
+    let admitted = all.iter().any(|a| a.why.admitted);
+    // Cause and cure beside each refusal.
+    let mut answers = serde_json::to_value(&all).map_err(|e| Failure::internal(e.to_string()))?;
+    for (answer, shown) in all.iter().zip(answers.as_array_mut().into_iter().flatten()) {
+        for (layer, told) in answer
+            .why
+            .layers
+            .iter()
+            .zip(shown["layers"].as_array_mut().into_iter().flatten())
+        {
+            if let Some(denial) = &layer.denial {
+                told["cause"] = json!(denial.code.cause());
+                told["cure"] = json!(denial.code.cure());
+            }
+        }
+    }
+    encode(json!({ "admitted": admitted, "answers": answers }))
+}

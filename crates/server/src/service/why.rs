@@ -1,0 +1,221 @@
+//! The whole chain of decisions for an identity that is not connected.
+
+use std::net::IpAddr;
+
+use countersign_gateway::judge::Circumstances;
+use countersign_gateway::why::{Presented, Question, Why, why};
+use countersign_identity::{CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_policy::decide::Action;
+use countersign_policy::{CredentialState, Denial, DenialCode, FactSource};
+use countersign_registry::RegistryError;
+use countersign_registry::query::CredentialView;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+
+use super::Service;
+use super::policies::{assumed, circumstances_of};
+use crate::failure::Failure;
+
+/// Who is asked about, and what.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct WhyAsked {
+    /// The tenant; of a device `default`, of a certificate the one that its authority belongs to.
+    pub tenant: Option<TenantId>,
+    /// A registered device.
+    pub device: Option<DeviceId>,
+    /// In place of a device: certificates, PEM, leaf first.
+    pub certificate: Option<String>,
+    /// The client id; the device id if none is given.
+    pub client_id: Option<String>,
+    /// A topic, or with `subscribe` a filter.
+    pub topic: Option<String>,
+    /// `publish` (default) or `subscribe`.
+    pub action: Option<DataAction>,
+    /// When, in milliseconds since 1970; now if it is not given.
+    pub at: Option<Timestamp>,
+    /// Where from; as last time if it is not given.
+    pub source: Option<IpAddr>,
+}
+
+/// What is done with a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataAction {
+    /// To publish to it
+    Publish,
+    /// To subscribe to it
+    Subscribe,
+}
+
+/// The verdicts on one credential.
+#[derive(Debug, Clone, Serialize)]
+pub struct WhyAnswer {
+    /// Source, handshake and time that were taken.
+    pub source: IpAddr,
+    /// Its TLS version.
+    pub tls_version: &'static str,
+    /// Its key exchange.
+    pub tls_group: Option<&'static str>,
+    /// When.
+    pub at: Timestamp,
+    /// The exchange that source and handshake are of; none if they are assumed.
+    pub exchange: Option<String>,
+    /// Every layer.
+    #[serde(flatten)]
+    pub why: Why,
+}
+
+impl Service {
+    /// Asks every layer about a certificate, or about each credential of a device: the one that it would come with
+    /// first.
+    ///
+    /// # Errors
+    /// [`Failure`] if nothing is named that could be asked about.
+    pub fn why(&self, asked: &WhyAsked) -> Result<Vec<WhyAnswer>, Failure> {
+        match (&asked.certificate, &asked.device) {
+            (Some(pem), None) => {
+                let chain = CertificateDer::pem_slice_iter(pem.as_bytes())
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|e| Failure::invalid(format!("the certificate is no PEM: {e}")))?;
+                if chain.is_empty() {
+                    return Err(Failure::invalid(
+                        "there is no certificate in it; hint: give it as PEM",
+                    ));
+                }
+                Ok(vec![self.why_certificates(
+                    asked,
+                    asked.tenant.as_ref(),
+                    &chain,
+                )?])
+            }
+            (None, Some(device)) => self.why_device(asked, device),
+            _ => Err(Failure::invalid(
+                "name a device or give a certificate, one of both",
+            )),
+        }
+    }
+
+    fn why_device(&self, asked: &WhyAsked, device: &DeviceId) -> Result<Vec<WhyAnswer>, Failure> {
+        let tenant = asked.tenant.clone().unwrap_or_else(TenantId::default_tenant);
+        if self.registry.device(&tenant, device)?.is_none() {
+            let device = device.clone();
+            return Err(RegistryError::NoDevice { tenant, device }.into());
+        }
+        let mut credentials = self.registry.credentials(&tenant, device)?;
+        if credentials.is_empty() {
+            return Err(Failure::refused(format!(
+                "device {device} has no certificate: it cannot come in; hint: countersign device provision {device}"
+            )));
+        }
+        // They come newest first; those that may be admitted go before those that are not.
+        credentials.sort_by_key(|c| match c.state {
+            CredentialState::Active => 0,
+            CredentialState::Issued => 1,
+            _ => 2,
+        });
+        credentials
+            .iter()
+            .map(|c| match self.registry.credential_certificate(&c.fingerprint)? {
+                Some((Some(der), _)) => {
+                    let chain = [CertificateDer::from(der)];
+                    self.why_certificates(asked, Some(&tenant), &chain)
+                }
+                _ => self.why_registered(asked, &tenant, device, c),
+            })
+            .collect()
+    }
+
+    fn why_certificates(
+        &self,
+        asked: &WhyAsked,
+        tenant: Option<&TenantId>,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<WhyAnswer, Failure> {
+        let fingerprint = chain.first().and_then(|der| CertificateFacts::parse(der).ok());
+        let fingerprint = fingerprint.map(|facts| facts.fingerprint);
+        self.answer(
+            asked,
+            fingerprint.as_ref(),
+            tenant,
+            Presented::Certificates(chain),
+        )
+    }
+
+    fn why_registered(
+        &self,
+        asked: &WhyAsked,
+        tenant: &TenantId,
+        device: &DeviceId,
+        credential: &CredentialView,
+    ) -> Result<WhyAnswer, Failure> {
+        let pinned = credential.kind == countersign_policy::facts::CredentialKind::Pinned;
+        let own = pinned.then(countersign_identity::AuthorityId::pinned);
+        let presented = Presented::Registered {
+            tenant,
+            device,
+            fingerprint: &credential.fingerprint,
+            authority: own.as_ref().or(credential.authority.as_ref()),
+            validity: [credential.not_before, credential.not_after],
+        };
+        self.answer(asked, Some(&credential.fingerprint), Some(tenant), presented)
+    }
+
+    fn answer(
+        &self,
+        asked: &WhyAsked,
+        fingerprint: Option<&Fingerprint>,
+        tenant: Option<&TenantId>,
+        presented: Presented<'_>,
+    ) -> Result<WhyAnswer, Failure> {
+        let now = asked.at.unwrap_or_else(|| self.now());
+        let (mut circumstances, exchange) = self.last_circumstances(fingerprint, now)?;
+        if let Some(source) = asked.source {
+            circumstances.source = source;
+        }
+        let action = match asked.action {
+            Some(DataAction::Subscribe) => Action::Subscribe,
+            _ => Action::Publish,
+        };
+        let question = Question {
+            asked: tenant,
+            presented,
+            circumstances,
+            client_id: asked.client_id.as_deref(),
+            data: asked.topic.as_deref().map(|topic| (action, topic)),
+        };
+        let why = why(self.registry.facts().as_ref(), &question, &|contact| {
+            self.registry
+                .first_contact_check(contact)
+                .unwrap_or_else(|e| Err(Denial::new(DenialCode::RegistryUnavailable, e.to_string())))
+        });
+        Ok(WhyAnswer {
+            source: circumstances.source,
+            tls_version: circumstances.tls.version,
+            tls_group: circumstances.tls.group,
+            at: now,
+            exchange,
+            why,
+        })
+    }
+
+    /// Source and handshake of the device's last exchange, if one is kept.
+    fn last_circumstances(
+        &self,
+        fingerprint: Option<&Fingerprint>,
+        now: Timestamp,
+    ) -> Result<(Circumstances, Option<String>), Failure> {
+        let credential = fingerprint.and_then(|f| self.registry.facts().credential(f));
+        let Some(credential) = credential else {
+            return Ok((assumed(now), None));
+        };
+        let ledger = self.registry.ledger();
+        ledger.flush();
+        let last = ledger.last_handshake(&credential.tenant, &credential.device)?;
+        Ok(match last {
+            Some(record) => (circumstances_of(&record, now), Some(record.id.to_string())),
+            None => (assumed(now), None),
+        })
+    }
+}

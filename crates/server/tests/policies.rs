@@ -1,0 +1,348 @@
+//! `countersign policy` and `countersign why` as operators meet them.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use countersign_testkit::client::{Attempt, connect};
+use countersign_testkit::pki::Identity;
+use countersign_testkit::server::Server;
+use serde_json::Value;
+
+struct Place {
+    folder: tempfile::TempDir,
+    server: Server,
+}
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_countersign"))
+}
+
+fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+impl Place {
+    fn new(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(program(), &folder.path().join("data"), config).unwrap();
+        Self { folder, server }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &str) -> String {
+        std::fs::write(self.path(name), content).unwrap();
+        self.path(name).display().to_string()
+    }
+
+    fn provision(&self, id: &str) -> Identity {
+        let folder = self.path(id);
+        self.server
+            .cli_ok(&["device", "provision", id, "--out", folder.to_str().unwrap()])
+            .unwrap();
+        Identity::load(&folder).unwrap()
+    }
+
+    fn connect(&self, id: &str, identity: &Identity) -> Option<u8> {
+        let attempt = Attempt {
+            patience: Duration::from_secs(5),
+            then: vec![0xe0, 0],
+            ..Attempt::new(self.server.devices)
+        };
+        attempt.identity(identity).send(connect(5, id)).run().connack()
+    }
+
+    fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.server.cli(arguments).unwrap();
+        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {}", text(&output));
+        text(&output)
+    }
+}
+
+const OPEN: &str = "@id(\"all\")\npermit (principal, action, resource);\n";
+
+#[test]
+fn versions_are_set_listed_compared_and_taken_back() {
+    let place = Place::new("");
+    let identity = place.provision("d1");
+    assert_eq!(place.connect("d1", &identity), Some(0));
+    let open = place.write("open.cedar", OPEN);
+    let said = place
+        .server
+        .cli_ok(&["policy", "set", &open, "--reason", "open house"])
+        .unwrap();
+    assert!(
+        said.contains("policy version 2 of tenant default is in force"),
+        "{said}"
+    );
+    let shown = place.server.cli_ok(&["policy", "show"]).unwrap();
+    assert!(
+        shown.contains("version 2, in force")
+            && shown.contains("open house")
+            && shown.contains("@id(\"all\")"),
+        "{shown}"
+    );
+    let diff = place.server.cli_ok(&["policy", "diff", "1", "2"]).unwrap();
+    for part in [
+        "policy active-devices-connect removed",
+        "policy all added",
+        "+ @id(\"all\")",
+    ] {
+        assert!(diff.contains(part), "{part} is not in {diff}");
+    }
+    assert!(
+        place
+            .server
+            .cli_ok(&["policy", "diff", &open])
+            .unwrap()
+            .contains("say the same")
+    );
+    let said = place
+        .server
+        .cli_ok(&["policy", "revert", "1", "--reason", "house closed"])
+        .unwrap();
+    assert!(
+        said.contains("policy version 3") && said.contains("it is version 1 again"),
+        "{said}"
+    );
+    let list: Value =
+        serde_json::from_str(&place.server.cli_ok(&["--json", "policy", "list"]).unwrap()).unwrap();
+    let numbers: Vec<_> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v["number"].as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, [3, 2, 1]);
+    assert_eq!(
+        (&list[0]["reverts"], &list[0]["in_force"], &list[1]["in_force"]),
+        (&1.into(), &true.into(), &false.into())
+    );
+    assert_eq!(list[0]["sha256"], list[2]["sha256"]);
+    let output = place.server.cli(&["policy", "show", "--version", "9"]).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    assert_eq!(place.connect("d1", &identity), Some(0));
+}
+
+#[test]
+fn what_locks_everybody_out_needs_a_word_and_is_simulated_first() {
+    let place = Place::new("[policy]\nlock_out_percent = 50\n");
+    let (one, two) = (place.provision("d1"), place.provision("d2"));
+    assert_eq!(place.connect("d1", &one), Some(0));
+    let nobody = place.write(
+        "nobody.cedar",
+        "@id(\"night\") forbid (principal, action, resource);\n",
+    );
+    let said = place.refused(&["policy", "set", &nobody, "--reason", "night"]);
+    for part in [
+        "would lock out 2 of the 2 devices",
+        "night",
+        "d1, d2",
+        "--accept-lock-out",
+        "nothing was changed",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert_eq!(place.connect("d1", &one), Some(0));
+    // Half of them, and that is what this configuration refuses.
+    let half = place.write(
+        "half.cedar",
+        "@id(\"one\") permit (principal == Device::\"default/d2\", action, resource);\n",
+    );
+    let said = place.refused(&["policy", "set", &half, "--reason", "one"]);
+    assert!(said.contains("would lock out 1 of the 2 devices"), "{said}");
+    let said = place.server.cli_ok(&["policy", "simulate", &half]).unwrap();
+    for part in [
+        "active devices: 1 would be locked out, 0 newly let in; 1 stay in, 0 stay out",
+        "locked-out 1 by policy.no-permit: d1",
+        "recorded exchanges: 2 would be locked out",
+        "1 active device(s) have not been seen",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    place
+        .server
+        .cli_ok(&["policy", "set", &half, "--reason", "one", "--accept-lock-out"])
+        .unwrap();
+    assert_eq!(
+        (place.connect("d1", &one), place.connect("d2", &two)),
+        (Some(0x87), Some(0))
+    );
+    // Who is out already is locked out by nobody.
+    let open = place.write("open.cedar", OPEN);
+    let simulated: Value = serde_json::from_str(
+        &place
+            .server
+            .cli_ok(&["--json", "policy", "simulate", &open])
+            .unwrap(),
+    )
+    .unwrap();
+    assert_eq!(simulated["devices"]["let_in"], 1);
+    assert_eq!(simulated["devices"]["groups"][0]["policies"][0], "all");
+    place
+        .server
+        .cli_ok(&["policy", "set", &open, "--reason", "morning"])
+        .unwrap();
+    assert_eq!(place.connect("d1", &one), Some(0));
+}
+
+#[test]
+fn a_fault_is_told_with_its_place_without_a_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.cedar");
+    let check = |content: &str| {
+        std::fs::write(&file, content).unwrap();
+        Command::new(program())
+            .args(["policy", "check", file.to_str().unwrap()])
+            .output()
+            .unwrap()
+    };
+    let output =
+        check("@id(\"typo\")\npermit (principal, action, resource)\nwhen { principal.modle == \"x\" };\n");
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    for part in [
+        "p.cedar:3:8: error: policy \"typo\"",
+        "modle",
+        "cure:",
+        "policy schema",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert!(text(&check("permit (principal;")).contains("p.cedar:1:18: error"));
+    assert!(check(OPEN).status.success());
+    let schema = Command::new(program())
+        .args(["policy", "schema"])
+        .output()
+        .unwrap();
+    assert!(text(&schema).contains("custody"));
+}
+
+#[test]
+fn cases_are_tested_without_a_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let policies = "@id(\"all\") permit (principal, action, resource);\n@id(\"no-lab\") forbid (principal in Group::\"lab\", action, resource);\n";
+    std::fs::write(folder.path().join("fleet.cedar"), policies).unwrap();
+    let cases = folder.path().join("cases.toml");
+    let run = |content: &str| {
+        std::fs::write(&cases, content).unwrap();
+        Command::new(program())
+            .args(["policy", "test", cases.to_str().unwrap()])
+            .output()
+            .unwrap()
+    };
+    let good = r#"
+policies = "fleet.cedar"
+[[case]]
+name = "the lab stays out"
+device = { id = "d1", groups = ["lab"] }
+expect = "deny"
+policy = "no-lab"
+[[case]]
+name = "others have their telemetry"
+action = "publish"
+device = { id = "d2", groups = ["field"], model = "m1", batch = "b1" }
+credential = { custody = "attested" }
+tls = { version = "TLSv1.2", resumed = true }
+topic = "devices/d2/telemetry/t"
+qos = 1
+expect = "permit"
+policy = "all"
+[[case]]
+name = "whoever is suspended is out, whatever policies say"
+device = { state = "suspended" }
+expect = "deny"
+"#;
+    let output = run(good);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(
+        text(&output).contains("ok      the lab stays out: deny by no-lab"),
+        "{}",
+        text(&output)
+    );
+    let output = run(&good.replace("policy = \"no-lab\"", "policy = \"no-labs\""));
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("FAILED  the lab stays out: expected deny by no-labs, got deny by no-lab"),
+        "{said}"
+    );
+    assert!(said.contains("3 case(s), 1 failed"), "{said}");
+    assert!(text(&run("[[case]]\nname = \"x\"\nexpect = \"permit\"\nmodle = 1\n")).contains("modle"));
+}
+
+#[test]
+fn why_asks_every_layer_of_who_is_not_connected() {
+    let place = Place::new("");
+    let identity = place.provision("d1");
+    let said = place
+        .server
+        .cli_ok(&["why", "d1", "--topic", "devices/d1/telemetry/t"])
+        .unwrap();
+    for part in [
+        "would be let in",
+        "chain      passed",
+        "dates      passed",
+        "identify   passed",
+        "policy     passed",
+        "[active-devices-connect]",
+        "topic      passed",
+        "[own-topics-publish]",
+        "it has not been seen",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert_eq!(place.connect("d1", &identity), Some(0));
+    assert!(
+        place
+            .server
+            .cli_ok(&["why", "d1"])
+            .unwrap()
+            .contains("as in exchange")
+    );
+    let said = place.refused(&[
+        "why",
+        "d1",
+        "--topic",
+        "devices/d2/commands/#",
+        "--action",
+        "subscribe",
+    ]);
+    assert!(
+        said.contains("topic      FAILED") && said.contains("is in no topic space"),
+        "{said}"
+    );
+    let said = place.refused(&["why", "d1", "--at", "2100-01-01T00:00:00Z"]);
+    assert!(
+        said.contains("dates      FAILED") && said.contains("policy     -"),
+        "{said}"
+    );
+    let said = place.refused(&["why", "d1", "--client-id", "d2"]);
+    assert!(said.contains("client-id  FAILED"), "{said}");
+    place
+        .server
+        .cli_ok(&["device", "suspend", "d1", "--reason", "lost"])
+        .unwrap();
+    let certificate = place.write("d1.pem", &identity.pem);
+    for subject in ["d1", certificate.as_str()] {
+        let said = place.refused(&["why", subject]);
+        for part in [
+            "lifecycle  FAILED",
+            "device.suspended",
+            "countersign device resume",
+            "client-id  -",
+        ] {
+            assert!(said.contains(part), "{part} is not in {said}");
+        }
+    }
+    let output = place.server.cli(&["why", "nobody"]).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+}
