@@ -276,7 +276,7 @@ catalogue! {
         "add it: countersign device add, or countersign device import";
     UnknownCredential "credential.unknown" Identify Connack { v311: 5, v5: 0x87 },
         "the device is known, but this certificate is not registered for it",
-        "register the certificate: countersign device import; an authority of mode registered-only admits nothing else";
+        "register the certificate: countersign device import; only an authority of mode known-device learns one for a known device";
     CredentialOfOther "credential.of-other-device" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate names another device than the one it is registered for",
         "look at both devices: the certificate's identity and its registration must agree";
