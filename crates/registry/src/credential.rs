@@ -209,6 +209,8 @@ impl Scope<'_> {
             None if new.kind == CredentialKind::Pinned => None,
             None => self.table.issuer_of(tenant, c),
         };
+        // Before anything is written: whoever imports goes on after a refusal.
+        self.need_not_lost(authority.as_ref(), &c.serial)?;
         let generation = self.revise("credential", tenant.as_str(), &c.fingerprint.to_string())?;
         self.insert_credential(tenant, device, new, authority.as_ref(), generation)?;
         self.changes
@@ -226,6 +228,8 @@ impl Scope<'_> {
         generation: Generation,
     ) -> Result<(), RegistryError> {
         let c = &new.certificate;
+        // The last guard: every way into the table leads through here.
+        self.need_not_lost(authority, &c.serial)?;
         self.tx
             .prepare_cached(
                 "INSERT INTO credentials (fingerprint, tenant, device, kind, state, custody, serial, issuer,

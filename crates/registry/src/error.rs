@@ -119,6 +119,16 @@ pub enum RegistryError {
         "the key of this certificate is registered for device {0}: two devices with one key cannot be told apart; hint: give each device a key of its own"
     )]
     SharedKey(String),
+    /// The certificate had ended before the registry was restored, which never saw it otherwise.
+    #[error(
+        "the certificate with the serial number {serial} of authority {authority} had been revoked or replaced after the backup was made that this registry was restored from; hint: issue the device a new one, with a new key: countersign device provision"
+    )]
+    RevokedBefore {
+        /// The authority.
+        authority: AuthorityId,
+        /// Its serial number, hex.
+        serial: String,
+    },
     /// An authority cannot be closed while devices depend on it.
     #[error("{count} devices depend on authority {authority} and would be locked out, {limit} are accepted: {}{}; hint: renew their certificates under another authority (countersign authority dependents {authority}), or accept the loss with --leave-out {count}", examples.join(", "), if *count > examples.len() as u64 { ", …" } else { "" })]
     Dependents {

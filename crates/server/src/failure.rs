@@ -105,6 +105,7 @@ impl From<RegistryError> for Failure {
             RegistryError::Exists(_)
             | RegistryError::Move { .. }
             | RegistryError::SharedKey(_)
+            | RegistryError::RevokedBefore { .. }
             | RegistryError::Batch(_)
             | RegistryError::Dependents { .. } => 409,
             RegistryError::Unauthorised(_) => 401,

@@ -3,7 +3,7 @@
 
 use countersign_factory::station::{Account, Entry, JournalFault, Refused, StationFault, Terms};
 use countersign_factory::{Batch, DeviceStart, ProfileKind};
-use countersign_identity::{DeviceId, Fingerprint, StationId, Timestamp};
+use countersign_identity::{AuthorityId, DeviceId, Fingerprint, StationId, Timestamp};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::lifecycle::Lifecycle;
 use countersign_policy::{CredentialState, Custody, LifecycleState};
@@ -158,6 +158,7 @@ impl Registry {
                 let entries = of.entries.iter().skip(n * CHUNK).take(CHUNK);
                 let mut merge = Merge {
                     station: &station,
+                    authority: read_station(scope.tx, &station)?.authority,
                     terms: &terms,
                     rules,
                     start: batch_start,
@@ -277,6 +278,8 @@ fn examine(
 
 struct Merge<'a> {
     station: &'a StationId,
+    /// The factory CA above it.
+    authority: AuthorityId,
     terms: &'a Terms,
     rules: IssuanceRules,
     start: DeviceStart,
@@ -315,6 +318,13 @@ impl Merge<'_> {
         if let Some((t, d)) = scope.key_of_other(tenant, device, &entry.facts.public_key_sha256)? {
             return Ok(Some(StationFault::KeyOfOther {
                 other: format!("device {d} of tenant {t}"),
+            }));
+        }
+        // The factory CA's id stands for its stations too: their certificates' serial numbers are kept under it.
+        if scope.is_lost(&self.authority, &entry.facts.serial)? {
+            return Ok(Some(StationFault::RevokedBefore {
+                device: device.clone(),
+                serial: entry.facts.serial.clone(),
             }));
         }
         let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
@@ -356,7 +366,6 @@ impl Merge<'_> {
                 .execute([tenant.as_str(), device.as_str(), self.terms.batch.as_str()])?;
             self.into_batch += 1;
         }
-        let station = read_station(scope.tx, self.station)?;
         let generation = scope.revise(
             "credential",
             tenant.as_str(),
@@ -374,14 +383,14 @@ impl Merge<'_> {
                 CredentialState::Issued
             },
             custody: Custody::Unknown,
-            authority: Some(station.authority.clone()),
+            authority: Some(self.authority.clone()),
             issued: Some(IssuedHere {
                 certificate: entry.certificate.clone(),
                 profile: self.terms.profile.name.clone(),
                 batch: Some(self.terms.batch.clone()),
             }),
         };
-        scope.insert_credential(tenant, device, &credential, Some(&station.authority), generation)?;
+        scope.insert_credential(tenant, device, &credential, Some(&self.authority), generation)?;
         scope
             .tx
             .prepare_cached("UPDATE credentials SET station = ?2 WHERE fingerprint = ?1")?

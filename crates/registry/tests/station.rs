@@ -1,0 +1,230 @@
+//! A station's journal, reconciled: what is registered, and what is refused by its own code.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use countersign_factory::station::{Account, Entry, Head, Terms};
+use countersign_factory::{Batch, DeviceStart, Profile, RevocationReason, Revoked};
+use countersign_identity::{
+    AuthorityId, BatchId, CertificateFacts, Clock, DeviceId, Fingerprint, StationId, TenantId, Timestamp,
+};
+use countersign_policy::DenialCode;
+use countersign_policy::exchange::ExchangeSink;
+use countersign_policy::first_contact::Contact;
+use countersign_registry::{
+    Actor, LedgerLimits, MintedStation, NewAuthority, NewCredential, Origin, Reconciled, Registry,
+    RegistryError, Verdict,
+};
+
+const START: i64 = 1_800_000_000_000;
+
+struct Moved(AtomicI64);
+
+impl Clock for Moved {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_ms(self.0.load(Ordering::Relaxed))
+    }
+}
+
+fn actor() -> Actor {
+    Actor("test".into())
+}
+
+fn tenant() -> TenantId {
+    TenantId::default_tenant()
+}
+
+fn id(text: &str) -> DeviceId {
+    DeviceId::new(text).unwrap()
+}
+
+fn factory() -> AuthorityId {
+    AuthorityId::new("factory").unwrap()
+}
+
+fn line() -> StationId {
+    StationId::new("line-1").unwrap()
+}
+
+/// A certificate as a station makes one, as far as the registry looks at it.
+fn certificate(name: &str) -> Vec<u8> {
+    let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    let key = rcgen::KeyPair::generate().unwrap();
+    params.self_signed(&key).unwrap().der().to_vec()
+}
+
+fn entry(number: u64, name: &str, der: &[u8]) -> Entry {
+    Entry {
+        number,
+        device: id(name),
+        certificate: der.to_vec(),
+        facts: CertificateFacts::parse(der).unwrap(),
+        issued: Timestamp::from_unix_ms(START),
+        written: None,
+        confirmed: None,
+    }
+}
+
+/// Of a journal whose records hash to what `told` says.
+fn account(entries: Vec<Entry>, told: &[&str]) -> Account {
+    let hashes: Vec<_> = told.iter().map(|t| Fingerprint::of(t.as_bytes())).collect();
+    Account {
+        entries,
+        refused: vec![],
+        doubtful: vec![],
+        head: Head {
+            records: hashes.len() as u64,
+            hash: *hashes.last().unwrap(),
+            at: Timestamp::from_unix_ms(START),
+        },
+        hashes,
+        closed: false,
+    }
+}
+
+/// A registry with a factory CA, a batch and one station.
+struct Place {
+    registry: Registry,
+}
+
+impl Place {
+    fn new(path: &Path, quota: u64) -> Self {
+        let clock = Arc::new(Moved(AtomicI64::new(START)));
+        let registry = Registry::create_with_clock(path, LedgerLimits::default(), clock).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(1));
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        let key = rcgen::KeyPair::generate().unwrap();
+        let new = NewAuthority {
+            id: factory(),
+            tenant: tenant(),
+            origin: Origin::Factory,
+            rule: Default::default(),
+            admission: Default::default(),
+            certificate: params.self_signed(&key).unwrap().der().to_vec(),
+        };
+        registry.register_authority(actor(), new).unwrap();
+        let batch = Batch {
+            id: BatchId::new("B-1").unwrap(),
+            tenant: tenant(),
+            model: "pump".into(),
+            profile: Profile::default().name,
+            groups: vec![],
+            devices_start: Default::default(),
+            authority: None,
+            id_pattern: "SN-*".parse().unwrap(),
+            quota: 10_000,
+            window: Default::default(),
+        };
+        registry.add_batch(actor(), batch).unwrap();
+        let now = Timestamp::from_unix_ms(START);
+        let terms = Terms {
+            station: line(),
+            tenant: tenant(),
+            batch: BatchId::new("B-1").unwrap(),
+            batch_ids: "SN-*".parse().unwrap(),
+            ids: "SN-0000..SN-9999".parse().unwrap(),
+            quota,
+            from: now,
+            to: now.plus(Duration::from_secs(86_400)),
+            profile: Profile::default(),
+        };
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "line-1");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let station = params.self_signed(&key).unwrap().der().to_vec();
+        let key = CertificateFacts::parse(&station).unwrap().public_key_sha256;
+        let mint = move |_| {
+            Ok(MintedStation {
+                certificate: station,
+                grant_file: b"grant".to_vec(),
+            })
+        };
+        registry
+            .add_station(actor(), factory(), terms, key, mint)
+            .unwrap();
+        Self { registry }
+    }
+
+    fn reconcile(&self, account: Account) -> Result<Reconciled, RegistryError> {
+        self.registry
+            .reconcile_station(actor(), line(), account, DeviceStart::Active)
+    }
+
+    fn lose(&self, authority: &AuthorityId, serial: &str) {
+        let list = [Revoked {
+            serial: serial.into(),
+            at: Timestamp::from_unix_ms(START),
+            reason: RevocationReason::KeyCompromise,
+        }];
+        let newer = self.registry.newer_in_list(authority, 1, &list).unwrap();
+        self.registry.apply_newer(actor(), newer).unwrap();
+    }
+
+    fn is_there(&self, name: &str) -> bool {
+        self.registry.device(&tenant(), &id(name)).unwrap().is_some()
+    }
+}
+
+fn codes(report: &Reconciled) -> Vec<(u64, &str)> {
+    assert!(
+        report.refused.iter().all(|r| r.message.contains("; hint: ")),
+        "{report:?}"
+    );
+    report
+        .refused
+        .iter()
+        .map(|r| (r.number, r.code.as_str()))
+        .collect()
+}
+
+#[test]
+fn what_was_revoked_before_a_restore_is_not_revived_by_a_journal_a_contact_or_an_import() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path(), 10);
+    let (lost, good) = (certificate("SN-0001"), certificate("SN-0002"));
+    let facts = CertificateFacts::parse(&lost).unwrap();
+    place.lose(&factory(), &facts.serial);
+    let entries = vec![entry(1, "SN-0001", &lost), entry(2, "SN-0002", &good)];
+    let report = place
+        .reconcile(account(entries, &["open", "one", "two"]))
+        .unwrap();
+    assert_eq!(codes(&report), [(1, "station.revoked-before")]);
+    assert_eq!((report.verdict, report.registered), (Verdict::Partial, 1));
+    assert!(!place.is_there("SN-0001"));
+
+    let (sender, answer) = channel();
+    let contact = Contact {
+        tenant: tenant(),
+        device: id("SN-0001"),
+        authority: factory(),
+        certificate: facts.clone(),
+    };
+    place
+        .registry
+        .first_contact(contact, Box::new(move |r| sender.send(r).unwrap()));
+    let denial = answer.recv().unwrap().unwrap_err();
+    assert_eq!(denial.code, DenialCode::FirstContactRevokedBefore);
+
+    let credential = NewCredential {
+        authority: Some(factory()),
+        ..NewCredential::brought(facts)
+    };
+    let batch = BatchId::new("B-1").unwrap();
+    let devices = vec![(id("SN-0001"), credential)];
+    let report = place
+        .registry
+        .import_in_batch(actor(), tenant(), batch, devices)
+        .unwrap()
+        .value;
+    assert_eq!((report.credentials_added, report.refused.len()), (0, 1));
+    assert!(report.refused[0].1.contains("; hint: "), "{report:?}");
+    assert_eq!(place.registry.facts().credential_count(), 1);
+}
