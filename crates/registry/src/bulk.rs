@@ -312,7 +312,7 @@ impl Registry {
             let mut answers = Vec::with_capacity(request.items.len());
             for (n, item) in request.items.iter().enumerate() {
                 match run.one(scope, item, |now| mint(n, now)) {
-                    Err(e) if e.is_storage() => return Err(e),
+                    Err(e) if e.ends_job() => return Err(e),
                     answer => answers.push(answer),
                 }
             }

@@ -43,6 +43,12 @@ pub enum RegistryError {
     /// The database failed.
     #[error("the database failed: {0}; hint: look at the disk and at the permissions of the data directory")]
     Database(String),
+    /// A rule of the database's own refused the change: the last guard behind the checks of this program, which should
+    /// have told why. It ends that one change; the storage is sound.
+    #[error(
+        "a rule of the database refused the change, and nothing of it was made: {0}; hint: this is a fault of the program: please report it, with what was asked for"
+    )]
+    Constraint(String),
     /// The writer is gone: it failed to make changes durable, and no further change is promised.
     #[error("the registry takes no changes: {0}; hint: see to the disk, then restart the server")]
     Closed(String),
@@ -202,6 +208,7 @@ impl From<rusqlite::Error> for RegistryError {
     fn from(e: rusqlite::Error) -> Self {
         match e.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => Self::DiskFull,
+            Some(rusqlite::ErrorCode::ConstraintViolation) => Self::Constraint(e.to_string()),
             _ => Self::Database(e.to_string()),
         }
     }
@@ -214,5 +221,11 @@ impl RegistryError {
             self,
             Self::DiskFull | Self::Database(_) | Self::Closed(_) | Self::File { .. }
         )
+    }
+
+    /// Whether a job of many items must end with it, and be undone: what it came upon may have been half written. Any
+    /// other refuses one item, before anything of it is written.
+    pub(crate) fn ends_job(&self) -> bool {
+        self.is_storage() || matches!(self, Self::Constraint(_))
     }
 }

@@ -43,7 +43,7 @@ impl Registry {
             for (device, credential) in &devices {
                 match import_one(scope, &tenant, device, credential.as_ref(), &mut report) {
                     Ok(()) => {}
-                    Err(e) if e.is_storage() => return Err(e),
+                    Err(e) if e.ends_job() => return Err(e),
                     Err(e) => report.refused.push((device.id.clone(), e.to_string())),
                 }
             }

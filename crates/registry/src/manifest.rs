@@ -33,7 +33,7 @@ impl Registry {
             for (device, credential) in &devices {
                 match import_one(scope, &tenant, &batch, device, credential, &mut report) {
                     Ok(()) => {}
-                    Err(e) if e.is_storage() => return Err(e),
+                    Err(e) if e.ends_job() => return Err(e),
                     Err(e) => report.refused.push((device.clone(), e.to_string())),
                 }
             }

@@ -112,6 +112,7 @@ impl From<RegistryError> for Failure {
             RegistryError::Claim(ClaimRefusal::Unknown) => 401,
             RegistryError::NotActive { .. } | RegistryError::Lane(_) | RegistryError::Claim(_) => 403,
             RegistryError::Refused(_) => 422,
+            RegistryError::Constraint(_) => 500,
             RegistryError::DiskFull => 507,
             RegistryError::ClockBehind { .. }
             | RegistryError::ClockUnsynchronised(_)
