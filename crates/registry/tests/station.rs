@@ -70,9 +70,13 @@ fn entry(number: u64, name: &str, der: &[u8]) -> Entry {
     }
 }
 
-/// Of a journal whose records hash to what `told` says.
+/// Of a journal whose records say what is told, each hashed with those before.
 fn account(entries: Vec<Entry>, told: &[&str]) -> Account {
-    let hashes: Vec<_> = told.iter().map(|t| Fingerprint::of(t.as_bytes())).collect();
+    let mut hashes: Vec<Fingerprint> = vec![];
+    for text in told {
+        let before = hashes.last().map_or(&[][..], |hash| hash.as_bytes().as_slice());
+        hashes.push(Fingerprint::of(&[before, text.as_bytes()].concat()));
+    }
     Account {
         entries,
         refused: vec![],
@@ -227,4 +231,77 @@ fn what_was_revoked_before_a_restore_is_not_revived_by_a_journal_a_contact_or_an
     assert_eq!((report.credentials_added, report.refused.len()), (0, 1));
     assert!(report.refused[0].1.contains("; hint: "), "{report:?}");
     assert_eq!(place.registry.facts().credential_count(), 1);
+}
+
+#[test]
+fn a_journal_that_was_cut_off_between_two_transactions_is_told_from_its_twin() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path(), 205);
+    let name = |n: u64| format!("SN-{n:04}");
+    let mut told = vec!["open".to_owned()];
+    let entries: Vec<_> = (1..=201)
+        .map(|n| {
+            told.push(name(n));
+            entry(n, &name(n), &certificate(&name(n)))
+        })
+        .collect();
+    let told: Vec<_> = told.iter().map(String::as_str).collect();
+    let db = rusqlite::Connection::open(folder.path().join("registry.db")).unwrap();
+    db.execute_batch(
+        "CREATE TRIGGER cut BEFORE INSERT ON credentials WHEN NEW.device = 'SN-0201'
+         BEGIN SELECT RAISE (ABORT, 'cut off'); END",
+    )
+    .unwrap();
+    place.reconcile(account(entries.clone(), &told)).unwrap_err();
+    db.execute_batch("DROP TRIGGER cut").unwrap();
+    let view = place.registry.station(&line()).unwrap();
+    assert_eq!(
+        (view.accepted, view.records),
+        (200, 0),
+        "what has only begun is not accepted"
+    );
+
+    // Another machine of the same id: as long, and longer.
+    for more in 0..2 {
+        let mut other = told.clone();
+        other[100] = "another record";
+        other.extend(std::iter::repeat_n("more", more));
+        let twin = vec![entry(1, "SN-0300", &certificate("SN-0300"))];
+        let report = place.reconcile(account(twin, &other)).unwrap();
+        assert_eq!(report.verdict, Verdict::Refused, "{report:?}");
+        assert_eq!(report.code.as_deref(), Some("journal.twin"));
+        assert!(!place.is_there("SN-0300"));
+    }
+
+    let report = place.reconcile(account(entries.clone(), &told)).unwrap();
+    assert_eq!(
+        (report.verdict, report.known, report.registered),
+        (Verdict::Accepted, 200, 1)
+    );
+    assert_eq!(place.registry.station(&line()).unwrap().records, 202);
+    // An older copy of it has nothing to add, and may be shown.
+    let older = place
+        .reconcile(account(entries[..100].to_vec(), &told[..101]))
+        .unwrap();
+    assert_eq!(
+        (older.verdict, older.older, older.known),
+        (Verdict::Accepted, true, 100)
+    );
+}
+
+#[test]
+fn no_more_is_accepted_of_a_station_than_was_granted_whatever_its_journals_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path(), 2);
+    let of = |n: u64, name: &str| entry(n, name, &certificate(name));
+    let first = vec![of(1, "SN-0001"), of(2, "SN-0002")];
+    place
+        .reconcile(account(first.clone(), &["open", "one", "two"]))
+        .unwrap();
+    let longer = [first, vec![of(3, "SN-0003")]].concat();
+    let report = place
+        .reconcile(account(longer, &["open", "one", "two", "three"]))
+        .unwrap();
+    assert_eq!(codes(&report), [(3, "station.overrun")]);
+    assert_eq!(place.registry.station(&line()).unwrap().accepted, 2);
 }

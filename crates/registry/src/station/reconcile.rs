@@ -11,7 +11,7 @@ use rusqlite::params;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{StationState, read_station};
+use super::{Row, StationState, read_station};
 use crate::change::{Actor, NewDevice};
 use crate::credential::{IssuanceRules, IssuedHere, NewCredential, read_credential};
 use crate::error::RegistryError;
@@ -139,9 +139,9 @@ impl Registry {
             ..Reconciled::default()
         };
         let account = std::sync::Arc::new(account);
-        // First what it is: then each chunk looks again, so that a revocation in between counts.
+        // First what it is, and that it has begun; then each chunk looks again, so that a revocation in between counts.
         let (of, checked) = (account.clone(), id.clone());
-        match self.write(move |scope| examine(scope, &checked, &of))?.value {
+        match self.write(move |scope| begin(scope, &checked, &of))?.value {
             Ok(older) => report.older = older,
             Err((code, message)) => {
                 return self.refuse_journal(actor, Reconciled::refused(Some(id), code, message));
@@ -152,13 +152,17 @@ impl Registry {
             let (of, station, terms, by) = (account.clone(), id.clone(), terms.clone(), actor.clone());
             let is_last = n + 1 == chunks;
             let committed = self.write(move |scope| {
-                if let Err((code, message)) = examine(scope, &station, &of)? {
-                    return Err(RegistryError::Refused(format!("{message} [{code}]")));
-                }
+                let row = match examine(scope, &station, &of)? {
+                    Ok(examined) => examined.station,
+                    Err((code, message)) => {
+                        return Err(RegistryError::Refused(format!("{message} [{code}]")));
+                    }
+                };
                 let entries = of.entries.iter().skip(n * CHUNK).take(CHUNK);
                 let mut merge = Merge {
                     station: &station,
-                    authority: read_station(scope.tx, &station)?.authority,
+                    authority: row.authority,
+                    accepted: row.accepted,
                     terms: &terms,
                     rules,
                     start: batch_start,
@@ -213,13 +217,28 @@ fn refused_entry(r: &Refused) -> RefusedEntry {
     }
 }
 
-/// Whether the journal goes together with what was accepted before; `true` if it is older, and has nothing to add.
-#[allow(clippy::type_complexity, reason = "a refusal is a code and a text")]
+/// A refusal of the whole journal: a stable code and a text with the cure.
+type Whole = (&'static str, String);
+
+fn twin(what: String) -> Whole {
+    let fault = JournalFault::Twin { what };
+    (fault.code(), fault.to_string())
+}
+
+/// What a journal is, beside those that were taken before.
+struct Examined {
+    station: Row,
+    /// Whether a longer one was accepted.
+    is_shorter: bool,
+}
+
+/// Whether the journal goes together with what was taken before: it must agree with each within the length that both
+/// have. Of those that have only begun that is all that is asked: what they tell of may not be registered yet.
 fn examine(
     scope: &Scope<'_>,
     id: &StationId,
     account: &Account,
-) -> Result<Result<bool, (&'static str, String)>, RegistryError> {
+) -> Result<Result<Examined, Whole>, RegistryError> {
     let station = read_station(scope.tx, id)?;
     if station.state == StationState::Revoked {
         return Ok(Err((
@@ -229,32 +248,55 @@ fn examine(
             ),
         )));
     }
-    let twin = |what: String| {
-        let fault = JournalFault::Twin { what };
-        Ok(Err((fault.code(), fault.to_string())))
-    };
-    let mut statement = scope
-        .tx
-        .prepare_cached("SELECT records, head FROM station_journals WHERE station = ? ORDER BY records")?;
+    let mut statement = scope.tx.prepare_cached(
+        "SELECT records, head, begun FROM station_journals WHERE station = ? ORDER BY records",
+    )?;
     let mut rows = statement.query([id.as_str()])?;
     let mut newest = 0;
     while let Some(r) = rows.next()? {
         let records = r.get::<_, i64>(0)?.cast_unsigned();
         let head = Fingerprint::from_bytes(r.get(1)?);
-        newest = newest.max(records);
+        let has_only_begun: bool = r.get(2)?;
+        if !has_only_begun {
+            newest = newest.max(records);
+        }
         let there = usize::try_from(records)
             .ok()
             .and_then(|n| account.hashes.get(n.checked_sub(1)?));
         if there.is_some_and(|hash| *hash != head) {
-            return twin(format!(
-                "one was accepted that differs from it within the first {records} records"
-            ));
+            let taken = if has_only_begun { "begun" } else { "accepted" };
+            return Ok(Err(twin(format!(
+                "one was {taken} that differs from it within the first {records} records"
+            ))));
         }
     }
-    if account.head.records >= newest {
+    Ok(Ok(Examined {
+        station,
+        is_shorter: account.head.records < newest,
+    }))
+}
+
+/// The first transaction of a reconciliation: whether the journal is older than one that was accepted, and so has nothing
+/// to add. Any other is kept as begun: were it cut off before its last chunk, another journal of the same station would
+/// else not be told from it, and both would be registered.
+fn begin(scope: &Scope<'_>, id: &StationId, account: &Account) -> Result<Result<bool, Whole>, RegistryError> {
+    let examined = match examine(scope, id, account)? {
+        Ok(examined) => examined,
+        Err(whole) => return Ok(Err(whole)),
+    };
+    if !examined.is_shorter {
+        scope.tx.execute(
+            "INSERT OR IGNORE INTO station_journals (station, records, head, accepted, begun) VALUES (?, ?, ?, ?, 1)",
+            params![
+                id.as_str(),
+                account.head.records.cast_signed(),
+                account.head.hash.as_bytes(),
+                scope.now.unix_ms()
+            ],
+        )?;
         return Ok(Ok(false));
     }
-    // Shorter than one that was accepted: an old copy has nothing that is not known.
+    // An old copy has nothing that is not known. Once is enough: nothing that is known here is ever forgotten.
     for entry in &account.entries {
         if read_credential(scope.tx, &entry.facts.fingerprint)?.is_none() {
             let is_refused: bool = scope
@@ -266,10 +308,10 @@ fn examine(
                     r.get(0)
                 })?;
             if !is_refused {
-                return twin(format!(
+                return Ok(Err(twin(format!(
                     "a longer one was accepted, and record {} of this one is not in it",
                     entry.number
-                ));
+                ))));
             }
         }
     }
@@ -280,6 +322,8 @@ struct Merge<'a> {
     station: &'a StationId,
     /// The factory CA above it.
     authority: AuthorityId,
+    /// How many of its certificates had been accepted before this chunk.
+    accepted: u64,
     terms: &'a Terms,
     rules: IssuanceRules,
     start: DeviceStart,
@@ -315,6 +359,12 @@ impl Merge<'_> {
     /// What only the registry knows.
     fn fault_of(&self, scope: &Scope<'_>, entry: &Entry) -> Result<Option<StationFault>, RegistryError> {
         let (tenant, device) = (&self.terms.tenant, &entry.device);
+        // The account counts within one journal; what was accepted of another one counts too.
+        if self.accepted + self.registered >= self.terms.quota {
+            return Ok(Some(StationFault::Overrun {
+                quota: self.terms.quota,
+            }));
+        }
         if let Some((t, d)) = scope.key_of_other(tenant, device, &entry.facts.public_key_sha256)? {
             return Ok(Some(StationFault::KeyOfOther {
                 other: format!("device {d} of tenant {t}"),
@@ -474,7 +524,8 @@ fn finish(
     let refused: Vec<_> = account.refused.iter().map(refused_entry).collect();
     keep_refusals(scope, id, &refused)?;
     let inserted = scope.tx.execute(
-        "INSERT OR IGNORE INTO station_journals (station, records, head, accepted) VALUES (?, ?, ?, ?)",
+        "INSERT INTO station_journals (station, records, head, accepted, begun) VALUES (?, ?, ?, ?, 0)
+         ON CONFLICT (station, records) DO UPDATE SET begun = 0, accepted = excluded.accepted WHERE begun = 1",
         params![
             id.as_str(),
             account.head.records.cast_signed(),
