@@ -4,6 +4,9 @@
 //! issued ──first use, or confirmed──▶ active ──a newer one is in use, then the overlap──▶ superseded
 //!    └──never used in time──▶ lapsed          any of them ──▶ revoked
 //! ```
+//!
+//! `lapsed` is final, but for one case: an offline station's journal tells later that the device had been confirmed in
+//! time ([`crate::station`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -408,6 +411,38 @@ impl Scope<'_> {
             ..facts
         }));
         Ok(())
+    }
+
+    /// When a credential ended; now, if it has not.
+    pub(crate) fn ended_at(&self, fingerprint: &Fingerprint) -> Result<Timestamp, RegistryError> {
+        let ended: Option<i64> = self
+            .tx
+            .prepare_cached("SELECT ended FROM credentials WHERE fingerprint = ?")?
+            .query_row([fingerprint.as_bytes()], |r| r.get(0))?;
+        Ok(ended.map_or(self.now, Timestamp::from_unix_ms))
+    }
+
+    /// A lapsed credential is `issued` again: it turned out that it had been confirmed in time. For the caller to make
+    /// active.
+    pub(crate) fn undo_lapse(&mut self, facts: CredentialFacts) -> Result<CredentialFacts, RegistryError> {
+        let fingerprint = facts.fingerprint;
+        let generation = self.revise("credential", facts.tenant.as_str(), &fingerprint.to_string())?;
+        self.tx
+            .prepare_cached(
+                "UPDATE credentials SET state = 'issued', ended = NULL, reason = NULL, revision = ?2
+                 WHERE fingerprint = ?1 AND state = 'lapsed'",
+            )?
+            .execute(params![fingerprint.as_bytes(), generation.0.cast_signed()])?;
+        self.changes.push(Change::Credential(
+            facts.tenant.clone(),
+            facts.device.clone(),
+            fingerprint,
+        ));
+        Ok(CredentialFacts {
+            state: CredentialState::Issued,
+            generation,
+            ..facts
+        })
     }
 
     /// What was issued for this key before, if the request is to be answered with it.

@@ -12,9 +12,9 @@ use countersign_factory::{Batch, DeviceStart, Profile, RevocationReason, Revoked
 use countersign_identity::{
     AuthorityId, BatchId, CertificateFacts, Clock, DeviceId, Fingerprint, StationId, TenantId, Timestamp,
 };
-use countersign_policy::DenialCode;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::Contact;
+use countersign_policy::{CredentialState, DenialCode, FactSource};
 use countersign_registry::{
     Actor, LedgerLimits, MintedStation, NewAuthority, NewCredential, Origin, Reconciled, Registry,
     RegistryError, Verdict,
@@ -94,12 +94,13 @@ fn account(entries: Vec<Entry>, told: &[&str]) -> Account {
 /// A registry with a factory CA, a batch and one station.
 struct Place {
     registry: Registry,
+    clock: Arc<Moved>,
 }
 
 impl Place {
     fn new(path: &Path, quota: u64) -> Self {
         let clock = Arc::new(Moved(AtomicI64::new(START)));
-        let registry = Registry::create_with_clock(path, LedgerLimits::default(), clock).unwrap();
+        let registry = Registry::create_with_clock(path, LedgerLimits::default(), clock.clone()).unwrap();
         let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(1));
         params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
@@ -154,7 +155,7 @@ impl Place {
         registry
             .add_station(actor(), factory(), terms, key, mint)
             .unwrap();
-        Self { registry }
+        Self { registry, clock }
     }
 
     fn reconcile(&self, account: Account) -> Result<Reconciled, RegistryError> {
@@ -304,4 +305,67 @@ fn no_more_is_accepted_of_a_station_than_was_granted_whatever_its_journals_say()
         .unwrap();
     assert_eq!(codes(&report), [(3, "station.overrun")]);
     assert_eq!(place.registry.station(&line()).unwrap().accepted, 2);
+}
+
+#[test]
+fn a_confirmation_counts_if_it_was_there_before_the_lapse_and_is_refused_by_a_code_if_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path(), 10);
+    let day = 86_400_000;
+    let entries = ["SN-0001", "SN-0002", "SN-0003", "SN-0004"].map(|name| certificate(name));
+    let of = |n: usize| entry(n as u64 + 1, &format!("SN-{:04}", n + 1), &entries[n]);
+    let told = ["open", "one", "two", "three", "four"];
+    let all: Vec<_> = (0..4).map(of).collect();
+    place.reconcile(account(all.clone(), &told)).unwrap();
+    // Nobody uses them for eight days: they lapse. One device is given another certificate.
+    place.clock.0.store(START + 8 * day, Ordering::Relaxed);
+    assert_eq!(place.registry.sweep_credentials().unwrap().value.lapsed, 4);
+    let state = |n: usize| {
+        let fingerprint = Fingerprint::of(&entries[n]);
+        place.registry.facts().credential(&fingerprint).unwrap().state
+    };
+    assert_eq!(state(0), CredentialState::Lapsed);
+    let other = NewCredential::brought(CertificateFacts::parse(&certificate("SN-0003")).unwrap());
+    let batch = BatchId::new("B-1").unwrap();
+    let imported = place
+        .registry
+        .import_in_batch(actor(), tenant(), batch, vec![(id("SN-0003"), other)])
+        .unwrap();
+    assert_eq!(imported.value.credentials_added, 1);
+
+    // The journal comes later, and says when each device proved its key.
+    place.clock.0.store(START + 9 * day, Ordering::Relaxed);
+    let mut later = all;
+    for (n, at) in [(0, 7 * day), (1, 8 * day), (2, 7 * day)] {
+        later[n].confirmed = Some(Timestamp::from_unix_ms(START + at));
+    }
+    let journal = account(later, &[&told[..], &["confirmed"; 3][..]].concat());
+    let report = place.reconcile(journal.clone()).unwrap();
+    assert_eq!(
+        codes(&report),
+        [(2, "station.lapsed"), (3, "station.duplicate-id")]
+    );
+    assert_eq!((report.verdict, report.confirmed), (Verdict::Partial, 1));
+    let states = [0, 1, 2, 3].map(state);
+    use CredentialState::{Active, Lapsed};
+    assert_eq!(states, [Active, Lapsed, Lapsed, Lapsed]);
+    let audited = place.registry.audit(100).unwrap();
+    let confirmed = audited
+        .iter()
+        .filter(|e| e.action == "credential.confirm")
+        .count();
+    assert_eq!(confirmed, 1);
+    // It is as if it had never lapsed: on no list, and in force after opening again.
+    let db = rusqlite::Connection::open(folder.path().join("registry.db")).unwrap();
+    let row: (String, Option<i64>) = db
+        .query_row(
+            "SELECT state, ended FROM credentials WHERE device = 'SN-0001'",
+            [],
+            |r| Ok((r.get(0)?, r.get(1)?)),
+        )
+        .unwrap();
+    assert_eq!(row, ("active".into(), None));
+    // The same journal again says the same.
+    let again = place.reconcile(journal).unwrap();
+    assert_eq!((codes(&again).len(), again.confirmed), (2, 0));
 }

@@ -6,7 +6,7 @@ use countersign_factory::{Batch, DeviceStart, ProfileKind};
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, StationId, Timestamp};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::lifecycle::Lifecycle;
-use countersign_policy::{CredentialState, Custody, LifecycleState};
+use countersign_policy::{CredentialFacts, CredentialState, Custody, LifecycleState};
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -160,6 +160,7 @@ impl Registry {
                 };
                 let entries = of.entries.iter().skip(n * CHUNK).take(CHUNK);
                 let mut merge = Merge {
+                    actor: &by,
                     station: &station,
                     authority: row.authority,
                     accepted: row.accepted,
@@ -319,6 +320,7 @@ fn begin(scope: &Scope<'_>, id: &StationId, account: &Account) -> Result<Result<
 }
 
 struct Merge<'a> {
+    actor: &'a Actor,
     station: &'a StationId,
     /// The factory CA above it.
     authority: AuthorityId,
@@ -338,22 +340,84 @@ impl Merge<'_> {
     fn one(&mut self, scope: &mut Scope<'_>, entry: &Entry) -> Result<(), RegistryError> {
         if let Some(facts) = read_credential(scope.tx, &entry.facts.fingerprint)? {
             self.known += 1;
-            if entry.confirmed.is_some() && facts.state == CredentialState::Issued {
-                scope.activate_credential(facts, None, self.rules.overlap)?;
-                self.confirmed += 1;
+            match (entry.confirmed, facts.state) {
+                (Some(_), CredentialState::Issued) => {
+                    scope.activate_credential(facts, None, self.rules.overlap)?;
+                    self.confirmed += 1;
+                }
+                (Some(confirmed), CredentialState::Lapsed) => {
+                    self.confirm_lapsed(scope, entry, facts, confirmed)?;
+                }
+                _ => {}
             }
             return Ok(());
         }
-        if let Some(fault) = self.fault_of(scope, entry)? {
-            self.refused.push(refused_entry(&Refused {
-                number: entry.number,
-                device: entry.device.clone(),
-                fingerprint: entry.facts.fingerprint,
-                fault,
-            }));
+        match self.fault_of(scope, entry)? {
+            Some(fault) => self.refuse(entry, fault),
+            None => self.register(scope, entry)?,
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, entry: &Entry, fault: StationFault) {
+        self.refused.push(refused_entry(&Refused {
+            number: entry.number,
+            device: entry.device.clone(),
+            fingerprint: entry.facts.fingerprint,
+            fault,
+        }));
+    }
+
+    /// A confirmation for a certificate that lapsed here meanwhile.
+    ///
+    /// Only what was not confirmed lapses, and that is final. But a station is offline: its confirmation may have been
+    /// there before, and the registry could not know. So the journal's own time of it decides, which the station signed and
+    /// which its journal's order holds in place. Confirmed before the certificate lapsed: the lapse was an error, and is
+    /// undone, unless the device was given another certificate since. Confirmed later: refused, and told.
+    fn confirm_lapsed(
+        &mut self,
+        scope: &mut Scope<'_>,
+        entry: &Entry,
+        facts: CredentialFacts,
+        confirmed: Timestamp,
+    ) -> Result<(), RegistryError> {
+        let lapsed = scope.ended_at(&facts.fingerprint)?;
+        if confirmed >= lapsed {
+            let device = entry.device.clone();
+            self.refuse(
+                entry,
+                StationFault::Lapsed {
+                    device,
+                    confirmed,
+                    lapsed,
+                },
+            );
             return Ok(());
         }
-        self.register(scope, entry)
+        let others = scope.credentials_where(
+            "tenant = ? AND device = ? AND state IN ('issued', 'active') AND not_after >= ?",
+            params![facts.tenant.as_str(), facts.device.as_str(), scope.now.unix_ms()],
+        )?;
+        if !others.is_empty() {
+            let device = entry.device.clone();
+            self.refuse(entry, StationFault::DuplicateId { device });
+            return Ok(());
+        }
+        let detail = json!({
+            "fingerprint": facts.fingerprint, "station": self.station, "confirmed": confirmed.to_string(),
+            "lapsed": lapsed.to_string(),
+        });
+        let (tenant, device) = (facts.tenant.clone(), facts.device.clone());
+        let issued = scope.undo_lapse(facts)?;
+        scope.activate_credential(issued, None, self.rules.overlap)?;
+        self.confirmed += 1;
+        scope.audit(
+            self.actor,
+            "credential.confirm",
+            tenant.as_str(),
+            device.as_str(),
+            &detail,
+        )
     }
 
     /// What only the registry knows.
