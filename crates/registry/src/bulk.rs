@@ -351,7 +351,7 @@ impl Registry {
                         params![fingerprint.as_bytes(), tenant.as_str(), batch.as_str()],
                     )?,
                     (None, device) => scope.credentials_where(
-                        "tenant = ? AND device = ? AND batch = ? ORDER BY revision DESC LIMIT 1",
+                        "tenant = ? AND device = ? AND batch = ? ORDER BY rowid DESC LIMIT 1",
                         [
                             tenant.as_str(),
                             device.map_or("", DeviceId::as_str),

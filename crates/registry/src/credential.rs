@@ -397,7 +397,7 @@ impl Scope<'_> {
                 "UPDATE credentials SET supersede_at = ?5
                  WHERE tenant = ?1 AND device = ?2 AND kind = ?3 AND fingerprint <> ?4 AND state = 'active'
                  AND certificate IS NOT NULL AND supersede_at IS NULL
-                 AND created <= (SELECT created FROM credentials WHERE fingerprint = ?4)",
+                 AND rowid < (SELECT rowid FROM credentials WHERE fingerprint = ?4)",
             )?
             .execute(params![
                 facts.tenant.as_str(),
@@ -446,6 +446,10 @@ impl Scope<'_> {
     }
 
     /// What was issued for this key before, if the request is to be answered with it.
+    ///
+    /// The newest is the row that came last. A revision is that of a row's last change: an older certificate that was
+    /// superseded since has a higher one, and what one transaction issues in bulk has all the same. Nothing deletes rows of
+    /// this table, and a copy (backup, VACUUM) keeps their order.
     pub(crate) fn issued_before(
         &self,
         request: &IssueRequest,
@@ -457,7 +461,7 @@ impl Scope<'_> {
             .prepare_cached(
                 "SELECT state, certificate, authority, created, not_before, not_after FROM credentials
                  WHERE public_key = ?1 AND tenant = ?2 AND device = ?3 AND profile = ?4 AND certificate IS NOT NULL
-                 ORDER BY revision DESC LIMIT 1",
+                 ORDER BY rowid DESC LIMIT 1",
             )?
             .query_row(
                 params![
