@@ -1065,7 +1065,7 @@ pub(crate) fn issue(
     scope.put_credential(tenant, device, &new)?;
     scope.keep_time()?;
     if let Standing::OnClaim(claim) = &standing {
-        scope.mark_minted(&new.certificate.fingerprint, claim)?;
+        scope.mark_minted(tenant, device, &new.certificate.fingerprint, claim)?;
     }
     let detail = json!({
         "serial": new.certificate.serial,
