@@ -189,13 +189,17 @@ pub enum Revocation {
 }
 
 impl Scope<'_> {
-    /// Registers a certificate for a device. A key belongs to one device only, or a clone could not be told.
-    pub(crate) fn put_credential(
-        &mut self,
+    /// Whether a certificate may be registered for a device, before anything is written; the authority that it is of, if
+    /// that is known. A key belongs to one device only, or a clone could not be told.
+    ///
+    /// # Errors
+    /// [`RegistryError::Refused`] if a station issued it; [`RegistryError::SharedKey`]; [`RegistryError::RevokedBefore`].
+    pub(crate) fn may_register(
+        &self,
         tenant: &TenantId,
         device: &DeviceId,
         new: &NewCredential,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<Option<AuthorityId>, RegistryError> {
         let c = &new.certificate;
         if let Some(station) = self.station_by_subject(&c.issuer_der)? {
             return Err(RegistryError::Refused(format!(
@@ -212,8 +216,20 @@ impl Scope<'_> {
             None if new.kind == CredentialKind::Pinned => None,
             None => self.table.issuer_of(tenant, c),
         };
-        // Before anything is written: whoever imports goes on after a refusal.
         self.need_not_lost(authority.as_ref(), &c.serial)?;
+        Ok(authority)
+    }
+
+    /// Registers a certificate for a device. Whoever goes on after a refusal asks [`Scope::may_register`] before it writes
+    /// anything of that device.
+    pub(crate) fn put_credential(
+        &mut self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        new: &NewCredential,
+    ) -> Result<(), RegistryError> {
+        let c = &new.certificate;
+        let authority = self.may_register(tenant, device, new)?;
         let generation = self.revise("credential", tenant.as_str(), &c.fingerprint.to_string())?;
         self.insert_credential(tenant, device, new, authority.as_ref(), generation)?;
         self.changes

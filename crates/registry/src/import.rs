@@ -71,7 +71,10 @@ fn import_one(
     let mut new_credential = None;
     if let Some(credential) = credential {
         match scope.credential_owner(&credential.certificate.fingerprint)? {
-            None => new_credential = Some(credential),
+            None => {
+                scope.may_register(tenant, &device.id, credential)?;
+                new_credential = Some(credential);
+            }
             Some((t, d)) if t == tenant.as_str() && d == device.id.as_str() => {}
             Some((t, d)) => {
                 return Err(RegistryError::Refused(format!(

@@ -14,9 +14,9 @@ use countersign_identity::{
 };
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::Contact;
-use countersign_policy::{CredentialState, DenialCode, FactSource};
+use countersign_policy::{CredentialState, DenialCode, FactSource, LifecycleState};
 use countersign_registry::{
-    Actor, LedgerLimits, MintedStation, NewAuthority, NewCredential, Origin, Reconciled, Registry,
+    Actor, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Reconciled, Registry,
     RegistryError, Verdict,
 };
 
@@ -91,10 +91,22 @@ fn account(entries: Vec<Entry>, told: &[&str]) -> Account {
     }
 }
 
+/// Another certificate for the key of one.
+fn same_key(der: &[u8]) -> NewCredential {
+    let facts = CertificateFacts::parse(der).unwrap();
+    NewCredential::brought(CertificateFacts {
+        fingerprint: Fingerprint::of(b"another"),
+        serial: "0a".into(),
+        ..facts
+    })
+}
+
 /// A registry with a factory CA, a batch and one station.
 struct Place {
     registry: Registry,
     clock: Arc<Moved>,
+    station: rcgen::CertificateParams,
+    station_key: rcgen::KeyPair,
 }
 
 impl Place {
@@ -143,8 +155,8 @@ impl Place {
         params
             .distinguished_name
             .push(rcgen::DnType::CommonName, "line-1");
-        let key = rcgen::KeyPair::generate().unwrap();
-        let station = params.self_signed(&key).unwrap().der().to_vec();
+        let station_key = rcgen::KeyPair::generate().unwrap();
+        let station = params.self_signed(&station_key).unwrap().der().to_vec();
         let key = CertificateFacts::parse(&station).unwrap().public_key_sha256;
         let mint = move |_| {
             Ok(MintedStation {
@@ -155,7 +167,21 @@ impl Place {
         registry
             .add_station(actor(), factory(), terms, key, mint)
             .unwrap();
-        Self { registry, clock }
+        Self {
+            registry,
+            clock,
+            station: params,
+            station_key,
+        }
+    }
+
+    /// A certificate that the station signed.
+    fn by_station(&self, name: &str) -> Vec<u8> {
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let issuer = rcgen::Issuer::from_params(&self.station, &self.station_key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        params.signed_by(&key, &issuer).unwrap().der().to_vec()
     }
 
     fn reconcile(&self, account: Account) -> Result<Reconciled, RegistryError> {
@@ -232,6 +258,7 @@ fn what_was_revoked_before_a_restore_is_not_revived_by_a_journal_a_contact_or_an
     assert_eq!((report.credentials_added, report.refused.len()), (0, 1));
     assert!(report.refused[0].1.contains("; hint: "), "{report:?}");
     assert_eq!(place.registry.facts().credential_count(), 1);
+    assert!(!place.is_there("SN-0001"));
 }
 
 #[test]
@@ -368,4 +395,44 @@ fn a_confirmation_counts_if_it_was_there_before_the_lapse_and_is_refused_by_a_co
     // The same journal again says the same.
     let again = place.reconcile(journal).unwrap();
     assert_eq!((codes(&again).len(), again.confirmed), (2, 0));
+}
+
+#[test]
+fn an_import_that_is_refused_leaves_no_device_behind_and_takes_nothing_of_the_quota() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path(), 10);
+    let batch = BatchId::new("B-1").unwrap();
+    let registry = &place.registry;
+    let brought = |der: &[u8]| NewCredential::brought(CertificateFacts::parse(der).unwrap());
+    // Of a station, whose journal alone vouches for it.
+    let stations = brought(&place.by_station("SN-0001"));
+    let import = vec![(id("SN-0001"), stations.clone())];
+    let report = registry
+        .import_in_batch(actor(), tenant(), batch.clone(), import)
+        .unwrap()
+        .value;
+    assert_eq!((report.added, report.refused.len()), (0, 1), "{report:?}");
+    assert!(report.refused[0].1.contains("factory reconcile"), "{report:?}");
+    assert_eq!(registry.batch(&tenant(), &batch).unwrap().devices, 0);
+    let new = |name: &str| NewDevice {
+        id: id(name),
+        model: None,
+        groups: vec![],
+        state: LifecycleState::Active,
+        authority: None,
+    };
+    // Of a station, and with the key of another device.
+    let first = certificate("SN-0002");
+    let import = vec![
+        (new("SN-0001"), Some(stations)),
+        (new("SN-0002"), Some(brought(&first))),
+        (new("SN-0003"), Some(same_key(&first))),
+    ];
+    let report = registry.import_devices(actor(), tenant(), import).unwrap().value;
+    assert_eq!((report.added, report.credentials_added), (1, 1), "{report:?}");
+    let refused: Vec<_> = report.refused.iter().map(|(device, _)| device.as_str()).collect();
+    assert_eq!(refused, ["SN-0001", "SN-0003"]);
+    for name in ["SN-0001", "SN-0003"] {
+        assert!(!place.is_there(name), "{name}");
+    }
 }
