@@ -158,8 +158,17 @@ pub struct EndedCredential {
     pub state: CredentialState,
     /// Why, if a reason was given.
     pub reason: Option<RevocationReason>,
-    /// Since when.
-    pub at: Timestamp,
+    /// The revision of the change that ended it.
+    pub revision: u64,
+}
+
+/// How far somebody was told of an authority's ended certificates: the last one told. The default is before the first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EndedCursor {
+    /// [`EndedCredential::revision`]. One change may end many.
+    pub revision: u64,
+    /// [`EndedCredential::serial`].
+    pub serial: String,
 }
 
 /// What a sweep found.
@@ -334,7 +343,7 @@ impl Scope<'_> {
         let generation = self.revise("credential", facts.tenant.as_str(), &fingerprint.to_string())?;
         self.tx
             .prepare_cached(
-                "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, reason = ?5, supersede_at = NULL
+                "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, ended_revision = ?3, reason = ?5, supersede_at = NULL
                  WHERE fingerprint = ?1",
             )?
             .execute(params![
@@ -566,21 +575,29 @@ impl Registry {
         }
     }
 
-    /// The certificates of an authority that have ended since a moment, oldest first, for telling others.
+    /// The next certificates of an authority that have ended, at most `limit`, for telling others: in the order of the
+    /// changes that ended them, whatever the clock said. One that ends once more, harder, comes once more.
     ///
     /// # Errors
     /// [`RegistryError`] if the database cannot be read.
-    pub fn ended_since(
+    pub fn ended_after(
         &self,
         authority: &AuthorityId,
-        since: Timestamp,
+        after: &EndedCursor,
+        limit: usize,
     ) -> Result<Vec<EndedCredential>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT serial, state, reason, ended FROM credentials
-                 WHERE authority = ? AND ended >= ? ORDER BY ended",
+                "SELECT serial, state, reason, ended_revision FROM credentials
+                 WHERE authority = ?1 AND ended_revision IS NOT NULL AND (ended_revision, serial) > (?2, ?3)
+                 ORDER BY ended_revision, serial LIMIT ?4",
             )?;
-            let mut rows = statement.query(params![authority.as_str(), since.unix_ms()])?;
+            let mut rows = statement.query(params![
+                authority.as_str(),
+                after.revision.cast_signed(),
+                after.serial,
+                i64::try_from(limit).unwrap_or(i64::MAX)
+            ])?;
             let mut found = Vec::new();
             while let Some(r) = rows.next()? {
                 let state: String = r.get(1)?;
@@ -591,7 +608,7 @@ impl Registry {
                     reason: reason
                         .map(|code| damaged(RevocationReason::try_from(code)))
                         .transpose()?,
-                    at: Timestamp::from_unix_ms(r.get(3)?),
+                    revision: r.get::<_, i64>(3)?.cast_unsigned(),
                 });
             }
             Ok(found)

@@ -30,6 +30,11 @@ impl CaLink {
         Self { socket, timeout }
     }
 
+    /// How long one transfer may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Where the CA answers.
     pub fn socket(&self) -> &Path {
         &self.socket
