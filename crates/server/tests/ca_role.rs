@@ -851,9 +851,26 @@ fn with_a_clock_that_went_back_nothing_is_signed() {
     );
     assert_eq!(ca.end(&certificate, "revoked")["ended"], 1);
     assert_eq!(ca.count(), 1);
-    assert!(String::from_utf8_lossy(&ca.operator(&["status"]).stdout).contains("set the clock"));
-    db.execute("UPDATE clock SET seen = 0", []).unwrap();
+    assert!(String::from_utf8_lossy(&ca.operator(&["status"]).stdout).contains("countersign ca clock reset"));
+    // Only the operator at the CA says that the later time was the wrong one, and says why; nobody restarts anything.
+    let reset = |reason: &str| ca.operator(&["clock", "reset", "--reason", reason]);
+    assert!(!reset(" ").status.success());
+    refused(ca.issue(&key(), "operational", by_batch("SN-2")), "clock-behind");
+    assert!(reset("the battery was empty").status.success());
     assert!(ca.issue(&key(), "operational", by_batch("SN-2")).is_ok());
+    let (action, detail): (String, String) = db
+        .query_row(
+            "SELECT action, detail FROM log WHERE action LIKE 'clock.%'",
+            [],
+            |r| Ok((r.get(0)?, r.get(1)?)),
+        )
+        .unwrap();
+    assert!(
+        action == "clock.reset" && detail.contains("the battery was empty"),
+        "{action} {detail}"
+    );
+    let findings = ca.operator(&["status"]).stdout;
+    assert!(!String::from_utf8_lossy(&findings).contains("clock reset"));
     assert_eq!(ca.ask(&list)["type"], "signed");
     // The store itself refuses what no code of ours would ask for.
     for forbidden in [

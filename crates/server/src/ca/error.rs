@@ -132,7 +132,7 @@ pub enum CaError {
     },
     /// The clock went back.
     #[error(
-        "the CA's clock says {now}, and has said {before} before: nothing is signed; hint: set the clock"
+        "the CA's clock says {now}, and has said {before} before: nothing is signed; hint: set the clock; if it had been ahead by mistake: countersign ca clock reset --reason TEXT, on the CA"
     )]
     ClockBehind {
         /// Now.

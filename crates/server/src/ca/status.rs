@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::Ca;
 use super::error::CaError;
-use super::store::now;
+use super::store::{CLOCK_SLACK, now};
 
 /// A list is made anew at least so often.
 const LIST_AGE: Duration = Duration::from_secs(3600);
@@ -22,14 +22,14 @@ const LIST_AGE: Duration = Duration::from_secs(3600);
 #[derive(Default)]
 pub struct Lists {
     lists: Mutex<HashMap<AuthorityId, List>>,
-    responders: Mutex<HashMap<AuthorityId, Arc<Responder>>>,
+    responders: Mutex<HashMap<AuthorityId, (Timestamp, Arc<Responder>)>>,
 }
 
 struct List {
     hours: u32,
     der: Vec<u8>,
     made: Timestamp,
-    /// The newest entry of the log that ended a certificate.
+    /// The newest entry of the log that makes older lists wrong.
     seq: i64,
 }
 
@@ -42,9 +42,10 @@ fn revoked(r: &rusqlite::Row<'_>) -> Result<Revoked, CaError> {
     })
 }
 
-fn newest_end(db: &Connection) -> Result<i64, CaError> {
+/// A certificate ended, or the dates of what was signed were of a wrong clock.
+fn newest_change(db: &Connection) -> Result<i64, CaError> {
     let newest: Option<i64> = db.query_row(
-        "SELECT max(seq) FROM log WHERE action = 'certificate.end'",
+        "SELECT max(seq) FROM log WHERE action IN ('certificate.end', 'clock.reset')",
         [],
         |r| r.get(0),
     )?;
@@ -63,7 +64,7 @@ impl Ca {
     /// [`CaError`].
     pub fn revocation_list(&self, actor: &str, id: &AuthorityId, hours: u32) -> Result<Vec<u8>, CaError> {
         let (hours, good_for) = self.good_for(hours);
-        let seq = self.store.read(newest_end)?;
+        let seq = self.store.read(newest_change)?;
         if let Some(list) = self.lists.lists.lock().get(id)
             && list.hours == hours
             && list.seq == seq
@@ -122,7 +123,9 @@ impl Ca {
         good_for: Duration,
     ) -> Result<Arc<Responder>, CaError> {
         let at = now();
-        if let Some(good) = self.lists.responders.lock().get(id)
+        // One of a time to come was made by a wrong clock: nobody would believe it.
+        if let Some((made, good)) = self.lists.responders.lock().get(id)
+            && *made <= at.plus(CLOCK_SLACK)
             && at.plus(good_for) < good.not_after()
         {
             return Ok(good.clone());
@@ -142,7 +145,10 @@ impl Ca {
                 &json!({ "not_after": until.to_string() }),
             )
         })?;
-        self.lists.responders.lock().insert(id.clone(), made.clone());
+        self.lists
+            .responders
+            .lock()
+            .insert(id.clone(), (at, made.clone()));
         Ok(made)
     }
 

@@ -15,7 +15,7 @@ use super::{log, now};
 /// The most jobs that share one sync.
 const GROUP_MAX: usize = 64;
 /// The clock may step back so far before nothing is signed any more: the correction of a running clock, no more.
-const CLOCK_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
+pub const CLOCK_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// What a job works with.
 pub struct Scope<'a> {
@@ -48,6 +48,17 @@ impl<'a> Scope<'a> {
             .prepare_cached("UPDATE clock SET seen = ?1 WHERE seen < ?1")?
             .execute([self.now.unix_ms()])?;
         Ok(())
+    }
+
+    /// Takes the time of the transaction for right, although later ones were seen. The latest one seen before.
+    ///
+    /// # Errors
+    /// [`CaError`].
+    pub fn reset_clock(&self) -> Result<Timestamp, CaError> {
+        self.db
+            .prepare_cached("UPDATE clock SET seen = ?1")?
+            .execute([self.now.unix_ms()])?;
+        Ok(self.seen)
     }
 
     /// Nothing is signed at a time before what was signed.
