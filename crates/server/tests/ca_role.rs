@@ -703,6 +703,62 @@ fn a_limit_on_certificates_in_force_and_a_profile_that_demands_new_keys_hold() {
 }
 
 #[test]
+fn a_renewal_mints_no_more_for_being_told_that_the_last_one_lapsed() {
+    let ca = Ca::new("replay_window_hours = 0\ncertificates_per_device_max = 3\n");
+    ca.batch("b", "SN-1", 1, &[]);
+    let mine = key();
+    let first = ca.issue(&mine, "operational", by_batch("SN-1")).unwrap();
+    // It began so long ago that it is due.
+    let db = rusqlite::Connection::open(ca.path("ca.db")).unwrap();
+    db.busy_timeout(Duration::from_secs(10)).unwrap();
+    db.execute("UPDATE certificates SET not_before = 0", []).unwrap();
+    let renew = || ca.issue(&mine, "operational", by_certificate(&first, None));
+    for how in ["lapsed", "superseded"] {
+        let next = renew().unwrap();
+        assert_eq!(ca.end(&next, how)["ended"], 1);
+    }
+    refused(renew(), "too-often");
+    assert_eq!(ca.count(), 3);
+    // Nor by the next request of the device, for another key.
+    let csr = request(&key());
+    let proof = renewal_proof::create(&mine, &first, &csr).unwrap();
+    refused(
+        ca.issue_request(&csr, "operational", by_certificate(&first, Some(&proof))),
+        "too-often",
+    );
+    // What has expired does not count.
+    db.execute("UPDATE certificates SET not_after = 1 WHERE state = 'lapsed'", [])
+        .unwrap();
+    assert!(renew().is_ok());
+}
+
+#[test]
+fn asking_for_lists_of_another_validity_makes_the_ca_sign_no_more_of_them() {
+    let ca = Ca::new("");
+    ca.batch("b", "SN-1", 1, &[]);
+    let list = |hours: u32| {
+        let answer =
+            ca.ask(&json!({ "type": "revocation-list", "authority": "fleet", "next_update_hours": hours }));
+        answer["der"].as_str().unwrap().to_owned()
+    };
+    let first = list(24);
+    for hours in 1..20 {
+        assert!(list(hours) == first, "{hours}");
+    }
+    // What has ended is on it at once.
+    let certificate = ca.issue(&key(), "operational", by_batch("SN-1")).unwrap();
+    assert_eq!(ca.end(&certificate, "revoked")["ended"], 1);
+    assert!(list(24) != first);
+    let db = rusqlite::Connection::open(ca.path("ca.db")).unwrap();
+    let signed: i64 = db
+        .query_row("SELECT count(*) FROM log WHERE action = 'list.sign'", [], |r| {
+            r.get(0)
+        })
+        .unwrap();
+    assert_eq!(signed, 2);
+}
+
+#[test]
 fn a_kill_loses_no_certificate_and_uses_no_serial_twice() {
     let mut ca = Ca::new("");
     ca.batch("b", "K-*", 100_000, &[]);

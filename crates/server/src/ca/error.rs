@@ -130,6 +130,16 @@ pub enum CaError {
         /// The limit.
         most: u32,
     },
+    /// Too many certificates whose time is not over.
+    #[error(
+        "device {device} has {most} certificates that are not expired, ended ones among them, the most that certificates_per_device_max of ca.toml allows by renewal; hint: wait until one has expired, or enrol with a one-time secret (countersign ca secret {device}, on the CA)"
+    )]
+    TooOften {
+        /// The device.
+        device: DeviceId,
+        /// The limit.
+        most: u32,
+    },
     /// The clock went back.
     #[error(
         "the CA's clock says {now}, and has said {before} before: nothing is signed; hint: set the clock; if it had been ahead by mistake: countersign ca clock reset --reason TEXT, on the CA"
@@ -195,6 +205,7 @@ impl CaError {
             Self::NewKeyDemanded(_) => "new-key-demanded",
             Self::NotTheNewest => "not-the-newest",
             Self::TooMany { .. } => "too-many",
+            Self::TooOften { .. } => "too-often",
             Self::ClockBehind { .. } => "clock-behind",
             Self::Keys(_) => "keys",
             Self::Mint(_) => "mint",
@@ -235,6 +246,7 @@ impl CaError {
             | Self::Revoked(_)
             | Self::NewKeyDemanded(_)
             | Self::TooMany { .. }
+            | Self::TooOften { .. }
             | Self::Mint(_)
             | Self::Invalid(_) => 422,
         }
