@@ -6,7 +6,10 @@ use std::process::{Command, Output};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_factory::renewal_proof;
+use countersign_authority::{Hierarchy, IssuingAuthority};
+use countersign_factory::request::pem;
+use countersign_factory::{CertificateRequest, EnrolmentGrant, Profile, renewal_proof};
+use countersign_identity::{DeviceId, TenantId, Timestamp};
 use countersign_testkit::agent::Agent;
 use countersign_testkit::ca::CaProcess;
 use countersign_testkit::server::{Server, listener};
@@ -171,6 +174,47 @@ impl Place {
             "-out",
             &path,
         ]));
+        path
+    }
+
+    /// A certificate of the CA that it issued so many days ago, PEM, in a file.
+    fn dated_back(&self, device: &str, csr: &str, days: i64) -> String {
+        let authority =
+            IssuingAuthority::open(&self.ca.path("authorities/fleet"), Hierarchy::Devices).unwrap();
+        let request = CertificateRequest::parse(&der_of(csr, "req")).unwrap();
+        let grant = EnrolmentGrant::new(
+            TenantId::default_tenant(),
+            DeviceId::new(device).unwrap(),
+            request.key().clone(),
+            Profile::default(),
+        )
+        .unwrap();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        let now = i64::try_from(now.as_millis()).unwrap();
+        let then = Timestamp::from_unix_ms(now - days * 86_400_000);
+        let issued = authority.issue_device(&grant, then).unwrap();
+        let der: &[u8] = issued.certificate().as_ref();
+        let facts = issued.facts();
+        let db = rusqlite::Connection::open(self.ca.path("ca.db")).unwrap();
+        db.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+        db.execute(
+            "INSERT INTO certificates VALUES ('fleet', ?1, ?2, 'default', ?3, 'operational', 'operational', ?4, ?5, ?6,
+             ?7, 'test', ?6, 'issued', NULL, NULL)",
+            rusqlite::params![
+                facts.serial,
+                facts.fingerprint.as_bytes(),
+                device,
+                facts.public_key_sha256.as_bytes(),
+                der,
+                facts.not_before.unix_ms(),
+                facts.not_after.unix_ms()
+            ],
+        )
+        .unwrap();
+        let path = self.text(&format!("{device}-old.pem"));
+        std::fs::write(&path, pem("CERTIFICATE", der)).unwrap();
         path
     }
 
@@ -493,6 +537,51 @@ fn the_agent_enrols_by_a_secret_of_the_ca_and_renews_with_a_key_of_its_own() {
         .collect();
     assert!(
         grounds.len() == 2 && grounds[0].starts_with("certificate:") && grounds[1] == "secret",
+        "{grounds:?}"
+    );
+}
+
+#[test]
+fn an_expired_certificate_goes_through_the_renewal_lane_and_is_evidence_at_the_ca() {
+    let mut place = Place::new("[enrol]\nexpired_days_max = 30\n");
+    let subject = "/O=default/CN=SN-1/serialNumber=SN-1";
+    let (old_key, old_csr) = place.request("old", subject);
+    // As the CA issued it 100 days ago for 90, and as the registry has it.
+    let old = place.dated_back("SN-1", &old_csr, 100);
+    place.server().cli_ok(&["device", "import", &old]).unwrap();
+    let (_, new) = place.request("new", subject);
+    let content = renewal_proof::content(&der_of(&old, "x509"), &der_of(&new, "req"));
+    std::fs::write(place.path("content"), content).unwrap();
+    let mut sign = Command::new("openssl");
+    sign.args(["dgst", "-sha256", "-sign", &old_key, "-out", &place.text("proof")]);
+    ok(sign.arg(place.path("content")));
+    let proof = STANDARD.encode(std::fs::read(place.path("proof")).unwrap());
+    let header = format!("{}: {proof}", renewal_proof::HEADER);
+    let shown = ["--cert", old.as_str(), "--key", old_key.as_str()];
+    let proven = [&shown[..], &["-H", &header]].concat();
+    // The CA's lane is closed as long as its own operator has not opened it.
+    let (status, text) = place.est("simplereenroll", &new, &proven);
+    assert!(status == "403" && text.contains("expired at"), "{status} {text}");
+    place.ca.kill();
+    let settings = std::fs::read_to_string(place.ca.path("ca.toml")).unwrap();
+    let open = settings.replace("renewal_lane_days = 0", "renewal_lane_days = 30");
+    assert_ne!(open, settings);
+    std::fs::write(place.ca.path("ca.toml"), open).unwrap();
+    place.ca.start();
+    // It judges the proof itself.
+    let (status, text) = place.est("simplereenroll", &new, &shown);
+    assert!(status == "403" && text.contains("another key"), "{status} {text}");
+    let (status, body) = place.est("simplereenroll", &new, &proven);
+    assert_eq!(status, "200", "{body}");
+    let issued = place.ca.ok(&["certificates", "--device", "SN-1"]);
+    let grounds: Vec<_> = issued
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| &c["evidence"])
+        .collect();
+    assert!(
+        grounds.len() == 2 && grounds[0].as_str().unwrap().starts_with("certificate:"),
         "{grounds:?}"
     );
 }

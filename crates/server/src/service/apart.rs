@@ -145,19 +145,21 @@ impl Service {
                 secret: SecretText::new(text.to_string()),
             }),
             // A manufacturer's certificate is ours to judge, and says nothing to the CA: there a batch must cover the id.
-            (Requester::Certificate(_), Shown::Certificate { certificate, .. })
+            (Requester::Certificate(_) | Requester::Expired(_), Shown::Certificate { certificate, .. })
                 if !self.is_issued_by_ca(certificate)? =>
             {
                 Ok(Evidence::Batch { device, batch: None })
             }
-            (Requester::Certificate(_), Shown::Certificate { certificate, proof }) => {
-                Ok(Evidence::Certificate {
-                    certificate: Base64(certificate.clone()),
-                    proof: proof.clone().map(Base64),
-                })
-            }
-            // So is a claim, and an expired certificate in the renewal lane.
-            (Requester::Claim(_) | Requester::Expired(_), _) => Ok(Evidence::Batch { device, batch: None }),
+            // Also an expired one, in the renewal lane: the CA has a limit of its own for those.
+            (
+                Requester::Certificate(_) | Requester::Expired(_),
+                Shown::Certificate { certificate, proof },
+            ) => Ok(Evidence::Certificate {
+                certificate: Base64(certificate.clone()),
+                proof: proof.clone().map(Base64),
+            }),
+            // So is a claim.
+            (Requester::Claim(_), _) => Ok(Evidence::Batch { device, batch: None }),
             _ => Err(Failure::internal("what was shown cannot be handed on to the CA")),
         }
     }
