@@ -12,7 +12,7 @@ use countersign_factory::{CertificateRequest, EnrolmentGrant, Profile, renewal_p
 use countersign_identity::{DeviceId, TenantId, Timestamp};
 use countersign_testkit::agent::Agent;
 use countersign_testkit::ca::CaProcess;
-use countersign_testkit::server::{Server, listener};
+use countersign_testkit::server::{Server, http, listener};
 use serde_json::json;
 
 struct Place {
@@ -453,6 +453,47 @@ fn without_the_ca_nothing_is_issued_and_everybody_who_may_is_admitted() {
         "revoked"
     );
     assert_eq!(place.check("ca")["ok"], true);
+}
+
+#[test]
+fn whoever_asks_for_ocsp_leaves_the_ca_free_for_issuance() {
+    let mut place = Place::new("timeout_s = 5\nstatus_requests_max = 2\n");
+    let (question, address) = (place.text("question"), place.server().listener("pki").unwrap());
+    ok(Command::new("openssl")
+        .args(["ocsp", "-no_nonce", "-reqout", &question, "-issuer"])
+        .arg(place.ca.path("authorities/fleet/issuing.crt"))
+        .args(["-serial", "0x1234"]));
+    // In place of the CA somebody who takes connections and never answers.
+    place.ca.kill();
+    let _ = std::fs::remove_file(place.ca.socket());
+    let silent = std::os::unix::net::UnixListener::bind(place.ca.socket()).unwrap();
+    let (connection, connections) = std::sync::mpsc::channel();
+    std::thread::spawn(move || silent.incoming().try_for_each(|stream| connection.send(stream)));
+    let ask = |body: &str| {
+        let url = format!("http://{address}/ocsp");
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--max-time", "20", "--data-binary", body])
+            .arg(url);
+        run(&mut curl).stdout
+    };
+    let error = |code: u8| vec![0x30, 3, 0x0a, 1, code];
+    const MALFORMED: u8 = 1;
+    const TRY_LATER: u8 = 3;
+    // What is no question never gets there.
+    assert_eq!(ask("no question"), error(MALFORMED));
+    assert!(connections.try_recv().is_err());
+    let asked = format!("@{question}");
+    std::thread::scope(|s| {
+        for _ in 0..6 {
+            s.spawn(|| assert_eq!(ask(&asked), error(TRY_LATER)));
+        }
+    });
+    assert_eq!(connections.try_iter().count(), 2);
+    let (_, metrics) = http(place.server().admin, "GET", "/metrics", None, None).unwrap();
+    assert!(
+        metrics.contains("countersign_ca_status_refused_total 4"),
+        "{metrics}"
+    );
 }
 
 #[test]

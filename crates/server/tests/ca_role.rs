@@ -703,6 +703,54 @@ fn a_limit_on_certificates_in_force_and_a_profile_that_demands_new_keys_hold() {
 }
 
 #[test]
+fn a_key_that_does_not_answer_holds_up_its_own_authority_only() {
+    let mut ca = Ca::new("");
+    let batch = "batch add o --authority other --pattern SN-* --quota 5";
+    ca.ok(&batch.split(' ').collect::<Vec<_>>());
+    ca.kill();
+    // As a token that hangs: the key is a pipe that nobody writes to.
+    let pipe = ca.path("authorities/fleet/issuing.key");
+    std::fs::remove_file(&pipe).unwrap();
+    let made = Command::new("mkfifo").args(["-m", "600"]).arg(&pipe).status();
+    assert!(made.unwrap().success());
+    ca.start();
+    let hung: Vec<_> = (0..3)
+        .map(|n| {
+            let mut stream = ca.connect();
+            let call = json!({
+                "version": 1,
+                "request": issue("fleet", &request(&key()), "operational", by_batch(&format!("SN-{n}"))),
+            });
+            std::thread::spawn(move || exchange(&mut stream, call.to_string().as_bytes()))
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let began = Instant::now();
+    let asked = issue("other", &request(&key()), "operational", by_batch("SN-1"));
+    let certificate = outcome(&ca.ask(&asked)).unwrap();
+    // Whose answer an OCSP question wants is known without any key.
+    let (issuing, question) = (ca.path("authorities/other/issuing.crt"), ca.path("question"));
+    let output = Command::new("openssl")
+        .args(["ocsp", "-no_nonce", "-issuer"])
+        .arg(issuing)
+        .args(["-serial", &format!("0x{}", serial(&certificate)), "-reqout"])
+        .arg(&question)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let question = std::fs::read(question).unwrap();
+    let answer = ca.ask(&json!({ "type": "ocsp", "request": b64(&question), "next_update_hours": 24 }));
+    let der = STANDARD.decode(answer["der"].as_str().unwrap()).unwrap();
+    assert!(der.len() > 100, "an answer with a status: {answer}");
+    assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
+    assert!(hung.iter().any(|h| !h.is_finished()));
+    ca.kill();
+    for hung in hung {
+        let _ = hung.join();
+    }
+}
+
+#[test]
 fn a_renewal_mints_no_more_for_being_told_that_the_last_one_lapsed() {
     let ca = Ca::new("replay_window_hours = 0\ncertificates_per_device_max = 3\n");
     ca.batch("b", "SN-1", 1, &[]);

@@ -177,7 +177,7 @@ impl Service {
             .ca
             .socket
             .clone()
-            .map(|socket| CaLink::new(socket, timeout));
+            .map(|socket| CaLink::new(socket, timeout, config.ca.status_requests_max));
         Ok(Self {
             data: data.to_owned(),
             config,
