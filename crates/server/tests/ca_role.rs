@@ -703,6 +703,36 @@ fn a_limit_on_certificates_in_force_and_a_profile_that_demands_new_keys_hold() {
 }
 
 #[test]
+fn a_file_in_the_place_of_the_socket_is_not_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ca = CaProcess::new(program(), &folder.path().join("ca"));
+    let (mine, link) = (folder.path().join("mine"), folder.path().join("link"));
+    std::fs::write(&mine, "mine").unwrap();
+    std::os::unix::fs::symlink(&mine, &link).unwrap();
+    for place in [&mine, &link] {
+        std::fs::write(ca.path("ca.toml"), format!("socket = {place:?}\n")).unwrap();
+        let output = Command::new("timeout")
+            .arg("20")
+            .arg(program())
+            .arg("--data")
+            .arg(ca.path(""))
+            .args(["ca", "serve"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("no socket"), "{said}");
+        assert_eq!(std::fs::read_to_string(place).unwrap(), "mine");
+    }
+    // What a killed CA left behind goes away.
+    let socket = folder.path().join("socket");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert!(UnixStream::connect(&socket).is_err() && socket.exists());
+    std::fs::rename(&socket, ca.socket()).unwrap();
+    std::fs::write(ca.path("ca.toml"), "").unwrap();
+    ca.start();
+}
+
+#[test]
 fn a_key_that_does_not_answer_holds_up_its_own_authority_only() {
     let mut ca = Ca::new("");
     let batch = "batch add o --authority other --pattern SN-* --quota 5";
