@@ -168,6 +168,9 @@ pub enum CaError {
     /// The disk is full.
     #[error("the CA's disk is full: nothing was issued; hint: free space on the file system of its folder")]
     DiskFull,
+    /// Another command writes.
+    #[error("another command is writing to the CA's store: nothing was done; hint: ask again")]
+    Busy,
     /// The store failed.
     #[error("the CA's store failed: {0}; hint: look at the disk and at the permissions of its folder")]
     Storage(String),
@@ -213,6 +216,7 @@ impl CaError {
             Self::NotFound(_) => "not-found",
             Self::Invalid(_) => "invalid",
             Self::DiskFull => "disk-full",
+            Self::Busy => "busy",
             Self::Storage(_) => "storage",
             Self::Closed(_) => "closed",
             Self::InUse(_) => "in-use",
@@ -236,6 +240,7 @@ impl CaError {
             Self::KeyOfOther(_) | Self::HasAnotherKey(_) | Self::Exists(_) | Self::NotTheNewest => 409,
             Self::ClockBehind { .. }
             | Self::Keys(_)
+            | Self::Busy
             | Self::Storage(_)
             | Self::Closed(_)
             | Self::InUse(_) => 503,
@@ -255,8 +260,15 @@ impl CaError {
 
 impl From<rusqlite::Error> for CaError {
     fn from(e: rusqlite::Error) -> Self {
+        Self::from(&e)
+    }
+}
+
+impl From<&rusqlite::Error> for CaError {
+    fn from(e: &rusqlite::Error) -> Self {
         match e.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => Self::DiskFull,
+            Some(rusqlite::ErrorCode::DatabaseBusy) => Self::Busy,
             _ => Self::Storage(e.to_string()),
         }
     }
