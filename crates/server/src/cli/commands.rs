@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use countersign_factory::manifest::ManifestEntry;
 use countersign_identity::TenantId;
 use countersign_policy::ExchangeRecord;
-use countersign_registry::ImportReport;
-use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::{Value, json};
 
 use super::arguments::{
@@ -14,16 +13,13 @@ use super::arguments::{
     TenantCommand,
 };
 use super::output::{Output, cell, time};
-use super::{authority, factory, import, keeping};
-use crate::api::{ImportBody, Token};
+use super::{authority, bulk, factory, import, keeping};
+use crate::api::{ImportBody, ImportDevice, Token};
 use crate::client::Client;
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::service::{ManifestImport, ManifestReport, Provisioned, Service};
+use crate::service::{ManifestImport, Provisioned, Service};
 use crate::{diagram, identity_folder};
-
-/// Devices per request of an import: small enough that progress is seen, large enough to share one sync.
-const IMPORT_CHUNK: usize = 1000;
 
 pub(super) fn read(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path)
@@ -264,7 +260,13 @@ async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<
             groups,
         } => {
             let devices = import::devices(&path, &identity_rule, &groups)?;
-            bulk_import(client, &tenant, devices, out).await
+            let path = format!("/tenants/{tenant}/devices/import");
+            let body = |part: &[ImportDevice]| ImportBody {
+                devices: part.to_vec(),
+            };
+            let refused =
+                "devices were refused; hint: correct them and repeat the import, what is in stays as it is";
+            bulk::send(client, &path, &devices, body, refused, out).await
         }
         DeviceCommand::ImportManifest {
             file,
@@ -275,15 +277,23 @@ async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<
             identity_rule,
             key,
         } => {
+            let entries = import::manifest(&file)?;
             let import = ManifestImport {
-                entries: import::manifest(&file)?,
+                entries: Vec::new(),
                 signer: read(&signer)?,
                 batch,
                 model,
                 identity_rule,
                 key,
             };
-            import_manifest(client, &tenant, import, out).await
+            let path = format!("/tenants/{tenant}/manifests");
+            let body = |part: &[ManifestEntry]| ManifestImport {
+                entries: part.to_vec(),
+                ..import.clone()
+            };
+            let refused =
+                "entries were refused; hint: see to each, and repeat the import, what is in stays as it is";
+            bulk::send(client, &path, &entries, body, refused, out).await
         }
         DeviceCommand::Provision {
             device,
@@ -431,101 +441,6 @@ pub(super) fn sessions(report: &Value) -> String {
         text.push_str(&format!("; {} session(s) decided anew and kept", n("kept")));
     }
     text
-}
-
-async fn bulk_import(
-    client: &Client,
-    tenant: &TenantId,
-    devices: Vec<crate::api::ImportDevice>,
-    out: Output,
-) -> Result<(), Failure> {
-    let bar = ProgressBar::with_draw_target(Some(devices.len() as u64), ProgressDrawTarget::stderr());
-    let mut total = ImportReport::default();
-    for chunk in devices.chunks(IMPORT_CHUNK) {
-        let body = serde_json::to_value(ImportBody {
-            devices: chunk.to_vec(),
-        })
-        .map_err(|e| Failure::internal(e.to_string()))?;
-        let answer = client
-            .call("POST", &format!("/tenants/{tenant}/devices/import"), Some(body))
-            .await?;
-        let part: ImportReport = serde_json::from_value(answer)
-            .map_err(|e| Failure::internal(format!("unexpected answer: {e}")))?;
-        total.added += part.added;
-        total.unchanged += part.unchanged;
-        total.credentials_added += part.credentials_added;
-        total.refused.extend(part.refused);
-        bar.inc(chunk.len() as u64);
-    }
-    bar.finish_and_clear();
-    for (id, reason) in total.refused.iter().take(20) {
-        eprintln!("refused: {id}: {reason}");
-    }
-    let answer = serde_json::to_value(&total).map_err(|e| Failure::internal(e.to_string()))?;
-    out.say(&answer, |_| {
-        format!(
-            "{} added, {} unchanged, {} certificates registered, {} refused",
-            total.added,
-            total.unchanged,
-            total.credentials_added,
-            total.refused.len()
-        )
-    })?;
-    if total.refused.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::invalid(format!(
-        "{} devices were refused; hint: correct them and repeat the import, what is in stays as it is",
-        total.refused.len()
-    )))
-}
-
-async fn import_manifest(
-    client: &Client,
-    tenant: &TenantId,
-    import: ManifestImport,
-    out: Output,
-) -> Result<(), Failure> {
-    let bar = ProgressBar::with_draw_target(Some(import.entries.len() as u64), ProgressDrawTarget::stderr());
-    let mut total = ManifestReport::default();
-    for chunk in import.entries.chunks(IMPORT_CHUNK) {
-        let body = ManifestImport {
-            entries: chunk.to_vec(),
-            ..import.clone()
-        };
-        let body = serde_json::to_value(body).map_err(|e| Failure::internal(e.to_string()))?;
-        let answer = client
-            .call("POST", &format!("/tenants/{tenant}/manifests"), Some(body))
-            .await?;
-        let part: ManifestReport = serde_json::from_value(answer)
-            .map_err(|e| Failure::internal(format!("unexpected answer: {e}")))?;
-        total.added += part.added;
-        total.unchanged += part.unchanged;
-        total.credentials_added += part.credentials_added;
-        total.refused.extend(part.refused);
-        bar.inc(chunk.len() as u64);
-    }
-    bar.finish_and_clear();
-    for (name, reason) in total.refused.iter().take(20) {
-        eprintln!("refused: {name}: {reason}");
-    }
-    let answer = serde_json::to_value(&total).map_err(|e| Failure::internal(e.to_string()))?;
-    out.say(&answer, |_| {
-        format!(
-            "{} added, {} unchanged, {} certificates registered, {} refused",
-            total.added,
-            total.unchanged,
-            total.credentials_added,
-            total.refused.len()
-        )
-    })?;
-    if total.refused.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::invalid(format!(
-        "{} entries were refused; hint: see to each, and repeat the import, what is in stays as it is",
-        total.refused.len()
-    )))
 }
 
 async fn provision(

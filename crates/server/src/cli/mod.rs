@@ -3,6 +3,7 @@
 
 mod arguments;
 mod authority;
+mod bulk;
 mod ca;
 mod ca_key;
 mod claim;

@@ -21,7 +21,7 @@ pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmA
 pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
-pub use manifest::{ManifestImport, ManifestReport};
+pub use manifest::ManifestImport;
 pub use stations::StationDraft;
 
 use std::collections::HashMap;
