@@ -8,10 +8,13 @@ mod ca;
 mod ca_key;
 mod claim;
 mod commands;
+mod device;
+mod diagnosis;
 mod factory;
 mod import;
 mod keeping;
 mod output;
+mod tenant;
 mod verify;
 
 use std::path::{Path, PathBuf};
