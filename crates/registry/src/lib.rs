@@ -67,8 +67,8 @@ pub use change::{Actor, Change, NewDevice};
 pub use claim::{ClaimProof, ClaimRequester, ClaimView, Minted, NewClaim};
 pub use clock::{ClockRules, ClockView, SystemClock};
 pub use credential::{
-    EndedCredential, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester,
-    Revocation, Swept,
+    EndedCredential, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential,
+    Requester, Revocation, Swept,
 };
 pub use error::RegistryError;
 pub use forecast::{ForecastGroup, Windows};

@@ -343,7 +343,7 @@ impl Scope<'_> {
             (Some(fingerprint), _) if revoked.known => {
                 let generation = self.revise("credential", tenant.0, &fingerprint.to_string())?;
                 self.tx.execute(
-                    "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, reason = ?5, supersede_at = NULL
+                    "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, ended_revision = ?3, reason = ?5, supersede_at = NULL
                      WHERE fingerprint = ?1",
                     params![
                         fingerprint.as_bytes(),

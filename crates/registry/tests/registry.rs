@@ -11,8 +11,8 @@ use countersign_policy::{
     Admission, ClientIdMode, CredentialState, Custody, FactSource, LifecycleMove, LifecycleState,
 };
 use countersign_registry::{
-    Actor, Change, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits, NewAuthority,
-    NewCredential, NewDevice, Origin, Registry, RegistryError, Requester, Revocation,
+    Actor, Change, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits,
+    NewAuthority, NewCredential, NewDevice, Origin, Registry, RegistryError, Requester, Revocation,
 };
 
 fn actor() -> Actor {
@@ -602,7 +602,7 @@ fn a_look_before_issuing_follows_the_same_rules_and_keeps_nothing() {
     let again = issue(&registry, "d1", facts.clone());
     assert!(matches!(again, Err(RegistryError::Exists(_))), "{again:?}");
     let ended = registry
-        .ended_since(&AuthorityId::new("ca").unwrap(), Timestamp::from_unix_ms(0))
+        .ended_after(&AuthorityId::new("ca").unwrap(), &EndedCursor::default(), 10)
         .unwrap();
     assert_eq!((ended.len(), ended[0].state), (1, CredentialState::Lapsed));
     assert!(issue(&registry, "d1", certificate_of("d1", &key)).is_ok());

@@ -309,6 +309,8 @@ pub struct CaConfig {
     pub socket: Option<PathBuf>,
     /// How long an answer of the CA is waited for, in seconds.
     pub timeout_s: u64,
+    /// Revocation lists and OCSP answers that are asked of the CA at once; the rest of its connections stay free for issuance.
+    pub status_requests_max: usize,
 }
 
 impl Default for CaConfig {
@@ -316,6 +318,7 @@ impl Default for CaConfig {
         Self {
             socket: None,
             timeout_s: 10,
+            status_requests_max: 8,
         }
     }
 }
@@ -442,6 +445,13 @@ impl Config {
             return value(
                 "ca.timeout_s",
                 "it is 0, so the CA could never answer".into(),
+                "leave it out for the default",
+            );
+        }
+        if self.ca.status_requests_max == 0 {
+            return value(
+                "ca.status_requests_max",
+                "it is 0, so there could be no revocation list and no OCSP answer".into(),
                 "leave it out for the default",
             );
         }
@@ -639,6 +649,7 @@ mod tests {
             ("[[profiles]]\n[[profiles]]", "profiles"),
             ("[limits]\nhandshakes_max = 0", "limits.handshakes_max"),
             ("[limits]\nidle_max_s = 70000", "limits.idle_max_s"),
+            ("[ca]\nstatus_requests_max = 0", "ca.status_requests_max"),
             (
                 "[issuance]\nclock_tolerance_s = 86401",
                 "issuance.clock_tolerance_s",

@@ -210,6 +210,14 @@ impl Collector for Exported {
             "reason",
             registry.minting_refused(),
         )?;
+        if let Some(ca) = self.0.ca() {
+            counter(
+                e,
+                "countersign_ca_status_refused",
+                "Lists and OCSP answers that were not asked of the CA, because too many were being asked for",
+                ca.status_refused(),
+            )?;
+        }
         gauge(
             e,
             "countersign_clock_behind_seconds",

@@ -226,9 +226,9 @@ fn tell_ca(service: &Arc<Service>) -> Option<JoinHandle<()>> {
     let service = service.clone();
     Some(tokio::spawn(async move {
         let mut is_down = false;
+        // At once, then with every change: whoever asks for a certificate first does not wait for the whole history.
         loop {
-            let (told, of) = (tokio::time::timeout(LOOK, news.notified()), service.clone());
-            let _ = told.await;
+            let of = service.clone();
             let result = tokio::task::spawn_blocking(move || of.tell_ca()).await;
             match result {
                 Ok(Ok(())) => is_down = false,
@@ -239,6 +239,7 @@ fn tell_ca(service: &Arc<Service>) -> Option<JoinHandle<()>> {
                 }
                 _ => {}
             }
+            let _ = tokio::time::timeout(LOOK, news.notified()).await;
         }
     }))
 }

@@ -154,8 +154,17 @@ pub struct EndedCredential {
     pub state: CredentialState,
     /// Why, if a reason was given.
     pub reason: Option<RevocationReason>,
-    /// Since when.
-    pub at: Timestamp,
+    /// The revision of the change that ended it.
+    pub revision: u64,
+}
+
+/// How far somebody was told of an authority's ended certificates: the last one told. The default is before the first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EndedCursor {
+    /// [`EndedCredential::revision`]. One change may end many.
+    pub revision: u64,
+    /// [`EndedCredential::serial`].
+    pub serial: String,
 }
 
 /// What a sweep found.

@@ -27,7 +27,7 @@ impl Scope<'_> {
         let generation = self.revise("credential", facts.tenant.as_str(), &fingerprint.to_string())?;
         self.tx
             .prepare_cached(
-                "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, reason = ?5, supersede_at = NULL
+                "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, ended_revision = ?3, reason = ?5, supersede_at = NULL
                  WHERE fingerprint = ?1",
             )?
             .execute(params![
@@ -99,7 +99,7 @@ impl Scope<'_> {
         let generation = self.revise("credential", facts.tenant.as_str(), &fingerprint.to_string())?;
         self.tx
             .prepare_cached(
-                "UPDATE credentials SET state = 'issued', ended = NULL, reason = NULL, revision = ?2
+                "UPDATE credentials SET state = 'issued', ended = NULL, ended_revision = NULL, reason = NULL, revision = ?2
                  WHERE fingerprint = ?1 AND state = 'lapsed'",
             )?
             .execute(params![fingerprint.as_bytes(), generation.0.cast_signed()])?;

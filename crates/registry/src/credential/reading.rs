@@ -5,7 +5,7 @@ use countersign_identity::{AuthorityId, Fingerprint, Generation, Timestamp};
 use countersign_policy::{CredentialFacts, CredentialState};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::EndedCredential;
+use super::{EndedCredential, EndedCursor};
 use crate::change::damaged;
 use crate::error::RegistryError;
 use crate::store::Registry;
@@ -30,21 +30,29 @@ impl Scope<'_> {
 }
 
 impl Registry {
-    /// The certificates of an authority that have ended since a moment, oldest first, for telling others.
+    /// The next certificates of an authority that have ended, at most `limit`, for telling others: in the order of the
+    /// changes that ended them, whatever the clock said. One that ends once more, harder, comes once more.
     ///
     /// # Errors
     /// [`RegistryError`] if the database cannot be read.
-    pub fn ended_since(
+    pub fn ended_after(
         &self,
         authority: &AuthorityId,
-        since: Timestamp,
+        after: &EndedCursor,
+        limit: usize,
     ) -> Result<Vec<EndedCredential>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT serial, state, reason, ended FROM credentials
-                 WHERE authority = ? AND ended >= ? ORDER BY ended",
+                "SELECT serial, state, reason, ended_revision FROM credentials
+                 WHERE authority = ?1 AND ended_revision IS NOT NULL AND (ended_revision, serial) > (?2, ?3)
+                 ORDER BY ended_revision, serial LIMIT ?4",
             )?;
-            let mut rows = statement.query(params![authority.as_str(), since.unix_ms()])?;
+            let mut rows = statement.query(params![
+                authority.as_str(),
+                after.revision.cast_signed(),
+                after.serial,
+                i64::try_from(limit).unwrap_or(i64::MAX)
+            ])?;
             let mut found = Vec::new();
             while let Some(r) = rows.next()? {
                 let state: String = r.get(1)?;
@@ -55,7 +63,7 @@ impl Registry {
                     reason: reason
                         .map(|code| damaged(RevocationReason::try_from(code)))
                         .transpose()?,
-                    at: Timestamp::from_unix_ms(r.get(3)?),
+                    revision: r.get::<_, i64>(3)?.cast_unsigned(),
                 });
             }
             Ok(found)

@@ -3,14 +3,18 @@
 
 mod arguments;
 mod authority;
+mod bulk;
 mod ca;
 mod ca_key;
 mod claim;
 mod commands;
+mod device;
+mod diagnosis;
 mod factory;
 mod import;
 mod keeping;
 mod output;
+mod tenant;
 mod verify;
 
 use std::path::{Path, PathBuf};

@@ -21,7 +21,7 @@ pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmA
 pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
-pub use manifest::{ManifestImport, ManifestReport};
+pub use manifest::ManifestImport;
 pub use stations::StationDraft;
 
 use std::collections::HashMap;
@@ -177,7 +177,7 @@ impl Service {
             .ca
             .socket
             .clone()
-            .map(|socket| CaLink::new(socket, timeout));
+            .map(|socket| CaLink::new(socket, timeout, config.ca.status_requests_max));
         Ok(Self {
             data: data.to_owned(),
             config,
