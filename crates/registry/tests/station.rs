@@ -339,7 +339,7 @@ fn a_confirmation_counts_if_it_was_there_before_the_lapse_and_is_refused_by_a_co
     let folder = tempfile::tempdir().unwrap();
     let place = Place::new(folder.path(), 10);
     let day = 86_400_000;
-    let entries = ["SN-0001", "SN-0002", "SN-0003", "SN-0004"].map(|name| certificate(name));
+    let entries = ["SN-0001", "SN-0002", "SN-0003", "SN-0004"].map(certificate);
     let of = |n: usize| entry(n as u64 + 1, &format!("SN-{:04}", n + 1), &entries[n]);
     let told = ["open", "one", "two", "three", "four"];
     let all: Vec<_> = (0..4).map(of).collect();
