@@ -195,6 +195,11 @@ impl World {
             &self.ca
         };
         let identity = ca.issue(leaf, &[]);
+        self.import(owner, name, &identity);
+        identity
+    }
+
+    fn import(&self, owner: &str, name: &str, identity: &Identity) {
         let new = NewDevice {
             id: id(name),
             model: None,
@@ -206,7 +211,6 @@ impl World {
         self.registry
             .import_devices(actor(), tenant(owner), vec![(new, Some(credential))])
             .unwrap();
-        identity
     }
 
     fn pass(&self, time: Duration) {
@@ -557,6 +561,64 @@ fn age_counts_from_the_full_handshake_and_an_expired_certificate_from_now() {
         admitted(&back.run(), false);
         assert_eq!(fact(&world.last(), "ticket_declined"), Some("clock-behind"));
     }
+}
+
+#[test]
+fn revocation_lists_are_asked_on_each_resumption() {
+    use rustls::pki_types::CertificateRevocationListDer;
+    use rustls::pki_types::pem::PemObject;
+    let world = World::new();
+    let ca = Ca::root("of somebody else", None);
+    let authority: AuthorityId = "brought".parse().unwrap();
+    let new = NewAuthority {
+        id: authority.clone(),
+        tenant: tenant("default"),
+        origin: Origin::Registered {
+            code: "prove-me".into(),
+        },
+        rule: IdentityRule::default(),
+        admission: Admission::RegisteredOnly,
+        certificate: ca.certificate().to_vec(),
+    };
+    world.registry.register_authority(actor(), new).unwrap();
+    let proof = ca.issue(&Leaf::named("prove-me"), &[]).chain[0].to_vec();
+    world
+        .registry
+        .prove_authority(actor(), authority.clone(), proof)
+        .unwrap();
+    let identities = ["l1", "l2"].map(|name| {
+        let identity = ca.issue(&Leaf::named(name), &[]);
+        world.import("default", name, &identity);
+        identity
+    });
+    let take = |revoked: &[&Identity], number| {
+        let pem = ca.revocation_list(revoked, number, (-1, 60));
+        let der = CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).unwrap();
+        world
+            .registry
+            .take_lists(actor(), authority.clone(), vec![der.to_vec()])
+            .unwrap();
+    };
+    take(&[], 1);
+    let [one, two] = [0, 1].map(|n| world.device(&identities[n], ["l1", "l2"][n]));
+    for device in [&one, &two] {
+        admitted(&device.run(), false);
+        admitted(&device.run(), true);
+    }
+    // A new list: each ticket is declined once, and who is on it is refused.
+    take(&[&identities[0]], 2);
+    let seen = one.run();
+    assert_eq!((seen.alert, seen.resumed), (Some(44), false), "{seen:?}");
+    admitted(&two.run(), false);
+    assert_eq!(fact(&world.last(), "ticket_declined"), Some("authority-changed"));
+    admitted(&two.run(), true);
+    // The list grows old, and nothing else happens: the ticket is young, and declined.
+    world.pass(hours(2));
+    let seen = two.run();
+    assert_eq!((seen.alert, seen.resumed), (Some(48), false), "{seen:?}");
+    let record = world.last();
+    assert_eq!(fact(&record, "ticket_declined"), Some("chain"));
+    assert_eq!(record.denial.unwrap().code.as_str(), "chain.revocation-unknown");
 }
 
 #[test]

@@ -702,6 +702,11 @@ mod tests {
                  [[listeners]]\nname = \"b\"\npurpose = \"pki\"\nlisten = \"127.0.0.1:2\"\ntls_minimum = \"1.3\"",
                 "listeners",
             ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+                 [[listeners]]\nname = \"b\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:2\"\nresumption = true",
+                "listeners",
+            ),
             ("[server]\nhost_names = []", "server.host_names"),
             ("[server]\nhost_names = [\"*.example.com\"]", "server.host_names"),
             ("[server]\ncertificate = \"a\"", "server.certificate"),

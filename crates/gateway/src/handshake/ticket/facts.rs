@@ -101,6 +101,9 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 /// Where in what rustls wants to keep the list of certificates begins that `leaf` is the first of (RFC 9846 section
 /// 4.5.2 without the extensions: lengths of three bytes); `None` if there is no such list.
 pub fn find_chain(plain: &[u8], leaf: &[u8]) -> Option<u32> {
+    if leaf.is_empty() {
+        return None;
+    }
     let at = plain.windows(leaf.len()).position(|w| w == leaf)?;
     let at = at.checked_sub(6)?;
     let (first, _) = certificates(plain, at)?;

@@ -537,3 +537,25 @@ fn each_listener_and_tenant_has_a_key_of_its_own() {
     assert!(!sealed.windows(3).any(|w| w == b"own"));
     assert!(!sealed.windows(4).any(|w| w == b"body"));
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_of_a_stranger_are_a_ticket_and_none_panic(
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..600),
+        at in 0_usize..700,
+    ) {
+        static KEYS: std::sync::OnceLock<TicketKeys> = std::sync::OnceLock::new();
+        let keys = KEYS.get_or_init(|| TicketKeys::in_memory(now()));
+        let listener = Arc::<str>::from(LISTENER);
+        proptest::prop_assert!(keys.unseal(&listener, &bytes).is_err());
+        // With the front of a real one.
+        let mut forged = keys.seal(&listener, &tenant(), b"body").unwrap();
+        forged.truncate(69);
+        forged.extend(&bytes);
+        proptest::prop_assert!(keys.unseal(&listener, &forged).is_err());
+        // What only we can have written is read with the same care.
+        let _ = TicketFacts::decode(&bytes);
+        let _ = certificates(&bytes, at);
+        let _ = find_chain(&bytes, bytes.get(at..).unwrap_or(&[7]));
+    }
+}
