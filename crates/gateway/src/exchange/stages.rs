@@ -670,3 +670,6 @@ impl Trace {
         accepted
     }
 }
+
+#[cfg(test)]
+mod tests;
