@@ -279,7 +279,7 @@ catalogue! {
         "add it: countersign device add, or countersign device import";
     UnknownCredential "credential.unknown" Identify Connack { v311: 5, v5: 0x87 },
         "the device is known, but this certificate is not registered for it",
-        "register the certificate: countersign device import; an authority of mode registered-only admits nothing else";
+        "register the certificate: countersign device import; only an authority of mode known-device learns one for a known device";
     CredentialOfOther "credential.of-other-device" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate names another device than the one it is registered for",
         "look at both devices: the certificate's identity and its registration must agree";
@@ -292,6 +292,9 @@ catalogue! {
     FirstContactSharedKey "first-contact.shared-key" Identify Connack { v311: 5, v5: 0x87 },
         "the key of the new certificate belongs to another device already",
         "look at both devices: a key that two of them hold was copied; give each a key of its own";
+    FirstContactRevokedBefore "first-contact.revoked-before" Identify Connack { v311: 5, v5: 0x87 },
+        "the certificate had been revoked or replaced after the backup was made that the registry was restored from",
+        "provision the device anew if it is trusted again: countersign device provision";
     FirstContactPattern "first-contact.pattern" Identify Connack { v311: 5, v5: 0x87 },
         "the id does not fit the pattern of the authority's just-in-time template",
         "correct the certificate's id, or change the template: countersign authority set";

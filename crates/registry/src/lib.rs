@@ -19,7 +19,8 @@
 //! 9. `table`: the facts in memory that the gateway decides on
 //! 10. [`ledger`]: exchanges: bounded queue, limits, queries
 //! 11. [`query`]: reading for people
-//! 12. [`backup`] and [`restore`]: copies while in use; a new epoch, and what had ended since
+//! 12. [`backup`] and [`restore`]: copies while in use; a new epoch, and what had ended since; `lost`: what of that is known by its serial
+//!     number alone
 //! 13. [`forecast`]: what expires when
 //! 14. [`clock`]: the newest time that is known to have been, and when nothing is minted
 //! 15. [`revocation_list`]: what registered authorities revoked by their own word
@@ -45,6 +46,7 @@ pub mod import;
 mod lane;
 pub mod ledger;
 mod list_number;
+mod lost;
 mod manifest;
 mod migrate;
 pub mod query;

@@ -260,7 +260,7 @@ impl Registry {
             let mut statement = db.prepare_cached(
                 "SELECT fingerprint, serial, issuer, kind, state, custody, not_before, not_after, authority,
                  supersede_at FROM credentials
-                 WHERE tenant = ? AND device = ? ORDER BY revision DESC",
+                 WHERE tenant = ? AND device = ? ORDER BY rowid DESC",
             )?;
             let mut rows = statement.query([tenant.as_str(), id.as_str()])?;
             let mut found = Vec::new();

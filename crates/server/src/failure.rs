@@ -105,12 +105,14 @@ impl From<RegistryError> for Failure {
             RegistryError::Exists(_)
             | RegistryError::Move { .. }
             | RegistryError::SharedKey(_)
+            | RegistryError::RevokedBefore { .. }
             | RegistryError::Batch(_)
             | RegistryError::Dependents { .. } => 409,
             RegistryError::Unauthorised(_) => 401,
             RegistryError::Claim(ClaimRefusal::Unknown) => 401,
             RegistryError::NotActive { .. } | RegistryError::Lane(_) | RegistryError::Claim(_) => 403,
             RegistryError::Refused(_) => 422,
+            RegistryError::Constraint(_) => 500,
             RegistryError::DiskFull => 507,
             RegistryError::ClockBehind { .. }
             | RegistryError::ClockUnsynchronised(_)
