@@ -11,7 +11,9 @@ use countersign_policy::{ExchangeId, FactSource};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
+use crate::handshake::chains::VerifiedChains;
 use crate::handshake::config::{ServerIdentity, ServerIdentityError, server_config};
+use crate::handshake::ticket::{DeviceTickets, Resumption, TicketKeys};
 use crate::http::DeviceHttp;
 use crate::listen;
 use crate::metrics::Metrics;
@@ -64,6 +66,8 @@ pub struct SessionView {
 pub struct Foundation {
     /// The server certificate and its key.
     pub identity: Arc<ServerIdentity>,
+    /// The keys of tickets. Whoever keeps them calls [`TicketKeys::rotate`].
+    pub tickets: Arc<TicketKeys>,
     /// What decisions are made on.
     pub facts: Arc<dyn FactSource>,
     /// Where exchanges are recorded and first contacts decided.
@@ -94,28 +98,41 @@ impl Gateway {
     ) -> Result<Self, BindError> {
         let Foundation {
             identity,
+            tickets,
             facts,
             sink,
             http,
             clock,
         } = foundation;
+        let node = Arc::new(Node::new(options, facts, sink, clock, http));
         let mut open = Vec::with_capacity(listeners.len());
         let mut addresses = Vec::with_capacity(listeners.len());
         for listener in listeners {
-            let tls = server_config(identity.clone(), listener.tls_minimum, &listener.protocols)?;
+            let name: Arc<str> = listener.name.as_str().into();
+            let producer = DeviceTickets::new(
+                name.clone(),
+                tickets.clone(),
+                node.options.tickets.clone(),
+                node.metrics.tickets.clone(),
+            );
+            let tls = server_config(
+                identity.clone(),
+                listener.tls_minimum,
+                &listener.protocols,
+                node.chains.clone(),
+                (listener.resumption == Resumption::Offered).then_some(producer),
+            )?;
             let failed = |source| BindError::Address {
                 address: listener.address,
                 source,
             };
             let socket = listen::bind(listener.address).map_err(failed)?;
             addresses.push((listener.name.clone(), socket.local_addr().map_err(failed)?));
-            let name = listener.name.as_str().into();
             open.push((socket, Arc::new(Port { name, tls })));
         }
         if open.is_empty() {
             return Err(BindError::None);
         }
-        let node = Arc::new(Node::new(options, facts, sink, clock, http));
         tokio::spawn(Wheel::run(Arc::downgrade(&node.wheel)));
         let accepting = open
             .into_iter()
@@ -145,6 +162,11 @@ impl Gateway {
     /// What it counts.
     pub fn metrics(&self) -> &Metrics {
         &self.node.metrics
+    }
+
+    /// The chains whose signatures are known to hold, and how often that was of use.
+    pub fn verified_chains(&self) -> &VerifiedChains {
+        &self.node.chains
     }
 
     /// How many sessions are live.

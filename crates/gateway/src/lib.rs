@@ -31,6 +31,7 @@ mod timer;
 pub use countersign_identity::Clock;
 pub use gateway::{BindError, Foundation, Gateway, SessionView};
 pub use handshake::config::{Protocol, ServerIdentity, ServerIdentityError, TlsMinimum};
+pub use handshake::ticket::{Resumption, TicketKeys, TicketSettings};
 pub use http::{AdmittedDevice, DeviceHttp, NoHttp};
 pub use limits::Limits;
 pub use metrics::Metrics;

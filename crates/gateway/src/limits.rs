@@ -23,6 +23,9 @@ pub struct Limits {
     pub idle_max: Duration,
     /// The longest a session may last before the device must prove itself again. Default 24 h.
     pub session_age_max: Duration,
+    /// Chains whose signatures are known to hold, so that a device that comes back does not have them verified again.
+    /// Default 65,536, about 100 bytes each; 0: none.
+    pub verified_chains_max: usize,
     /// Sessions of one device at once (client-id modes `prefix` and `free`). Default 8.
     pub sessions_per_device_max: usize,
     /// Subscriptions of one session. Default 64.
@@ -51,6 +54,7 @@ impl Default for Limits {
             packet_bytes_max: 256 * 1024,
             idle_max: Duration::from_secs(3600),
             session_age_max: Duration::from_secs(24 * 3600),
+            verified_chains_max: 65_536,
             sessions_per_device_max: 8,
             subscriptions_max: 64,
             outbox_messages_max: 10_000,

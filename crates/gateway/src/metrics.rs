@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use countersign_policy::DenialCode;
 
+use crate::handshake::ticket::TicketCounts;
 use crate::session::entry::EndReason;
 
 /// Counters and gauges of one gateway; all since start, none ever reset.
@@ -32,6 +33,8 @@ pub struct Metrics {
     pub messages_too_large: AtomicU64,
     /// Connection tasks that ended in a panic: each is a bug.
     pub panics: AtomicU64,
+    /// Tickets made, opened and declined.
+    pub tickets: std::sync::Arc<TicketCounts>,
     refused: Vec<AtomicU64>,
     ended: [AtomicU64; EndReason::COUNT],
 }
@@ -50,6 +53,7 @@ impl Default for Metrics {
             subscriptions_denied: AtomicU64::default(),
             messages_too_large: AtomicU64::default(),
             panics: AtomicU64::default(),
+            tickets: std::sync::Arc::default(),
             refused: DenialCode::ALL.iter().map(|_| AtomicU64::default()).collect(),
             ended: std::array::from_fn(|_| AtomicU64::default()),
         }

@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use countersign_gateway::{
-    DeviceListener, Foundation, Gateway, GatewayOptions, Limits, NoHttp, Protocol, ServerIdentity,
-    TlsMinimum, Touched,
+    Clock, DeviceListener, Foundation, Gateway, GatewayOptions, Limits, NoHttp, Protocol, Resumption,
+    ServerIdentity, TicketKeys, TicketSettings, TlsMinimum, Touched,
 };
 use countersign_identity::{
     AnchorIndex, AnchorState, AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, IdentityRule,
@@ -159,13 +159,16 @@ fn world() -> World {
                 address: "127.0.0.1:0".parse().unwrap(),
                 tls_minimum: TlsMinimum::Tls12,
                 protocols: Protocol::ALL.to_vec(),
+                resumption: Resumption::Offered,
             }],
             GatewayOptions {
                 host_names: vec!["localhost".into()],
                 limits: Limits::default(),
+                tickets: TicketSettings::default(),
             },
             Foundation {
                 identity: Arc::new(ServerIdentity::new(server.chain, server.key).unwrap()),
+                tickets: Arc::new(TicketKeys::in_memory(SystemClock.now())),
                 facts: facts.clone(),
                 sink: registry.clone(),
                 http: Arc::new(NoHttp),

@@ -32,6 +32,7 @@ pub use certificate::CertificateFacts;
 pub use chain::{ChainDemands, ChainFault, ExpiredChain, Purpose, VerifiedChain};
 pub use clock::{Clock, Synchronisation};
 pub use id::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, StationId, TenantId};
+pub use path::PathDigest;
 pub use pattern::IdPattern;
 pub use revocation::{KeptLists, ListFault, RevocationList, WhenStale};
 pub use rule::{IdentityFault, IdentityField, IdentityRule};

@@ -260,6 +260,9 @@ catalogue! {
     CredentialRevoked "credential.revoked" ClientCertificate Alert(44),
         "this certificate was revoked",
         "provision the device anew if it is trusted again: countersign device provision";
+    ResumedWithoutCertificate "resumption.no-certificate" ClientCertificate Connack { v311: 5, v5: 0x87 },
+        "a session was resumed that no device's certificate vouches for",
+        "this is a bug: report it, and set resumption = false on the listener until it is mended";
     // --- certificate-verify
     PossessionFailed "possession.failed" CertificateVerify Alert(51),
         "the peer did not prove that it holds the certificate's private key",

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use countersign_factory::Profile;
 use countersign_factory::grant::check_host_name;
-use countersign_gateway::Limits;
+use countersign_gateway::{Limits, TicketKeys, TicketSettings};
+use countersign_identity::TenantId;
 use countersign_registry::{ClockRules, IssuanceRules, LedgerLimits};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// What grows has a limit.
     pub limits: LimitsConfig,
+    /// Tickets, by which devices resume TLS sessions.
+    pub resumption: ResumptionConfig,
     /// The ledger of exchanges.
     pub ledger: LedgerConfig,
     /// How long things last in issuance.
@@ -47,6 +50,7 @@ impl Default for Config {
             listeners: vec![Listener::devices(SocketAddr::from(([0, 0, 0, 0], 8883)))],
             admin: AdminConfig::default(),
             limits: LimitsConfig::default(),
+            resumption: ResumptionConfig::default(),
             ledger: LedgerConfig::default(),
             issuance: IssuanceConfig::default(),
             enrol: EnrolConfig::default(),
@@ -197,6 +201,8 @@ limits! {
     idle_max_s: u64 => idle_max, Duration::from_secs, seconds;
     /// The longest session before the device must prove itself again, in seconds.
     session_age_max_s: u64 => session_age_max, Duration::from_secs, seconds;
+    /// Chains whose signatures are known to hold, so that a device that comes back does not have them verified again.
+    verified_chains_max: usize => verified_chains_max, same, same;
     /// Sessions of one device at once.
     sessions_per_device_max: usize => sessions_per_device_max, same, same;
     /// Subscriptions of one session.
@@ -211,6 +217,68 @@ limits! {
     drain_timeout_s: u64 => drain_timeout, Duration::from_secs, seconds;
     /// After a refusal, how many bytes of the peer are read and thrown away.
     drain_bytes_max: usize => drain_bytes_max, same, same;
+}
+
+/// `[resumption]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResumptionConfig {
+    /// The greatest age of a ticket, counted from the full handshake at its root, in seconds; at most a day.
+    pub ticket_age_max_s: u64,
+    /// How long one key seals tickets, in seconds.
+    pub key_rotation_s: u64,
+    /// How many keys, the newest included, open tickets.
+    pub keys_kept: usize,
+    /// Tenants whose devices never resume.
+    pub tenants_off: Vec<TenantId>,
+}
+
+impl Default for ResumptionConfig {
+    fn default() -> Self {
+        let settings = TicketSettings::default();
+        Self {
+            ticket_age_max_s: settings.age_max.as_secs(),
+            key_rotation_s: TicketKeys::ROTATION.as_secs(),
+            keys_kept: TicketKeys::KEPT,
+            tenants_off: settings.tenants_off,
+        }
+    }
+}
+
+impl ResumptionConfig {
+    /// As the gateway takes them.
+    pub fn to_settings(&self) -> TicketSettings {
+        TicketSettings {
+            age_max: Duration::from_secs(self.ticket_age_max_s),
+            tenants_off: self.tenants_off.clone(),
+        }
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
+        let day = TicketSettings::default().age_max.as_secs();
+        if self.ticket_age_max_s == 0 || self.ticket_age_max_s > day {
+            return Err((
+                "resumption.ticket_age_max_s",
+                format!("{} is not between 1 and {day}", self.ticket_age_max_s),
+                "to turn resumption off, set resumption = false on the listener",
+            ));
+        }
+        if !(60..=7 * day).contains(&self.key_rotation_s) {
+            return Err((
+                "resumption.key_rotation_s",
+                format!("{} is not between 60 and {}", self.key_rotation_s, 7 * day),
+                "leave it out for the default",
+            ));
+        }
+        if !(1..=64).contains(&self.keys_kept) {
+            return Err((
+                "resumption.keys_kept",
+                format!("{} is not between 1 and 64", self.keys_kept),
+                "leave it out for the default",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// `[ledger]`
@@ -441,6 +509,9 @@ impl Config {
                 );
             }
         }
+        if let Err((key, what, hint)) = self.resumption.check() {
+            return value(key, what, hint);
+        }
         if self.ca.timeout_s == 0 {
             return value(
                 "ca.timeout_s",
@@ -641,6 +712,11 @@ mod tests {
                  [[listeners]]\nname = \"b\"\npurpose = \"pki\"\nlisten = \"127.0.0.1:2\"\ntls_minimum = \"1.3\"",
                 "listeners",
             ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+                 [[listeners]]\nname = \"b\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:2\"\nresumption = true",
+                "listeners",
+            ),
             ("[server]\nhost_names = []", "server.host_names"),
             ("[server]\nhost_names = [\"*.example.com\"]", "server.host_names"),
             ("[server]\ncertificate = \"a\"", "server.certificate"),
@@ -648,6 +724,12 @@ mod tests {
             ("[[profiles]]\nkeys = []", "profiles"),
             ("[[profiles]]\n[[profiles]]", "profiles"),
             ("[limits]\nhandshakes_max = 0", "limits.handshakes_max"),
+            (
+                "[resumption]\nticket_age_max_s = 86401",
+                "resumption.ticket_age_max_s",
+            ),
+            ("[resumption]\nkey_rotation_s = 59", "resumption.key_rotation_s"),
+            ("[resumption]\nkeys_kept = 0", "resumption.keys_kept"),
             ("[limits]\nidle_max_s = 70000", "limits.idle_max_s"),
             ("[ca]\nstatus_requests_max = 0", "ca.status_requests_max"),
             (

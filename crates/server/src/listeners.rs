@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use countersign_gateway::{DeviceListener, Protocol, TlsMinimum};
+use countersign_gateway::{DeviceListener, Protocol, Resumption, TlsMinimum};
 use serde::{Deserialize, Serialize};
 
 /// What a listener is for. Nothing else is reachable through it.
@@ -57,6 +57,9 @@ pub struct Listener {
     /// What ALPN offers: "mqtt", "http/1.1"; all that its purpose has if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpn: Option<Vec<Protocol>>,
+    /// Whether devices may resume TLS sessions by tickets: true for `devices` if not given, never for another purpose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumption: Option<bool>,
 }
 
 impl Listener {
@@ -69,6 +72,7 @@ impl Listener {
             tls_minimum: None,
             client_certificate: None,
             alpn: None,
+            resumption: None,
         }
     }
 
@@ -102,6 +106,10 @@ impl Listener {
             address: self.listen,
             tls_minimum: self.tls_minimum(),
             protocols: self.alpn.clone().unwrap_or_else(|| Protocol::ALL.to_vec()),
+            resumption: match self.resumption {
+                None | Some(true) => Resumption::Offered,
+                Some(false) => Resumption::Off,
+            },
         }
     }
 
@@ -119,6 +127,11 @@ impl Listener {
         match self.purpose {
             Purpose::Devices if self.client_certificate == Some(ClientCertificate::Optional) => Err(format!(
                 "listener {name}: devices always show a certificate; a listener without is of purpose enrol"
+            )),
+            // Where a certificate is optional, or may have expired, a ticket would be worth more than what it came from.
+            Purpose::Enrol | Purpose::Pki if self.resumption == Some(true) => Err(format!(
+                "listener {name}: only devices resume sessions; purpose {} has no tickets",
+                self.purpose.name()
             )),
             Purpose::Enrol if self.alpn.as_ref().is_some_and(|a| *a != [Protocol::Http]) => Err(format!(
                 "listener {name}: what enrols speaks http/1.1 and nothing else"

@@ -116,6 +116,55 @@ impl Collector for Exported {
                 "Peers that left before an answer",
                 of(&m.abandoned),
             )?;
+            counter(
+                e,
+                "countersign_handshakes_resumed",
+                "TLS handshakes that resumed a session by a ticket",
+                of(&m.tickets.resumed),
+            )?;
+            counter(
+                e,
+                "countersign_tickets_issued",
+                "Tickets given to devices",
+                of(&m.tickets.issued),
+            )?;
+            counter(
+                e,
+                "countersign_tickets_withheld",
+                "Tickets not given, for the session may not be resumed",
+                of(&m.tickets.withheld),
+            )?;
+            labelled(
+                e,
+                "countersign_tickets_declined",
+                "Tickets not taken, by reason; a full handshake followed",
+                "reason",
+                m.tickets.declines(),
+            )?;
+            let chains = gateway.verified_chains();
+            labelled(
+                e,
+                "countersign_verified_chains",
+                "Chains looked up among those whose signatures are known to hold, by what was found",
+                "outcome",
+                [
+                    ("hit", of(&chains.hits)),
+                    ("miss", of(&chains.misses)),
+                    ("stale", of(&chains.stale)),
+                ],
+            )?;
+            counter(
+                e,
+                "countersign_verified_chains_turnovers",
+                "Times that half of the remembered chains went for lack of room",
+                of(&chains.turnovers),
+            )?;
+            gauge(
+                e,
+                "countersign_verified_chains_kept",
+                "Chains whose signatures are known to hold",
+                chains.len() as u64,
+            )?;
             labelled(
                 e,
                 "countersign_sessions_ended",

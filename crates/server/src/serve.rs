@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_gateway::{BindError, Foundation, Gateway, GatewayOptions, ServerIdentity};
+use countersign_gateway::{BindError, Foundation, Gateway, GatewayOptions, ServerIdentity, TicketKeys};
+use countersign_identity::Timestamp;
 use countersign_registry::Change;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +21,8 @@ use crate::listeners::Purpose;
 use crate::service::{OpenListener, Service};
 use crate::{enrol, pki};
 
+/// The keys of tickets, in the data directory. `countersign_gateway::TicketKeys` alone reads and writes it.
+const TICKET_KEYS_FILE: &str = "ticket.keys";
 /// How long a stop waits for sessions to be told.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the server certificate is looked at, for renewal and for replaced files, credentials are swept, and the
@@ -76,7 +79,9 @@ impl Running {
                 .map(|n| n.to_ascii_lowercase())
                 .collect(),
             limits: config.limits.to_limits(),
+            tickets: config.resumption.to_settings(),
         };
+        let tickets = tokio::task::block_in_place(|| ticket_keys(data, &config, service.now()));
         let registry = service.registry().clone();
         let for_devices: Vec<_> = config
             .listeners
@@ -86,6 +91,7 @@ impl Running {
             .collect();
         let foundation = Foundation {
             identity,
+            tickets: tickets.clone(),
             facts: registry.facts().clone(),
             sink: registry,
             http: Arc::new(enrol::DevicePort::new(service.clone())),
@@ -114,6 +120,9 @@ impl Running {
                 look.tick().await;
                 if let Err(e) = tokio::task::block_in_place(|| watched.reload_server_certificate(&identity)) {
                     tracing::error!(error = %e, "the server certificate cannot be loaded; the old one is served");
+                }
+                if let Err(e) = tokio::task::block_in_place(|| tickets.rotate(watched.now())) {
+                    tracing::error!(error = %e, "ticket keys are not kept");
                 }
                 if let Err(e) = watched.keep_time().await {
                     tracing::error!(error = %e, "the time cannot be kept");
@@ -208,6 +217,18 @@ impl Running {
             "stopped"
         );
     }
+}
+
+/// The keys of tickets, from the file if there are any. Nothing that is wrong with it keeps the server from starting: devices
+/// then make full handshakes.
+fn ticket_keys(data: &Path, config: &Config, now: Timestamp) -> Arc<TicketKeys> {
+    let rotation = Duration::from_secs(config.resumption.key_rotation_s);
+    let path = data.join(TICKET_KEYS_FILE);
+    let (keys, faults) = TicketKeys::open(path, rotation, config.resumption.keys_kept, now);
+    for fault in faults {
+        tracing::error!(error = %fault, "ticket keys: tickets of before are declined, and full handshakes follow");
+    }
+    Arc::new(keys)
 }
 
 /// Keeps the CA told of what has ended here, if it is a process of its own.
