@@ -407,7 +407,10 @@ mod tests {
             .until(at(200))
             .unwrap();
         let (ended, after) = quarantined.step_at(at(250)).unwrap();
-        assert_eq!((ended, after.state), (TimeEnd::Quarantine, LifecycleState::Suspended));
+        assert_eq!(
+            (ended, after.state),
+            (TimeEnd::Quarantine, LifecycleState::Suspended)
+        );
         assert_eq!(after.suspended_until, Some(at(300)));
         // Both are over: whatever comes first, it is active in the end.
         let mut lifecycle = quarantined;

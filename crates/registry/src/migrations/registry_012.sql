@@ -20,3 +20,9 @@ CREATE TABLE receipts (
 ) STRICT;
 CREATE UNIQUE INDEX receipts_by_key ON receipts (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX receipts_running ON receipts (seq) WHERE state = 'running';
+
+-- The space that a quarantined device may publish to; a tenant that uses the name otherwise keeps it as it is.
+UPDATE tenants SET spaces = json_insert(spaces, '$[#]',
+        json('{"name":"diagnostics","filter":"devices/{id}/diagnostics/#"}'))
+    WHERE json_array_length(spaces) < 64
+    AND NOT EXISTS (SELECT 1 FROM json_each(spaces) WHERE json_extract(value, '$.name') = 'diagnostics');
