@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use countersign_identity::Timestamp;
-use countersign_policy::{DenialCode, Stage, StageOutcome, StageRecord};
+use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
@@ -71,6 +71,8 @@ type Hyper = http1::Connection<TlsStream, Requests>;
 pub(crate) struct HttpConnection {
     hyper: Pin<Box<Hyper>>,
     shared: Arc<Shared>,
+    /// It is ending: what is being answered is refused, and TLS is closed in order.
+    leaving: Option<EndReason>,
 }
 
 impl HttpConnection {
@@ -98,21 +100,35 @@ impl HttpConnection {
         Self {
             hyper: Box::pin(hyper),
             shared,
+            leaving: None,
         }
     }
 
     /// `Ready`: it is over. What it leaves open is closed by dropping it.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(reason) = self.shared.due() {
-            self.shared.end(reason);
-            return Poll::Ready(());
+        match (self.leaving, self.shared.due()) {
+            (None, Some(reason)) if self.shared.mute(reason) => {
+                self.leaving = Some(reason);
+                self.hyper.as_mut().graceful_shutdown();
+            }
+            // It was never granted, or does not take the last word in time.
+            (None, Some(reason)) => {
+                self.shared.end(reason);
+                return Poll::Ready(());
+            }
+            (Some(reason), _) if self.shared.node.wheel.expired(&self.shared.timer) => {
+                self.shared.end(reason);
+                return Poll::Ready(());
+            }
+            _ => {}
         }
         match self.hyper.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(ended) => {
                 // What is no request is answered by hyper; a first one that is none is a refusal.
-                let reason = match ended {
-                    Err(e) if e.is_parse() => EndReason::Protocol,
+                let reason = match (self.leaving, ended) {
+                    (Some(reason), _) => reason,
+                    (None, Err(e)) if e.is_parse() => EndReason::Protocol,
                     _ => EndReason::ConnectionLost,
                 };
                 self.shared.end(reason);
@@ -144,6 +160,20 @@ impl Shared {
             }),
             State::Decided(_) | State::Over => expired.then_some(EndReason::KeepAlive),
         }
+    }
+
+    /// From now on nothing of a live session is acted on or answered, and it has the drain timeout to close. `false` if
+    /// there is no live session.
+    fn mute(&self, reason: EndReason) -> bool {
+        let state = self.state.lock();
+        let State::Live(live) = &*state else {
+            return false;
+        };
+        live.entry.end(reason);
+        self.node
+            .wheel
+            .set(&self.timer, self.node.options.limits.drain_timeout);
+        true
     }
 
     /// Ends it, once.
@@ -201,6 +231,13 @@ impl Shared {
             State::Decided(decided) => *decided,
         };
         let granted = decided.and_then(|authorised| {
+            // The lane is diagnostics and firmware over MQTT: what is asked for over HTTP is not in it.
+            if authorised.is_quarantined() {
+                let detail = "the quarantine lane is for MQTT alone";
+                return Err(Box::new(
+                    authorised.refuse(Denial::new(DenialCode::DeviceQuarantined, detail)),
+                ));
+            }
             let what = format!("{} {}", request.method(), request.uri().path());
             grant::grant(
                 authorised.greet_http(PROTOCOL, &what),
