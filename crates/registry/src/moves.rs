@@ -305,7 +305,8 @@ impl Registry {
         limit: u32,
     ) -> Result<Vec<Selected>, RegistryError> {
         self.read(|db| {
-            let mut statement = db.prepare_cached(&format!("SELECT id, state {SELECTED} ORDER BY id LIMIT ?8"))?;
+            let mut statement =
+                db.prepare_cached(&format!("SELECT id, state {SELECTED} ORDER BY id LIMIT ?8"))?;
             let mut rows = statement.query(params![
                 tenant.as_str(),
                 after.map_or("", DeviceId::as_str),
@@ -337,8 +338,9 @@ impl Registry {
         selector: &Selector,
     ) -> Result<Vec<(LifecycleState, u64)>, RegistryError> {
         self.read(|db| {
-            let mut statement =
-                db.prepare_cached(&format!("SELECT state, count(*) {SELECTED} GROUP BY state ORDER BY state"))?;
+            let mut statement = db.prepare_cached(&format!(
+                "SELECT state, count(*) {SELECTED} GROUP BY state ORDER BY state"
+            ))?;
             let mut rows = statement.query(params![
                 tenant.as_str(),
                 "",

@@ -63,7 +63,9 @@ fn go(registry: &Registry, name: &str, attempted: LifecycleMove, seconds: Option
         until: seconds.and_then(until),
         ..Move::new(attempted, "a reason")
     };
-    registry.move_device_as(actor(), tenant(), id(name), wanted).unwrap();
+    registry
+        .move_device_as(actor(), tenant(), id(name), wanted)
+        .unwrap();
 }
 
 fn state(registry: &Registry, name: &str) -> LifecycleState {
@@ -85,7 +87,9 @@ fn a_suspension_ends_by_itself_at_its_time_and_survives_a_restart() {
     go(&registry, "apart", LifecycleMove::Quarantine, None);
     go(&registry, "short", LifecycleMove::Quarantine, Some(50));
     // A change of the device does not lose its end.
-    registry.bind_device(actor(), tenant(), id("boxed"), None).unwrap();
+    registry
+        .bind_device(actor(), tenant(), id("boxed"), None)
+        .unwrap();
     drop(registry);
     let registry = open(folder.path(), &clock);
     let now = || registry.now();
@@ -108,11 +112,20 @@ fn a_suspension_ends_by_itself_at_its_time_and_survives_a_restart() {
 
     let view = registry.device(&tenant(), &id("boxed")).unwrap().unwrap();
     let moved = view.moved.unwrap();
-    assert_eq!((moved.by.as_str(), moved.since), ("countersign", Timestamp::from_unix_ms(START + 100_000)));
+    assert_eq!(
+        (moved.by.as_str(), moved.since),
+        ("countersign", Timestamp::from_unix_ms(START + 100_000))
+    );
     let view = registry.device(&tenant(), &id("unboxed")).unwrap().unwrap();
-    assert_eq!((view.moved.unwrap().by.as_str(), view.suspended_until), ("alice", None));
+    assert_eq!(
+        (view.moved.unwrap().by.as_str(), view.suspended_until),
+        ("alice", None)
+    );
     let entries = registry.audit(100).unwrap();
-    let by_time: Vec<_> = entries.iter().filter(|e| e.actor == "countersign" && e.action.contains("ended")).collect();
+    let by_time: Vec<_> = entries
+        .iter()
+        .filter(|e| e.actor == "countersign" && e.action.contains("ended"))
+        .collect();
     assert_eq!(by_time.len(), 3, "{by_time:?}");
     assert!(registry.verify_audit().is_ok());
 }
@@ -124,13 +137,24 @@ fn an_end_that_makes_no_sense_is_refused_and_nothing_changes() {
     let registry = open(folder.path(), &clock);
     add(&registry, "d", None, &[]);
     let refused = |wanted: Move| {
-        let e = registry.move_device_as(actor(), tenant(), id("d"), wanted).unwrap_err();
+        let e = registry
+            .move_device_as(actor(), tenant(), id("d"), wanted)
+            .unwrap_err();
         assert!(matches!(e, RegistryError::Refused(_)), "{e}");
         assert_eq!(state(&registry, "d"), LifecycleState::Active);
     };
-    refused(Move { until: until(0), ..Move::new(LifecycleMove::Suspend, "") });
-    refused(Move { until: until(9), ..Move::new(LifecycleMove::Decommission, "") });
-    refused(Move { evidence: Some("a scan".into()), ..Move::new(LifecycleMove::Suspend, "") });
+    refused(Move {
+        until: until(0),
+        ..Move::new(LifecycleMove::Suspend, "")
+    });
+    refused(Move {
+        until: until(9),
+        ..Move::new(LifecycleMove::Decommission, "")
+    });
+    refused(Move {
+        evidence: Some("a scan".into()),
+        ..Move::new(LifecycleMove::Suspend, "")
+    });
     refused(Move::new(LifecycleMove::Suspend, "x".repeat(1001)));
 }
 
@@ -155,21 +179,40 @@ fn a_selector_finds_what_holds_in_all_of_it_and_a_bulk_move_leaves_the_rest() {
         ..Selector::default()
     };
     assert_eq!(select(&eu_pumps), ["d00", "d02", "d04", "d06", "d08"]);
-    let quoted = Selector { group: Some("a\"b".into()), ..Selector::default() };
+    let quoted = Selector {
+        group: Some("a\"b".into()),
+        ..Selector::default()
+    };
     assert_eq!(select(&quoted).len(), 10);
-    let active = Selector { state: Some(LifecycleState::Active), ..eu_pumps.clone() };
+    let active = Selector {
+        state: Some(LifecycleState::Active),
+        ..eu_pumps.clone()
+    };
     assert_eq!(select(&active), ["d00", "d04", "d06", "d08"]);
-    let nobody = Selector { authority: Some(AuthorityId::new("nobody").unwrap()), ..Selector::default() };
+    let nobody = Selector {
+        authority: Some(AuthorityId::new("nobody").unwrap()),
+        ..Selector::default()
+    };
     assert_eq!(select(&nobody), [""; 0]);
-    let page = registry.select_devices(&tenant(), &eu_pumps, Some(&id("d02")), 2).unwrap();
-    assert_eq!(page.iter().map(|d| d.id.as_str()).collect::<Vec<_>>(), ["d04", "d06"]);
+    let page = registry
+        .select_devices(&tenant(), &eu_pumps, Some(&id("d02")), 2)
+        .unwrap();
+    assert_eq!(
+        page.iter().map(|d| d.id.as_str()).collect::<Vec<_>>(),
+        ["d04", "d06"]
+    );
     assert_eq!(
         registry.count_selected(&tenant(), &eu_pumps).unwrap(),
         [(LifecycleState::Active, 4), (LifecycleState::Decommissioned, 1)]
     );
     let ids = select(&eu_pumps).iter().map(|t| id(t)).collect();
     let moved = registry
-        .move_devices(actor(), tenant(), ids, Move::new(LifecycleMove::Suspend, "recall"))
+        .move_devices(
+            actor(),
+            tenant(),
+            ids,
+            Move::new(LifecycleMove::Suspend, "recall"),
+        )
         .unwrap();
     assert_eq!((moved.value.moved, moved.value.refused), (4, vec![id("d02")]));
     assert_eq!(moved.changes.len(), 4);
@@ -199,7 +242,10 @@ fn receipts_are_kept_over_a_restart_up_to_their_limit_and_a_key_names_one() {
     let folder = tempfile::tempdir().unwrap();
     let clock = Arc::new(Moved(AtomicI64::new(START)));
     let registry = open(folder.path(), &clock);
-    let key = ReceiptKey { key: "k".into(), content: Fingerprint::of(b"one") };
+    let key = ReceiptKey {
+        key: "k".into(),
+        content: Fingerprint::of(b"one"),
+    };
     let first = receipt(&registry, ReceiptState::Running);
     registry.keep_receipt(first.clone(), Some(key.clone())).unwrap();
     drop(registry);
@@ -207,8 +253,14 @@ fn receipts_are_kept_over_a_restart_up_to_their_limit_and_a_key_names_one() {
     assert_eq!(registry.receipt(&first.id).unwrap(), first);
     registry.conclude_receipts().unwrap();
     let cut = registry.receipt_of_key(&tenant(), &key).unwrap().unwrap();
-    assert_eq!((cut.id.clone(), cut.state), (first.id.clone(), ReceiptState::Partial));
-    let other = ReceiptKey { content: Fingerprint::of(b"two"), ..key };
+    assert_eq!(
+        (cut.id.clone(), cut.state),
+        (first.id.clone(), ReceiptState::Partial)
+    );
+    let other = ReceiptKey {
+        content: Fingerprint::of(b"two"),
+        ..key
+    };
     assert!(matches!(
         registry.receipt_of_key(&tenant(), &other),
         Err(RegistryError::Exists(_))
@@ -221,8 +273,16 @@ fn receipts_are_kept_over_a_restart_up_to_their_limit_and_a_key_names_one() {
             receipt.id
         })
         .collect();
-    let listed: Vec<_> = registry.receipts(Some(&tenant()), 10).unwrap().into_iter().map(|r| r.id).collect();
+    let listed: Vec<_> = registry
+        .receipts(Some(&tenant()), 10)
+        .unwrap()
+        .into_iter()
+        .map(|r| r.id)
+        .collect();
     assert_eq!(listed, [kept[4].clone(), kept[3].clone(), kept[2].clone()]);
     assert_eq!(registry.receipts_forgotten(), 3);
-    assert!(matches!(registry.receipt(&first.id), Err(RegistryError::NoReceipt(_))));
+    assert!(matches!(
+        registry.receipt(&first.id),
+        Err(RegistryError::NoReceipt(_))
+    ));
 }

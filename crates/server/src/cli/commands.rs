@@ -10,11 +10,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::{Value, json};
 
 use super::arguments::{
-    Command, CredentialCommand, DeviceCommand, Format, HostCommand, OneDevice, OneMove, SessionCommand,
-    TenantCommand,
+    Command, CredentialCommand, DeviceCommand, Format, HostCommand, OneDevice, SessionCommand, TenantCommand,
 };
 use super::output::{Output, cell, time};
-use super::{authority, factory, import, keeping};
+use super::{authority, factory, import, keeping, moves};
 use crate::api::{ImportBody, Token};
 use crate::client::Client;
 use crate::config::Config;
@@ -157,6 +156,7 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
             format,
             limit,
         } => explain(client, subject, refused, tenant, format, limit, out).await,
+        Command::Receipt(command) => moves::receipt(command, client, out).await,
         Command::Doctor => doctor(client, data, out).await,
         Command::Clock(command) => keeping::clock(command, client, out).await,
         Command::Forecast { tenant } => keeping::forecast(tenant, client, out).await,
@@ -241,6 +241,10 @@ fn path_of(one: &OneDevice) -> String {
 }
 
 async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<(), Failure> {
+    let command = match moves::of(command) {
+        Ok((which, body)) => return moves::run(client, which, body, out).await,
+        Err(other) => other,
+    };
     match command {
         DeviceCommand::Add {
             device,
@@ -390,28 +394,14 @@ async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<
             let answer = client.call("GET", &path_of(&one), None).await?;
             out.say(&answer, show)
         }
-        DeviceCommand::Activate(m) => lifecycle(client, "activate", m, out).await,
-        DeviceCommand::Suspend(m) => lifecycle(client, "suspend", m, out).await,
-        DeviceCommand::Resume(m) => lifecycle(client, "resume", m, out).await,
-        DeviceCommand::Quarantine(m) => lifecycle(client, "quarantine", m, out).await,
-        DeviceCommand::Release(m) => lifecycle(client, "release", m, out).await,
-        DeviceCommand::Decommission(m) => lifecycle(client, "decommission", m, out).await,
+        // Taken out above.
+        DeviceCommand::Activate(_)
+        | DeviceCommand::Suspend { .. }
+        | DeviceCommand::Resume(_)
+        | DeviceCommand::Quarantine { .. }
+        | DeviceCommand::Release { .. }
+        | DeviceCommand::Decommission(_) => Ok(()),
     }
-}
-
-async fn lifecycle(client: &Client, name: &str, m: OneMove, out: Output) -> Result<(), Failure> {
-    let body = json!({ "move": name, "reason": m.reason });
-    let answer = client
-        .call("POST", &format!("{}/moves", path_of(&m.device)), Some(body))
-        .await?;
-    out.say(&answer, |a| {
-        format!(
-            "device {} is {}{}",
-            m.device.id,
-            cell(&a["state"]),
-            sessions(&a["sessions"])
-        )
-    })
 }
 
 /// What a change did to live sessions, in words.
@@ -588,13 +578,42 @@ async fn provision(
     })
 }
 
+/// Since when a device is in its state, by whom, why, and until when.
+fn since(d: &Value) -> String {
+    let mut text = String::new();
+    let moved = &d["moved"];
+    if !moved.is_null() {
+        text.push_str(&format!(
+            " since {} by {}",
+            time(&moved["since"]),
+            cell(&moved["by"])
+        ));
+        if let Some(reason) = moved["reason"].as_str().filter(|r| !r.is_empty()) {
+            text.push_str(&format!(": {reason}"));
+        }
+    }
+    for (field, what) in [
+        ("suspended_until", "the suspension ends"),
+        ("quarantined_until", "the quarantine ends"),
+    ] {
+        if !d[field].is_null() {
+            text.push_str(&format!("\n         {what} by itself at {}", time(&d[field])));
+        }
+    }
+    if let Some(before) = d["before_quarantine"].as_str() {
+        text.push_str(&format!("\n         release returns to {before}"));
+    }
+    text
+}
+
 fn show(a: &Value) -> String {
     let d = &a["device"];
     let mut text = format!(
-        "device   {} of tenant {}\nstate    {}\nmodel    {}\ngroups   {}\nbatch    {}\nbound to {}\ncreated  {}",
+        "device   {} of tenant {}\nstate    {}{}\nmodel    {}\ngroups   {}\nbatch    {}\nbound to {}\ncreated  {}",
         cell(&d["id"]),
         cell(&d["tenant"]),
         cell(&d["state"]),
+        since(d),
         cell(&d["model"]),
         cell(&d["groups"]),
         cell(&a["batch"]),

@@ -10,6 +10,7 @@ mod commands;
 mod factory;
 mod import;
 mod keeping;
+mod moves;
 mod output;
 mod verify;
 
