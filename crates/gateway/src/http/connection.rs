@@ -71,8 +71,6 @@ type Hyper = http1::Connection<TlsStream, Requests>;
 pub(crate) struct HttpConnection {
     hyper: Pin<Box<Hyper>>,
     shared: Arc<Shared>,
-    /// It is ending: what is being answered is refused, and TLS is closed in order.
-    leaving: Option<EndReason>,
 }
 
 impl HttpConnection {
@@ -100,35 +98,27 @@ impl HttpConnection {
         Self {
             hyper: Box::pin(hyper),
             shared,
-            leaving: None,
         }
     }
 
     /// `Ready`: it is over. What it leaves open is closed by dropping it.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match (self.leaving, self.shared.due()) {
-            (None, Some(reason)) if self.shared.mute(reason) => {
-                self.leaving = Some(reason);
+        if let Some(reason) = self.shared.due() {
+            // From now on nothing is answered. One that is idle closes TLS in order; a request that is under way is
+            // dropped with its connection.
+            if self.shared.mute(reason) {
                 self.hyper.as_mut().graceful_shutdown();
+                let _ = self.hyper.as_mut().poll(cx);
             }
-            // It was never granted, or does not take the last word in time.
-            (None, Some(reason)) => {
-                self.shared.end(reason);
-                return Poll::Ready(());
-            }
-            (Some(reason), _) if self.shared.node.wheel.expired(&self.shared.timer) => {
-                self.shared.end(reason);
-                return Poll::Ready(());
-            }
-            _ => {}
+            self.shared.end(reason);
+            return Poll::Ready(());
         }
         match self.hyper.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(ended) => {
                 // What is no request is answered by hyper; a first one that is none is a refusal.
-                let reason = match (self.leaving, ended) {
-                    (Some(reason), _) => reason,
-                    (None, Err(e)) if e.is_parse() => EndReason::Protocol,
+                let reason = match ended {
+                    Err(e) if e.is_parse() => EndReason::Protocol,
                     _ => EndReason::ConnectionLost,
                 };
                 self.shared.end(reason);
@@ -162,17 +152,13 @@ impl Shared {
         }
     }
 
-    /// From now on nothing of a live session is acted on or answered, and it has the drain timeout to close. `false` if
-    /// there is no live session.
+    /// From now on nothing of a live session is acted on or answered. `false` if there is no live session.
     fn mute(&self, reason: EndReason) -> bool {
         let state = self.state.lock();
         let State::Live(live) = &*state else {
             return false;
         };
         live.entry.end(reason);
-        self.node
-            .wheel
-            .set(&self.timer, self.node.options.limits.drain_timeout);
         true
     }
 
