@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::node::{DeviceListener, GatewayOptions, Node, Port};
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
+use crate::session::sweep;
 use crate::timer::Wheel;
 
 /// Why the device port cannot be opened.
@@ -134,6 +135,7 @@ impl Gateway {
             return Err(BindError::None);
         }
         tokio::spawn(Wheel::run(Arc::downgrade(&node.wheel)));
+        tokio::spawn(sweep::run(Arc::downgrade(&node)));
         let accepting = open
             .into_iter()
             .map(|(socket, port)| tokio::spawn(listen::accept(socket, port, node.clone())))

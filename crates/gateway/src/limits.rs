@@ -38,6 +38,8 @@ pub struct Limits {
     pub inflight_max: u16,
     /// After a refusal: how long the last words may take to be read before the socket is closed. Default 1 s.
     pub drain_timeout: Duration,
+    /// How often every live session is compared with the facts, in case a change missed one. Default 60 s.
+    pub session_sweep: Duration,
     /// After a refusal: how many bytes of the peer are read and thrown away. Default 16 KiB.
     pub drain_bytes_max: usize,
 }
@@ -61,6 +63,7 @@ impl Default for Limits {
             outbox_bytes_max: 4 * 1024 * 1024,
             inflight_max: 256,
             drain_timeout: Duration::from_secs(1),
+            session_sweep: Duration::from_secs(60),
             drain_bytes_max: 16 * 1024,
         }
     }

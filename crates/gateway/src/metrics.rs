@@ -31,6 +31,10 @@ pub struct Metrics {
     pub subscriptions_denied: AtomicU64,
     /// Messages not delivered because the subscriber's own limit on packet size excludes them.
     pub messages_too_large: AtomicU64,
+    /// Times that every live session was compared with the facts.
+    pub sweeps: AtomicU64,
+    /// Sessions that a change had missed: each is a bug.
+    pub sweep_found: AtomicU64,
     /// Connection tasks that ended in a panic: each is a bug.
     pub panics: AtomicU64,
     /// Tickets made, opened and declined.
@@ -52,6 +56,8 @@ impl Default for Metrics {
             publishes_denied: AtomicU64::default(),
             subscriptions_denied: AtomicU64::default(),
             messages_too_large: AtomicU64::default(),
+            sweeps: AtomicU64::default(),
+            sweep_found: AtomicU64::default(),
             panics: AtomicU64::default(),
             tickets: std::sync::Arc::default(),
             refused: DenialCode::ALL.iter().map(|_| AtomicU64::default()).collect(),

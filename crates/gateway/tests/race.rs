@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use countersign_factory::RevocationReason;
 use countersign_gateway::{
     Clock, DeviceListener, Foundation, Gateway, GatewayOptions, Limits, NoHttp, Protocol, Resumption,
     ServerIdentity, TicketKeys, TicketSettings, TlsMinimum, Touched,
@@ -19,9 +20,11 @@ use countersign_policy::{
     Admission, ClientIdMode, CredentialFacts, DeviceFacts, FactSource, LifecycleMove, LifecycleState,
 };
 use countersign_registry::{
-    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, SystemClock,
+    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, Revocation,
+    SystemClock,
 };
 use countersign_testkit::client::{Attempt, connect};
+use countersign_testkit::hold::Held;
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 
 /// Facts that suspend the device at one chosen lookup.
@@ -112,6 +115,10 @@ struct World {
 }
 
 fn world() -> World {
+    world_with(Limits::default())
+}
+
+fn world_with(limits: Limits) -> World {
     let folder = tempfile::tempdir().unwrap();
     let registry = Arc::new(Registry::create(folder.path(), LedgerLimits::default()).unwrap());
     let ca = Ca::root("race root", None);
@@ -163,7 +170,7 @@ fn world() -> World {
             }],
             GatewayOptions {
                 host_names: vec!["localhost".into()],
-                limits: Limits::default(),
+                limits,
                 tickets: TicketSettings::default(),
             },
             Foundation {
@@ -292,6 +299,38 @@ fn a_thousand_suspensions_between_tls_end_and_connect() {
         world.nothing_lives(&format!("attempt {n}"));
         world.resume();
     }
+}
+
+/// Changes of credentials reach nobody in this world: only the sweep is left to see them.
+#[test]
+fn what_a_change_misses_the_sweep_finds() {
+    let world = world_with(Limits {
+        session_sweep: Duration::from_secs(1),
+        ..Limits::default()
+    });
+    let mut session = Held::open(world.gateway.local_addr(), &world.identity, "d1").unwrap();
+    let found = || world.gateway.metrics().sweep_found.load(Ordering::Relaxed);
+    // One that is as it should be is left alone.
+    let sweeps = || world.gateway.metrics().sweeps.load(Ordering::Relaxed);
+    let started = Instant::now();
+    while sweeps() < 1 {
+        assert!(started.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!((found(), world.gateway.session_count()), (0, 1));
+    let fingerprint = Fingerprint::of(&world.identity.chain[0]);
+    world
+        .registry
+        .revoke(
+            actor(),
+            Revocation::Credential(fingerprint),
+            RevocationReason::KeyCompromise,
+            String::new(),
+        )
+        .unwrap();
+    session.closed().unwrap();
+    assert_eq!(found(), 1);
+    world.nothing_lives("after the sweep");
 }
 
 #[derive(Debug)]

@@ -316,7 +316,7 @@ catalogue! {
         "countersign device resume, once the reason for the suspension is gone";
     DeviceQuarantined "device.quarantined" Policy Connack { v311: 5, v5: 0x87 },
         "the device is quarantined, and no policy opens a quarantine lane for it",
-        "countersign device release, once it is clean";
+        "countersign device release, once it is clean; a policy with @quarantine(\"open\") opens the lane";
     DeviceDecommissioned "device.decommissioned" Policy Connack { v311: 5, v5: 0x8a },
         "the device was decommissioned; that is final",
         "if the hardware returns to service, give it a new id and a new key";

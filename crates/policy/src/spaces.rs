@@ -18,14 +18,20 @@ pub struct TopicSpace {
     pub filter: String,
 }
 
+/// What a quarantined device may publish: name and filter of a built-in space.
+pub const DIAGNOSTICS: (&str, &str) = ("diagnostics", "devices/{id}/diagnostics/#");
+/// Firmware for the device; all that it may subscribe to in quarantine: name and filter of a built-in space.
+pub const FIRMWARE: (&str, &str) = ("firmware", "devices/{id}/firmware/#");
+
 /// The spaces every tenant starts with: a device's own topics.
 pub fn default_spaces() -> Vec<TopicSpace> {
     [
         ("telemetry", "devices/{id}/telemetry/#"),
         ("commands", "devices/{id}/commands/#"),
         ("command-results", "devices/{id}/command-results/#"),
-        ("firmware", "devices/{id}/firmware/#"),
+        FIRMWARE,
         ("status", "devices/{id}/status"),
+        DIAGNOSTICS,
     ]
     .map(|(name, filter)| TopicSpace {
         name: name.into(),

@@ -78,6 +78,9 @@ pub enum RegistryError {
     /// No such tenant.
     #[error("there is no tenant {0}; hint: countersign tenant list")]
     NoTenant(TenantId),
+    /// No such receipt.
+    #[error("there is no receipt {0}, or none any more; hint: countersign receipt list")]
+    NoReceipt(String),
     /// No such device.
     #[error("tenant {tenant} has no device {device}; hint: countersign device list --tenant {tenant}")]
     NoDevice {

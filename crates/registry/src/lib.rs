@@ -11,6 +11,7 @@
 //! 1. [`store`]: opens the data directory, locks it, brings the schema up to date
 //! 2. `writer`: the one writer: group commit, then facts, then observers, then answers
 //! 3. [`change`]: the changes there are, each with its revision and its audit entry
+//!    [`moves`]: devices through their lifecycle; [`receipt`]: what a change did to live sessions
 //! 4. [`authority`]: authorities: registered, proven, rotated
 //! 5. [`credential`]: credentials: issued, used, superseded, revoked
 //! 6. [`batch`]: a factory's batches; [`bulk`]: issuing for many devices of one at once
@@ -49,7 +50,9 @@ mod list_number;
 mod lost;
 mod manifest;
 mod migrate;
+pub mod moves;
 pub mod query;
+pub mod receipt;
 pub mod restore;
 pub mod revocation_list;
 mod rotation;
@@ -75,6 +78,8 @@ pub use forecast::{ForecastGroup, Windows};
 pub use import::ImportReport;
 pub use lane::ExpiredRequester;
 pub use ledger::{Ledger, LedgerLimits};
+pub use moves::{Move, MovedMany, Selected, Selector};
+pub use receipt::{BulkCount, NodeReceipt, Receipt, ReceiptId, ReceiptKey, ReceiptState};
 pub use restore::{BackwardClock, NewEpoch, Newer, NewerEnd, NewerRevocation, NewerState};
 pub use revocation_list::{ListSettings, ListView, ListsTaken};
 pub use rotation::LeftBehind;

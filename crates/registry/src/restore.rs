@@ -410,7 +410,8 @@ impl Scope<'_> {
         self.tx.execute(
             "INSERT INTO devices (tenant, id, groups, state, before_quarantine, revision, created)
              VALUES (?1, ?2, '[]', ?3, ?4, ?5, ?6)
-             ON CONFLICT (tenant, id) DO UPDATE SET state = ?3, before_quarantine = ?4, revision = ?5",
+             ON CONFLICT (tenant, id) DO UPDATE SET state = ?3, before_quarantine = ?4, revision = ?5,
+             suspended_until = NULL, quarantined_until = NULL",
             params![
                 device.tenant,
                 device.id,

@@ -29,6 +29,8 @@ pub struct Config {
     pub resumption: ResumptionConfig,
     /// The ledger of exchanges.
     pub ledger: LedgerConfig,
+    /// What is told of changes that end sessions.
+    pub receipts: ReceiptsConfig,
     /// How long things last in issuance.
     pub issuance: IssuanceConfig,
     /// Enrolment.
@@ -52,6 +54,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             resumption: ResumptionConfig::default(),
             ledger: LedgerConfig::default(),
+            receipts: ReceiptsConfig::default(),
             issuance: IssuanceConfig::default(),
             enrol: EnrolConfig::default(),
             pki: PkiConfig::default(),
@@ -115,6 +118,8 @@ impl IssuanceConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
+    /// This node's name in receipts.
+    pub node: String,
     /// The names and addresses that devices connect to: they are in the server certificate.
     pub host_names: Vec<String>,
     /// A server certificate of your own (PEM, leaf first); with `key`. Without it the platform hierarchy issues one.
@@ -128,6 +133,7 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
+            node: "node-1".into(),
             host_names: vec!["localhost".into(), "127.0.0.1".into(), "::1".into()],
             certificate: None,
             key: None,
@@ -215,6 +221,8 @@ limits! {
     inflight_max: u16 => inflight_max, same, same;
     /// After a refusal, how long the last words may take, in seconds.
     drain_timeout_s: u64 => drain_timeout, Duration::from_secs, seconds;
+    /// How often every live session is compared with the registry's facts, in seconds.
+    session_sweep_s: u64 => session_sweep, Duration::from_secs, seconds;
     /// After a refusal, how many bytes of the peer are read and thrown away.
     drain_bytes_max: usize => drain_bytes_max, same, same;
 }
@@ -311,6 +319,25 @@ impl LedgerConfig {
             rows_max: self.rows_max,
             age_max: Duration::from_secs(self.age_max_days * 86_400),
             refused_per_source_minute_max: self.refused_per_source_minute_max,
+        }
+    }
+}
+
+/// `[receipts]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReceiptsConfig {
+    /// The most receipts kept; the oldest go first.
+    pub keep_max: u64,
+    /// How long a change waits for the sessions that it ends before its receipt says that some are still open, in seconds.
+    pub wait_s: u64,
+}
+
+impl Default for ReceiptsConfig {
+    fn default() -> Self {
+        Self {
+            keep_max: countersign_registry::receipt::DEFAULT_MAX,
+            wait_s: 5,
         }
     }
 }

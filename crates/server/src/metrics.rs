@@ -174,6 +174,18 @@ impl Collector for Exported {
             )?;
             counter(
                 e,
+                "countersign_session_sweeps",
+                "Times that every live session was compared with the facts",
+                of(&m.sweeps),
+            )?;
+            counter(
+                e,
+                "countersign_session_sweep_found",
+                "Sessions that a change had missed; each is a bug",
+                of(&m.sweep_found),
+            )?;
+            counter(
+                e,
                 "countersign_publishes_received",
                 "PUBLISH packets accepted",
                 of(&m.publishes_in),
@@ -272,6 +284,12 @@ impl Collector for Exported {
             "countersign_clock_behind_seconds",
             "How far the clock is behind the newest time that is known to have been",
             registry.clock_view().behind_ms / 1000,
+        )?;
+        counter(
+            e,
+            "countersign_receipts_forgotten",
+            "Receipts that made room for newer ones",
+            registry.receipts_forgotten(),
         )?;
         let ledger = registry.ledger();
         counter(

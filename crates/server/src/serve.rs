@@ -28,7 +28,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// How often the server certificate is looked at, for renewal and for replaced files, credentials are swept, and the
 /// newest time that is known to have been is kept.
 const LOOK: Duration = Duration::from_secs(60);
-/// How often it is looked whether the overlap of a superseded certificate is over.
+/// How often it is looked whether the overlap of a superseded certificate, a suspension or a quarantine is over.
 const OVERLAP_LOOK: Duration = Duration::from_secs(1);
 
 /// A running platform.
@@ -57,6 +57,7 @@ impl Running {
         // Before anybody is admitted: what lapsed or was superseded while nothing ran.
         service.keep_time().await?;
         service.sweep().await?;
+        service.end_time_boxes().await?;
         let token = Token::load(data)?;
         let (chain, key) = service.server_certificate()?;
         let identity =
@@ -143,6 +144,9 @@ impl Running {
                     && let Err(e) = swept.sweep().await
                 {
                     tracing::error!(error = %e, "superseded credentials cannot be ended");
+                }
+                if let Err(e) = swept.end_time_boxes().await {
+                    tracing::error!(error = %e, "time boxes cannot be ended");
                 }
             }
         });

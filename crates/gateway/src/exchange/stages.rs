@@ -10,7 +10,7 @@ use countersign_policy::facts::{ConnectFacts, TlsFacts};
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{
     Admission, ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource,
-    Outcome, Possession, Stage,
+    LifecycleState, Outcome, Possession, Stage,
 };
 use rustls::server::UnbufferedServerConnection;
 use rustls::{AlertDescription, Error as TlsError, HandshakeKind, PeerIncompatible};
@@ -603,6 +603,11 @@ impl Authorised {
             client_id: Some(client_id.into()),
             assigned: false,
         }
+    }
+
+    /// Whether it was let into the quarantine lane alone.
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.connected.device.state == LifecycleState::Quarantined
     }
 
     /// The tenant whose rules apply to it.

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use countersign_identity::Timestamp;
-use countersign_policy::{DenialCode, Stage, StageOutcome, StageRecord};
+use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
@@ -104,6 +104,12 @@ impl HttpConnection {
     /// `Ready`: it is over. What it leaves open is closed by dropping it.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(reason) = self.shared.due() {
+            // From now on nothing is answered. One that is idle closes TLS in order; a request that is under way is
+            // dropped with its connection.
+            if self.shared.mute(reason) {
+                self.hyper.as_mut().graceful_shutdown();
+                let _ = self.hyper.as_mut().poll(cx);
+            }
             self.shared.end(reason);
             return Poll::Ready(());
         }
@@ -144,6 +150,16 @@ impl Shared {
             }),
             State::Decided(_) | State::Over => expired.then_some(EndReason::KeepAlive),
         }
+    }
+
+    /// From now on nothing of a live session is acted on or answered. `false` if there is no live session.
+    fn mute(&self, reason: EndReason) -> bool {
+        let state = self.state.lock();
+        let State::Live(live) = &*state else {
+            return false;
+        };
+        live.entry.end(reason);
+        true
     }
 
     /// Ends it, once.
@@ -201,6 +217,13 @@ impl Shared {
             State::Decided(decided) => *decided,
         };
         let granted = decided.and_then(|authorised| {
+            // The lane is diagnostics and firmware over MQTT: what is asked for over HTTP is not in it.
+            if authorised.is_quarantined() {
+                let detail = "the quarantine lane is for MQTT alone";
+                return Err(Box::new(
+                    authorised.refuse(Denial::new(DenialCode::DeviceQuarantined, detail)),
+                ));
+            }
             let what = format!("{} {}", request.method(), request.uri().path());
             grant::grant(
                 authorised.greet_http(PROTOCOL, &what),

@@ -88,6 +88,8 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
         match decide_anew(node, &entry) {
             Ok(admission) => {
                 entry.readmit(admission);
+                // An idle one looks at its subscriptions now, not when something comes.
+                entry.timer.wake();
                 kept += 1;
             }
             // One that was ending already is another change's to count: one commit may touch a session twice.
@@ -120,7 +122,7 @@ pub(crate) fn end(node: &Arc<Node>, entries: Vec<Arc<SessionEntry>>, reason: End
     }
 }
 
-fn reason_of(code: DenialCode) -> EndReason {
+pub(super) fn reason_of(code: DenialCode) -> EndReason {
     match code {
         DenialCode::CredentialRevoked | DenialCode::CredentialLapsed | DenialCode::UnknownCredential => {
             EndReason::CredentialChanged

@@ -6,7 +6,7 @@ use super::*;
 use crate::facts::{CredentialFacts, TlsFacts};
 use crate::spaces::default_spaces;
 
-fn device(groups: &[&str]) -> DeviceFacts {
+pub(super) fn device(groups: &[&str]) -> DeviceFacts {
     DeviceFacts {
         tenant: TenantId::default_tenant(),
         id: DeviceId::new("d1").unwrap(),
@@ -17,7 +17,7 @@ fn device(groups: &[&str]) -> DeviceFacts {
     }
 }
 
-fn credential(device: &DeviceFacts) -> CredentialFacts {
+pub(super) fn credential(device: &DeviceFacts) -> CredentialFacts {
     CredentialFacts {
         fingerprint: Fingerprint::of(b"cert"),
         tenant: device.tenant.clone(),
@@ -29,7 +29,7 @@ fn credential(device: &DeviceFacts) -> CredentialFacts {
     }
 }
 
-fn connect(
+pub(super) fn connect(
     policy: &TenantPolicy,
     device: &DeviceFacts,
     credential: &CredentialFacts,
@@ -54,7 +54,7 @@ fn policy(text: &str) -> TenantPolicy {
     TenantPolicy::compile(Generation(1), text, default_spaces()).unwrap()
 }
 
-fn asked(policy: &TenantPolicy, names: &[&str]) -> DataFacts {
+pub(super) fn asked(policy: &TenantPolicy, names: &[&str]) -> DataFacts {
     let mut spaces = SpaceSet::default();
     for (n, s) in policy.spaces().iter().enumerate() {
         if names.contains(&s.name.as_str()) {

@@ -11,6 +11,7 @@ mod handlers;
 mod keeping;
 #[cfg(test)]
 mod openapi;
+mod receipts;
 mod stations;
 mod token;
 

@@ -79,7 +79,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
         body [("devices", "list of {id, model?, groups?, state?, authority?, certificate?}; certificate is PEM")]),
     endpoint!("get" "/tenants/{tenant}/devices/{device}" "a device with its credentials and sessions"),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/moves" "moves a device through its lifecycle; answers when the sessions that this ends are closed"
-        body [("move", "activate, suspend, resume, quarantine, release or decommission"), ("reason?", "why, for the audit")]),
+        body [("move", "activate, suspend, resume, quarantine, release or decommission"), ("reason?", "why, for the audit; needed for quarantine, release and decommission"), ("until?", "suspend and quarantine: when it ends by itself, milliseconds since 1970"), ("evidence?", "release: what it is based on, for the audit")]),
+    endpoint!("post" "/tenants/{tenant}/bulk-moves" "moves all devices that a selector finds, in small steps; answers at once with the receipt, which tells how far it is; header Idempotency-Key: asked again, one that was cut short goes on under the same receipt"
+        body [("selector", "what must all hold: {group?, model?, batch?, authority?, state?}"), ("move", "as for one device"), ("reason", "why, for the audit"), ("until?", "as for one device"), ("evidence?", "as for one device"), ("dry_run?", "true: only answers how many it would be, and the first of them"), ("after?", "dry run: the id after which the list goes on"), ("limit?", "dry run: 1 to 10000 devices in the list, default 100")]),
+    endpoint!("get" "/receipts" "the newest receipts of changes that end sessions, newest first"
+        , query [("tenant", "only of this tenant"), ("limit", "1 to 1000, default 100")]),
+    endpoint!("get" "/receipts/{receipt}" "a receipt: what a change did to live sessions, on each node"),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/certificates" "issues a certificate, or answers with the one that was issued for this key before; header Idempotency-Key: the same key with other content is refused (409)"
         body [("request", "PKCS#10, PEM"), ("profile?", "default: the first of the configuration"), ("authority?", "default: the tenant's newest active one")]),
     endpoint!("put" "/tenants/{tenant}/devices/{device}/authority" "binds a device to the authority whose certificates may be learned for it"
@@ -236,7 +241,8 @@ mod tests {
                 .replace("{host}", "h")
                 .replace("{authority}", "a")
                 .replace("{batch}", "b")
-                .replace("{claim}", "c");
+                .replace("{claim}", "c")
+                .replace("{receipt}", "rc-0000000000000000");
             let path = format!("/api/v1{}", path.replace("{fingerprint}", &"0".repeat(64)));
             for (shown, expected_401) in [(Some(token.header()), false), (None, true)] {
                 let mut request = Request::builder()

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::arguments::{Command, CredentialCommand, SessionCommand};
 use super::output::{Output, time};
-use super::{authority, device, diagnosis, factory, keeping, tenant};
+use super::{authority, device, diagnosis, factory, keeping, moves, tenant};
 use crate::api::Token;
 use crate::client::Client;
 use crate::config::Config;
@@ -146,6 +146,7 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
             format,
             limit,
         } => diagnosis::explain(client, subject, refused, tenant, format, limit, out).await,
+        Command::Receipt(command) => moves::receipt(command, client, out).await,
         Command::Doctor => diagnosis::doctor(client, data, out).await,
         Command::Clock(command) => keeping::clock(command, client, out).await,
         Command::Forecast { tenant } => keeping::forecast(tenant, client, out).await,

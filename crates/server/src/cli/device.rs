@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use countersign_factory::manifest::ManifestEntry;
 use serde_json::{Value, json};
 
-use super::arguments::{DeviceCommand, OneDevice, OneMove};
+use super::arguments::{DeviceCommand, OneDevice};
 use super::commands::{read, sessions, times};
 use super::output::{Output, cell, time};
-use super::{bulk, import};
+use super::{bulk, import, moves};
 use crate::api::{ImportBody, ImportDevice};
 use crate::client::Client;
 use crate::failure::Failure;
@@ -21,6 +21,10 @@ pub(super) fn path_of(one: &OneDevice) -> String {
 }
 
 pub(super) async fn run(command: DeviceCommand, client: &Client, out: Output) -> Result<(), Failure> {
+    let command = match moves::of(command) {
+        Ok((which, body)) => return moves::run(client, which, body, out).await,
+        Err(other) => other,
+    };
     match command {
         DeviceCommand::Add {
             device,
@@ -184,28 +188,14 @@ pub(super) async fn run(command: DeviceCommand, client: &Client, out: Output) ->
             let answer = client.call("GET", &path_of(&one), None).await?;
             out.say(&answer, show)
         }
-        DeviceCommand::Activate(m) => lifecycle(client, "activate", m, out).await,
-        DeviceCommand::Suspend(m) => lifecycle(client, "suspend", m, out).await,
-        DeviceCommand::Resume(m) => lifecycle(client, "resume", m, out).await,
-        DeviceCommand::Quarantine(m) => lifecycle(client, "quarantine", m, out).await,
-        DeviceCommand::Release(m) => lifecycle(client, "release", m, out).await,
-        DeviceCommand::Decommission(m) => lifecycle(client, "decommission", m, out).await,
+        // Taken out above.
+        DeviceCommand::Activate(_)
+        | DeviceCommand::Suspend { .. }
+        | DeviceCommand::Resume(_)
+        | DeviceCommand::Quarantine { .. }
+        | DeviceCommand::Release { .. }
+        | DeviceCommand::Decommission(_) => Ok(()),
     }
-}
-
-async fn lifecycle(client: &Client, name: &str, m: OneMove, out: Output) -> Result<(), Failure> {
-    let body = json!({ "move": name, "reason": m.reason });
-    let answer = client
-        .call("POST", &format!("{}/moves", path_of(&m.device)), Some(body))
-        .await?;
-    out.say(&answer, |a| {
-        format!(
-            "device {} is {}{}",
-            m.device.id,
-            cell(&a["state"]),
-            sessions(&a["sessions"])
-        )
-    })
 }
 
 async fn provision(
@@ -268,13 +258,42 @@ async fn provision(
     })
 }
 
+/// Since when a device is in its state, by whom, why, and until when.
+fn since(d: &Value) -> String {
+    let mut text = String::new();
+    let moved = &d["moved"];
+    if !moved.is_null() {
+        text.push_str(&format!(
+            " since {} by {}",
+            time(&moved["since"]),
+            cell(&moved["by"])
+        ));
+        if let Some(reason) = moved["reason"].as_str().filter(|r| !r.is_empty()) {
+            text.push_str(&format!(": {reason}"));
+        }
+    }
+    for (field, what) in [
+        ("suspended_until", "the suspension ends"),
+        ("quarantined_until", "the quarantine ends"),
+    ] {
+        if !d[field].is_null() {
+            text.push_str(&format!("\n         {what} by itself at {}", time(&d[field])));
+        }
+    }
+    if let Some(before) = d["before_quarantine"].as_str() {
+        text.push_str(&format!("\n         release returns to {before}"));
+    }
+    text
+}
+
 fn show(a: &Value) -> String {
     let d = &a["device"];
     let mut text = format!(
-        "device   {} of tenant {}\nstate    {}\nmodel    {}\ngroups   {}\nbatch    {}\nbound to {}\ncreated  {}",
+        "device   {} of tenant {}\nstate    {}{}\nmodel    {}\ngroups   {}\nbatch    {}\nbound to {}\ncreated  {}",
         cell(&d["id"]),
         cell(&d["tenant"]),
         cell(&d["state"]),
+        since(d),
         cell(&d["model"]),
         cell(&d["groups"]),
         cell(&a["batch"]),

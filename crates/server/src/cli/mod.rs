@@ -13,6 +13,7 @@ mod diagnosis;
 mod factory;
 mod import;
 mod keeping;
+mod moves;
 mod output;
 mod tenant;
 mod verify;
