@@ -30,6 +30,12 @@ pub struct Metrics {
     pub subscriptions_denied: AtomicU64,
     /// Messages not delivered because the subscriber's own limit on packet size excludes them.
     pub messages_too_large: AtomicU64,
+    /// Tokens that are live now.
+    pub tokens: AtomicU64,
+    /// Tokens granted.
+    pub tokens_granted: AtomicU64,
+    /// Requests for a token that were refused.
+    pub tokens_refused: AtomicU64,
     /// Connection tasks that ended in a panic: each is a bug.
     pub panics: AtomicU64,
     refused: Vec<AtomicU64>,
@@ -49,6 +55,9 @@ impl Default for Metrics {
             publishes_denied: AtomicU64::default(),
             subscriptions_denied: AtomicU64::default(),
             messages_too_large: AtomicU64::default(),
+            tokens: AtomicU64::default(),
+            tokens_granted: AtomicU64::default(),
+            tokens_refused: AtomicU64::default(),
             panics: AtomicU64::default(),
             refused: DenialCode::ALL.iter().map(|_| AtomicU64::default()).collect(),
             ended: std::array::from_fn(|_| AtomicU64::default()),
