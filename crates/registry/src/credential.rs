@@ -226,6 +226,7 @@ impl Scope<'_> {
         generation: Generation,
     ) -> Result<(), RegistryError> {
         let c = &new.certificate;
+        self.refuse_key_of_service(&c.public_key_sha256)?;
         self.tx
             .prepare_cached(
                 "INSERT INTO credentials (fingerprint, tenant, device, kind, state, custody, serial, issuer,

@@ -26,6 +26,7 @@ pub(crate) const REGISTRY: Schema = Schema {
         include_str!("migrations/registry_005.sql"),
         include_str!("migrations/registry_007.sql"),
         include_str!("migrations/registry_008.sql"),
+        include_str!("migrations/registry_013.sql"),
     ],
     synchronous: "FULL",
 };

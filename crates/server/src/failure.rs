@@ -101,6 +101,7 @@ impl From<RegistryError> for Failure {
             | RegistryError::NoBatch { .. }
             | RegistryError::NoClaim(_)
             | RegistryError::NoStation(_)
+            | RegistryError::NoService(_)
             | RegistryError::NoCredential(_) => 404,
             RegistryError::Exists(_)
             | RegistryError::Move { .. }
