@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::listeners::Purpose;
 use crate::service::{OpenListener, Service};
-use crate::{enrol, pki};
+use crate::{enrol, pki, tokens};
 
 /// How long a stop waits for sessions to be told.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -54,6 +54,7 @@ impl Running {
         // Before anybody is admitted: what lapsed or was superseded while nothing ran.
         service.keep_time().await?;
         service.sweep().await?;
+        tokio::task::block_in_place(|| service.open_tokens())?;
         let token = Token::load(data)?;
         let (chain, key) = service.server_certificate()?;
         let identity =
@@ -118,6 +119,9 @@ impl Running {
                 if let Err(e) = watched.keep_time().await {
                     tracing::error!(error = %e, "the time cannot be kept");
                 }
+                if let Err(e) = tokio::task::block_in_place(|| watched.turn_token_keys()) {
+                    tracing::error!(error = %e, "the next key that signs tokens cannot be taken into use");
+                }
                 if let Err(e) = watched.sweep().await {
                     tracing::error!(error = %e, "credentials cannot be swept");
                 }
@@ -160,6 +164,11 @@ impl Running {
                     let identity = gateway.identity().clone();
                     let max = config.enrol.connections_max;
                     enrol::start(listener, max, identity, service.clone()).await?
+                }
+                Purpose::Services => {
+                    let identity = gateway.identity().clone();
+                    let max = config.tokens.service_connections_max;
+                    tokens::listener::start(listener, max, identity, service.clone()).await?
                 }
                 Purpose::Pki => {
                     let next_update = Duration::from_secs(config.pki.next_update_hours * 3600);

@@ -14,7 +14,7 @@ use super::arguments::{
     TenantCommand,
 };
 use super::output::{Output, cell, time};
-use super::{authority, factory, import, keeping};
+use super::{authority, factory, import, keeping, service};
 use crate::api::{ImportBody, Token};
 use crate::client::Client;
 use crate::config::Config;
@@ -132,6 +132,7 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
                 &[
                     ("TENANT", "/tenant"),
                     ("DEVICE", "/device"),
+                    ("KIND", "/kind"),
                     ("CLIENT ID", "/client_id"),
                     ("FROM", "/source"),
                     ("PROTOCOL", "/protocol"),
@@ -141,6 +142,7 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
                 ],
             )
         }
+        Command::Service(command) => service::run(command, client, out).await,
         Command::Session(SessionCommand::Disconnect(one)) => {
             let answer = client
                 .call("DELETE", &format!("{}/sessions", path_of(&one)), None)

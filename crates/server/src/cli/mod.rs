@@ -11,6 +11,7 @@ mod factory;
 mod import;
 mod keeping;
 mod output;
+mod service;
 mod verify;
 
 use std::path::{Path, PathBuf};

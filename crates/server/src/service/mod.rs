@@ -13,7 +13,9 @@ mod lists;
 mod manifest;
 mod rotation;
 mod server_certificate;
+mod services;
 mod stations;
+mod tokens;
 
 pub use apart::Shown;
 pub use authorities::AuthorityDraft;
@@ -52,6 +54,7 @@ use crate::ca::link::CaLink;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::listeners::Purpose;
+use crate::tokens::Tokens;
 
 /// How long a change waits for the sessions that it ends.
 const CUTOFF_PATIENCE: Duration = Duration::from_secs(5);
@@ -110,6 +113,7 @@ pub struct Service {
     ca: Option<CaLink>,
     ended_told: Arc<apart::EndedTold>,
     gateway: OnceLock<Arc<Gateway>>,
+    tokens: OnceLock<Tokens>,
     /// Where the listeners are, once they are open.
     pub listeners: OnceLock<Vec<OpenListener>>,
     cutoffs: Arc<Cutoffs>,
@@ -188,6 +192,7 @@ impl Service {
             ca,
             ended_told: Arc::default(),
             gateway: OnceLock::new(),
+            tokens: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
             backup_running: Mutex::default(),
