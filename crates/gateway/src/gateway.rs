@@ -21,6 +21,7 @@ use crate::node::{DeviceListener, GatewayOptions, Node, Port};
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
 use crate::session::sweep;
+use crate::session::token::{self, TokenId, TokenView};
 use crate::timer::Wheel;
 
 /// Why the device port cannot be opened.
@@ -49,18 +50,23 @@ pub struct SessionView {
     pub tenant: TenantId,
     /// The device.
     pub device: DeviceId,
-    /// The client id it goes by.
+    /// `connection`, or `token`: without one.
+    pub kind: &'static str,
+    /// The client id it goes by; a token goes by `token:` and its id.
     pub client_id: String,
     /// The exchange that admitted it.
     pub exchange: ExchangeId,
     /// Where it comes from.
     pub source: SocketAddr,
-    /// `mqtt-3.1.1`, `mqtt-5` or `http/1.1`.
+    /// `mqtt-3.1.1`, `mqtt-5`, `http/1.1`, or `oauth2` for a token.
     pub protocol: &'static str,
     /// `TLSv1.3` or `TLSv1.2`.
     pub tls_version: &'static str,
     /// Since when.
     pub started: Timestamp,
+    /// Until when at the latest, if that was said when it began: a token's end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
 }
 
 /// What a gateway stands on.
@@ -189,12 +195,14 @@ impl Gateway {
                 SessionView {
                     tenant: admission.device.tenant.clone(),
                     device: admission.device.id.clone(),
+                    kind: e.token_facts().map_or("connection", |_| "token"),
                     client_id: e.client_id(&admission).to_owned(),
                     exchange: e.exchange,
                     source: e.source,
                     protocol: e.protocol,
                     tls_version: e.tls.version,
                     started: e.started,
+                    expires: e.token_facts().map(|t| t.expires),
                 }
             })
             .collect();
@@ -205,6 +213,12 @@ impl Gateway {
     /// A change was committed, and the facts show it: sessions it touches are decided anew.
     pub fn reconsider(&self, touched: &Touched) -> Cutoff {
         cutoff::reconsider(&self.node, touched)
+    }
+
+    /// Looks at a token: decided anew over the facts as they are now. `None` if it is not known here, has ended, or is no
+    /// longer permitted, and then it is ended.
+    pub fn token(&self, tenant: &TenantId, device: &DeviceId, id: &TokenId) -> Option<TokenView> {
+        token::look(&self.node, tenant, device, id)
     }
 
     /// Ends the sessions of one device. The device may connect again at once.

@@ -28,6 +28,10 @@ pub struct Limits {
     pub verified_chains_max: usize,
     /// Sessions of one device at once (client-id modes `prefix` and `free`). Default 8.
     pub sessions_per_device_max: usize,
+    /// Tokens of one device at once. Default 8.
+    pub tokens_per_device_max: usize,
+    /// Tokens of all devices at once. Default 50,000; each takes about 1 KiB.
+    pub tokens_max: usize,
     /// Subscriptions of one session. Default 64.
     pub subscriptions_max: usize,
     /// Messages waiting for one session. Default 10,000; a session that lets more pile up is ended.
@@ -58,6 +62,8 @@ impl Default for Limits {
             session_age_max: Duration::from_secs(24 * 3600),
             verified_chains_max: 65_536,
             sessions_per_device_max: 8,
+            tokens_per_device_max: 8,
+            tokens_max: 50_000,
             subscriptions_max: 64,
             outbox_messages_max: 10_000,
             outbox_bytes_max: 4 * 1024 * 1024,

@@ -35,6 +35,12 @@ pub struct Metrics {
     pub sweeps: AtomicU64,
     /// Sessions that a change had missed: each is a bug.
     pub sweep_found: AtomicU64,
+    /// Tokens that are live now.
+    pub tokens: AtomicU64,
+    /// Tokens granted.
+    pub tokens_granted: AtomicU64,
+    /// Requests for a token that were refused.
+    pub tokens_refused: AtomicU64,
     /// Connection tasks that ended in a panic: each is a bug.
     pub panics: AtomicU64,
     /// Tickets made, opened and declined.
@@ -58,6 +64,9 @@ impl Default for Metrics {
             messages_too_large: AtomicU64::default(),
             sweeps: AtomicU64::default(),
             sweep_found: AtomicU64::default(),
+            tokens: AtomicU64::default(),
+            tokens_granted: AtomicU64::default(),
+            tokens_refused: AtomicU64::default(),
             panics: AtomicU64::default(),
             tickets: std::sync::Arc::default(),
             refused: DenialCode::ALL.iter().map(|_| AtomicU64::default()).collect(),

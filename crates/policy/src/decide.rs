@@ -215,6 +215,38 @@ impl TenantPolicy {
         Ok(PublishPermit { admission, topic })
     }
 
+    /// The spaces to which an admitted device may publish, each taken by itself. What is published is decided anew all
+    /// the same: a topic may lie in several spaces, and a policy may look at more than they.
+    ///
+    /// # Errors
+    /// `grant.stale` if the admission was not made for this device and these policies.
+    pub fn publishable(
+        &self,
+        admission: &AdmissionPermit,
+        device: &DeviceFacts,
+        now: Timestamp,
+    ) -> Result<SpaceSet, Denial> {
+        self.current(admission, device)?;
+        let mut found = SpaceSet::default();
+        for n in 0..self.spaces.len() {
+            let mut spaces = SpaceSet::default();
+            spaces.insert(n);
+            let permitted = [0, 1].into_iter().any(|qos| {
+                let asked = DataFacts {
+                    spaces,
+                    qos,
+                    retain: false,
+                    now,
+                };
+                self.publish(admission, device, "", asked).is_ok()
+            });
+            if permitted {
+                found.insert(n);
+            }
+        }
+        Ok(found)
+    }
+
     /// Decides whether an admitted device may subscribe to `filter`.
     ///
     /// # Errors

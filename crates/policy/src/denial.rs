@@ -373,6 +373,9 @@ catalogue! {
     SessionLimit "grant.session-limit" Grant Connack { v311: 3, v5: 0x97 },
         "the device holds as many sessions as it may",
         "close the device's other sessions, or raise limits.sessions_per_device_max";
+    TokenLimit "token.limit" Grant Http(429),
+        "the device, or this node, holds as many session tokens as it may",
+        "use a token until it expires, or give it back (POST /oauth2/revoke); else raise limits.tokens_per_device_max or limits.tokens_max";
     // --- first-data and after
     TopicForbidden "topic.forbidden" FirstData Session { v5: 0x87 },
         "no policy lets the device publish or subscribe there",
@@ -389,6 +392,15 @@ catalogue! {
     RetainNotSupported "mqtt.retain" FirstData Session { v5: 0x9a },
         "the device publishes a retained message, which is announced as not supported",
         "publish without RETAIN";
+    TokenInvalid "token.invalid" FirstData Http(401),
+        "the bearer token is none of this platform for this purpose, or it is expired, revoked or ended",
+        "let the device ask for a new token (POST /oauth2/token) and send it as it is";
+    TokenOtherCertificate "token.other-certificate" FirstData Http(401),
+        "the bearer token is bound to another certificate than the one that this connection was opened with",
+        "after a renewal ask for a new token; if the token was shown by another device, it was copied: look at both";
+    TokenScope "token.scope" FirstData Http(403),
+        "the device may publish there, but not with this bearer token: its scope does not cover the topic",
+        "ask for a token with the topic's space in its scope (publish:SPACE), or publish without a token";
 }
 
 impl DenialCode {

@@ -56,4 +56,14 @@ impl SpaceSet {
     pub const fn contains(self, n: usize) -> bool {
         n < SPACES_MAX && self.0 & (1 << n) != 0
     }
+
+    /// Those that are in both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether there is none in it.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
 }

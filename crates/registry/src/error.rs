@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use countersign_factory::BatchRefusal;
-use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, StationId, TenantId, Timestamp};
+use countersign_identity::{
+    AuthorityId, BatchId, DeviceId, Fingerprint, ServiceId, StationId, TenantId, Timestamp,
+};
 use countersign_policy::lifecycle::IllegalMove;
 use countersign_policy::{ClaimId, ClaimRefusal, LaneRefusal, LifecycleState};
 
@@ -95,6 +97,9 @@ pub enum RegistryError {
     /// No such station.
     #[error("there is no station {0}; hint: countersign factory station list")]
     NoStation(StationId),
+    /// No such service.
+    #[error("there is no service {0}; hint: countersign service list")]
+    NoService(ServiceId),
     /// No such credential.
     #[error("there is no credential with the fingerprint {0}")]
     NoCredential(Fingerprint),

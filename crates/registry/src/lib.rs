@@ -26,6 +26,7 @@
 //! 14. [`clock`]: the newest time that is known to have been, and when nothing is minted
 //! 15. [`revocation_list`]: what registered authorities revoked by their own word
 //! 16. [`station`]: offline factory stations: granted, reconciled, revoked
+//! 17. `service`: backends of the fleet, which are no devices
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
@@ -56,6 +57,7 @@ pub mod receipt;
 pub mod restore;
 pub mod revocation_list;
 mod rotation;
+mod service;
 pub mod station;
 pub mod store;
 mod table;
@@ -83,6 +85,7 @@ pub use receipt::{BulkCount, NodeReceipt, Receipt, ReceiptId, ReceiptKey, Receip
 pub use restore::{BackwardClock, NewEpoch, Newer, NewerEnd, NewerRevocation, NewerState};
 pub use revocation_list::{ListSettings, ListView, ListsTaken};
 pub use rotation::LeftBehind;
+pub use service::ServiceView;
 pub use station::{MintedStation, Reconciled, RefusedEntry, StationState, StationView, Verdict};
 pub use store::Registry;
 pub use table::FactTable;

@@ -12,6 +12,7 @@ use countersign_registry::{ClockRules, IssuanceRules, LedgerLimits};
 use serde::{Deserialize, Serialize};
 
 use crate::listeners::{self, Listener, Purpose};
+use crate::tokens::keys::LIFETIME_MAX;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,8 @@ pub struct Config {
     pub pki: PkiConfig,
     /// The CA, if it is a process of its own.
     pub ca: CaConfig,
+    /// Session tokens.
+    pub tokens: TokensConfig,
     /// The log.
     pub log: LogConfig,
     /// What certificates hold; the first is the one that is issued unless another is named.
@@ -59,6 +62,7 @@ impl Default for Config {
             enrol: EnrolConfig::default(),
             pki: PkiConfig::default(),
             ca: CaConfig::default(),
+            tokens: TokensConfig::default(),
             log: LogConfig::default(),
             profiles: Profile::built_in(),
         }
@@ -211,6 +215,10 @@ limits! {
     verified_chains_max: usize => verified_chains_max, same, same;
     /// Sessions of one device at once.
     sessions_per_device_max: usize => sessions_per_device_max, same, same;
+    /// Tokens of one device at once.
+    tokens_per_device_max: usize => tokens_per_device_max, same, same;
+    /// Tokens of all devices at once.
+    tokens_max: usize => tokens_max, same, same;
     /// Subscriptions of one session.
     subscriptions_max: usize => subscriptions_max, same, same;
     /// Messages waiting for one session.
@@ -418,6 +426,76 @@ impl Default for CaConfig {
     }
 }
 
+/// `[tokens]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TokensConfig {
+    /// How long a token is good, in seconds; at most 900, and never longer than the certificate.
+    pub lifetime_s: u64,
+    /// What tokens name as their issuer, an https URL under which the device port is reached; empty: the first of
+    /// server.host_names with the device port.
+    pub issuer: String,
+    /// Resource servers, by their URIs, for which devices may ask for tokens.
+    pub resources: Vec<String>,
+    /// For so long a key signs tokens before the next one does, in days.
+    pub key_days: u64,
+    /// Connections at once, of each listener of purpose services.
+    pub service_connections_max: usize,
+}
+
+impl Default for TokensConfig {
+    fn default() -> Self {
+        Self {
+            lifetime_s: 600,
+            issuer: String::new(),
+            resources: vec![],
+            key_days: 30,
+            service_connections_max: 256,
+        }
+    }
+}
+
+impl TokensConfig {
+    fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
+        let lifetime_max = LIFETIME_MAX.as_secs();
+        if !(60..=lifetime_max).contains(&self.lifetime_s) {
+            let what = format!("{} is not between 60 and {lifetime_max}", self.lifetime_s);
+            return Err(("tokens.lifetime_s", what, "a token is minutes long: take 600"));
+        }
+        if !(1..=366).contains(&self.key_days) {
+            let what = format!("{} is not between 1 and 366", self.key_days);
+            return Err(("tokens.key_days", what, "leave it out for the default"));
+        }
+        if self.service_connections_max == 0 {
+            let what = "it is 0, so nobody could be served".to_owned();
+            return Err((
+                "tokens.service_connections_max",
+                what,
+                "leave it out for the default",
+            ));
+        }
+        let is_url = |text: &str| {
+            text.strip_prefix("https://").is_some_and(|rest| {
+                !rest.is_empty() && !text.ends_with('/') && text.bytes().all(|b| b.is_ascii_graphic())
+            })
+        };
+        if !self.issuer.is_empty() && (!is_url(&self.issuer) || self.issuer.contains(['?', '#'])) {
+            let what = format!(
+                "{:?} is no https URL without query and without / at its end",
+                self.issuer
+            );
+            return Err(("tokens.issuer", what, "write https://gate.example.com:8883"));
+        }
+        if let Some(bad) = self.resources.iter().find(|r| {
+            r.is_empty() || r.contains('#') || !r.contains(':') || !r.bytes().all(|b| b.is_ascii_graphic())
+        }) {
+            let what = format!("{bad:?} is no absolute URI without fragment (RFC 8707)");
+            return Err(("tokens.resources", what, "write https://telemetry.example.com"));
+        }
+        Ok(())
+    }
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -536,7 +614,7 @@ impl Config {
                 );
             }
         }
-        if let Err((key, what, hint)) = self.resumption.check() {
+        if let Err((key, what, hint)) = self.resumption.check().and_then(|()| self.tokens.check()) {
             return value(key, what, hint);
         }
         if self.ca.timeout_s == 0 {
@@ -575,6 +653,8 @@ impl Config {
         let positive = [
             ("limits.connections_max", limits.connections_max),
             ("limits.handshakes_max", limits.handshakes_max),
+            ("limits.tokens_per_device_max", limits.tokens_per_device_max),
+            ("limits.tokens_max", limits.tokens_max),
             (
                 "limits.connections_per_source_max",
                 limits.connections_per_source_max,
@@ -759,6 +839,15 @@ mod tests {
             ("[resumption]\nkeys_kept = 0", "resumption.keys_kept"),
             ("[limits]\nidle_max_s = 70000", "limits.idle_max_s"),
             ("[ca]\nstatus_requests_max = 0", "ca.status_requests_max"),
+            ("[limits]\ntokens_max = 0", "limits.tokens_max"),
+            ("[tokens]\nlifetime_s = 901", "tokens.lifetime_s"),
+            ("[tokens]\nkey_days = 0", "tokens.key_days"),
+            ("[tokens]\nissuer = \"http://a\"", "tokens.issuer"),
+            ("[tokens]\nresources = [\"here\"]", "tokens.resources"),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"services\"\nlisten = \"127.0.0.1:1\"\nclient_certificate = \"optional\"",
+                "listeners",
+            ),
             (
                 "[issuance]\nclock_tolerance_s = 86401",
                 "issuance.clock_tolerance_s",

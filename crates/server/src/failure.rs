@@ -112,6 +112,7 @@ impl From<RegistryError> for Failure {
             | RegistryError::NoClaim(_)
             | RegistryError::NoStation(_)
             | RegistryError::NoReceipt(_)
+            | RegistryError::NoService(_)
             | RegistryError::NoCredential(_) => 404,
             RegistryError::Exists(_)
             | RegistryError::Move { .. }

@@ -214,11 +214,37 @@ impl Collector for Exported {
                 "Messages not sent because the subscriber takes no packet of that size",
                 of(&m.messages_too_large),
             )?;
+            gauge(e, "countersign_tokens", "Live session tokens", of(&m.tokens))?;
+            counter(
+                e,
+                "countersign_tokens_granted",
+                "Session tokens granted",
+                of(&m.tokens_granted),
+            )?;
+            counter(
+                e,
+                "countersign_tokens_refused",
+                "Requests for a session token that were refused",
+                of(&m.tokens_refused),
+            )?;
             counter(
                 e,
                 "countersign_panics",
                 "Connection tasks that panicked; each is a bug",
                 of(&m.panics),
+            )?;
+        }
+        if let Some(tokens) = self.0.tokens() {
+            labelled(
+                e,
+                "countersign_introspections",
+                "Introspections, by what they found",
+                "result",
+                [
+                    ("active", of(&tokens.found_active)),
+                    ("inactive", of(&tokens.found_inactive)),
+                    ("unauthorised", of(&tokens.unauthorised)),
+                ],
             )?;
         }
         let registry = self.0.registry();

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::listeners::Purpose;
 use crate::service::{OpenListener, Service};
-use crate::{enrol, pki};
+use crate::{enrol, pki, tokens};
 
 /// The keys of tickets, in the data directory. `countersign_gateway::TicketKeys` alone reads and writes it.
 const TICKET_KEYS_FILE: &str = "ticket.keys";
@@ -58,6 +58,7 @@ impl Running {
         service.keep_time().await?;
         service.sweep().await?;
         service.end_time_boxes().await?;
+        tokio::task::block_in_place(|| service.open_tokens())?;
         let token = Token::load(data)?;
         let (chain, key) = service.server_certificate()?;
         let identity =
@@ -128,6 +129,9 @@ impl Running {
                 if let Err(e) = watched.keep_time().await {
                     tracing::error!(error = %e, "the time cannot be kept");
                 }
+                if let Err(e) = tokio::task::block_in_place(|| watched.turn_token_keys()) {
+                    tracing::error!(error = %e, "the next key that signs tokens cannot be taken into use");
+                }
                 if let Err(e) = watched.sweep().await {
                     tracing::error!(error = %e, "credentials cannot be swept");
                 }
@@ -173,6 +177,11 @@ impl Running {
                     let identity = gateway.identity().clone();
                     let max = config.enrol.connections_max;
                     enrol::start(listener, max, identity, service.clone()).await?
+                }
+                Purpose::Services => {
+                    let identity = gateway.identity().clone();
+                    let max = config.tokens.service_connections_max;
+                    tokens::listener::start(listener, max, identity, service.clone()).await?
                 }
                 Purpose::Pki => {
                     let next_update = Duration::from_secs(config.pki.next_update_hours * 3600);

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -20,7 +21,7 @@ use rustls::server::UnbufferedServerConnection;
 use tokio::net::TcpStream;
 
 use super::stream::TlsStream;
-use super::{AdmittedDevice, Answer, refusal};
+use super::{AdmittedDevice, Answer, DeviceSession, refusal};
 use crate::buffers::Spill;
 use crate::exchange::{Authorised, Refused};
 use crate::node::Node;
@@ -49,6 +50,7 @@ enum State {
 struct Live {
     entry: Arc<SessionEntry>,
     accepted: Instant,
+    not_after: Timestamp,
     hard_end: Timestamp,
     hard_end_reason: EndReason,
     answered: bool,
@@ -60,6 +62,7 @@ struct Shared {
     timer: Arc<Timer>,
     chain: Arc<[CertificateDer<'static>]>,
     state: Mutex<State>,
+    refusals_shown: Arc<AtomicU8>,
 }
 
 /// Answers what hyper reads.
@@ -87,6 +90,7 @@ impl HttpConnection {
             chain: chain.to_vec().into(),
             timer,
             state: Mutex::new(State::Decided(decided)),
+            refusals_shown: Arc::default(),
             node,
         });
         let hyper = http1::Builder::new()
@@ -200,16 +204,15 @@ impl Shared {
     ///
     /// # Errors
     /// The denial: the exchange is refused, or the session has ended.
-    fn admit(&self, request: &Request<Incoming>) -> Result<Arc<SessionEntry>, DenialCode> {
+    fn admit(&self, request: &Request<Incoming>) -> Result<DeviceSession, DenialCode> {
         let mut state = self.state.lock();
         let decided = match std::mem::replace(&mut *state, State::Over) {
             State::Live(live) => {
-                let entry = live.entry.clone();
-                let ending = entry.ending();
+                let session = self.session(&live);
                 self.be_patient(&live);
                 *state = State::Live(live);
-                return match ending {
-                    None => Ok(entry),
+                return match session.entry.ending() {
+                    None => Ok(session),
                     Some(_) => Err(DenialCode::GrantStale),
                 };
             }
@@ -241,17 +244,18 @@ impl Shared {
                 } else {
                     (age_end, EndReason::SessionAge)
                 };
-                let entry = granted.entry.clone();
                 let live = Live {
                     entry: granted.entry,
                     accepted: granted.accepted,
+                    not_after: granted.not_after,
                     hard_end,
                     hard_end_reason,
                     answered: false,
                 };
+                let session = self.session(&live);
                 self.be_patient(&live);
                 *state = State::Live(live);
-                Ok(entry)
+                Ok(session)
             }
             Err(refused) => {
                 let code = refused.denial().code;
@@ -265,6 +269,16 @@ impl Shared {
         }
     }
 
+    fn session(&self, live: &Live) -> DeviceSession {
+        DeviceSession {
+            node: self.node.clone(),
+            entry: live.entry.clone(),
+            not_after: live.not_after,
+            accepted: live.accepted,
+            refusals_shown: self.refusals_shown.clone(),
+        }
+    }
+
     /// The next request must come before this.
     fn be_patient(&self, live: &Live) {
         let idle = self.node.options.limits.idle_max;
@@ -272,8 +286,9 @@ impl Shared {
         self.node.wheel.set(&self.timer, idle.min(left));
     }
 
-    /// An answer is about to go out: `Err` if the session ended meanwhile.
-    fn answering(&self) -> Result<(), DenialCode> {
+    /// An answer is about to go out: `Err` if the session ended meanwhile. The first that is no refusal is its first
+    /// data.
+    fn answering(&self, answer: &Answer) -> Result<(), DenialCode> {
         let mut state = self.state.lock();
         let State::Live(live) = &mut *state else {
             return Err(DenialCode::GrantStale);
@@ -281,7 +296,7 @@ impl Shared {
         if live.entry.ending().is_some() {
             return Err(DenialCode::GrantStale);
         }
-        if !std::mem::replace(&mut live.answered, true) {
+        if answer.status().is_success() && !std::mem::replace(&mut live.answered, true) {
             let device = &live.entry.admission().device;
             self.node.sink.first_data(
                 &device.tenant,
@@ -311,20 +326,21 @@ impl Service<Request<Incoming>> for Requests {
                 let status = hyper::StatusCode::HTTP_VERSION_NOT_SUPPORTED;
                 return Ok(super::problem(status, None, "only HTTP/1.1 is spoken here"));
             }
-            let entry = match shared.admit(&request) {
-                Ok(entry) => entry,
+            let session = match shared.admit(&request) {
+                Ok(session) => session,
                 Err(code) => return Ok(refusal(code)),
             };
-            let admission = entry.admission();
+            let admission = session.entry.admission();
             let device = AdmittedDevice {
                 tenant: admission.device.tenant.clone(),
                 device: admission.device.id.clone(),
-                fingerprint: entry.fingerprint(),
+                fingerprint: session.entry.fingerprint(),
                 chain: shared.chain.clone(),
-                source: entry.source,
+                source: session.entry.source,
+                session,
             };
             let answer = shared.node.http.answer(device, request).await;
-            Ok(match shared.answering() {
+            Ok(match shared.answering(&answer) {
                 Ok(()) => answer,
                 Err(code) => refusal(code),
             })

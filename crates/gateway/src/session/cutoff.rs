@@ -86,6 +86,16 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
     let mut kept = 0;
     for entry in sessions {
         match decide_anew(node, &entry) {
+            // A token whose whole scope was withdrawn is good for nothing that it was asked for.
+            Ok(admission)
+                if entry
+                    .token_facts()
+                    .is_some_and(|t| t.is_void(&admission, node.now())) =>
+            {
+                if entry.end(EndReason::PolicyChanged) {
+                    ended.push(entry);
+                }
+            }
             Ok(admission) => {
                 entry.readmit(admission);
                 // An idle one looks at its subscriptions now, not when something comes.

@@ -103,7 +103,7 @@ pub(crate) fn grant(
 }
 
 /// Reads the generations again; decides anew until they hold still.
-fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
+pub(super) fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
     for _ in 0..ATTEMPTS_MAX {
         node.facts
             .health()

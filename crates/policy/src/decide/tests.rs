@@ -268,3 +268,26 @@ fn decisions_are_kept_by_class_but_not_where_a_policy_is_particular() {
     }
     assert_eq!(only_publish.counts().hits, 2);
 }
+
+#[test]
+fn the_spaces_a_device_may_publish_to_are_told_without_a_topic() {
+    let policy = policy(
+        r#"permit (principal, action == Action::"connect", resource);
+           permit (principal, action == Action::"publish", resource)
+             when { context.spaces.containsAny(["telemetry", "status"]) && context.qos == 1 };
+           forbid (principal, action == Action::"publish", resource) when { context.spaces.contains("status") };"#,
+    );
+    let device = device(&[]);
+    let permit = connect(&policy, &device, &credential(&device)).unwrap();
+    let now = Timestamp::from_unix_s(1_795_000_000);
+    let found = policy.publishable(&permit, &device, now).unwrap();
+    assert_eq!(found, asked(&policy, &["telemetry"]).spaces);
+    assert!(found.and(asked(&policy, &["status"]).spaces).is_empty());
+    // Of another generation of the device nothing is told.
+    let later = DeviceFacts {
+        generation: Generation(2),
+        ..device
+    };
+    let denial = policy.publishable(&permit, &later, now).unwrap_err();
+    assert_eq!(denial.code, DenialCode::GrantStale);
+}

@@ -33,6 +33,7 @@ impl Scope<'_> {
                 "the certificate was issued by factory station {station}, whose journal alone vouches for it; hint: countersign factory reconcile JOURNAL"
             )));
         }
+        self.refuse_key_of_service(&c.public_key_sha256)?;
         if let Some((other_tenant, other)) = self.key_of_other(tenant, device, &c.public_key_sha256)? {
             return Err(RegistryError::SharedKey(format!(
                 "{other} of tenant {other_tenant}"
@@ -76,6 +77,7 @@ impl Scope<'_> {
         let c = &new.certificate;
         // The last guard: every way into the table leads through here.
         self.need_not_lost(authority, &c.serial)?;
+        self.refuse_key_of_service(&c.public_key_sha256)?;
         self.tx
             .prepare_cached(
                 "INSERT INTO credentials (fingerprint, tenant, device, kind, state, custody, serial, issuer,

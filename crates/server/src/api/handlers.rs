@@ -17,7 +17,7 @@ use super::body::{
     BindBody, CertificateBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody,
     ProvisionBody, RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
-use super::{authorities, batches, claims, keeping, receipts, stations};
+use super::{authorities, batches, claims, keeping, receipts, services, stations};
 use crate::failure::Failure;
 use crate::service::{Service, Wanted};
 
@@ -152,6 +152,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/tenants/{tenant}/batches/{batch}/revoke", post(batches::revoke))
         .merge(stations::routes())
         .merge(receipts::routes())
+        .merge(services::routes())
         .route("/sessions", get(sessions))
         .route("/exchanges", get(exchanges))
         .route("/audit", get(audit))

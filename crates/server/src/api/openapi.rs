@@ -126,7 +126,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
         body [("fingerprints?", "list of certificate fingerprints"), ("devices?", "list of device ids: the newest certificate that the batch issued to each")]),
     endpoint!("post" "/tenants/{tenant}/batches/{batch}/revoke" "revokes all certificates that were issued in a batch; answers when the sessions that this ends are closed"
         body [("code?", "CRL reason, default unspecified"), ("reason?", "why, for the audit")]),
-    endpoint!("get" "/sessions" "lists live sessions" , query [("tenant", "only of this tenant")]),
+    endpoint!("get" "/services" "lists services: backends of the fleet that may ask about tokens"),
+    endpoint!("post" "/services" "registers a service by its certificate, which must not be a device's"
+        body [("id", "service id"), ("certificate", "the certificate it shows, PEM; whoever issued it"), ("introspects", "list of the tenants about whose tokens it may ask")]),
+    endpoint!("delete" "/services/{service}" "forgets a service: its id and certificate are free again"),
+    endpoint!("post" "/services/{service}/revoke" "revokes a service: it may ask nothing any more" body [("reason?", "why, for the audit")]),
+    endpoint!("get" "/sessions" "lists live sessions, of connections and of tokens" , query [("tenant", "only of this tenant")]),
     endpoint!("get" "/exchanges" "the exchanges that a subject names, or the newest, newest first"
         , query [("subject", "device id, certificate fingerprint, serial number or exchange id"), ("tenant", "tenant of the device"), ("refused", "true: only refused ones, if no subject is given"), ("limit", "1 to 1000, default 20")]),
     endpoint!("get" "/audit" "the newest 200 audit entries, newest first"),
@@ -242,7 +247,8 @@ mod tests {
                 .replace("{authority}", "a")
                 .replace("{batch}", "b")
                 .replace("{claim}", "c")
-                .replace("{receipt}", "rc-0000000000000000");
+                .replace("{receipt}", "rc-0000000000000000")
+                .replace("{service}", "s");
             let path = format!("/api/v1{}", path.replace("{fingerprint}", &"0".repeat(64)));
             for (shown, expected_401) in [(Some(token.header()), false), (None, true)] {
                 let mut request = Request::builder()

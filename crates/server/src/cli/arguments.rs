@@ -13,6 +13,7 @@ use countersign_registry::ReceiptId;
 
 use super::ca::CaCommand;
 pub use super::factory::arguments::FactoryCommand;
+use super::service::ServiceCommand;
 
 /// The self-hosted front door of a device fleet: devices prove who they are by certificate and mutual TLS, policy says
 /// whether they may come in now, and every exchange can be looked at.
@@ -90,12 +91,15 @@ pub enum Command {
     /// The factory: batches, their identities in bulk, and claims
     #[command(subcommand)]
     Factory(FactoryCommand),
-    /// Live sessions
+    /// Live sessions, of connections and of tokens
     #[command(subcommand)]
     Session(SessionCommand),
     /// Receipts: what changes did to live sessions
     #[command(subcommand)]
     Receipt(ReceiptCommand),
+    /// Services: backends of the fleet, which are no devices
+    #[command(subcommand)]
+    Service(ServiceCommand),
     /// Show exchanges as sequence diagrams, refused ones with cause and cure
     Explain {
         /// A device id, certificate fingerprint, serial number or exchange id
@@ -706,6 +710,6 @@ pub enum SessionCommand {
         #[arg(long)]
         tenant: Option<TenantId>,
     },
-    /// End the sessions of a device; it may connect again at once
+    /// End the sessions of a device, its tokens too; it may connect again at once
     Disconnect(OneDevice),
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::arguments::{Command, CredentialCommand, SessionCommand};
 use super::output::{Output, time};
-use super::{authority, device, diagnosis, factory, keeping, moves, tenant};
+use super::{authority, device, diagnosis, factory, keeping, moves, service, tenant};
 use crate::api::Token;
 use crate::client::Client;
 use crate::config::Config;
@@ -121,6 +121,7 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
                 &[
                     ("TENANT", "/tenant"),
                     ("DEVICE", "/device"),
+                    ("KIND", "/kind"),
                     ("CLIENT ID", "/client_id"),
                     ("FROM", "/source"),
                     ("PROTOCOL", "/protocol"),
@@ -130,6 +131,7 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
                 ],
             )
         }
+        Command::Service(command) => service::run(command, client, out).await,
         Command::Session(SessionCommand::Disconnect(one)) => {
             let answer = client
                 .call("DELETE", &format!("{}/sessions", device::path_of(&one)), None)

@@ -15,6 +15,7 @@ mod import;
 mod keeping;
 mod moves;
 mod output;
+mod service;
 mod tenant;
 mod verify;
 

@@ -15,7 +15,9 @@ mod manifest;
 mod receipts;
 mod rotation;
 mod server_certificate;
+mod services;
 mod stations;
+mod tokens;
 
 pub use apart::Shown;
 pub use authorities::AuthorityDraft;
@@ -58,6 +60,7 @@ use crate::ca::link::CaLink;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::listeners::Purpose;
+use crate::tokens::Tokens;
 
 /// The machine's clock, where there is no service at hand: what is minted takes [`Service::minting_time`].
 pub fn now() -> Timestamp {
@@ -123,6 +126,7 @@ pub struct Service {
     ca: Option<CaLink>,
     ended_told: Arc<apart::EndedTold>,
     gateway: OnceLock<Arc<Gateway>>,
+    tokens: OnceLock<Tokens>,
     /// Where the listeners are, once they are open.
     pub listeners: OnceLock<Vec<OpenListener>>,
     cutoffs: Arc<Cutoffs>,
@@ -205,6 +209,7 @@ impl Service {
             ca,
             ended_told: Arc::default(),
             gateway: OnceLock::new(),
+            tokens: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
             bulk_running: Arc::default(),
