@@ -461,7 +461,7 @@ fn a_journal_that_breaks_its_terms_without_end_does_not_count() {
     let limit = 2 * line.terms.quota + 100;
     let fingerprint = Fingerprint::of(b"nobody's");
     let doubt = |n: u64| Event::Written {
-        device: DeviceId::new(format!("SN-{n}")).unwrap(),
+        device: DeviceId::new(&format!("SN-{n}")).unwrap(),
         fingerprint,
     };
     let mut book = Book::new(&line);

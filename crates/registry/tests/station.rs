@@ -93,12 +93,10 @@ fn account(entries: Vec<Entry>, told: &[&str]) -> Account {
 
 /// Another certificate for the key of one.
 fn same_key(der: &[u8]) -> NewCredential {
-    let facts = CertificateFacts::parse(der).unwrap();
-    NewCredential::brought(CertificateFacts {
-        fingerprint: Fingerprint::of(b"another"),
-        serial: "0a".into(),
-        ..facts
-    })
+    let mut facts = CertificateFacts::parse(der).unwrap();
+    facts.fingerprint = Fingerprint::of(b"another");
+    facts.serial = "0a".into();
+    NewCredential::brought(facts)
 }
 
 /// A registry with a factory CA, a batch and one station.

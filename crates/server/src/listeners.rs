@@ -132,10 +132,12 @@ impl Listener {
                 "listener {name}: devices always show a certificate; a listener without is of purpose enrol"
             )),
             // Where a certificate is optional, or may have expired, a ticket would be worth more than what it came from.
-            Purpose::Enrol | Purpose::Pki | Purpose::Services if self.resumption == Some(true) => Err(format!(
-                "listener {name}: only devices resume sessions; purpose {} has no tickets",
-                self.purpose.name()
-            )),
+            Purpose::Enrol | Purpose::Pki | Purpose::Services if self.resumption == Some(true) => {
+                Err(format!(
+                    "listener {name}: only devices resume sessions; purpose {} has no tickets",
+                    self.purpose.name()
+                ))
+            }
             Purpose::Services if self.client_certificate == Some(ClientCertificate::Optional) => {
                 Err(format!("listener {name}: services always show a certificate"))
             }

@@ -24,9 +24,7 @@ pub(crate) use reading::{credential_facts, read_credential};
 use std::time::Duration;
 
 use countersign_factory::RevocationReason;
-use countersign_identity::{
-    AuthorityId, BatchId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp,
-};
+use countersign_identity::{AuthorityId, BatchId, CertificateFacts, DeviceId, Fingerprint, TenantId};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{ClaimId, CredentialState, Custody};
 use serde::{Deserialize, Serialize};
