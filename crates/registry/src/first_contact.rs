@@ -90,6 +90,12 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
             format!("device {id} came with the key of device {other}"),
         )));
     }
+    if let Some(service) = scope.service_of_key(&contact.certificate.public_key_sha256)? {
+        return Ok(Err(Denial::new(
+            DenialCode::FirstContactSharedKey,
+            format!("device {id} came with the key of service {service}, which is no device"),
+        )));
+    }
     if let Learned::Device(template) = &learned {
         let new = NewDevice {
             id: id.clone(),

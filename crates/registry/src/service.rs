@@ -35,14 +35,18 @@ pub struct ServiceView {
 }
 
 impl Scope<'_> {
-    /// Refuses a certificate whose key is a service's: a device it must not become.
-    pub(crate) fn refuse_key_of_service(&self, public_key: &Fingerprint) -> Result<(), RegistryError> {
-        let found: Option<String> = self
+    /// The service whose key this is.
+    pub(crate) fn service_of_key(&self, public_key: &Fingerprint) -> Result<Option<String>, RegistryError> {
+        Ok(self
             .tx
             .prepare_cached("SELECT id FROM services WHERE public_key = ?")?
             .query_row([public_key.as_bytes()], |r| r.get(0))
-            .optional()?;
-        match found {
+            .optional()?)
+    }
+
+    /// Refuses a certificate whose key is a service's: a device it must not become.
+    pub(crate) fn refuse_key_of_service(&self, public_key: &Fingerprint) -> Result<(), RegistryError> {
+        match self.service_of_key(public_key)? {
             None => Ok(()),
             Some(service) => Err(RegistryError::Refused(format!(
                 "the key of this certificate is that of service {service}, and no service is a device; hint: give the device a key of its own"

@@ -329,7 +329,6 @@ fn a_token_is_ended_by_what_ends_any_session() {
             report["ended"].as_u64().unwrap() >= 1 && report["open"] == 0,
             "{what}: {text}"
         );
-        println!("{what}: ended in {} ms", report["took_ms"]);
         assert!(report["took_ms"].as_f64().unwrap() < 1000.0, "{what}: {text}");
         assert!(
             world.tokens().iter().all(|t| t["device"] != id.as_str()),

@@ -210,7 +210,11 @@ fn try_grant(
             if let Some(beyond) = asked.iter().find(|name| !permitted.iter().any(|p| p == *name)) {
                 return Err(TokenRefusal::Scope((*beyond).to_owned()));
             }
-            asked.iter().map(|name| (*name).to_owned()).collect()
+            // Each once, however often it was asked for.
+            permitted
+                .into_iter()
+                .filter(|p| asked.contains(&p.as_str()))
+                .collect()
         }
     };
     let full = |what: String| Denial::new(DenialCode::TokenLimit, what);

@@ -12,7 +12,7 @@ use hyper::{Request, Response, StatusCode};
 use serde_json::json;
 
 use super::form::{Form, OauthError, no_store};
-use super::jwt::{Claims, Confirmation, subject};
+use super::jwt::{BYTES_MAX, Claims, Confirmation, subject};
 use super::{Answer, PUBLISH_PREFIX, Tokens, scope_of, thumbprint};
 use crate::service::Service;
 
@@ -101,9 +101,9 @@ async fn grant(
         .map(|text| {
             text.split(' ')
                 .map(|scope| {
-                    scope
-                        .strip_prefix(PUBLISH_PREFIX)
-                        .ok_or_else(|| OauthError::new("invalid_scope", format!("there is no scope {scope}")))
+                    scope.strip_prefix(PUBLISH_PREFIX).ok_or_else(|| {
+                        OauthError::new("invalid_scope", format!("there is no scope {}", shown(scope)))
+                    })
                 })
                 .collect()
         })
@@ -138,6 +138,11 @@ async fn grant(
         device.session.revoke_token(&granted.id);
         OauthError::new("temporarily_unavailable", e.message)
     })?;
+    if signed.len() > BYTES_MAX {
+        device.session.revoke_token(&granted.id);
+        let what = "with so many scopes the token would be too large: ask for some of them";
+        return Err(OauthError::new("invalid_scope", what));
+    }
     let mut body = json!({
         "access_token": signed,
         "token_type": "Bearer",
@@ -149,11 +154,19 @@ async fn grant(
     Ok(no_store(StatusCode::OK, &body))
 }
 
+/// The beginning of what somebody sent: enough to know it again.
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
 fn refusal(refusal: TokenRefusal) -> OauthError {
     match refusal {
         TokenRefusal::Scope(name) => OauthError::new(
             "invalid_scope",
-            format!("the device may not publish to {name}, or there is no such topic space"),
+            format!(
+                "the device may not publish to {}, or there is no such topic space",
+                shown(&name)
+            ),
         ),
         TokenRefusal::Denied(denial) => {
             let error = match denial.code {
