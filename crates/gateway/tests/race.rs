@@ -266,8 +266,8 @@ fn a_thousand_suspensions_between_decision_and_connack() {
     let world = world();
     let (mut refused, mut ended) = (0, 0);
     for n in 0..1000 {
-        // An attempt makes twelve lookups, from the certificate to the check after it was indexed.
-        world.facts.countdown.store(n % 12, Ordering::Release);
+        // An attempt makes thirteen lookups, from the certificate to the check after it was indexed.
+        world.facts.countdown.store(n % 13, Ordering::Release);
         world.facts.armed.store(true, Ordering::Release);
         let seen = world.attempt().run();
         if world.facts.armed.swap(false, Ordering::AcqRel) {
