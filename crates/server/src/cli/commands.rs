@@ -243,7 +243,7 @@ fn path_of(one: &OneDevice) -> String {
 async fn device(command: DeviceCommand, client: &Client, out: Output) -> Result<(), Failure> {
     let command = match moves::of(command) {
         Ok((which, body)) => return moves::run(client, which, body, out).await,
-        Err(other) => other,
+        Err(other) => *other,
     };
     match command {
         DeviceCommand::Add {
