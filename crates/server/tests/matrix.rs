@@ -406,8 +406,8 @@ fn with_session(world: &mut World, state: State, protocol: Protocol, handshake: 
                 "{state:?} {protocol:?} {change:?} {node}"
             );
         }
-        let back = world.comes_in(&subject, protocol, handshake);
         if kept {
+            let back = world.comes_in(&subject, protocol, handshake);
             let sees = if outcome.is_ok() {
                 "stays"
             } else {
@@ -424,7 +424,9 @@ fn with_session(world: &mut World, state: State, protocol: Protocol, handshake: 
             session.join().unwrap();
         } else {
             let sees = sees(&session.join().unwrap(), protocol);
+            // Before it comes in again: that is another session, and ends too.
             let reason = world.end_reason(&subject);
+            let back = world.comes_in(&subject, protocol, handshake);
             rows.push(row(
                 state,
                 protocol,

@@ -32,7 +32,7 @@ impl Held {
         socket.set_read_timeout(Some(PATIENCE))?;
         let name = ServerName::try_from(attempt.name.clone())?;
         let mut tls = ClientConnection::new(Arc::new(attempt.config()), name)?;
-        tls.writer().write_all(&connect(5, client_id))?;
+        tls.writer().write_all(&without_keep_alive(client_id))?;
         let mut answer = Vec::new();
         while answer.len() < 4 {
             while tls.wants_write() {
@@ -72,6 +72,15 @@ impl Held {
             }
         }
     }
+}
+
+/// A CONNECT of MQTT 5 that asks for no keep-alive: who is held says nothing for as long as the server bears it.
+fn without_keep_alive(client_id: &str) -> Vec<u8> {
+    let mut packet = connect(5, client_id);
+    // After the fixed header come the protocol's name (6 bytes), its level and the flags.
+    let header = 1 + packet[1..].iter().take_while(|b| **b & 0x80 != 0).count() + 1;
+    packet[header + 8..header + 10].fill(0);
+    packet
 }
 
 /// Opens a session for each identity, on some threads; `done` is told how many there are.

@@ -4,7 +4,7 @@
 //! that falls anywhere between decision and CONNACK is seen by one of the two, and never leaves a live session.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use countersign_identity::Timestamp;
 use countersign_policy::facts::ConnectFacts;
@@ -26,8 +26,8 @@ const ATTEMPTS_MAX: usize = 4;
 pub(crate) struct Granted {
     pub(crate) entry: Arc<SessionEntry>,
     pub(crate) accepted: Instant,
-    /// Until when the certificate holds: the session never outlives it.
-    pub(crate) not_after: Timestamp,
+    /// The first moment at which the certificate does not hold: the session never outlives it.
+    pub(crate) expires: Timestamp,
     /// The client sent no client id and must be told the one it has.
     pub(crate) assigned: bool,
 }
@@ -50,7 +50,9 @@ pub(crate) fn grant(
     let assigned = greeted.assigned;
     let (source, listener) = (greeted.trace().source(), greeted.trace().listener().clone());
     let (trace, connected, permit) = greeted.into_parts();
-    let not_after = connected.not_after;
+    // All of the second that notAfter names is still valid (RFC 5280 section 4.1.2.5): ended before, the device would be
+    // let in again at once.
+    let expires = connected.not_after.plus(Duration::from_secs(1));
     let first_use = connected.credential.state == CredentialState::Issued;
     let entry = Arc::new(SessionEntry::new(
         node.next_session(),
@@ -91,7 +93,7 @@ pub(crate) fn grant(
             Ok(Granted {
                 entry,
                 accepted,
-                not_after,
+                expires,
                 assigned,
             })
         }

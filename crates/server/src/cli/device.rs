@@ -23,7 +23,7 @@ pub(super) fn path_of(one: &OneDevice) -> String {
 pub(super) async fn run(command: DeviceCommand, client: &Client, out: Output) -> Result<(), Failure> {
     let command = match moves::of(command) {
         Ok((which, body)) => return moves::run(client, which, body, out).await,
-        Err(other) => other,
+        Err(other) => *other,
     };
     match command {
         DeviceCommand::Add {

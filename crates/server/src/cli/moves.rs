@@ -47,7 +47,7 @@ pub fn span(text: &str) -> Result<Duration, String> {
 }
 
 /// One of the commands that move devices; `None` if it is another one.
-pub(super) fn of(command: DeviceCommand) -> Result<(MoveArguments, Value), DeviceCommand> {
+pub(super) fn of(command: DeviceCommand) -> Result<(MoveArguments, Value), Box<DeviceCommand>> {
     let ends = |end: TimeBox| {
         let until = end
             .until
@@ -66,7 +66,7 @@ pub(super) fn of(command: DeviceCommand) -> Result<(MoveArguments, Value), Devic
             after_evidence,
         } => (which, json!({ "move": "release", "evidence": after_evidence })),
         DeviceCommand::Decommission(which) => (which, json!({ "move": "decommission" })),
-        other => return Err(other),
+        other => return Err(Box::new(other)),
     };
     Ok((which, body))
 }
