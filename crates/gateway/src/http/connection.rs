@@ -50,7 +50,7 @@ enum State {
 struct Live {
     entry: Arc<SessionEntry>,
     accepted: Instant,
-    not_after: Timestamp,
+    expires: Timestamp,
     hard_end: Timestamp,
     hard_end_reason: EndReason,
     answered: bool,
@@ -247,7 +247,7 @@ impl Shared {
                 let live = Live {
                     entry: granted.entry,
                     accepted: granted.accepted,
-                    not_after: granted.not_after,
+                    expires: granted.expires,
                     hard_end,
                     hard_end_reason,
                     answered: false,
@@ -273,7 +273,7 @@ impl Shared {
         DeviceSession {
             node: self.node.clone(),
             entry: live.entry.clone(),
-            not_after: live.not_after,
+            expires: live.expires,
             accepted: live.accepted,
             refusals_shown: self.refusals_shown.clone(),
         }

@@ -40,7 +40,7 @@ pub struct HttpPublish<'a> {
 pub struct DeviceSession {
     pub(super) node: Arc<Node>,
     pub(super) entry: Arc<SessionEntry>,
-    pub(super) not_after: Timestamp,
+    pub(super) expires: Timestamp,
     pub(super) accepted: Instant,
     pub(super) refusals_shown: Arc<AtomicU8>,
 }
@@ -134,7 +134,7 @@ impl DeviceSession {
     /// # Errors
     /// [`TokenRefusal`]; a denial is counted and in the ledger.
     pub fn grant_token(&self, wish: TokenWish<'_>) -> Result<TokenView, TokenRefusal> {
-        token::grant(&self.node, &self.entry, self.not_after, wish).inspect_err(|refusal| {
+        token::grant(&self.node, &self.entry, self.expires, wish).inspect_err(|refusal| {
             if let TokenRefusal::Denied(denial) = refusal {
                 self.refused(denial.clone(), None);
             }

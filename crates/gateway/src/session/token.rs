@@ -179,10 +179,10 @@ impl Drop for Slot {
 pub(crate) fn grant(
     node: &Arc<Node>,
     of: &SessionEntry,
-    not_after: Timestamp,
+    expires: Timestamp,
     wish: TokenWish<'_>,
 ) -> Result<TokenView, TokenRefusal> {
-    let granted = try_grant(node, of, not_after, wish);
+    let granted = try_grant(node, of, expires, wish);
     match &granted {
         Ok(_) => count(&node.metrics.tokens_granted),
         Err(_) => count(&node.metrics.tokens_refused),
@@ -193,12 +193,12 @@ pub(crate) fn grant(
 fn try_grant(
     node: &Arc<Node>,
     of: &SessionEntry,
-    not_after: Timestamp,
+    expires: Timestamp,
     wish: TokenWish<'_>,
 ) -> Result<TokenView, TokenRefusal> {
     let admission = decide_anew(node, of)?;
     let issued = Timestamp::from_unix_s(wish.now.unix_s());
-    let end = wish.now.plus(wish.lifetime).min(not_after);
+    let end = wish.now.plus(wish.lifetime).min(expires);
     let expires = Timestamp::from_unix_s(end.unix_s());
     if expires <= wish.now {
         return Err(Denial::from(DenialCode::CertificateExpired).into());
