@@ -46,7 +46,7 @@ pub fn span(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(total))
 }
 
-/// One of the commands that move devices; `None` if it is another one.
+/// One of the commands that move devices, as whom and what to ask; any other is given back.
 pub(super) fn of(command: DeviceCommand) -> Result<(MoveArguments, Value), Box<DeviceCommand>> {
     let ends = |end: TimeBox| {
         let until = end
