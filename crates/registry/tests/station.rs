@@ -372,8 +372,8 @@ fn a_confirmation_counts_if_it_was_there_before_the_lapse_and_is_refused_by_a_co
     );
     assert_eq!((report.verdict, report.confirmed), (Verdict::Partial, 1));
     let states = [0, 1, 2, 3].map(state);
-    use CredentialState::{Active, Lapsed};
-    assert_eq!(states, [Active, Lapsed, Lapsed, Lapsed]);
+    let lapsed = CredentialState::Lapsed;
+    assert_eq!(states, [CredentialState::Active, lapsed, lapsed, lapsed]);
     let audited = place.registry.audit(100).unwrap();
     let confirmed = audited
         .iter()

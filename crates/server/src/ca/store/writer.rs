@@ -84,10 +84,12 @@ impl<'a> Scope<'a> {
     }
 }
 
+type Run = Box<dyn FnOnce(&Scope<'_>) -> Result<(), CaError> + Send>;
+
 struct Job {
     actor: String,
     /// An error undoes what it did.
-    run: Box<dyn FnOnce(&Scope<'_>) -> Result<(), CaError> + Send>,
+    run: Run,
     /// Told once it is durable, or why it is not.
     done: Box<dyn FnOnce(Result<(), CaError>) + Send>,
 }
