@@ -1,8 +1,9 @@
-//! Project automation: `cargo xtask arrows | decisions | issuance | lab | soak`. Never part of the product's binary.
+//! Project automation: `cargo xtask arrows | cutoff | decisions | issuance | lab | soak`. Never part of the product's binary.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line")]
 #![allow(clippy::disallowed_methods, reason = "a shell: it waits for processes")]
 
 mod arrows;
+mod cutoff;
 mod decisions;
 mod issuance;
 mod lab;
@@ -22,6 +23,8 @@ enum Command {
     Arrows,
     /// Measure what a policy decision costs, the first of its kind and one that is kept
     Decisions(decisions::Options),
+    /// Measure how fast sessions are cut off: one of many by a suspension, all by the revocation of their authority
+    Cutoff(cutoff::Options),
     /// Measure what bulk issuing costs, beside the cryptography that it cannot do without
     Issuance(issuance::Options),
     /// Start the release server with a load tool's PKI, for outside suites and benchmarks
@@ -34,6 +37,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Arrows => arrows::check(),
         Command::Decisions(options) => decisions::run(&options),
+        Command::Cutoff(options) => cutoff::run(&options),
         Command::Issuance(options) => issuance::run(&options),
         Command::Lab(options) => lab::run(&options),
         Command::Soak(options) => soak::run(&options),

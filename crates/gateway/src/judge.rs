@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use countersign_identity::{
-    AnchorIndex, AnchorState, AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, TenantId,
-    Timestamp, VerifiedChain,
+    AnchorIndex, AnchorState, AuthorityId, CertificateFacts, ChainFault, DeviceId, Fingerprint, Generation,
+    TenantId, Timestamp, VerifiedChain,
 };
 use countersign_policy::decide::{AdmissionPermit, TenantPolicy};
 use countersign_policy::exchange::ShownCertificate;
@@ -35,13 +35,15 @@ pub struct Circumstances {
     pub now: Timestamp,
 }
 
-/// Judges the certificates that were shown, leaf first: path, dates, revocation.
+/// Judges the certificates that were shown, leaf first: path, dates, revocation. `path` checks a path to one of the
+/// anchors; [`VerifiedChain::verify`], or what comes to the same.
 pub fn certificate(
     facts: &dyn FactSource,
     asked: Option<&TenantId>,
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     now: Timestamp,
+    path: impl FnOnce(&AnchorIndex, CertificateFacts) -> Result<VerifiedChain, ChainFault>,
 ) -> (ShownCertificate, Result<VerifiedChain, Denial>) {
     let chain_length = u8::try_from(intermediates.len() + 1).unwrap_or(u8::MAX);
     let leaf = match CertificateFacts::parse(end_entity) {
@@ -64,7 +66,7 @@ pub fn certificate(
         issuer: leaf.issuer_text.clone(),
         chain_length,
     };
-    (shown, chain(facts, asked, leaf, end_entity, intermediates, now))
+    (shown, chain(facts, asked, leaf, end_entity, now, path))
 }
 
 fn chain(
@@ -72,8 +74,8 @@ fn chain(
     asked: Option<&TenantId>,
     leaf: CertificateFacts,
     end_entity: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
     now: Timestamp,
+    path: impl FnOnce(&AnchorIndex, CertificateFacts) -> Result<VerifiedChain, ChainFault>,
 ) -> Result<VerifiedChain, Denial> {
     // Self-signed certificates alone are looked up before they are judged: registered ones vouch for themselves.
     let pinned = leaf
@@ -83,7 +85,7 @@ fn chain(
         .filter(|c| c.kind == CredentialKind::Pinned);
     let chain = match pinned {
         Some(c) => VerifiedChain::pinned(&c.tenant, asked, c.device, leaf, end_entity, now),
-        None => VerifiedChain::verify(&facts.anchors(), asked, leaf, end_entity, intermediates, now),
+        None => path(&facts.anchors(), leaf),
     }
     .map_err(|fault| Denial::from(&fault))?;
     let credential = facts.credential(&chain.leaf().fingerprint);

@@ -14,7 +14,9 @@ use parking_lot::Mutex;
 use rustls::ServerConfig;
 
 use crate::data::embedded::Router;
+use crate::handshake::chains::VerifiedChains;
 use crate::handshake::config::{Protocol, TlsMinimum};
+use crate::handshake::ticket::{Resumption, TicketSettings};
 use crate::http::DeviceHttp;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -33,6 +35,8 @@ pub struct DeviceListener {
     pub tls_minimum: TlsMinimum,
     /// What may be spoken, chosen by ALPN.
     pub protocols: Vec<Protocol>,
+    /// Whether sessions may be resumed.
+    pub resumption: Resumption,
 }
 
 /// An open listener, as its connections see it.
@@ -48,6 +52,8 @@ pub struct GatewayOptions {
     pub host_names: Vec<String>,
     /// The limits.
     pub limits: Limits,
+    /// What applies to tickets.
+    pub tickets: TicketSettings,
 }
 
 pub(crate) struct Node {
@@ -58,6 +64,7 @@ pub(crate) struct Node {
     pub(crate) http: Arc<dyn DeviceHttp>,
     pub(crate) wheel: Arc<Wheel>,
     pub(crate) metrics: Metrics,
+    pub(crate) chains: Arc<VerifiedChains>,
     pub(crate) sessions: SessionIndex,
     pub(crate) router: Router,
     pub(crate) draining: AtomicBool,
@@ -75,6 +82,7 @@ impl Node {
         http: Arc<dyn DeviceHttp>,
     ) -> Self {
         Self {
+            chains: Arc::new(VerifiedChains::new(options.limits.verified_chains_max)),
             options,
             facts,
             sink,

@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
+use countersign_identity::{
+    AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp, VerifiedChain,
+};
 use countersign_mqtt::QoS;
 use countersign_mqtt::topic::{TopicFilter, TopicName};
 use countersign_policy::decide::Action;
@@ -356,7 +358,10 @@ fn shown(
         return Err((DenialCode::NoCertificate.into(), Stage::ClientCertificate));
     };
     let now = question.circumstances.now;
-    let (seen, verdict) = judge::certificate(facts, question.asked, leaf, above, now);
+    let asked = question.asked;
+    let (seen, verdict) = judge::certificate(facts, asked, leaf, above, now, |anchors, facts| {
+        VerifiedChain::verify(anchors, asked, facts, leaf, above, now)
+    });
     answer.fingerprint = Some(seen.fingerprint);
     answer.serial = Some(seen.serial.clone());
     let chain = verdict.map_err(|d| (d, Stage::ClientCertificate))?;

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::decide::Action;
 pub use crate::fault::{PolicyFault, PolicyProblem};
-use crate::fault::{of_name, of_syntax, of_validation, of_warning};
+use crate::fault::{of_annotation, of_name, of_syntax, of_validation, of_warning};
+use crate::quarantine;
 use crate::spaces::{SPACES_MAX, TopicSpace};
 
 /// What policies may speak of, in Cedar's schema language.
@@ -56,6 +57,13 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace]) -> Result<Compiled, Pol
     }
     let mut policies = PolicySet::new();
     for policy in read.policies() {
+        if let Some(value) = policy.annotation(quarantine::ANNOTATION.0)
+            && value != quarantine::ANNOTATION.1
+        {
+            let id = policy.annotation("id").unwrap_or(policy.id().as_ref());
+            let problem = of_annotation(id, quarantine::ANNOTATION, value, text);
+            return Err(PolicyFault::Quarantine(vec![problem]));
+        }
         let id = policy
             .annotation("id")
             .map_or_else(|| policy.id().to_string(), str::to_owned);

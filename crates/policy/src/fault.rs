@@ -47,6 +47,9 @@ pub enum PolicyFault {
     /// Two policies have the same `@id`, or one is a template, which nothing would ever fill in.
     #[error("the policies cannot be told apart: {}", told(.0))]
     Names(Vec<PolicyProblem>),
+    /// An annotation that is near to one that opens the quarantine lane.
+    #[error("the policies have an annotation that means nothing: {}", told(.0))]
+    Quarantine(Vec<PolicyProblem>),
     /// More spaces than can be told apart.
     #[error(
         "{0} topic spaces are declared, at most {SPACES_MAX} are possible; hint: let one space hold what is permitted together"
@@ -63,7 +66,7 @@ impl PolicyFault {
     /// What is wrong, one by one.
     pub fn problems(&self) -> Vec<PolicyProblem> {
         match self {
-            Self::Syntax(all) | Self::Schema(all) | Self::Names(all) => all.clone(),
+            Self::Syntax(all) | Self::Schema(all) | Self::Names(all) | Self::Quarantine(all) => all.clone(),
             Self::TooManySpaces(_) | Self::DuplicateSpace(_) => {
                 let text = self.to_string();
                 let (message, cure) = text.split_once("; hint: ").unwrap_or((&text, ""));
@@ -125,6 +128,25 @@ pub(crate) fn of_name(policy: &str, nth: usize, text: &str, message: &str, cure:
         policy: Some(policy.into()),
         message: message.into(),
         cure: cure.into(),
+    }
+}
+
+/// An annotation of a policy whose value is not the one that it may have.
+pub(crate) fn of_annotation(
+    policy: &str,
+    (name, value): (&str, &str),
+    found: &str,
+    text: &str,
+) -> PolicyProblem {
+    let place = text
+        .find(&format!("@{name}(\"{found}\")"))
+        .map(|offset| position(text, offset));
+    PolicyProblem {
+        line: place.map(|p| p.0),
+        column: place.map(|p| p.1),
+        policy: Some(policy.into()),
+        message: format!("@{name}({found:?}) means nothing"),
+        cure: format!("write @{name}({value:?}), or leave it out"),
     }
 }
 

@@ -22,6 +22,7 @@ mod fault;
 pub mod first_contact;
 pub mod lifecycle;
 mod permit;
+mod quarantine;
 pub mod renewal_lane;
 mod request;
 pub mod spaces;

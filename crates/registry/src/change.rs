@@ -7,7 +7,7 @@ use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, Generati
 use countersign_policy::decide::DEFAULT_POLICY;
 use countersign_policy::lifecycle::Lifecycle;
 use countersign_policy::spaces::default_spaces;
-use countersign_policy::{ClientIdMode, DeviceFacts, LifecycleMove, LifecycleState};
+use countersign_policy::{ClientIdMode, DeviceFacts, LifecycleState};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::json;
 
@@ -130,10 +130,12 @@ impl Scope<'_> {
         let batch: Option<String> = self
             .tx
             .prepare_cached(
-                "INSERT INTO devices (tenant, id, model, groups, state, before_quarantine, revision, created, authority)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                "INSERT INTO devices (tenant, id, model, groups, state, before_quarantine, revision, created, authority,
+                 suspended_until, quarantined_until)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
                  ON CONFLICT (tenant, id) DO UPDATE SET
-                 model = ?3, groups = ?4, state = ?5, before_quarantine = ?6, revision = ?7, authority = ?9
+                 model = ?3, groups = ?4, state = ?5, before_quarantine = ?6, revision = ?7, authority = ?9,
+                 suspended_until = ?10, quarantined_until = ?11
                  RETURNING batch",
             )?
             .query_row(params![
@@ -146,6 +148,8 @@ impl Scope<'_> {
                 generation.0.cast_signed(),
                 created.unix_ms(),
                 device.authority.as_ref().map(AuthorityId::as_str),
+                lifecycle.suspended_until.map(Timestamp::unix_ms),
+                lifecycle.quarantined_until.map(Timestamp::unix_ms),
             ], |r| r.get(0))?;
         self.facts.push(Fact::Device(Arc::new(DeviceFacts {
             tenant: tenant.clone(),
@@ -198,10 +202,13 @@ pub(crate) fn read_device(
         Option<String>,
         i64,
         Option<String>,
+        Option<i64>,
+        Option<i64>,
     );
     let row: Option<Row> = db
         .prepare_cached(
-            "SELECT model, groups, state, before_quarantine, created, authority FROM devices WHERE tenant = ? AND id = ?",
+            "SELECT model, groups, state, before_quarantine, created, authority, suspended_until, quarantined_until
+             FROM devices WHERE tenant = ? AND id = ?",
         )?
         .query_row([tenant.as_str(), device.as_str()], |r| {
             Ok((
@@ -211,16 +218,20 @@ pub(crate) fn read_device(
                 r.get(3)?,
                 r.get(4)?,
                 r.get(5)?,
+                r.get(6)?,
+                r.get(7)?,
             ))
         })
         .optional()?;
-    let Some((model, groups, state, before, created, authority)) = row else {
+    let Some((model, groups, state, before, created, authority, suspended, quarantined)) = row else {
         return Ok(None);
     };
     let state: LifecycleState = damaged(state.parse())?;
     let lifecycle = Lifecycle {
         state,
         before_quarantine: before.map(|b| damaged(b.parse())).transpose()?,
+        suspended_until: suspended.map(Timestamp::from_unix_ms),
+        quarantined_until: quarantined.map(Timestamp::from_unix_ms),
     };
     let groups: Vec<String> = damaged(serde_json::from_str(&groups))?;
     let device = NewDevice {
@@ -378,35 +389,6 @@ impl Registry {
             row.authority = authority;
             scope.put_device(&tenant, &row, lifecycle, created)?;
             scope.audit(&actor, "device.bind", tenant.as_str(), device.as_str(), &detail)
-        })
-    }
-
-    /// Moves a device through its lifecycle.
-    ///
-    /// # Errors
-    /// [`RegistryError::Move`] if the table does not have the move.
-    pub fn move_device(
-        &self,
-        actor: Actor,
-        tenant: TenantId,
-        device: DeviceId,
-        attempted: LifecycleMove,
-        reason: String,
-    ) -> Result<Committed<Lifecycle>, RegistryError> {
-        self.write(move |scope| {
-            let Some((row, lifecycle, created)) = scope.device(&tenant, &device)? else {
-                return Err(RegistryError::NoDevice { tenant, device });
-            };
-            let moved = lifecycle.apply(attempted).map_err(|fault| RegistryError::Move {
-                device: device.clone(),
-                fault,
-            })?;
-            scope.put_device(&tenant, &row, moved, created)?;
-            let detail =
-                json!({ "from": lifecycle.state.name(), "to": moved.state.name(), "reason": reason });
-            let action = format!("device.{}", attempted.name());
-            scope.audit(&actor, &action, tenant.as_str(), device.as_str(), &detail)?;
-            Ok(moved)
         })
     }
 }

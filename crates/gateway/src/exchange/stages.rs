@@ -4,22 +4,24 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use countersign_identity::{Anchor, CertificateFacts, TenantId, Timestamp, VerifiedChain};
+use countersign_identity::{Anchor, CertificateFacts, Fingerprint, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::decide::AdmissionPermit;
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{
-    ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource, Outcome,
-    Possession, Stage,
+    ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource, LifecycleState,
+    Outcome, Possession, Stage,
 };
 use rustls::server::UnbufferedServerConnection;
-use rustls::{AlertDescription, Error as TlsError, PeerIncompatible};
+use rustls::{AlertDescription, Error as TlsError, HandshakeKind, PeerIncompatible};
 
 use super::refused::{Abandoned, Refused};
 use super::trace::Trace;
 use crate::handshake::context::{self, HandshakeContext};
 use crate::handshake::driver::{self, Pass};
 use crate::handshake::hello::ClientHello;
+use crate::handshake::ticket::Resumed;
+use crate::handshake::ticket::facts::TicketVersion;
 use crate::judge::{self, Circumstances};
 use crate::node::Node;
 
@@ -82,19 +84,15 @@ impl Accepted {
         }
         self.trace.tenant = asked.clone();
         self.trace.passed(Stage::ClientHello);
-        let context = Box::new(HandshakeContext {
-            facts: facts.clone(),
-            asked,
-            now: node.now(),
-            shown: None,
-            verdict: None,
-            possession: Possession::Unproven,
-            certificate_at: None,
-            possession_at: None,
-        });
+        // TLS 1.3 is never turned off, so it is taken where it is offered.
+        let version = match hello.offers.tls13 {
+            true => TicketVersion::Tls13,
+            false => TicketVersion::Tls12,
+        };
+        let context = HandshakeContext::new(facts.clone(), asked, version, node.now());
         Ok(Handshaking {
             trace: self.trace,
-            context: Some(context),
+            context: Some(Box::new(context)),
             flight_sent: false,
         })
     }
@@ -127,19 +125,26 @@ impl Handshaking {
     /// The handshake is complete: rustls says so, and so must the context, or nobody comes in.
     ///
     /// # Errors
-    /// [`Refused`] if there is no verdict or possession was not proven.
+    /// [`Refused`] if there is no verdict or possession was not proven, in this handshake or in the one that a resumed
+    /// session goes back to.
     pub(crate) fn complete(mut self, tls: &UnbufferedServerConnection) -> Result<Handshaken, Box<Refused>> {
         self.take_findings();
-        let verdict = self.context.take().and_then(|c| c.verdict);
-        let (Some(Ok(chain)), Possession::Proven) = (verdict, self.trace.possession) else {
-            let denial = Denial::new(
-                DenialCode::NoCertificate,
-                "the handshake ended without a verified certificate",
-            );
-            return Err(Box::new(Refused {
-                trace: self.trace,
-                denial,
-            }));
+        let resumed = !matches!(
+            tls.handshake_kind(),
+            Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest)
+        );
+        let chain = match resumed {
+            true => self.resumed_chain(tls),
+            false => self.full_chain(),
+        };
+        let chain = match chain {
+            Ok(chain) => chain,
+            Err(denial) => {
+                return Err(Box::new(Refused {
+                    trace: self.trace,
+                    denial,
+                }));
+            }
         };
         let facts = TlsFacts {
             version: match tls.protocol_version() {
@@ -154,7 +159,7 @@ impl Handshaking {
                 .negotiated_cipher_suite()
                 .and_then(|s| s.suite().as_str())
                 .unwrap_or("unknown"),
-            resumed: false,
+            resumed,
         };
         self.trace.fact("tls_version", facts.version);
         if let Some(group) = facts.group {
@@ -169,6 +174,50 @@ impl Handshaking {
             tls: facts,
             first_contact_over: false,
         })
+    }
+
+    fn full_chain(&mut self) -> Result<VerifiedChain, Denial> {
+        let verdict = self.context.take().and_then(|c| c.verdict);
+        match (verdict, self.trace.possession) {
+            (Some(Ok(chain)), Possession::Proven) => Ok(chain),
+            _ => Err(Denial::new(
+                DenialCode::NoCertificate,
+                "the handshake ended without a verified certificate",
+            )),
+        }
+    }
+
+    /// Stages 4 and 5 of a resumed session: the ticket that was opened brought them, and the library must have taken the
+    /// same certificate from it.
+    fn resumed_chain(&mut self, tls: &UnbufferedServerConnection) -> Result<VerifiedChain, Denial> {
+        let context = self.context.take();
+        let brought = context.and_then(|c| match c.verdict {
+            None => c.resumed.map(|resumed| (resumed, c.version)),
+            Some(_) => None,
+        });
+        let restored = tls.peer_certificates().and_then(|chain| chain.first());
+        let agreed = match tls.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => Some(TicketVersion::Tls13),
+            Some(rustls::ProtocolVersion::TLSv1_2) => Some(TicketVersion::Tls12),
+            _ => None,
+        };
+        let (Some((resumed, version)), Some(restored)) = (brought, restored) else {
+            return Err(DenialCode::ResumedWithoutCertificate.into());
+        };
+        let leaf = resumed.chain.leaf();
+        if Fingerprint::of(restored) != leaf.fingerprint || agreed != Some(version) {
+            return Err(Denial::new(
+                DenialCode::ResumedWithoutCertificate,
+                "the session that was resumed is not the one that the ticket is of",
+            ));
+        }
+        let Resumed {
+            chain,
+            proven_at,
+            chain_length,
+        } = resumed;
+        self.trace.taken_over(&chain, chain_length, proven_at);
+        Ok(chain)
     }
 
     /// TLS failed, by either side.
@@ -205,6 +254,9 @@ impl Handshaking {
         let trace = &mut self.trace;
         trace.certificate = context.shown.take();
         trace.possession = context.possession;
+        if let Some(why) = context.declined {
+            trace.fact("ticket_declined", why.name());
+        }
         if let Some(at) = context.certificate_at {
             match context.verdict {
                 Some(Ok(_)) => trace.passed_at(Stage::ClientCertificate, at),
@@ -303,6 +355,11 @@ impl Handshaken {
         let id = judge::device_id(&self.chain)?;
         self.trace.device = Some(id.clone());
         judge::identify(facts, &self.chain, &id, !self.first_contact_over)
+    }
+
+    /// Whether certificate and proof are those of an earlier handshake.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.tls.resumed
     }
 
     /// The registry has learned what it was asked to.
@@ -476,6 +533,11 @@ impl Authorised {
         }
     }
 
+    /// Whether it was let into the quarantine lane alone.
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.connected.device.state == LifecycleState::Quarantined
+    }
+
     /// The tenant whose rules apply to it.
     pub(crate) fn tenant(&self) -> &TenantId {
         &self.connected.device.tenant
@@ -541,3 +603,6 @@ impl Trace {
         accepted
     }
 }
+
+#[cfg(test)]
+mod tests;

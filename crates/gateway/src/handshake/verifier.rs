@@ -3,8 +3,10 @@
 //! Anyone can replay a public certificate. So a peer that cannot prove possession learns nothing but "decrypt_error",
 //! whatever we think of the certificate it showed.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use countersign_identity::{CertificateFacts, ChainFault, PathDigest, VerifiedChain};
 use countersign_policy::denial::Wire;
 use countersign_policy::{Denial, DenialCode, Possession};
 use rustls::client::danger::HandshakeSignatureValid;
@@ -15,19 +17,22 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 
+use super::chains::{ShownChain, VerifiedChains};
 use super::context;
 use crate::judge;
+use crate::metrics::count;
 
 /// The one verifier of all device connections. Fails closed when it is called outside of a lent context.
 #[derive(Debug)]
 pub struct DeviceVerifier {
     algorithms: WebPkiSupportedAlgorithms,
+    chains: Arc<VerifiedChains>,
 }
 
 impl DeviceVerifier {
-    /// With the signature algorithms of the process's one crypto provider.
-    pub fn new(algorithms: WebPkiSupportedAlgorithms) -> Self {
-        Self { algorithms }
+    /// With the signature algorithms of the process's one crypto provider, and the chains that are remembered.
+    pub fn new(algorithms: WebPkiSupportedAlgorithms, chains: Arc<VerifiedChains>) -> Self {
+        Self { algorithms, chains }
     }
 
     /// The second half: possession first, then the verdict.
@@ -43,7 +48,12 @@ impl DeviceVerifier {
             })?;
             context.possession = Possession::Proven;
             match &context.verdict {
-                Some(Ok(_)) => Ok(valid),
+                Some(Ok(_)) => {
+                    if let Some((shown, path)) = context.remember.take() {
+                        self.chains.insert(shown, path);
+                    }
+                    Ok(valid)
+                }
                 Some(Err(denial)) => Err(error_with_alert(denial)),
                 None => Err(Error::General("no verdict was formed".into())),
             }
@@ -69,15 +79,41 @@ impl ClientCertVerifier for DeviceVerifier {
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         context::with(|context| {
+            // A full handshake: whatever a ticket brought, it was not taken.
+            context.resumed = None;
+            let (asked, now) = (context.asked.as_ref(), context.now);
+            let mut remember = None;
             let (shown, verdict) = judge::certificate(
                 context.facts.as_ref(),
-                context.asked.as_ref(),
+                asked,
                 end_entity,
                 intermediates,
-                context.now,
+                now,
+                |anchors, leaf| {
+                    let check = |leaf, verified: Option<PathDigest>| match verified {
+                        Some(path) => VerifiedChain::verify_again(
+                            anchors,
+                            asked,
+                            leaf,
+                            end_entity,
+                            intermediates,
+                            now,
+                            path,
+                        ),
+                        None => VerifiedChain::verify(anchors, asked, leaf, end_entity, intermediates, now),
+                    };
+                    let Some(shown) = self.chains.shown(asked, &leaf, intermediates) else {
+                        return check(leaf, None);
+                    };
+                    let (chain, found) = remembered(&self.chains, shown, leaf, check);
+                    remember = found;
+                    chain
+                },
             );
+            context.remember = remember;
             context.shown = Some(shown);
             context.verdict = Some(verdict);
+            context.leaf_der = Some(end_entity.as_ref().into());
             context.certificate_at = Some(Instant::now());
         })
         .ok_or_else(|| Error::General("the verifier was called outside of a connection".into()))?;
@@ -117,6 +153,30 @@ impl ClientCertVerifier for DeviceVerifier {
     }
 }
 
+/// Checks a chain without its signatures if they are known to hold; if that does not come out well, with them, for only that
+/// tells what is wrong, or finds another path. The second value is to be remembered once possession is proven.
+fn remembered(
+    chains: &VerifiedChains,
+    shown: ShownChain,
+    leaf: CertificateFacts,
+    check: impl Fn(CertificateFacts, Option<PathDigest>) -> Result<VerifiedChain, ChainFault>,
+) -> (
+    Result<VerifiedChain, ChainFault>,
+    Option<(ShownChain, PathDigest)>,
+) {
+    if let Some(path) = chains.get(&shown) {
+        if let Ok(chain) = check(leaf.clone(), Some(path)) {
+            count(&chains.hits);
+            return (Ok(chain), None);
+        }
+        chains.forget(&shown);
+    }
+    count(&chains.misses);
+    let chain = check(leaf, None);
+    let remember = chain.as_ref().ok().map(|chain| (shown, chain.path()));
+    (chain, remember)
+}
+
 /// The rustls error whose alert is the one that the denial's code names.
 fn error_with_alert(denial: &Denial) -> Error {
     Error::InvalidCertificate(match denial.code.wire() {
@@ -126,6 +186,6 @@ fn error_with_alert(denial: &Denial) -> Error {
         Wire::Alert(45) => CertificateError::Expired,
         Wire::Alert(48) => CertificateError::UnknownIssuer,
         Wire::Alert(49) => CertificateError::ApplicationVerificationFailure,
-        _ => CertificateError::Other(OtherError(std::sync::Arc::new(denial.clone()))),
+        _ => CertificateError::Other(OtherError(Arc::new(denial.clone()))),
     })
 }

@@ -4,6 +4,8 @@
 //! * `index`: all of them, found by device
 //! * `grant`: from a greeted device to an indexed session: register, then check
 //! * `mqtt`: what a session's packets do
+//! * `sweep`: the safety net under it
+//! * [`token`]: sessions without a connection
 //! * [`cutoff`]: changes end the sessions they touch, and say how many and how fast
 
 pub mod cutoff;
@@ -12,5 +14,7 @@ pub(crate) mod grant;
 pub(crate) mod index;
 pub(crate) mod mqtt;
 pub(crate) mod spaces;
+pub(crate) mod sweep;
+pub mod token;
 
 pub use entry::{EndReason, SessionEntry};

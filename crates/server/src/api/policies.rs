@@ -69,10 +69,10 @@ pub(super) async fn revert(
     Body(body): Body<RevertBody>,
 ) -> Answer {
     let by = actor(&headers);
-    let (version, sessions) = service
+    let (version, told) = service
         .revert_policies(by, tenant.clone(), number, body.reason, body.accept_lock_out)
         .await?;
-    encode(json!({ "id": tenant, "version": version, "reverts": number, "sessions": sessions }))
+    encode(told.into(json!({ "id": tenant, "version": version, "reverts": number })))
 }
 
 pub(super) async fn simulate(

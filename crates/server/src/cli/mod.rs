@@ -3,17 +3,23 @@
 
 mod arguments;
 mod authority;
+mod bulk;
 mod ca;
 mod ca_key;
 mod claim;
 mod commands;
+mod device;
+mod diagnosis;
 mod factory;
 mod import;
 mod keeping;
 mod line_diff;
+mod moves;
 mod output;
 mod policy;
 mod policy_cases;
+mod service;
+mod tenant;
 mod verify;
 mod why;
 

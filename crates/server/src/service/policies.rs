@@ -12,7 +12,7 @@ use countersign_policy::{ClientIdMode, DenialCode, ExchangeRecord, FactSource, T
 use countersign_registry::{Actor, PolicyChange, PolicyVersion, check_policies};
 use serde::{Deserialize, Serialize};
 
-use super::{Service, SessionsReport};
+use super::{Deed, Service, Told};
 use crate::failure::Failure;
 
 /// Devices that are named per group.
@@ -134,7 +134,7 @@ pub(crate) fn circumstances_of(record: &ExchangeRecord, now: Timestamp) -> Circu
     };
     let tls = match (fact("tls_version"), fact("cipher_suite")) {
         (Some(version), Some(suite)) => {
-            TlsFacts::recorded(version, fact("group"), suite, fact("resumed") == Some("true"))
+            TlsFacts::recorded(version, fact("group"), suite, fact("resumed_from").is_some())
         }
         // Refused before the handshake was complete.
         _ => TlsFacts::ASSUMED,
@@ -192,7 +192,7 @@ impl Service {
         id: TenantId,
         mode: Option<ClientIdMode>,
         draft: Option<PolicyDraft>,
-    ) -> Result<(u64, SessionsReport), Failure> {
+    ) -> Result<(u64, Told), Failure> {
         let change = match draft {
             None => None,
             Some(draft) => {
@@ -204,7 +204,19 @@ impl Service {
                 Some(change)
             }
         };
-        self.change(move |r| r.configure_tenant(actor, id, mode, change))
+        let action = match &change {
+            Some(change) if change.reverts.is_some() => "policy.revert",
+            Some(_) => "policy.set",
+            None => "tenant.configure",
+        };
+        let deed = Deed {
+            actor: actor.clone(),
+            action: action.into(),
+            tenant: Some(id.clone()),
+            subject: id.to_string(),
+            reason: change.as_ref().map(|c| c.reason.clone()).unwrap_or_default(),
+        };
+        self.deed(deed, move |r| r.configure_tenant(actor, id, mode, change))
             .await
     }
 
@@ -219,7 +231,7 @@ impl Service {
         number: u64,
         reason: String,
         accept_lock_out: bool,
-    ) -> Result<(u64, SessionsReport), Failure> {
+    ) -> Result<(u64, Told), Failure> {
         let version = self.registry.policy_version(&id, Some(number))?;
         let draft = PolicyDraft {
             policies: Some(version.policies),
