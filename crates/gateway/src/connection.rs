@@ -31,6 +31,7 @@ use crate::handshake::driver::{self, PassEnd};
 use crate::handshake::hello::{self, Hello};
 use crate::http::connection::HttpConnection;
 use crate::node::ConnectionSlot;
+use crate::proxy::{self, Header};
 use crate::session::entry::EndReason;
 use crate::session::grant;
 use crate::session::mqtt::{End, Session};
@@ -47,6 +48,8 @@ const fn plain_alert(description: u8) -> [u8; 7] {
 
 /// Where a connection stands.
 enum Phase {
+    /// A balancer's connection: its header says whose it is.
+    Proxied(Box<Accepted>),
     Hello(Box<Accepted>),
     Handshaking(Box<Handshaking>),
     /// TLS is open, and the certificate is not known: the registry decides whether it is learned. Nothing is read
@@ -97,9 +100,19 @@ impl Connection {
             slot.port.name.clone(),
         );
         let timer = node.wheel.timer();
-        node.wheel.set(&timer, node.options.limits.handshake_timeout);
+        let (phase, patience) = match slot.port.is_behind_proxies() {
+            true => (
+                Phase::Proxied(Box::new(accepted)),
+                node.options.limits.proxy_header_timeout,
+            ),
+            false => (
+                Phase::Hello(Box::new(accepted)),
+                node.options.limits.handshake_timeout,
+            ),
+        };
+        node.wheel.set(&timer, patience);
         Self {
-            phase: Phase::Hello(Box::new(accepted)),
+            phase,
             tls: None,
             socket: Some(socket),
             slot,
@@ -217,6 +230,10 @@ impl Connection {
             return;
         }
         match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Proxied(accepted) => {
+                let denial = Denial::from(DenialCode::ProxyTimeout);
+                self.refuse_silently(accepted.refuse(denial));
+            }
             Phase::Hello(accepted) => {
                 let denial = Denial::from(DenialCode::HelloTimeout);
                 self.refuse_silently(accepted.refuse(denial));
@@ -299,7 +316,13 @@ impl Connection {
     }
 
     /// Acts on `b.input[..end]`; leaves what is to be written in `b.records`.
-    fn process(&mut self, b: &mut Buffers, end: usize) {
+    fn process(&mut self, b: &mut Buffers, mut end: usize) {
+        if let Phase::Proxied(_) = self.phase {
+            match self.proxied(b, end) {
+                Some(left) => end = left,
+                None => return,
+            }
+        }
         if let Phase::Hello(_) = self.phase
             && !self.hello(b, end)
         {
@@ -354,6 +377,44 @@ impl Connection {
             }
         }
         self.seal(b);
+    }
+
+    /// Before stage 2, behind a balancer: its header. What is left of the input is moved to the front, and its length
+    /// returned; `None` if there is nothing to go on with.
+    fn proxied(&mut self, b: &mut Buffers, end: usize) -> Option<usize> {
+        let limits = &self.slot.node.options.limits;
+        let header = proxy::read(&b.input[..end], limits.proxy_header_bytes_max);
+        if header == Header::Incomplete {
+            self.keep_input(b, 0, end);
+            return None;
+        }
+        let Phase::Proxied(mut accepted) = std::mem::replace(&mut self.phase, Phase::Over) else {
+            return None;
+        };
+        let charged = match header {
+            Header::Complete { used, source } => {
+                if let Some(source) = source {
+                    accepted.come_from(source);
+                }
+                let charged = self.slot.charge(accepted.source().ip());
+                charged.map(|()| used).map_err(Denial::from)
+            }
+            Header::Refused(what) => Err(Denial::new(DenialCode::ProxyHeader, what)),
+            Header::Incomplete => Err(DenialCode::ProxyHeader.into()),
+        };
+        match charged {
+            Ok(used) => {
+                self.set_deadline(self.slot.node.options.limits.handshake_timeout);
+                self.phase = Phase::Hello(accepted);
+                b.input.copy_within(used..end, 0);
+                // The ClientHello may be a while behind its header.
+                (used < end).then_some(end - used)
+            }
+            Err(denial) => {
+                self.refuse_wordless(accepted.refuse(denial));
+                None
+            }
+        }
     }
 
     /// Stage 2. `false`: no TLS state was made, there is nothing to pass on.
@@ -679,7 +740,7 @@ impl Connection {
     fn lost(&mut self) {
         let node = self.slot.node.clone();
         match std::mem::replace(&mut self.phase, Phase::Over) {
-            Phase::Hello(accepted) => accepted.abandon().conclude(&node),
+            Phase::Proxied(accepted) | Phase::Hello(accepted) => accepted.abandon().conclude(&node),
             Phase::Handshaking(handshaking) => handshaking.abandon().conclude(&node),
             Phase::Learning(learning) => learning.handshaken.abandon().conclude(&node),
             Phase::Greeting(greeting) => match *greeting {

@@ -110,7 +110,13 @@ impl Gateway {
             let socket = listen::bind(listener.address).map_err(failed)?;
             addresses.push((listener.name.clone(), socket.local_addr().map_err(failed)?));
             let name = listener.name.as_str().into();
-            open.push((socket, Arc::new(Port { name, tls })));
+            let proxy_from = listener.proxy_from.clone();
+            let port = Port {
+                name,
+                tls,
+                proxy_from,
+            };
+            open.push((socket, Arc::new(port)));
         }
         if open.is_empty() {
             return Err(BindError::None);

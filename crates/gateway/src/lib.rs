@@ -2,7 +2,7 @@
 //!
 //! Reading order follows a connection:
 //!
-//! 1. `listen`: TCP accept, admission control by source
+//! 1. `listen`: TCP accept, admission control by source; [`proxy`]: whose connection a balancer brings
 //! 2. `connection`: the life of one connection: read, decrypt, act, seal, write
 //! 3. [`handshake`]: ClientHello, the buffer-free TLS driver, the verdict on the certificate
 //! 4. [`exchange`]: the stages as types that consume each other, and their record
@@ -24,7 +24,9 @@ pub mod http;
 pub mod limits;
 mod listen;
 pub mod metrics;
+mod network;
 pub mod node;
+pub mod proxy;
 pub mod session;
 mod timer;
 
@@ -34,6 +36,7 @@ pub use handshake::config::{Protocol, ServerIdentity, ServerIdentityError, TlsMi
 pub use http::{AdmittedDevice, DeviceHttp, NoHttp};
 pub use limits::Limits;
 pub use metrics::Metrics;
+pub use network::{Network, NetworkError};
 pub use node::{DeviceListener, GatewayOptions};
 pub use session::EndReason;
 pub use session::cutoff::{Cutoff, CutoffReport, Touched};

@@ -11,6 +11,10 @@ pub struct Limits {
     pub handshakes_max: usize,
     /// Connections from one address at once. Default 1,024: many devices share one address behind a NAT.
     pub connections_per_source_max: usize,
+    /// On a listener behind balancers: from accept to the whole PROXY protocol header. Default 3 s.
+    pub proxy_header_timeout: Duration,
+    /// The largest PROXY protocol header, in bytes. Default 1,024; it must be at least 52 for TCP over IPv6.
+    pub proxy_header_bytes_max: usize,
     /// From accept to the end of the TLS handshake. Default 10 s.
     pub handshake_timeout: Duration,
     /// From the end of the TLS handshake to a whole CONNECT. Default 10 s.
@@ -45,6 +49,8 @@ impl Default for Limits {
             connections_max: 18_000,
             handshakes_max: 4_096,
             connections_per_source_max: 1_024,
+            proxy_header_timeout: Duration::from_secs(3),
+            proxy_header_bytes_max: 1_024,
             handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             connect_bytes_max: 16 * 1024,

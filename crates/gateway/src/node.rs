@@ -18,6 +18,7 @@ use crate::handshake::config::{Protocol, TlsMinimum};
 use crate::http::DeviceHttp;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::network::Network;
 use crate::session::entry::SessionEntry;
 use crate::session::index::SessionIndex;
 use crate::timer::Wheel;
@@ -33,12 +34,27 @@ pub struct DeviceListener {
     pub tls_minimum: TlsMinimum,
     /// What may be spoken, chosen by ALPN.
     pub protocols: Vec<Protocol>,
+    /// The balancers: each of their connections begins with a PROXY protocol header, and nobody else may connect here.
+    /// Empty: devices connect themselves, and a header is refused.
+    pub proxy_from: Vec<Network>,
 }
 
 /// An open listener, as its connections see it.
 pub(crate) struct Port {
     pub(crate) name: Arc<str>,
     pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) proxy_from: Vec<Network>,
+}
+
+impl Port {
+    /// Whether each connection begins with a PROXY protocol header.
+    pub(crate) fn is_behind_proxies(&self) -> bool {
+        !self.proxy_from.is_empty()
+    }
+
+    fn trusts(&self, peer: IpAddr) -> bool {
+        self.proxy_from.iter().any(|network| network.contains(peer))
+    }
 }
 
 /// What a gateway is called and what it allows.
@@ -167,6 +183,9 @@ impl Node {
         source: SocketAddr,
     ) -> Result<ConnectionSlot, DenialCode> {
         let limits = &self.options.limits;
+        if port.is_behind_proxies() && !port.trusts(source.ip()) {
+            return Err(DenialCode::ProxyUntrusted);
+        }
         if self.draining.load(Ordering::Acquire) {
             return Err(DenialCode::Draining);
         }
@@ -176,22 +195,33 @@ impl Node {
         if self.metrics.handshakes.load(Ordering::Relaxed) >= limits.handshakes_max as u64 {
             return Err(DenialCode::HandshakeLimit);
         }
-        {
-            let mut sources = self.sources.lock();
-            let count = sources.entry(source.ip()).or_insert(0);
-            if *count as usize >= limits.connections_per_source_max {
-                return Err(DenialCode::SourceLimit);
+        // Behind a balancer it is charged to the address that its header names, once that is read.
+        let charged = match port.is_behind_proxies() {
+            true => None,
+            false => {
+                self.charge(source.ip())?;
+                Some(source.ip())
             }
-            *count += 1;
-        }
+        };
         self.metrics.connections.fetch_add(1, Ordering::Relaxed);
         self.metrics.handshakes.fetch_add(1, Ordering::Relaxed);
         Ok(ConnectionSlot {
             node: self.clone(),
             port: port.clone(),
-            source: source.ip(),
+            source: charged,
             handshaking: true,
         })
+    }
+
+    /// Counts a connection to its source's account.
+    fn charge(&self, source: IpAddr) -> Result<(), DenialCode> {
+        let mut sources = self.sources.lock();
+        let count = sources.entry(source).or_insert(0);
+        if *count as usize >= self.options.limits.connections_per_source_max {
+            return Err(DenialCode::SourceLimit);
+        }
+        *count += 1;
+        Ok(())
     }
 }
 
@@ -199,11 +229,20 @@ impl Node {
 pub(crate) struct ConnectionSlot {
     pub(crate) node: Arc<Node>,
     pub(crate) port: Arc<Port>,
-    source: IpAddr,
+    /// Whose account it is on; `None` while the balancer's header is awaited.
+    source: Option<IpAddr>,
     handshaking: bool,
 }
 
 impl ConnectionSlot {
+    /// A balancer's header told where the connection comes from: it goes on that account.
+    pub(crate) fn charge(&mut self, source: IpAddr) -> Result<(), DenialCode> {
+        debug_assert!(self.source.is_none(), "a connection has one source");
+        self.node.charge(source)?;
+        self.source = Some(source);
+        Ok(())
+    }
+
     /// The handshake is over, whichever way.
     pub(crate) fn handshake_over(&mut self) {
         if std::mem::take(&mut self.handshaking) {
@@ -216,11 +255,12 @@ impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.handshake_over();
         self.node.metrics.connections.fetch_sub(1, Ordering::Relaxed);
+        let Some(source) = self.source else { return };
         let mut sources = self.node.sources.lock();
-        if let Some(count) = sources.get_mut(&self.source) {
+        if let Some(count) = sources.get_mut(&source) {
             *count -= 1;
             if *count == 0 {
-                sources.remove(&self.source);
+                sources.remove(&source);
                 // After a storm from many addresses the table gives its memory back.
                 if sources.capacity() > 1024 && sources.len() * 8 < sources.capacity() {
                     sources.shrink_to_fit();

@@ -159,6 +159,7 @@ fn world() -> World {
                 address: "127.0.0.1:0".parse().unwrap(),
                 tls_minimum: TlsMinimum::Tls12,
                 protocols: Protocol::ALL.to_vec(),
+                proxy_from: vec![],
             }],
             GatewayOptions {
                 host_names: vec!["localhost".into()],

@@ -140,6 +140,15 @@ catalogue! {
     Draining "accept.draining" Accept Close,
         "this node is shutting down",
         "connect again; another node or the restarted one answers";
+    ProxyUntrusted "accept.proxy-untrusted" Accept Close,
+        "the listener takes connections from its balancers alone, and this address is none of them",
+        "let devices connect to the balancer; if this is one, add its address to proxy_from of the listener";
+    ProxyHeader "accept.proxy-header" Accept Close,
+        "a balancer's connection did not begin with a PROXY protocol header that can be believed",
+        "let the balancer send PROXY protocol version 2 (binary) over TCP: send-proxy-v2 in HAProxy, proxy_protocol_v2 in AWS";
+    ProxyTimeout "accept.proxy-timeout" Accept Close,
+        "a balancer's connection brought no whole PROXY protocol header in time",
+        "let the balancer send PROXY protocol version 2; the time is limits.proxy_header_timeout_s";
     // --- client-hello
     Plaintext "hello.plaintext" ClientHello Close,
         "the peer spoke without TLS on the TLS port",

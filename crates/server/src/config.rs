@@ -185,6 +185,10 @@ limits! {
     handshakes_max: usize => handshakes_max, same, same;
     /// Connections from one address at once.
     connections_per_source_max: usize => connections_per_source_max, same, same;
+    /// Behind balancers, from accept to the whole PROXY protocol header, in seconds.
+    proxy_header_timeout_s: u64 => proxy_header_timeout, Duration::from_secs, seconds;
+    /// The largest PROXY protocol header, in bytes.
+    proxy_header_bytes_max: usize => proxy_header_bytes_max, same, same;
     /// From accept to the end of the TLS handshake, in seconds.
     handshake_timeout_s: u64 => handshake_timeout, Duration::from_secs, seconds;
     /// From the end of the TLS handshake to CONNECT, in seconds.
@@ -508,6 +512,13 @@ impl Config {
                 "use at most 86400",
             );
         }
+        if limits.proxy_header_timeout_s == 0 || limits.proxy_header_bytes_max < 52 {
+            return value(
+                "limits.proxy_header_bytes_max",
+                "no PROXY protocol header fits: one for TCP over IPv6 has 52 bytes, and takes time".into(),
+                "leave it and limits.proxy_header_timeout_s out for the defaults",
+            );
+        }
         if limits.idle_max_s > 65_535 {
             return value(
                 "limits.idle_max_s",
@@ -630,6 +641,19 @@ mod tests {
                 "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
                  [[listeners]]\nname = \"b\"\npurpose = \"pki\"\nlisten = \"127.0.0.1:2\"\ntls_minimum = \"1.3\"",
                 "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\nproxy_from = []",
+                "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+                 [[listeners]]\nname = \"b\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:2\"\nproxy_from = [\"10.0.0.0/8\"]",
+                "listeners",
+            ),
+            (
+                "[limits]\nproxy_header_bytes_max = 51",
+                "limits.proxy_header_bytes_max",
             ),
             ("[server]\nhost_names = []", "server.host_names"),
             ("[server]\nhost_names = [\"*.example.com\"]", "server.host_names"),

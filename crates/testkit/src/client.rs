@@ -1,7 +1,7 @@
 //! A client that does exactly what it is told, and says exactly what it saw.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,6 +140,10 @@ impl ResolvesClientCert for Shows {
 pub struct Attempt {
     /// Where to.
     pub server: SocketAddr,
+    /// The address to come from; `None` for any.
+    pub from: Option<IpAddr>,
+    /// Sent before TLS, as a balancer does.
+    pub preamble: Vec<u8>,
     /// The server name to ask for.
     pub name: String,
     /// The certificate to show.
@@ -170,6 +174,8 @@ impl Attempt {
     pub fn new(server: SocketAddr) -> Self {
         Self {
             server,
+            from: None,
+            preamble: vec![],
             name: "localhost".into(),
             identity: None,
             trust: true,
@@ -228,12 +234,16 @@ impl Attempt {
     /// Connects, and reads until the server has nothing more to say.
     pub fn run(&self) -> Seen {
         let mut seen = Seen::default();
-        let Ok(mut socket) = TcpStream::connect(self.server) else {
+        let Ok(mut socket) = dial(self.from, self.server) else {
             seen.reset = true;
             return seen;
         };
         let _ = socket.set_nodelay(true);
         let _ = socket.set_read_timeout(Some(self.patience));
+        if socket.write_all(&self.preamble).is_err() {
+            seen.reset = true;
+            return seen;
+        }
         let name = ServerName::try_from(self.name.clone()).expect("a server name");
         let mut tls = ClientConnection::new(Arc::new(self.config()), name).expect("a TLS client");
         let mut sent = false;
@@ -293,6 +303,24 @@ impl Attempt {
         let _ = socket.shutdown(Shutdown::Write);
         seen
     }
+}
+
+/// Connects from this address, if one is given.
+///
+/// # Errors
+/// What the operating system says.
+pub fn dial(from: Option<IpAddr>, server: SocketAddr) -> std::io::Result<TcpStream> {
+    let Some(from) = from else {
+        return TcpStream::connect(server);
+    };
+    let family = match server {
+        SocketAddr::V4(_) => rustix::net::AddressFamily::INET,
+        SocketAddr::V6(_) => rustix::net::AddressFamily::INET6,
+    };
+    let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None)?;
+    rustix::net::bind(&socket, &SocketAddr::new(from, 0))?;
+    rustix::net::connect(&socket, &server)?;
+    Ok(TcpStream::from(socket))
 }
 
 fn is_reset(e: &std::io::Error) -> bool {

@@ -35,6 +35,17 @@ impl Accepted {
         }
     }
 
+    /// A balancer's header says where it really comes from. From here on nothing sees the balancer's address but the record.
+    pub(crate) fn come_from(&mut self, source: SocketAddr) {
+        let proxy = std::mem::replace(&mut self.trace.source, source);
+        self.trace.fact("proxy", proxy.to_string());
+    }
+
+    /// Where it comes from.
+    pub(crate) fn source(&self) -> SocketAddr {
+        self.trace.source()
+    }
+
     /// Refuses it before or at the ClientHello.
     pub(crate) fn refuse(self, denial: Denial) -> Refused {
         Refused {
