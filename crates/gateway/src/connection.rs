@@ -35,6 +35,7 @@ use crate::proxy::{self, Header};
 use crate::session::entry::EndReason;
 use crate::session::grant;
 use crate::session::mqtt::{End, Session};
+use crate::shaping::gate::{Entry, Standing, Turn};
 use crate::timer::Timer;
 
 /// Turns of one poll before other connections get theirs.
@@ -51,6 +52,8 @@ enum Phase {
     /// A balancer's connection: its header says whose it is.
     Proxied(Box<Accepted>),
     Hello(Box<Accepted>),
+    /// The ClientHello is read; the gate lets it in when it is its turn. No key was exchanged, nothing was signed.
+    Waiting(Box<Waiting>),
     Handshaking(Box<Handshaking>),
     /// TLS is open, and the certificate is not known: the registry decides whether it is learned. Nothing is read
     /// until it has answered.
@@ -69,6 +72,11 @@ enum Phase {
         left: usize,
     },
     Over,
+}
+
+struct Waiting {
+    handshaking: Handshaking,
+    turn: Turn,
 }
 
 struct Learning {
@@ -181,6 +189,10 @@ impl Connection {
                 self.first_contact_answered(answer.unwrap_or_else(|_| Err(registry_silent())), b);
                 return Poll::Ready(());
             }
+            Phase::Waiting(ref waiting) if waiting.turn.standing() != Standing::Waiting => {
+                self.turn_came(b);
+                return Poll::Ready(());
+            }
             Phase::Session(ref mut session) if session.has_deliveries() => {
                 session.deliver(&self.slot.node, &mut b.replies);
                 self.seal(b);
@@ -237,6 +249,10 @@ impl Connection {
             Phase::Hello(accepted) => {
                 let denial = Denial::from(DenialCode::HelloTimeout);
                 self.refuse_silently(accepted.refuse(denial));
+            }
+            Phase::Waiting(waiting) => {
+                let denial = Denial::from(DenialCode::QueueTimeout);
+                self.refuse_silently(waiting.handshaking.give_up(denial));
             }
             Phase::Handshaking(handshaking) => {
                 let denial = Denial::from(DenialCode::HandshakeTimeout);
@@ -327,6 +343,13 @@ impl Connection {
             && !self.hello(b, end)
         {
             return;
+        }
+        if let Phase::Waiting(_) = self.phase {
+            // Nothing is to come before our answer but what the ClientHello began.
+            if end > UNREAD_MAX {
+                return self.lost();
+            }
+            return self.keep_input(b, 0, end);
         }
         let Some(mut tls) = self.tls.take() else { return };
         let pass = match &mut self.phase {
@@ -446,28 +469,66 @@ impl Connection {
                 return false;
             }
         };
-        let tls = match UnbufferedServerConnection::new(self.slot.port.tls.clone()) {
-            Ok(tls) => tls,
-            Err(e) => {
-                self.refuse_wordless(
-                    accepted.refuse(Denial::new(DenialCode::HandshakeProtocol, e.to_string())),
-                );
-                return false;
-            }
-        };
-        match accepted.hello(hello, &node) {
-            Ok(handshaking) => {
-                self.tls = Some(tls);
-                self.phase = Phase::Handshaking(Box::new(handshaking));
-                true
-            }
+        let handshaking = match accepted.hello(hello, &node) {
+            Ok(handshaking) => handshaking,
             Err(refused) => {
                 if let Wire::Alert(description) = refused.denial().code.wire() {
                     b.records.extend(plain_alert(description));
                 }
                 self.refuse_wordless(*refused);
+                return false;
+            }
+        };
+        match node.gate.enter(handshaking.place(end), &self.timer) {
+            Entry::Now => self.begin(handshaking),
+            Entry::Later(turn) => {
+                self.set_deadline(node.options.limits.handshake_queue_timeout);
+                self.keep_input(b, 0, end);
+                self.phase = Phase::Waiting(Box::new(Waiting { handshaking, turn }));
                 false
             }
+            Entry::Full => {
+                self.refuse_wordless(handshaking.give_up(DenialCode::QueueFull.into()));
+                false
+            }
+        }
+    }
+
+    /// Goes on to cryptography. `false`: there is no TLS state.
+    fn begin(&mut self, handshaking: Handshaking) -> bool {
+        match UnbufferedServerConnection::new(self.slot.port.tls.clone()) {
+            Ok(tls) => {
+                self.tls = Some(tls);
+                self.phase = Phase::Handshaking(Box::new(handshaking));
+                true
+            }
+            Err(e) => {
+                let denial = Denial::new(DenialCode::HandshakeProtocol, e.to_string());
+                self.refuse_wordless(handshaking.give_up(denial));
+                false
+            }
+        }
+    }
+
+    /// A connection that waited is let in, or had to go.
+    fn turn_came(&mut self, b: &mut Buffers) {
+        let Phase::Waiting(waiting) = std::mem::replace(&mut self.phase, Phase::Over) else {
+            return;
+        };
+        let Waiting {
+            mut handshaking,
+            turn,
+        } = *waiting;
+        if turn.standing() == Standing::Displaced {
+            self.refuse_wordless(handshaking.give_up(DenialCode::QueueFull.into()));
+            return;
+        }
+        handshaking.admitted(turn.waited(), self.slot.node.now());
+        drop(turn);
+        self.set_deadline(self.slot.node.options.limits.handshake_timeout);
+        if self.begin(handshaking) {
+            let end = self.take_input(b);
+            self.process(b, end);
         }
     }
 
@@ -671,7 +732,12 @@ impl Connection {
             Some(Version::V311) => server::encode_connack_v311(refused.connack_v311(), &mut b.replies),
             Some(Version::V5) => {
                 let mut properties = PropertyWriter::default();
-                properties.text(0x1f, refused.denial().code.as_str());
+                let code = refused.denial().code;
+                // MQTT 5 has no field for a back-off in CONNACK; its Reason String is for people and diagnostics.
+                match refused.retry_after_s() {
+                    Some(seconds) => properties.text(0x1f, &format!("{code}; retry after {seconds} s")),
+                    None => properties.text(0x1f, code.as_str()),
+                };
                 server::encode_connack_v5(ReasonCode(refused.connack_v5()), &properties, &mut b.replies);
             }
             None => {}
@@ -741,6 +807,7 @@ impl Connection {
         let node = self.slot.node.clone();
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Proxied(accepted) | Phase::Hello(accepted) => accepted.abandon().conclude(&node),
+            Phase::Waiting(waiting) => waiting.handshaking.abandon().conclude(&node),
             Phase::Handshaking(handshaking) => handshaking.abandon().conclude(&node),
             Phase::Learning(learning) => learning.handshaken.abandon().conclude(&node),
             Phase::Greeting(greeting) => match *greeting {

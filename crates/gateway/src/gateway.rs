@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::node::{DeviceListener, GatewayOptions, Node, Port};
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
+use crate::shaping::gate::Gate;
 use crate::timer::Wheel;
 
 /// Why the device port cannot be opened.
@@ -123,9 +124,12 @@ impl Gateway {
         }
         let node = Arc::new(Node::new(options, facts, sink, clock, http));
         tokio::spawn(Wheel::run(Arc::downgrade(&node.wheel)));
+        tokio::spawn(Node::tidy(Arc::downgrade(&node)));
+        let pacing = tokio::spawn(Gate::run(Arc::downgrade(&node.gate)));
         let accepting = open
             .into_iter()
             .map(|(socket, port)| tokio::spawn(listen::accept(socket, port, node.clone())))
+            .chain([pacing])
             .collect();
         Ok(Self {
             node,
@@ -151,6 +155,16 @@ impl Gateway {
     /// What it counts.
     pub fn metrics(&self) -> &Metrics {
         &self.node.metrics
+    }
+
+    /// How many devices wait for their handshake now, and how many had to since start.
+    pub fn handshakes_waiting(&self) -> (u64, u64) {
+        (self.node.gate.waiting(), self.node.gate.queued())
+    }
+
+    /// How many sources have an account for their rate, and how many were forgotten before it was level.
+    pub fn source_accounts(&self) -> (u64, u64) {
+        self.node.source_accounts()
     }
 
     /// How many sessions are live.

@@ -1,8 +1,9 @@
 //! What all connections of one gateway share.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use countersign_identity::{Clock, Timestamp};
 use countersign_policy::exchange::ExchangeSink;
@@ -17,11 +18,18 @@ use crate::data::embedded::Router;
 use crate::handshake::config::{Protocol, TlsMinimum};
 use crate::http::DeviceHttp;
 use crate::limits::Limits;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, count};
 use crate::network::Network;
 use crate::session::entry::SessionEntry;
 use crate::session::index::SessionIndex;
+use crate::shaping::Attempts;
+use crate::shaping::gate::Gate;
+use crate::shaping::rate::Rate;
+use crate::shaping::sources::Sources;
 use crate::timer::Wheel;
+
+/// Refusals at the door that get a line in the log: 20 a second, and 200 at once.
+const LOGGED: Rate = Rate::every(Duration::from_millis(50), 200);
 
 /// One address where devices connect.
 #[derive(Clone, Debug)]
@@ -77,7 +85,11 @@ pub(crate) struct Node {
     pub(crate) sessions: SessionIndex,
     pub(crate) router: Router,
     pub(crate) draining: AtomicBool,
-    sources: Mutex<std::collections::HashMap<IpAddr, u32>>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) attempts: Arc<Attempts>,
+    sources: Mutex<Sources>,
+    refusals_logged: Mutex<u64>,
+    start: Instant,
     exchange_counter: AtomicU32,
     session_counter: AtomicU64,
 }
@@ -90,7 +102,16 @@ impl Node {
         clock: Arc<dyn Clock>,
         http: Arc<dyn DeviceHttp>,
     ) -> Self {
+        let limits = &options.limits;
         Self {
+            gate: Arc::new(Gate::new(limits)),
+            attempts: Arc::new(Attempts::new(
+                limits.device_connects_per_minute,
+                limits.devices_remembered_max,
+            )),
+            sources: Mutex::new(Sources::new(limits)),
+            refusals_logged: Mutex::new(0),
+            start: Instant::now(),
             options,
             facts,
             sink,
@@ -101,7 +122,6 @@ impl Node {
             sessions: SessionIndex::default(),
             router: Router::default(),
             draining: AtomicBool::new(false),
-            sources: Mutex::default(),
             exchange_counter: AtomicU32::new(0),
             session_counter: AtomicU64::new(1),
         }
@@ -109,6 +129,37 @@ impl Node {
 
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// For accounts that owe time: nanoseconds since the gateway started.
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether one more refusal at the door gets a line in the log. In a storm most do not: they are in the metrics.
+    pub(crate) fn may_log_refusal(&self) -> bool {
+        let may = LOGGED.take(&mut self.refusals_logged.lock(), self.now_ns());
+        if !may {
+            count(&self.metrics.refusals_unlogged);
+        }
+        may
+    }
+
+    /// How many sources have an account, and how many lost one that still owed.
+    pub(crate) fn source_accounts(&self) -> (u64, u64) {
+        let sources = self.sources.lock();
+        (sources.len() as u64, sources.forgotten())
+    }
+
+    /// Gives back what nobody needs any more, every ten seconds until the gateway is gone.
+    pub(crate) async fn tidy(node: Weak<Self>) {
+        let mut look = tokio::time::interval(Duration::from_secs(10));
+        loop {
+            look.tick().await;
+            let Some(node) = node.upgrade() else { return };
+            node.sources.lock().tidy(node.now_ns());
+            node.attempts.tidy();
+        }
     }
 
     pub(crate) fn next_exchange(&self, started: Timestamp) -> ExchangeId {
@@ -215,13 +266,7 @@ impl Node {
 
     /// Counts a connection to its source's account.
     fn charge(&self, source: IpAddr) -> Result<(), DenialCode> {
-        let mut sources = self.sources.lock();
-        let count = sources.entry(source).or_insert(0);
-        if *count as usize >= self.options.limits.connections_per_source_max {
-            return Err(DenialCode::SourceLimit);
-        }
-        *count += 1;
-        Ok(())
+        self.sources.lock().enter(source, self.now_ns())
     }
 }
 
@@ -247,6 +292,9 @@ impl ConnectionSlot {
     pub(crate) fn handshake_over(&mut self) {
         if std::mem::take(&mut self.handshaking) {
             self.node.metrics.handshakes.fetch_sub(1, Ordering::Relaxed);
+            if let Some(source) = self.source {
+                self.node.sources.lock().handshake_over(source);
+            }
         }
     }
 }
@@ -255,17 +303,8 @@ impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.handshake_over();
         self.node.metrics.connections.fetch_sub(1, Ordering::Relaxed);
-        let Some(source) = self.source else { return };
-        let mut sources = self.node.sources.lock();
-        if let Some(count) = sources.get_mut(&source) {
-            *count -= 1;
-            if *count == 0 {
-                sources.remove(&source);
-                // After a storm from many addresses the table gives its memory back.
-                if sources.capacity() > 1024 && sources.len() * 8 < sources.capacity() {
-                    sources.shrink_to_fit();
-                }
-            }
+        if let Some(source) = self.source {
+            self.node.sources.lock().leave(source, self.node.now_ns());
         }
     }
 }

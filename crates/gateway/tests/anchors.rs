@@ -173,6 +173,8 @@ fn handshake(world: &World) {
         possession: Possession::Unproven,
         certificate_at: None,
         possession_at: None,
+        attempts: Arc::new(countersign_gateway::shaping::Attempts::new(600, 100)),
+        standing: countersign_gateway::shaping::Standing::Within,
     }));
     let (mut input, mut plaintext) = (Vec::new(), Vec::new());
     for _ in 0..4 {

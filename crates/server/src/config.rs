@@ -181,10 +181,28 @@ fn seconds(d: Duration) -> u64 {
 limits! {
     /// Connections held at once.
     connections_max: usize => connections_max, same, same;
-    /// Handshakes (accept to CONNECT) under way at once.
+    /// Handshakes (accept to the end of TLS, waiting included) under way at once.
     handshakes_max: usize => handshakes_max, same, same;
     /// Connections from one address at once.
     connections_per_source_max: usize => connections_per_source_max, same, same;
+    /// Connections that one source may open a second.
+    source_connects_per_s: u32 => source_connects_per_s, same, same;
+    /// Connections that one source may open at once.
+    source_connect_burst: u32 => source_connect_burst, same, same;
+    /// Sources that are remembered for their rate.
+    sources_max: usize => sources_max, same, same;
+    /// Handshakes that are begun a second; others wait.
+    handshakes_per_s: u32 => handshakes_per_s, same, same;
+    /// Handshakes that are begun at once.
+    handshake_burst: u32 => handshake_burst, same, same;
+    /// What may wait for its handshake, in bytes.
+    handshake_queue_bytes_max: usize => handshake_queue_bytes_max, same, same;
+    /// How long a device may wait for its handshake, in seconds.
+    handshake_queue_timeout_s: u64 => handshake_queue_timeout, Duration::from_secs, seconds;
+    /// Attempts of one device a minute, and at once.
+    device_connects_per_minute: u32 => device_connects_per_minute, same, same;
+    /// Devices whose attempts are remembered.
+    devices_remembered_max: usize => devices_remembered_max, same, same;
     /// Behind balancers, from accept to the whole PROXY protocol header, in seconds.
     proxy_header_timeout_s: u64 => proxy_header_timeout, Duration::from_secs, seconds;
     /// The largest PROXY protocol header, in bytes.
@@ -475,6 +493,22 @@ impl Config {
                 "limits.connections_per_source_max",
                 limits.connections_per_source_max,
             ),
+            (
+                "limits.source_connects_per_s",
+                limits.source_connects_per_s as usize,
+            ),
+            (
+                "limits.source_connect_burst",
+                limits.source_connect_burst as usize,
+            ),
+            ("limits.sources_max", limits.sources_max),
+            ("limits.handshakes_per_s", limits.handshakes_per_s as usize),
+            ("limits.handshake_burst", limits.handshake_burst as usize),
+            (
+                "limits.device_connects_per_minute",
+                limits.device_connects_per_minute as usize,
+            ),
+            ("limits.devices_remembered_max", limits.devices_remembered_max),
             ("limits.connect_bytes_max", limits.connect_bytes_max),
             ("limits.packet_bytes_max", limits.packet_bytes_max),
             ("limits.sessions_per_device_max", limits.sessions_per_device_max),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{CertificateFacts, Timestamp};
+use rustls::StreamOwned;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientConnection, ResolvesClientCert};
 use rustls::crypto::aws_lc_rs;
@@ -231,6 +232,38 @@ impl Attempt {
         config
     }
 
+    /// The bytes of its ClientHello, as somebody records them to send them again and again.
+    pub fn hello(&self) -> Vec<u8> {
+        let name = ServerName::try_from(self.name.clone()).expect("a server name");
+        let mut tls = ClientConnection::new(Arc::new(self.config()), name).expect("a TLS client");
+        let mut bytes = Vec::new();
+        let _ = tls.write_tls(&mut bytes);
+        bytes
+    }
+
+    /// Connects, sends its CONNECT, and keeps the session.
+    ///
+    /// # Errors
+    /// If CONNACK is not 0, or nothing comes within its patience.
+    pub fn open(&self) -> std::io::Result<Link> {
+        let socket = dial(self.from, self.server)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(self.patience))?;
+        socket.set_write_timeout(Some(self.patience))?;
+        let name = ServerName::try_from(self.name.clone()).expect("a server name");
+        let tls = ClientConnection::new(Arc::new(self.config()), name).expect("a TLS client");
+        let mut link = Link {
+            stream: StreamOwned::new(tls, socket),
+        };
+        link.stream.write_all(&self.send)?;
+        let connack = link.packet()?;
+        if connack.first() == Some(&0x20) && connack.get(3) == Some(&0) {
+            Ok(link)
+        } else {
+            Err(std::io::Error::other(format!("not admitted: {connack:x?}")))
+        }
+    }
+
     /// Connects, and reads until the server has nothing more to say.
     pub fn run(&self) -> Seen {
         let mut seen = Seen::default();
@@ -302,6 +335,36 @@ impl Attempt {
         }
         let _ = socket.shutdown(Shutdown::Write);
         seen
+    }
+}
+
+/// A session that is kept.
+#[derive(Debug)]
+pub struct Link {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+}
+
+impl Link {
+    /// Sends packets.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes)?;
+        self.stream.flush()
+    }
+
+    /// The next packet; its length must fit one byte.
+    ///
+    /// # Errors
+    /// If none comes in time, or the connection is lost.
+    pub fn packet(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut packet = vec![0; 2];
+        self.stream.read_exact(&mut packet)?;
+        let length = usize::from(packet[1]);
+        packet.resize(2 + length, 0);
+        self.stream.read_exact(&mut packet[2..])?;
+        Ok(packet)
     }
 }
 

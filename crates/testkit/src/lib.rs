@@ -15,3 +15,4 @@ pub mod issuance;
 pub mod pki;
 pub mod server;
 pub mod station_crash;
+pub mod storm;

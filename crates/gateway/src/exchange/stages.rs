@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use countersign_identity::{Anchor, CertificateFacts, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::decide::AdmissionPermit;
@@ -21,6 +21,9 @@ use crate::handshake::context::{self, HandshakeContext};
 use crate::handshake::driver::{self, Pass};
 use crate::handshake::hello::ClientHello;
 use crate::node::Node;
+use crate::shaping::attempts::Standing;
+use crate::shaping::queue::{Class, Place};
+use crate::shaping::sources::account_of;
 
 /// A TCP connection that admission control by source let pass. Nothing is known of it but its address.
 #[derive(Debug)]
@@ -101,6 +104,8 @@ impl Accepted {
             possession: Possession::Unproven,
             certificate_at: None,
             possession_at: None,
+            attempts: node.attempts.clone(),
+            standing: Standing::Within,
         });
         Ok(Handshaking {
             trace: self.trace,
@@ -118,6 +123,25 @@ pub struct Handshaking {
 }
 
 impl Handshaking {
+    /// Where it stands in the queue for a handshake, with a ClientHello of so many bytes.
+    pub(crate) fn place(&self, bytes: usize) -> Place {
+        Place {
+            tenant: self.trace.tenant.clone(),
+            // Until tickets are opened before this every handshake is a full one.
+            class: Class::Full,
+            source: account_of(self.trace.source.ip()),
+            bytes,
+        }
+    }
+
+    /// It waited for its turn, which is now: dates are held against this moment.
+    pub(crate) fn admitted(&mut self, waited: Duration, now: Timestamp) {
+        self.trace.fact("queued_ms", waited.as_millis().to_string());
+        if let Some(context) = &mut self.context {
+            context.now = now;
+        }
+    }
+
     /// Moves the handshake on by what is in `input`.
     pub(crate) fn pass(
         &mut self,
@@ -140,7 +164,9 @@ impl Handshaking {
     /// [`Refused`] if there is no verdict or possession was not proven.
     pub(crate) fn complete(mut self, tls: &UnbufferedServerConnection) -> Result<Handshaken, Box<Refused>> {
         self.take_findings();
-        let verdict = self.context.take().and_then(|c| c.verdict);
+        let context = self.context.take();
+        let standing = context.as_ref().map_or(Standing::Within, |c| c.standing);
+        let verdict = context.and_then(|c| c.verdict);
         let (Some(Ok(chain)), Possession::Proven) = (verdict, self.trace.possession) else {
             let denial = Denial::new(
                 DenialCode::NoCertificate,
@@ -178,6 +204,7 @@ impl Handshaking {
             chain,
             tls: facts,
             first_contact_over: false,
+            standing,
         })
     }
 
@@ -268,6 +295,7 @@ pub struct Handshaken {
     chain: VerifiedChain,
     tls: TlsFacts,
     first_contact_over: bool,
+    standing: Standing,
 }
 
 /// What identification came to.
@@ -284,6 +312,10 @@ impl Handshaken {
     /// # Errors
     /// [`Refused`] if the certificate names no device, or one that is not known by this certificate.
     pub(crate) fn identify(mut self, facts: &dyn FactSource) -> Result<Identification, Box<Refused>> {
+        if let Standing::Over(wait) | Standing::FarOver(wait) = self.standing {
+            let denial = Denial::from(DenialCode::DeviceRate).retry_after(wait);
+            return Err(Box::new(self.refuse(denial)));
+        }
         match self.look_up(facts) {
             Ok(Some((device, credential))) => {
                 self.trace.passed(Stage::Identify);

@@ -11,6 +11,8 @@ use countersign_identity::{TenantId, Timestamp, VerifiedChain};
 use countersign_policy::exchange::ShownCertificate;
 use countersign_policy::{Denial, FactSource, Possession};
 
+use crate::shaping::{Attempts, Standing};
+
 /// What the verifier needs of a connection, and what it found.
 pub struct HandshakeContext {
     /// Where anchors and credentials are looked up.
@@ -29,6 +31,10 @@ pub struct HandshakeContext {
     pub certificate_at: Option<Instant>,
     /// When possession was checked.
     pub possession_at: Option<Instant>,
+    /// How often devices come.
+    pub attempts: Arc<Attempts>,
+    /// How this one stood before this attempt.
+    pub standing: Standing,
 }
 
 thread_local! {

@@ -19,6 +19,7 @@ use rustls::{
 };
 
 use super::context::{self, HandshakeContext};
+use crate::shaping::Standing;
 
 /// The one verifier of all device connections. Fails closed when it is called outside of a lent context.
 #[derive(Debug)]
@@ -44,6 +45,7 @@ impl DeviceVerifier {
                 context.verdict = Some(Err(Denial::new(DenialCode::PossessionFailed, e.to_string())));
             })?;
             context.possession = Possession::Proven;
+            count_attempt(context);
             match &context.verdict {
                 Some(Ok(_)) => Ok(valid),
                 Some(Err(denial)) => Err(error_with_alert(denial)),
@@ -137,6 +139,11 @@ fn verdict(
         issuer: leaf.issuer_text.clone(),
         chain_length,
     });
+    // Read here, before anything is spent on the chain; counted only once the key is proven.
+    context.standing = context.attempts.standing(&leaf.fingerprint);
+    if let Standing::FarOver(wait) = context.standing {
+        return Err(Denial::from(DenialCode::DeviceRateIgnored).retry_after(wait));
+    }
     // Self-signed certificates alone are looked up before they are judged: registered ones vouch for themselves.
     let pinned = leaf
         .is_self_issued()
@@ -174,6 +181,17 @@ fn verdict(
         ));
     }
     Ok(chain)
+}
+
+/// The key was proven: the attempt counts to the device's disadvantage, if it is one of ours. Neither who replays a
+/// certificate nor who makes one of their own gets here.
+fn count_attempt(context: &HandshakeContext) {
+    let Some(shown) = &context.shown else { return };
+    let is_ours =
+        matches!(context.verdict, Some(Ok(_))) || context.facts.credential(&shown.fingerprint).is_some();
+    if is_ours {
+        context.attempts.count(shown.fingerprint);
+    }
 }
 
 /// The rustls error whose alert is the one that the denial's code names.
