@@ -17,6 +17,7 @@ use std::time::Duration;
 use countersign_mqtt::client::Connect;
 use countersign_mqtt::properties::PropertyWriter;
 use countersign_mqtt::{DecodeError, ReasonCode, Version, frame, server};
+use countersign_policy::clones::Answer;
 use countersign_policy::denial::Wire;
 use countersign_policy::{Denial, DenialCode};
 use rustls::server::UnbufferedServerConnection;
@@ -70,6 +71,8 @@ enum Phase {
     /// Half closed: the peer may still be sending, and a reset would take our last word from it.
     Draining {
         left: usize,
+        /// The session of this connection that another took over: whether its peer answers tells who holds its key.
+        replaced: Option<Arc<crate::session::SessionEntry>>,
     },
     Over,
 }
@@ -841,14 +844,16 @@ impl Connection {
         {
             return Poll::Pending;
         }
-        if let Some(entry) = self.leaving.take() {
-            self.slot.node.sessions.remove(&entry);
+        let left = self.leaving.take();
+        if let Some(entry) = &left {
+            self.slot.node.sessions.remove(entry);
         }
         self.tls = None;
         self.spill = None;
         if drain {
             self.phase = Phase::Draining {
                 left: self.slot.node.options.limits.drain_bytes_max,
+                replaced: left.filter(|entry| entry.ending() == Some(EndReason::TakenOver)),
             };
         } else {
             self.gone();
@@ -858,7 +863,7 @@ impl Connection {
 
     /// Reads and forgets, so that no reset overtakes our last word.
     fn drain(&mut self, b: &mut Buffers, cx: &mut Context<'_>) -> Poll<()> {
-        let Phase::Draining { left } = &mut self.phase else {
+        let Phase::Draining { left, replaced } = &mut self.phase else {
             return Poll::Ready(());
         };
         let mut read = ReadBuf::new(&mut b.input);
@@ -871,7 +876,15 @@ impl Connection {
                 *left -= read.filled().len();
                 Poll::Ready(())
             }
-            Poll::Ready(_) => {
+            Poll::Ready(end) => {
+                let answer = match &end {
+                    Ok(()) if read.filled().is_empty() => Some(Answer::Closed),
+                    Err(_) => Some(Answer::Reset),
+                    Ok(()) => None,
+                };
+                if let (Some(answer), Some(replaced)) = (answer, replaced.take()) {
+                    self.slot.node.clones.answered(&self.slot.node, &replaced, answer);
+                }
                 self.gone();
                 Poll::Ready(())
             }

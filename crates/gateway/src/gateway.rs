@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use countersign_identity::{Clock, DeviceId, TenantId, Timestamp};
+use countersign_policy::clones::Suspect;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{ExchangeId, FactSource};
 use serde::Serialize;
@@ -16,6 +17,7 @@ use crate::http::DeviceHttp;
 use crate::listen;
 use crate::metrics::Metrics;
 use crate::node::{DeviceListener, GatewayOptions, Node, Port};
+use crate::session::clones::Clones;
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
 use crate::shaping::gate::Gate;
@@ -125,6 +127,7 @@ impl Gateway {
         let node = Arc::new(Node::new(options, facts, sink, clock, http));
         tokio::spawn(Wheel::run(Arc::downgrade(&node.wheel)));
         tokio::spawn(Node::tidy(Arc::downgrade(&node)));
+        tokio::spawn(Clones::run(Arc::downgrade(&node)));
         let pacing = tokio::spawn(Gate::run(Arc::downgrade(&node.gate)));
         let accepting = open
             .into_iter()
@@ -165,6 +168,11 @@ impl Gateway {
     /// How many sources have an account for their rate, and how many were forgotten before it was level.
     pub fn source_accounts(&self) -> (u64, u64) {
         self.node.source_accounts()
+    }
+
+    /// The credentials that two seem to hold, the clearest first.
+    pub fn suspected_clones(&self) -> Vec<Suspect> {
+        self.node.clones.suspected(&self.node)
     }
 
     /// How many sessions are live.

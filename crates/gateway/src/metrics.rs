@@ -22,6 +22,8 @@ pub struct Metrics {
     pub handshakes: AtomicU64,
     /// Refusals at the door that got no line in the log, because there were too many.
     pub refusals_unlogged: AtomicU64,
+    /// Credentials that came to be suspected to have two holders.
+    pub clones_suspected: AtomicU64,
     /// PUBLISH packets accepted from devices.
     pub publishes_in: AtomicU64,
     /// PUBLISH packets sent to subscribers.
@@ -47,6 +49,7 @@ impl Default for Metrics {
             connections: AtomicU64::default(),
             handshakes: AtomicU64::default(),
             refusals_unlogged: AtomicU64::default(),
+            clones_suspected: AtomicU64::default(),
             publishes_in: AtomicU64::default(),
             publishes_out: AtomicU64::default(),
             publishes_denied: AtomicU64::default(),

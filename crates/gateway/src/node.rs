@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use countersign_identity::{Clock, Timestamp};
+use countersign_policy::clones::CloneRules;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{
     Denial, DenialCode, ExchangeId, ExchangeRecord, FactSource, Outcome, Possession, Stage, StageOutcome,
@@ -20,6 +21,7 @@ use crate::http::DeviceHttp;
 use crate::limits::Limits;
 use crate::metrics::{Metrics, count};
 use crate::network::Network;
+use crate::session::clones::Clones;
 use crate::session::entry::SessionEntry;
 use crate::session::index::SessionIndex;
 use crate::shaping::Attempts;
@@ -72,6 +74,8 @@ pub struct GatewayOptions {
     pub host_names: Vec<String>,
     /// The limits.
     pub limits: Limits,
+    /// When two are suspected to hold one key.
+    pub clones: CloneRules,
 }
 
 pub(crate) struct Node {
@@ -83,6 +87,7 @@ pub(crate) struct Node {
     pub(crate) wheel: Arc<Wheel>,
     pub(crate) metrics: Metrics,
     pub(crate) sessions: SessionIndex,
+    pub(crate) clones: Clones,
     pub(crate) router: Router,
     pub(crate) draining: AtomicBool,
     pub(crate) gate: Arc<Gate>,
@@ -112,7 +117,6 @@ impl Node {
             sources: Mutex::new(Sources::new(limits)),
             refusals_logged: Mutex::new(0),
             start: Instant::now(),
-            options,
             facts,
             sink,
             clock,
@@ -120,6 +124,8 @@ impl Node {
             wheel: Arc::new(Wheel::new()),
             metrics: Metrics::default(),
             sessions: SessionIndex::default(),
+            clones: Clones::new(options.clones),
+            options,
             router: Router::default(),
             draining: AtomicBool::new(false),
             exchange_counter: AtomicU32::new(0),

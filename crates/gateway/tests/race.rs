@@ -163,6 +163,7 @@ fn world() -> World {
             }],
             GatewayOptions {
                 host_names: vec!["localhost".into()],
+                clones: countersign_policy::clones::CloneRules::default(),
                 limits: Limits::default(),
             },
             Foundation {

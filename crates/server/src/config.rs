@@ -1,5 +1,6 @@
 //! The configuration: one TOML file. Every key has a default, unknown keys are refused, units are in the names.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,9 +8,12 @@ use std::time::Duration;
 use countersign_factory::Profile;
 use countersign_factory::grant::check_host_name;
 use countersign_gateway::Limits;
+use countersign_identity::TenantId;
+use countersign_policy::clones::CloneRules;
 use countersign_registry::{ClockRules, IssuanceRules, LedgerLimits};
 use serde::{Deserialize, Serialize};
 
+use crate::clones::CloneAction;
 use crate::listeners::{self, Listener, Purpose};
 
 /// Everything that can be configured.
@@ -24,6 +28,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// What grows has a limit.
     pub limits: LimitsConfig,
+    /// When two are suspected to hold one key, and what is done.
+    pub clones: ClonesConfig,
     /// The ledger of exchanges.
     pub ledger: LedgerConfig,
     /// How long things last in issuance.
@@ -47,6 +53,7 @@ impl Default for Config {
             listeners: vec![Listener::devices(SocketAddr::from(([0, 0, 0, 0], 8883)))],
             admin: AdminConfig::default(),
             limits: LimitsConfig::default(),
+            clones: ClonesConfig::default(),
             ledger: LedgerConfig::default(),
             issuance: IssuanceConfig::default(),
             enrol: EnrolConfig::default(),
@@ -233,6 +240,52 @@ limits! {
     drain_timeout_s: u64 => drain_timeout, Duration::from_secs, seconds;
     /// After a refusal, how many bytes of the peer are read and thrown away.
     drain_bytes_max: usize => drain_bytes_max, same, same;
+}
+
+/// `[clones]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClonesConfig {
+    /// The score at which two are suspected to hold one key.
+    pub score: u32,
+    /// In so many seconds a score is halved.
+    pub half_life_s: u64,
+    /// Credentials with a score that are remembered.
+    pub remembered_max: usize,
+    /// What is done then: "alert" or "quarantine".
+    pub action: CloneAction,
+    /// The same for single tenants.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tenants: BTreeMap<TenantId, CloneAction>,
+}
+
+impl Default for ClonesConfig {
+    fn default() -> Self {
+        let rules = CloneRules::default();
+        Self {
+            score: rules.threshold / 1000,
+            half_life_s: rules.half_life.as_secs(),
+            remembered_max: rules.accounts_max,
+            action: CloneAction::default(),
+            tenants: BTreeMap::new(),
+        }
+    }
+}
+
+impl ClonesConfig {
+    /// As the gateway takes them.
+    pub fn to_rules(&self) -> CloneRules {
+        CloneRules {
+            threshold: self.score.saturating_mul(1000),
+            half_life: Duration::from_secs(self.half_life_s),
+            accounts_max: self.remembered_max,
+        }
+    }
+
+    /// What is done about a suspicion in a tenant.
+    pub fn action_for(&self, tenant: &TenantId) -> CloneAction {
+        self.tenants.get(tenant).copied().unwrap_or(self.action)
+    }
 }
 
 /// `[ledger]`
@@ -546,6 +599,13 @@ impl Config {
                 "use at most 86400",
             );
         }
+        if self.clones.score < 2 || self.clones.half_life_s == 0 || self.clones.remembered_max == 0 {
+            return value(
+                "clones.score",
+                "at a score below 2 a client that once replaced its own connection would be suspected; with nothing remembered nobody".into(),
+                "leave clones.score, clones.half_life_s and clones.remembered_max out for the defaults",
+            );
+        }
         if limits.proxy_header_timeout_s == 0 || limits.proxy_header_bytes_max < 52 {
             return value(
                 "limits.proxy_header_bytes_max",
@@ -685,6 +745,7 @@ mod tests {
                  [[listeners]]\nname = \"b\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:2\"\nproxy_from = [\"10.0.0.0/8\"]",
                 "listeners",
             ),
+            ("[clones]\nscore = 1", "clones.score"),
             (
                 "[limits]\nproxy_header_bytes_max = 51",
                 "limits.proxy_header_bytes_max",

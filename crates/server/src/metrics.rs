@@ -91,6 +91,12 @@ impl Collector for Exported {
                 "Handshakes under way now",
                 of(&m.handshakes),
             )?;
+            counter(
+                e,
+                "countersign_clones_suspected",
+                "Credentials that came to be suspected to have two holders",
+                of(&m.clones_suspected),
+            )?;
             let (waiting, queued) = gateway.handshakes_waiting();
             gauge(
                 e,

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::listeners::Purpose;
 use crate::service::{OpenListener, Service};
-use crate::{enrol, pki};
+use crate::{clones, enrol, pki};
 
 /// How long a stop waits for sessions to be told.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -76,6 +76,7 @@ impl Running {
                 .map(|n| n.to_ascii_lowercase())
                 .collect(),
             limits: config.limits.to_limits(),
+            clones: config.clones.to_rules(),
         };
         let registry = service.registry().clone();
         let for_devices: Vec<_> = config
@@ -87,7 +88,7 @@ impl Running {
         let foundation = Foundation {
             identity,
             facts: registry.facts().clone(),
-            sink: registry,
+            sink: Arc::new(clones::Sink::new(&service)),
             http: Arc::new(enrol::DevicePort::new(service.clone())),
             clock: service.registry().clock().clone(),
         };

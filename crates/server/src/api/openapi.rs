@@ -122,6 +122,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("post" "/tenants/{tenant}/batches/{batch}/revoke" "revokes all certificates that were issued in a batch; answers when the sessions that this ends are closed"
         body [("code?", "CRL reason, default unspecified"), ("reason?", "why, for the audit")]),
     endpoint!("get" "/sessions" "lists live sessions" , query [("tenant", "only of this tenant")]),
+    endpoint!("get" "/clones" "lists the credentials that two seem to hold, the clearest first: score in thousandths, evidence, addresses" , query [("tenant", "only of this tenant")]),
     endpoint!("get" "/exchanges" "the exchanges that a subject names, or the newest, newest first"
         , query [("subject", "device id, certificate fingerprint, serial number or exchange id"), ("tenant", "tenant of the device"), ("refused", "true: only refused ones, if no subject is given"), ("limit", "1 to 1000, default 20")]),
     endpoint!("get" "/audit" "the newest 200 audit entries, newest first"),

@@ -90,6 +90,9 @@ pub enum Command {
     /// Live sessions
     #[command(subcommand)]
     Session(SessionCommand),
+    /// Certificates whose key two seem to hold
+    #[command(subcommand)]
+    Clones(ClonesCommand),
     /// Show exchanges as sequence diagrams, refused ones with cause and cure
     Explain {
         /// A device id, certificate fingerprint, serial number or exchange id
@@ -620,6 +623,16 @@ pub struct RevocationArguments {
     /// Why, for the audit
     #[arg(long, default_value = "")]
     pub reason: String,
+}
+
+#[derive(Subcommand)]
+pub enum ClonesCommand {
+    /// List who is suspected now, and why
+    List {
+        /// Only of this tenant
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
 }
 
 #[derive(Subcommand)]

@@ -10,8 +10,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::{Value, json};
 
 use super::arguments::{
-    Command, CredentialCommand, DeviceCommand, Format, HostCommand, OneDevice, OneMove, SessionCommand,
-    TenantCommand,
+    ClonesCommand, Command, CredentialCommand, DeviceCommand, Format, HostCommand, OneDevice, OneMove,
+    SessionCommand, TenantCommand,
 };
 use super::output::{Output, cell, time};
 use super::{authority, factory, import, keeping};
@@ -138,6 +138,26 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
                     ("TLS", "/tls_version"),
                     ("SINCE", "/started"),
                     ("EXCHANGE", "/exchange"),
+                ],
+            )
+        }
+        Command::Clones(ClonesCommand::List { tenant }) => {
+            let query = tenant.map(|t| format!("?tenant={t}")).unwrap_or_default();
+            let mut answer = client.call("GET", &format!("/clones{query}"), None).await?;
+            times(&mut answer, "last", out);
+            out.list(
+                &answer,
+                &[
+                    ("TENANT", "/tenant"),
+                    ("DEVICE", "/device"),
+                    ("CERTIFICATE", "/fingerprint"),
+                    ("SCORE", "/score"),
+                    ("TAKEN OVER", "/takeovers"),
+                    ("ALIVE", "/answered"),
+                    ("CAME BACK", "/returned"),
+                    ("AT ONCE", "/together"),
+                    ("FROM", "/sources"),
+                    ("LAST", "/last"),
                 ],
             )
         }
