@@ -31,6 +31,7 @@ use crate::handshake::config::Protocol;
 use crate::handshake::driver::{self, PassEnd};
 use crate::handshake::hello::{self, Hello};
 use crate::http::connection::HttpConnection;
+use crate::metrics::count;
 use crate::node::ConnectionSlot;
 use crate::proxy::{self, Header};
 use crate::session::entry::EndReason;
@@ -371,7 +372,12 @@ impl Connection {
                 Phase::Handshaking(handshaking)
             } else {
                 match handshaking.complete(&tls) {
-                    Ok(handshaken) => self.authorise(handshaken),
+                    Ok(handshaken) => {
+                        if handshaken.is_resumed() {
+                            count(&self.slot.node.metrics.tickets.resumed);
+                        }
+                        self.authorise(handshaken)
+                    }
                     Err(refused) => Phase::Greeting(Box::new(Err(refused))),
                 }
             };
@@ -900,7 +906,7 @@ impl Future for Connection {
         this.timer.register(cx.waker());
         // A panic is a bug, and it costs one connection: the node lives on, and counts it.
         catch_unwind(AssertUnwindSafe(|| this.advance(cx))).unwrap_or_else(|_| {
-            crate::metrics::count(&this.slot.node.metrics.panics);
+            count(&this.slot.node.metrics.panics);
             this.lost();
             Poll::Ready(())
         })

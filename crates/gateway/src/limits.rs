@@ -47,8 +47,15 @@ pub struct Limits {
     pub idle_max: Duration,
     /// The longest a session may last before the device must prove itself again. Default 24 h.
     pub session_age_max: Duration,
+    /// Chains whose signatures are known to hold, so that a device that comes back does not have them verified again.
+    /// Default 65,536, about 100 bytes each; 0: none.
+    pub verified_chains_max: usize,
     /// Sessions of one device at once (client-id modes `prefix` and `free`). Default 8.
     pub sessions_per_device_max: usize,
+    /// Tokens of one device at once. Default 8.
+    pub tokens_per_device_max: usize,
+    /// Tokens of all devices at once. Default 50,000; each takes about 1 KiB.
+    pub tokens_max: usize,
     /// Subscriptions of one session. Default 64.
     pub subscriptions_max: usize,
     /// Messages waiting for one session. Default 10,000; a session that lets more pile up is ended.
@@ -59,6 +66,8 @@ pub struct Limits {
     pub inflight_max: u16,
     /// After a refusal: how long the last words may take to be read before the socket is closed. Default 1 s.
     pub drain_timeout: Duration,
+    /// How often every live session is compared with the facts, in case a change missed one. Default 60 s.
+    pub session_sweep: Duration,
     /// After a refusal: how many bytes of the peer are read and thrown away. Default 16 KiB.
     pub drain_bytes_max: usize,
 }
@@ -86,12 +95,16 @@ impl Default for Limits {
             packet_bytes_max: 256 * 1024,
             idle_max: Duration::from_secs(3600),
             session_age_max: Duration::from_secs(24 * 3600),
+            verified_chains_max: 65_536,
             sessions_per_device_max: 8,
+            tokens_per_device_max: 8,
+            tokens_max: 50_000,
             subscriptions_max: 64,
             outbox_messages_max: 10_000,
             outbox_bytes_max: 4 * 1024 * 1024,
             inflight_max: 256,
             drain_timeout: Duration::from_secs(1),
+            session_sweep: Duration::from_secs(60),
             drain_bytes_max: 16 * 1024,
         }
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use countersign_policy::DenialCode;
 
+use crate::handshake::ticket::TicketCounts;
 use crate::session::entry::EndReason;
 
 /// Counters and gauges of one gateway; all since start, none ever reset.
@@ -34,8 +35,20 @@ pub struct Metrics {
     pub subscriptions_denied: AtomicU64,
     /// Messages not delivered because the subscriber's own limit on packet size excludes them.
     pub messages_too_large: AtomicU64,
+    /// Times that every live session was compared with the facts.
+    pub sweeps: AtomicU64,
+    /// Sessions that a change had missed: each is a bug.
+    pub sweep_found: AtomicU64,
+    /// Tokens that are live now.
+    pub tokens: AtomicU64,
+    /// Tokens granted.
+    pub tokens_granted: AtomicU64,
+    /// Requests for a token that were refused.
+    pub tokens_refused: AtomicU64,
     /// Connection tasks that ended in a panic: each is a bug.
     pub panics: AtomicU64,
+    /// Tickets made, opened and declined.
+    pub tickets: std::sync::Arc<TicketCounts>,
     refused: Vec<AtomicU64>,
     ended: [AtomicU64; EndReason::COUNT],
 }
@@ -55,7 +68,13 @@ impl Default for Metrics {
             publishes_denied: AtomicU64::default(),
             subscriptions_denied: AtomicU64::default(),
             messages_too_large: AtomicU64::default(),
+            sweeps: AtomicU64::default(),
+            sweep_found: AtomicU64::default(),
+            tokens: AtomicU64::default(),
+            tokens_granted: AtomicU64::default(),
+            tokens_refused: AtomicU64::default(),
             panics: AtomicU64::default(),
+            tickets: std::sync::Arc::default(),
             refused: DenialCode::ALL.iter().map(|_| AtomicU64::default()).collect(),
             ended: std::array::from_fn(|_| AtomicU64::default()),
         }

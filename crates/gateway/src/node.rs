@@ -16,7 +16,9 @@ use parking_lot::Mutex;
 use rustls::ServerConfig;
 
 use crate::data::embedded::Router;
+use crate::handshake::chains::VerifiedChains;
 use crate::handshake::config::{Protocol, TlsMinimum};
+use crate::handshake::ticket::{Resumption, TicketSettings};
 use crate::http::DeviceHttp;
 use crate::limits::Limits;
 use crate::metrics::{Metrics, count};
@@ -47,6 +49,8 @@ pub struct DeviceListener {
     /// The balancers: each of their connections begins with a PROXY protocol header, and nobody else may connect here.
     /// Empty: devices connect themselves, and a header is refused.
     pub proxy_from: Vec<Network>,
+    /// Whether sessions may be resumed.
+    pub resumption: Resumption,
 }
 
 /// An open listener, as its connections see it.
@@ -76,6 +80,8 @@ pub struct GatewayOptions {
     pub limits: Limits,
     /// When two are suspected to hold one key.
     pub clones: CloneRules,
+    /// What applies to tickets.
+    pub tickets: TicketSettings,
 }
 
 pub(crate) struct Node {
@@ -86,6 +92,7 @@ pub(crate) struct Node {
     pub(crate) http: Arc<dyn DeviceHttp>,
     pub(crate) wheel: Arc<Wheel>,
     pub(crate) metrics: Metrics,
+    pub(crate) chains: Arc<VerifiedChains>,
     pub(crate) sessions: SessionIndex,
     pub(crate) clones: Clones,
     pub(crate) router: Router,
@@ -117,6 +124,7 @@ impl Node {
             sources: Mutex::new(Sources::new(limits)),
             refusals_logged: Mutex::new(0),
             start: Instant::now(),
+            chains: Arc::new(VerifiedChains::new(options.limits.verified_chains_max)),
             facts,
             sink,
             clock,

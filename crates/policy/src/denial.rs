@@ -308,6 +308,9 @@ catalogue! {
     DeviceRateIgnored "credential.rate-ignored" ClientCertificate Alert(49),
         "the device comes far too often, and was told so",
         "look for what lets it connect again and again: a client without back-off, or two holders of one key";
+    ResumedWithoutCertificate "resumption.no-certificate" ClientCertificate Connack { v311: 5, v5: 0x87 },
+        "a session was resumed that no device's certificate vouches for",
+        "this is a bug: report it, and set resumption = false on the listener until it is mended";
     // --- certificate-verify
     PossessionFailed "possession.failed" CertificateVerify Alert(51),
         "the peer did not prove that it holds the certificate's private key",
@@ -327,7 +330,7 @@ catalogue! {
         "add it: countersign device add, or countersign device import";
     UnknownCredential "credential.unknown" Identify Connack { v311: 5, v5: 0x87 },
         "the device is known, but this certificate is not registered for it",
-        "register the certificate: countersign device import; an authority of mode registered-only admits nothing else";
+        "register the certificate: countersign device import; only an authority of mode known-device learns one for a known device";
     CredentialOfOther "credential.of-other-device" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate names another device than the one it is registered for",
         "look at both devices: the certificate's identity and its registration must agree";
@@ -340,6 +343,9 @@ catalogue! {
     FirstContactSharedKey "first-contact.shared-key" Identify Connack { v311: 5, v5: 0x87 },
         "the key of the new certificate belongs to another device already",
         "look at both devices: a key that two of them hold was copied; give each a key of its own";
+    FirstContactRevokedBefore "first-contact.revoked-before" Identify Connack { v311: 5, v5: 0x87 },
+        "the certificate had been revoked or replaced after the backup was made that the registry was restored from",
+        "provision the device anew if it is trusted again: countersign device provision";
     FirstContactPattern "first-contact.pattern" Identify Connack { v311: 5, v5: 0x87 },
         "the id does not fit the pattern of the authority's just-in-time template",
         "correct the certificate's id, or change the template: countersign authority set";
@@ -361,7 +367,7 @@ catalogue! {
         "countersign device resume, once the reason for the suspension is gone";
     DeviceQuarantined "device.quarantined" Policy Connack { v311: 5, v5: 0x87 },
         "the device is quarantined, and no policy opens a quarantine lane for it",
-        "countersign device release, once it is clean";
+        "countersign device release, once it is clean; a policy with @quarantine(\"open\") opens the lane";
     DeviceDecommissioned "device.decommissioned" Policy Connack { v311: 5, v5: 0x8a },
         "the device was decommissioned; that is final",
         "if the hardware returns to service, give it a new id and a new key";
@@ -418,6 +424,9 @@ catalogue! {
     SessionLimit "grant.session-limit" Grant Connack { v311: 3, v5: 0x97 },
         "the device holds as many sessions as it may",
         "close the device's other sessions, or raise limits.sessions_per_device_max";
+    TokenLimit "token.limit" Grant Http(429),
+        "the device, or this node, holds as many session tokens as it may",
+        "use a token until it expires, or give it back (POST /oauth2/revoke); else raise limits.tokens_per_device_max or limits.tokens_max";
     // --- first-data and after
     TopicForbidden "topic.forbidden" FirstData Session { v5: 0x87 },
         "no policy lets the device publish or subscribe there",
@@ -434,6 +443,15 @@ catalogue! {
     RetainNotSupported "mqtt.retain" FirstData Session { v5: 0x9a },
         "the device publishes a retained message, which is announced as not supported",
         "publish without RETAIN";
+    TokenInvalid "token.invalid" FirstData Http(401),
+        "the bearer token is none of this platform for this purpose, or it is expired, revoked or ended",
+        "let the device ask for a new token (POST /oauth2/token) and send it as it is";
+    TokenOtherCertificate "token.other-certificate" FirstData Http(401),
+        "the bearer token is bound to another certificate than the one that this connection was opened with",
+        "after a renewal ask for a new token; if the token was shown by another device, it was copied: look at both";
+    TokenScope "token.scope" FirstData Http(403),
+        "the device may publish there, but not with this bearer token: its scope does not cover the topic",
+        "ask for a token with the topic's space in its scope (publish:SPACE), or publish without a token";
 }
 
 impl DenialCode {

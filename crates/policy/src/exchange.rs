@@ -82,6 +82,8 @@ impl fmt::Display for Stage {
 pub enum StageOutcome {
     /// It held.
     Passed,
+    /// It held in an earlier exchange, and what it found was checked again: the session was resumed.
+    TakenOver,
     /// It ended the exchange.
     Failed,
 }
@@ -103,7 +105,7 @@ pub struct StageRecord {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Possession {
-    /// CertificateVerify was checked: this exchange belongs to the certificate's history.
+    /// CertificateVerify was checked, in this exchange or in the one whose session it resumes: this exchange belongs to the certificate's history.
     Proven,
     /// Anyone can replay a public certificate: this exchange says nothing about its device.
     Unproven,

@@ -23,6 +23,7 @@ pub mod facts;
 pub mod first_contact;
 pub mod lifecycle;
 mod permit;
+mod quarantine;
 pub mod renewal_lane;
 pub mod spaces;
 

@@ -343,7 +343,7 @@ impl Scope<'_> {
             (Some(fingerprint), _) if revoked.known => {
                 let generation = self.revise("credential", tenant.0, &fingerprint.to_string())?;
                 self.tx.execute(
-                    "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, reason = ?5, supersede_at = NULL
+                    "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, ended_revision = ?3, reason = ?5, supersede_at = NULL
                      WHERE fingerprint = ?1",
                     params![
                         fingerprint.as_bytes(),
@@ -410,7 +410,8 @@ impl Scope<'_> {
         self.tx.execute(
             "INSERT INTO devices (tenant, id, groups, state, before_quarantine, revision, created)
              VALUES (?1, ?2, '[]', ?3, ?4, ?5, ?6)
-             ON CONFLICT (tenant, id) DO UPDATE SET state = ?3, before_quarantine = ?4, revision = ?5",
+             ON CONFLICT (tenant, id) DO UPDATE SET state = ?3, before_quarantine = ?4, revision = ?5,
+             suspended_until = NULL, quarantined_until = NULL",
             params![
                 device.tenant,
                 device.id,

@@ -7,7 +7,7 @@ use countersign_policy::clones::Suspect;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::{Answer, Contact};
 use countersign_policy::{ExchangeId, ExchangeRecord, LifecycleMove, StageRecord};
-use countersign_registry::{Actor, Registry};
+use countersign_registry::{Actor, Move, Registry};
 use serde::{Deserialize, Serialize};
 
 use crate::service::Service;
@@ -87,8 +87,7 @@ async fn act(service: Arc<Service>, suspect: Suspect) {
             actor(),
             tenant.clone(),
             device.clone(),
-            LifecycleMove::Quarantine,
-            reason,
+            Move::new(LifecycleMove::Quarantine, reason),
         )
         .await;
     if let Err(e) = moved {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use countersign_factory::Profile;
 use countersign_factory::grant::check_host_name;
-use countersign_gateway::Limits;
+use countersign_gateway::{Limits, TicketKeys, TicketSettings};
 use countersign_identity::TenantId;
 use countersign_policy::clones::CloneRules;
 use countersign_registry::{ClockRules, IssuanceRules, LedgerLimits};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clones::CloneAction;
 use crate::listeners::{self, Listener, Purpose};
+use crate::tokens::keys::LIFETIME_MAX;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +31,12 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// When two are suspected to hold one key, and what is done.
     pub clones: ClonesConfig,
+    /// Tickets, by which devices resume TLS sessions.
+    pub resumption: ResumptionConfig,
     /// The ledger of exchanges.
     pub ledger: LedgerConfig,
+    /// What is told of changes that end sessions.
+    pub receipts: ReceiptsConfig,
     /// How long things last in issuance.
     pub issuance: IssuanceConfig,
     /// Enrolment.
@@ -40,6 +45,8 @@ pub struct Config {
     pub pki: PkiConfig,
     /// The CA, if it is a process of its own.
     pub ca: CaConfig,
+    /// Session tokens.
+    pub tokens: TokensConfig,
     /// The log.
     pub log: LogConfig,
     /// What certificates hold; the first is the one that is issued unless another is named.
@@ -54,11 +61,14 @@ impl Default for Config {
             admin: AdminConfig::default(),
             limits: LimitsConfig::default(),
             clones: ClonesConfig::default(),
+            resumption: ResumptionConfig::default(),
             ledger: LedgerConfig::default(),
+            receipts: ReceiptsConfig::default(),
             issuance: IssuanceConfig::default(),
             enrol: EnrolConfig::default(),
             pki: PkiConfig::default(),
             ca: CaConfig::default(),
+            tokens: TokensConfig::default(),
             log: LogConfig::default(),
             profiles: Profile::built_in(),
         }
@@ -118,6 +128,8 @@ impl IssuanceConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
+    /// This node's name in receipts.
+    pub node: String,
     /// The names and addresses that devices connect to: they are in the server certificate.
     pub host_names: Vec<String>,
     /// A server certificate of your own (PEM, leaf first); with `key`. Without it the platform hierarchy issues one.
@@ -131,6 +143,7 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
+            node: "node-1".into(),
             host_names: vec!["localhost".into(), "127.0.0.1".into(), "::1".into()],
             certificate: None,
             key: None,
@@ -226,8 +239,14 @@ limits! {
     idle_max_s: u64 => idle_max, Duration::from_secs, seconds;
     /// The longest session before the device must prove itself again, in seconds.
     session_age_max_s: u64 => session_age_max, Duration::from_secs, seconds;
+    /// Chains whose signatures are known to hold, so that a device that comes back does not have them verified again.
+    verified_chains_max: usize => verified_chains_max, same, same;
     /// Sessions of one device at once.
     sessions_per_device_max: usize => sessions_per_device_max, same, same;
+    /// Tokens of one device at once.
+    tokens_per_device_max: usize => tokens_per_device_max, same, same;
+    /// Tokens of all devices at once.
+    tokens_max: usize => tokens_max, same, same;
     /// Subscriptions of one session.
     subscriptions_max: usize => subscriptions_max, same, same;
     /// Messages waiting for one session.
@@ -238,6 +257,8 @@ limits! {
     inflight_max: u16 => inflight_max, same, same;
     /// After a refusal, how long the last words may take, in seconds.
     drain_timeout_s: u64 => drain_timeout, Duration::from_secs, seconds;
+    /// How often every live session is compared with the registry's facts, in seconds.
+    session_sweep_s: u64 => session_sweep, Duration::from_secs, seconds;
     /// After a refusal, how many bytes of the peer are read and thrown away.
     drain_bytes_max: usize => drain_bytes_max, same, same;
 }
@@ -288,6 +309,68 @@ impl ClonesConfig {
     }
 }
 
+/// `[resumption]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResumptionConfig {
+    /// The greatest age of a ticket, counted from the full handshake at its root, in seconds; at most a day.
+    pub ticket_age_max_s: u64,
+    /// How long one key seals tickets, in seconds.
+    pub key_rotation_s: u64,
+    /// How many keys, the newest included, open tickets.
+    pub keys_kept: usize,
+    /// Tenants whose devices never resume.
+    pub tenants_off: Vec<TenantId>,
+}
+
+impl Default for ResumptionConfig {
+    fn default() -> Self {
+        let settings = TicketSettings::default();
+        Self {
+            ticket_age_max_s: settings.age_max.as_secs(),
+            key_rotation_s: TicketKeys::ROTATION.as_secs(),
+            keys_kept: TicketKeys::KEPT,
+            tenants_off: settings.tenants_off,
+        }
+    }
+}
+
+impl ResumptionConfig {
+    /// As the gateway takes them.
+    pub fn to_settings(&self) -> TicketSettings {
+        TicketSettings {
+            age_max: Duration::from_secs(self.ticket_age_max_s),
+            tenants_off: self.tenants_off.clone(),
+        }
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
+        let day = TicketSettings::default().age_max.as_secs();
+        if self.ticket_age_max_s == 0 || self.ticket_age_max_s > day {
+            return Err((
+                "resumption.ticket_age_max_s",
+                format!("{} is not between 1 and {day}", self.ticket_age_max_s),
+                "to turn resumption off, set resumption = false on the listener",
+            ));
+        }
+        if !(60..=7 * day).contains(&self.key_rotation_s) {
+            return Err((
+                "resumption.key_rotation_s",
+                format!("{} is not between 60 and {}", self.key_rotation_s, 7 * day),
+                "leave it out for the default",
+            ));
+        }
+        if !(1..=64).contains(&self.keys_kept) {
+            return Err((
+                "resumption.keys_kept",
+                format!("{} is not between 1 and 64", self.keys_kept),
+                "leave it out for the default",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// `[ledger]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -318,6 +401,25 @@ impl LedgerConfig {
             rows_max: self.rows_max,
             age_max: Duration::from_secs(self.age_max_days * 86_400),
             refused_per_source_minute_max: self.refused_per_source_minute_max,
+        }
+    }
+}
+
+/// `[receipts]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReceiptsConfig {
+    /// The most receipts kept; the oldest go first.
+    pub keep_max: u64,
+    /// How long a change waits for the sessions that it ends before its receipt says that some are still open, in seconds.
+    pub wait_s: u64,
+}
+
+impl Default for ReceiptsConfig {
+    fn default() -> Self {
+        Self {
+            keep_max: countersign_registry::receipt::DEFAULT_MAX,
+            wait_s: 5,
         }
     }
 }
@@ -384,6 +486,8 @@ pub struct CaConfig {
     pub socket: Option<PathBuf>,
     /// How long an answer of the CA is waited for, in seconds.
     pub timeout_s: u64,
+    /// Revocation lists and OCSP answers that are asked of the CA at once; the rest of its connections stay free for issuance.
+    pub status_requests_max: usize,
 }
 
 impl Default for CaConfig {
@@ -391,7 +495,78 @@ impl Default for CaConfig {
         Self {
             socket: None,
             timeout_s: 10,
+            status_requests_max: 8,
         }
+    }
+}
+
+/// `[tokens]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TokensConfig {
+    /// How long a token is good, in seconds; at most 900, and never longer than the certificate.
+    pub lifetime_s: u64,
+    /// What tokens name as their issuer, an https URL under which the device port is reached; empty: the first of
+    /// server.host_names with the device port.
+    pub issuer: String,
+    /// Resource servers, by their URIs, for which devices may ask for tokens.
+    pub resources: Vec<String>,
+    /// For so long a key signs tokens before the next one does, in days.
+    pub key_days: u64,
+    /// Connections at once, of each listener of purpose services.
+    pub service_connections_max: usize,
+}
+
+impl Default for TokensConfig {
+    fn default() -> Self {
+        Self {
+            lifetime_s: 600,
+            issuer: String::new(),
+            resources: vec![],
+            key_days: 30,
+            service_connections_max: 256,
+        }
+    }
+}
+
+impl TokensConfig {
+    fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
+        let lifetime_max = LIFETIME_MAX.as_secs();
+        if !(60..=lifetime_max).contains(&self.lifetime_s) {
+            let what = format!("{} is not between 60 and {lifetime_max}", self.lifetime_s);
+            return Err(("tokens.lifetime_s", what, "a token is minutes long: take 600"));
+        }
+        if !(1..=366).contains(&self.key_days) {
+            let what = format!("{} is not between 1 and 366", self.key_days);
+            return Err(("tokens.key_days", what, "leave it out for the default"));
+        }
+        if self.service_connections_max == 0 {
+            let what = "it is 0, so nobody could be served".to_owned();
+            return Err((
+                "tokens.service_connections_max",
+                what,
+                "leave it out for the default",
+            ));
+        }
+        let is_url = |text: &str| {
+            text.strip_prefix("https://").is_some_and(|rest| {
+                !rest.is_empty() && !text.ends_with('/') && text.bytes().all(|b| b.is_ascii_graphic())
+            })
+        };
+        if !self.issuer.is_empty() && (!is_url(&self.issuer) || self.issuer.contains(['?', '#'])) {
+            let what = format!(
+                "{:?} is no https URL without query and without / at its end",
+                self.issuer
+            );
+            return Err(("tokens.issuer", what, "write https://gate.example.com:8883"));
+        }
+        if let Some(bad) = self.resources.iter().find(|r| {
+            r.is_empty() || r.contains('#') || !r.contains(':') || !r.bytes().all(|b| b.is_ascii_graphic())
+        }) {
+            let what = format!("{bad:?} is no absolute URI without fragment (RFC 8707)");
+            return Err(("tokens.resources", what, "write https://telemetry.example.com"));
+        }
+        Ok(())
     }
 }
 
@@ -513,10 +688,20 @@ impl Config {
                 );
             }
         }
+        if let Err((key, what, hint)) = self.resumption.check().and_then(|()| self.tokens.check()) {
+            return value(key, what, hint);
+        }
         if self.ca.timeout_s == 0 {
             return value(
                 "ca.timeout_s",
                 "it is 0, so the CA could never answer".into(),
+                "leave it out for the default",
+            );
+        }
+        if self.ca.status_requests_max == 0 {
+            return value(
+                "ca.status_requests_max",
+                "it is 0, so there could be no revocation list and no OCSP answer".into(),
                 "leave it out for the default",
             );
         }
@@ -542,6 +727,8 @@ impl Config {
         let positive = [
             ("limits.connections_max", limits.connections_max),
             ("limits.handshakes_max", limits.handshakes_max),
+            ("limits.tokens_per_device_max", limits.tokens_per_device_max),
+            ("limits.tokens_max", limits.tokens_max),
             (
                 "limits.connections_per_source_max",
                 limits.connections_per_source_max,
@@ -750,6 +937,11 @@ mod tests {
                 "[limits]\nproxy_header_bytes_max = 51",
                 "limits.proxy_header_bytes_max",
             ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+                 [[listeners]]\nname = \"b\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:2\"\nresumption = true",
+                "listeners",
+            ),
             ("[server]\nhost_names = []", "server.host_names"),
             ("[server]\nhost_names = [\"*.example.com\"]", "server.host_names"),
             ("[server]\ncertificate = \"a\"", "server.certificate"),
@@ -757,7 +949,23 @@ mod tests {
             ("[[profiles]]\nkeys = []", "profiles"),
             ("[[profiles]]\n[[profiles]]", "profiles"),
             ("[limits]\nhandshakes_max = 0", "limits.handshakes_max"),
+            (
+                "[resumption]\nticket_age_max_s = 86401",
+                "resumption.ticket_age_max_s",
+            ),
+            ("[resumption]\nkey_rotation_s = 59", "resumption.key_rotation_s"),
+            ("[resumption]\nkeys_kept = 0", "resumption.keys_kept"),
             ("[limits]\nidle_max_s = 70000", "limits.idle_max_s"),
+            ("[ca]\nstatus_requests_max = 0", "ca.status_requests_max"),
+            ("[limits]\ntokens_max = 0", "limits.tokens_max"),
+            ("[tokens]\nlifetime_s = 901", "tokens.lifetime_s"),
+            ("[tokens]\nkey_days = 0", "tokens.key_days"),
+            ("[tokens]\nissuer = \"http://a\"", "tokens.issuer"),
+            ("[tokens]\nresources = [\"here\"]", "tokens.resources"),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"services\"\nlisten = \"127.0.0.1:1\"\nclient_certificate = \"optional\"",
+                "listeners",
+            ),
             (
                 "[issuance]\nclock_tolerance_s = 86401",
                 "issuance.clock_tolerance_s",

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use countersign_gateway::{DeviceListener, Network, Protocol, TlsMinimum};
+use countersign_gateway::{DeviceListener, Network, Protocol, Resumption, TlsMinimum};
 use serde::{Deserialize, Serialize};
 
 /// What a listener is for. Nothing else is reachable through it.
@@ -15,6 +15,8 @@ pub enum Purpose {
     Enrol,
     /// Anybody fetches revocation lists, OCSP answers and CA certificates: plain HTTP, all of it signed.
     Pki,
+    /// Services ask about devices: mutual TLS, HTTPS.
+    Services,
 }
 
 impl Purpose {
@@ -24,6 +26,7 @@ impl Purpose {
             Self::Devices => "devices",
             Self::Enrol => "enrol",
             Self::Pki => "pki",
+            Self::Services => "services",
         }
     }
 }
@@ -51,7 +54,7 @@ pub struct Listener {
     /// The lowest TLS version, "1.2" if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_minimum: Option<TlsMinimum>,
-    /// "required" (always so for `devices`) or "optional" (if not given, for `enrol`).
+    /// "required" (always so for `devices` and `services`) or "optional" (if not given, for `enrol`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<ClientCertificate>,
     /// What ALPN offers: "mqtt", "http/1.1"; all that its purpose has if not given.
@@ -61,6 +64,9 @@ pub struct Listener {
     /// header of version 2, and nobody else may connect. Without it devices connect themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_from: Option<Vec<Network>>,
+    /// Whether devices may resume TLS sessions by tickets: true for `devices` if not given, never for another purpose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumption: Option<bool>,
 }
 
 impl Listener {
@@ -74,6 +80,7 @@ impl Listener {
             client_certificate: None,
             alpn: None,
             proxy_from: None,
+            resumption: None,
         }
     }
 
@@ -95,7 +102,7 @@ impl Listener {
     /// Whether a client must show a certificate.
     pub fn client_certificate(&self) -> ClientCertificate {
         self.client_certificate.unwrap_or(match self.purpose {
-            Purpose::Devices => ClientCertificate::Required,
+            Purpose::Devices | Purpose::Services => ClientCertificate::Required,
             Purpose::Enrol | Purpose::Pki => ClientCertificate::Optional,
         })
     }
@@ -108,6 +115,10 @@ impl Listener {
             tls_minimum: self.tls_minimum(),
             protocols: self.alpn.clone().unwrap_or_else(|| Protocol::ALL.to_vec()),
             proxy_from: self.proxy_from.clone().unwrap_or_default(),
+            resumption: match self.resumption {
+                None | Some(true) => Resumption::Offered,
+                Some(false) => Resumption::Off,
+            },
         }
     }
 
@@ -136,6 +147,19 @@ impl Listener {
         match self.purpose {
             Purpose::Devices if self.client_certificate == Some(ClientCertificate::Optional) => Err(format!(
                 "listener {name}: devices always show a certificate; a listener without is of purpose enrol"
+            )),
+            // Where a certificate is optional, or may have expired, a ticket would be worth more than what it came from.
+            Purpose::Enrol | Purpose::Pki | Purpose::Services if self.resumption == Some(true) => {
+                Err(format!(
+                    "listener {name}: only devices resume sessions; purpose {} has no tickets",
+                    self.purpose.name()
+                ))
+            }
+            Purpose::Services if self.client_certificate == Some(ClientCertificate::Optional) => {
+                Err(format!("listener {name}: services always show a certificate"))
+            }
+            Purpose::Services if self.alpn.as_ref().is_some_and(|a| *a != [Protocol::Http]) => Err(format!(
+                "listener {name}: services speak http/1.1 and nothing else"
             )),
             Purpose::Enrol if self.alpn.as_ref().is_some_and(|a| *a != [Protocol::Http]) => Err(format!(
                 "listener {name}: what enrols speaks http/1.1 and nothing else"

@@ -25,6 +25,7 @@ mod quickstart;
 mod serve;
 mod service;
 mod token_keys;
+mod tokens;
 
 use std::process::ExitCode;
 

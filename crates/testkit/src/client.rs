@@ -2,19 +2,22 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use countersign_identity::{CertificateFacts, Timestamp};
 use rustls::StreamOwned;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ClientConnection, ResolvesClientCert};
+use rustls::client::{
+    ClientConnection, ClientSessionStore, ResolvesClientCert, Resumption, Tls12ClientSessionValue,
+    Tls13ClientSessionValue,
+};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
-    SupportedProtocolVersion,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, HandshakeKind,
+    NamedGroup, SignatureScheme, SupportedProtocolVersion,
 };
 
 use crate::pki::Identity;
@@ -24,6 +27,8 @@ use crate::pki::Identity;
 pub struct Seen {
     /// The handshake was complete from the client's side.
     pub handshake: bool,
+    /// It was resumed.
+    pub resumed: bool,
     /// The TLS alert that came.
     pub alert: Option<u8>,
     /// The bytes that came over TLS.
@@ -136,6 +141,49 @@ impl ResolvesClientCert for Shows {
     }
 }
 
+/// The last session, offered to whatever server comes next: a client that does not keep to its names.
+#[derive(Debug, Default)]
+pub struct LastSession {
+    tls12: Mutex<Option<Tls12ClientSessionValue>>,
+    tls13: Mutex<Option<Tls13ClientSessionValue>>,
+}
+
+impl LastSession {
+    /// Whether a server gave it a session to come back with.
+    pub fn is_some(&self) -> bool {
+        let tls12 = self.tls12.lock().expect("a lock").is_some();
+        tls12 || self.tls13.lock().expect("a lock").is_some()
+    }
+}
+
+impl ClientSessionStore for LastSession {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
+        *self.tls12.lock().expect("a lock") = Some(value);
+    }
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.tls12.lock().expect("a lock").clone()
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {
+        *self.tls12.lock().expect("a lock") = None;
+    }
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+        *self.tls13.lock().expect("a lock") = Some(value);
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.tls13.lock().expect("a lock").take()
+    }
+}
+
 /// One attempt.
 #[derive(Debug, Clone)]
 pub struct Attempt {
@@ -163,6 +211,8 @@ pub struct Attempt {
     pub then: Vec<u8>,
     /// How long to wait for more.
     pub patience: Duration,
+    /// A client that remembers its session from one attempt to the next: see [`Attempt::resuming`].
+    pub client: Option<Arc<ClientConfig>>,
 }
 
 /// TLS 1.3 alone.
@@ -186,6 +236,25 @@ impl Attempt {
             send: vec![],
             then: vec![],
             patience: Duration::from_secs(10),
+            client: None,
+        }
+    }
+
+    /// Remembers the session that it is given, and offers it in each attempt from then on. Certificate, versions and ALPN
+    /// are those of now.
+    #[must_use]
+    pub fn resuming(self) -> Self {
+        self.remembering(Arc::default())
+    }
+
+    /// The same, in a store that can be looked at.
+    #[must_use]
+    pub fn remembering(self, session: Arc<LastSession>) -> Self {
+        let mut config = self.config();
+        config.resumption = Resumption::store(session);
+        Self {
+            client: Some(Arc::new(config)),
+            ..self
         }
     }
 
@@ -207,7 +276,7 @@ impl Attempt {
         }
     }
 
-    fn config(&self) -> ClientConfig {
+    pub(crate) fn config(&self) -> ClientConfig {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(self.versions)
@@ -228,7 +297,7 @@ impl Attempt {
             }
         };
         config.alpn_protocols = self.alpn.clone();
-        config.resumption = rustls::client::Resumption::disabled();
+        config.resumption = Resumption::disabled();
         config
     }
 
@@ -278,7 +347,8 @@ impl Attempt {
             return seen;
         }
         let name = ServerName::try_from(self.name.clone()).expect("a server name");
-        let mut tls = ClientConnection::new(Arc::new(self.config()), name).expect("a TLS client");
+        let config = self.client.clone().unwrap_or_else(|| Arc::new(self.config()));
+        let mut tls = ClientConnection::new(config, name).expect("a TLS client");
         let mut sent = false;
         let mut then = self.then.is_empty();
         loop {
@@ -290,6 +360,7 @@ impl Attempt {
             }
             if !tls.is_handshaking() && !sent {
                 seen.handshake = true;
+                seen.resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
                 sent = true;
                 if !self.send.is_empty() {
                     let _ = tls.writer().write_all(&self.send);

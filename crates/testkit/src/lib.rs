@@ -11,6 +11,7 @@ pub mod agent;
 pub mod ca;
 pub mod client;
 pub mod crash;
+pub mod hold;
 pub mod issuance;
 pub mod pki;
 pub mod server;

@@ -4,22 +4,24 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use countersign_identity::{Anchor, CertificateFacts, TenantId, Timestamp, VerifiedChain};
+use countersign_identity::{Anchor, CertificateFacts, Fingerprint, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::decide::AdmissionPermit;
 use countersign_policy::facts::{ConnectFacts, TlsFacts};
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{
     Admission, ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource,
-    Outcome, Possession, Stage,
+    LifecycleState, Outcome, Possession, Stage,
 };
 use rustls::server::UnbufferedServerConnection;
-use rustls::{AlertDescription, Error as TlsError, PeerIncompatible};
+use rustls::{AlertDescription, Error as TlsError, HandshakeKind, PeerIncompatible};
 
 use super::refused::{Abandoned, Refused};
 use super::trace::Trace;
 use crate::handshake::context::{self, HandshakeContext};
 use crate::handshake::driver::{self, Pass};
 use crate::handshake::hello::ClientHello;
+use crate::handshake::ticket::Resumed;
+use crate::handshake::ticket::facts::TicketVersion;
 use crate::node::Node;
 use crate::shaping::attempts::Standing;
 use crate::shaping::queue::{Class, Place};
@@ -95,21 +97,16 @@ impl Accepted {
         }
         self.trace.tenant = asked.clone();
         self.trace.passed(Stage::ClientHello);
-        let context = Box::new(HandshakeContext {
-            facts: facts.clone(),
-            asked,
-            now: node.now(),
-            shown: None,
-            verdict: None,
-            possession: Possession::Unproven,
-            certificate_at: None,
-            possession_at: None,
-            attempts: node.attempts.clone(),
-            standing: Standing::Within,
-        });
+        // TLS 1.3 is never turned off, so it is taken where it is offered.
+        let version = match hello.offers.tls13 {
+            true => TicketVersion::Tls13,
+            false => TicketVersion::Tls12,
+        };
+        let mut context = HandshakeContext::new(facts.clone(), asked, version, node.now());
+        context.attempts = Some(node.attempts.clone());
         Ok(Handshaking {
             trace: self.trace,
-            context: Some(context),
+            context: Some(Box::new(context)),
             flight_sent: false,
         })
     }
@@ -161,22 +158,37 @@ impl Handshaking {
     /// The handshake is complete: rustls says so, and so must the context, or nobody comes in.
     ///
     /// # Errors
-    /// [`Refused`] if there is no verdict or possession was not proven.
+    /// [`Refused`] if there is no verdict or possession was not proven, in this handshake or in the one that a resumed
+    /// session goes back to.
     pub(crate) fn complete(mut self, tls: &UnbufferedServerConnection) -> Result<Handshaken, Box<Refused>> {
         self.take_findings();
-        let context = self.context.take();
-        let standing = context.as_ref().map_or(Standing::Within, |c| c.standing);
-        let verdict = context.and_then(|c| c.verdict);
-        let (Some(Ok(chain)), Possession::Proven) = (verdict, self.trace.possession) else {
-            let denial = Denial::new(
-                DenialCode::NoCertificate,
-                "the handshake ended without a verified certificate",
-            );
-            return Err(Box::new(Refused {
-                trace: self.trace,
-                denial,
-            }));
+        let (mut standing, attempts) = match &self.context {
+            Some(context) => (context.standing, context.attempts.clone()),
+            None => (Standing::Within, None),
         };
+        let resumed = !matches!(
+            tls.handshake_kind(),
+            Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest)
+        );
+        let chain = match resumed {
+            true => self.resumed_chain(tls),
+            false => self.full_chain(),
+        };
+        let chain = match chain {
+            Ok(chain) => chain,
+            Err(denial) => {
+                return Err(Box::new(Refused {
+                    trace: self.trace,
+                    denial,
+                }));
+            }
+        };
+        if let (true, Some(attempts)) = (resumed, attempts) {
+            // No certificate was shown; the ticket stands for the proof of its key, and so the attempt counts.
+            let fingerprint = chain.leaf().fingerprint;
+            standing = attempts.standing(&fingerprint);
+            attempts.count(fingerprint);
+        }
         let facts = TlsFacts {
             version: match tls.protocol_version() {
                 Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -190,7 +202,7 @@ impl Handshaking {
                 .negotiated_cipher_suite()
                 .and_then(|s| s.suite().as_str())
                 .unwrap_or("unknown"),
-            resumed: false,
+            resumed,
         };
         self.trace.fact("tls_version", facts.version);
         if let Some(group) = facts.group {
@@ -206,6 +218,50 @@ impl Handshaking {
             first_contact_over: false,
             standing,
         })
+    }
+
+    fn full_chain(&mut self) -> Result<VerifiedChain, Denial> {
+        let verdict = self.context.take().and_then(|c| c.verdict);
+        match (verdict, self.trace.possession) {
+            (Some(Ok(chain)), Possession::Proven) => Ok(chain),
+            _ => Err(Denial::new(
+                DenialCode::NoCertificate,
+                "the handshake ended without a verified certificate",
+            )),
+        }
+    }
+
+    /// Stages 4 and 5 of a resumed session: the ticket that was opened brought them, and the library must have taken the
+    /// same certificate from it.
+    fn resumed_chain(&mut self, tls: &UnbufferedServerConnection) -> Result<VerifiedChain, Denial> {
+        let context = self.context.take();
+        let brought = context.and_then(|c| match c.verdict {
+            None => c.resumed.map(|resumed| (resumed, c.version)),
+            Some(_) => None,
+        });
+        let restored = tls.peer_certificates().and_then(|chain| chain.first());
+        let agreed = match tls.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => Some(TicketVersion::Tls13),
+            Some(rustls::ProtocolVersion::TLSv1_2) => Some(TicketVersion::Tls12),
+            _ => None,
+        };
+        let (Some((resumed, version)), Some(restored)) = (brought, restored) else {
+            return Err(DenialCode::ResumedWithoutCertificate.into());
+        };
+        let leaf = resumed.chain.leaf();
+        if Fingerprint::of(restored) != leaf.fingerprint || agreed != Some(version) {
+            return Err(Denial::new(
+                DenialCode::ResumedWithoutCertificate,
+                "the session that was resumed is not the one that the ticket is of",
+            ));
+        }
+        let Resumed {
+            chain,
+            proven_at,
+            chain_length,
+        } = resumed;
+        self.trace.taken_over(&chain, chain_length, proven_at);
+        Ok(chain)
     }
 
     /// TLS failed, by either side.
@@ -242,6 +298,9 @@ impl Handshaking {
         let trace = &mut self.trace;
         trace.certificate = context.shown.take();
         trace.possession = context.possession;
+        if let Some(why) = context.declined {
+            trace.fact("ticket_declined", why.name());
+        }
         if let Some(at) = context.certificate_at {
             match context.verdict {
                 Some(Ok(_)) => trace.passed_at(Stage::ClientCertificate, at),
@@ -396,6 +455,11 @@ impl Handshaken {
                 format!("tenant {} has no device {id}", anchor.tenant),
             )),
         }
+    }
+
+    /// Whether certificate and proof are those of an earlier handshake.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.tls.resumed
     }
 
     /// The registry has learned what it was asked to.
@@ -591,6 +655,11 @@ impl Authorised {
         }
     }
 
+    /// Whether it was let into the quarantine lane alone.
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.connected.device.state == LifecycleState::Quarantined
+    }
+
     /// The tenant whose rules apply to it.
     pub(crate) fn tenant(&self) -> &TenantId {
         &self.connected.device.tenant
@@ -656,3 +725,6 @@ impl Trace {
         accepted
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,16 @@
 //! HTTP on a device listener: the same connection, the same stages, another language after them.
 //!
 //! 1. `stream`: the TLS connection as a stream of bytes, for hyper
-//! 2. `connection`: the life of an HTTP connection: admitted at its first request, cut off like any session
+//! 2. `session`: what the device may do besides being answered: publish, and ask for tokens
+//! 3. `connection`: the life of an HTTP connection: admitted at its first request, cut off like any session
 //!
 //! What is answered is not the gateway's business: [`DeviceHttp`] is filled in by the process.
 
 pub(crate) mod connection;
+mod session;
 mod stream;
+
+pub use session::{DeviceSession, HttpPublish};
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -38,6 +42,8 @@ pub struct AdmittedDevice {
     pub chain: Arc<[CertificateDer<'static>]>,
     /// Where it comes from.
     pub source: SocketAddr,
+    /// Its session.
+    pub session: DeviceSession,
 }
 
 /// Answers HTTP requests. Each request comes from a device whose session is live at that moment; an answer that takes

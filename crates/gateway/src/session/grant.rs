@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use countersign_identity::Timestamp;
 use countersign_policy::facts::ConnectFacts;
-use countersign_policy::{CredentialState, Denial, DenialCode, Generations};
+use countersign_policy::{CredentialState, Denial, DenialCode, Generations, LifecycleState};
 
 use super::entry::{Admission, SessionEntry};
 use super::spaces;
@@ -104,7 +104,7 @@ pub(crate) fn grant(
 }
 
 /// Reads the generations again; decides anew until they hold still.
-fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
+pub(super) fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
     for _ in 0..ATTEMPTS_MAX {
         node.facts
             .health()
@@ -124,7 +124,11 @@ fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
     Err(DenialCode::GrantStale.into())
 }
 
-fn current_generations(node: &Node, entry: &SessionEntry, admission: &Admission) -> Option<Generations> {
+pub(crate) fn current_generations(
+    node: &Node,
+    entry: &SessionEntry,
+    admission: &Admission,
+) -> Option<Generations> {
     let tenant = &admission.device.tenant;
     let (state, authority) = node.facts.authority(&entry.authority)?;
     if !state.admits() {
@@ -151,6 +155,16 @@ pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission
             format!("device {} is gone", old.device.id),
         )
     })?;
+    // What it subscribed to and what waits for it was decided outside the lane: it comes in again, into the lane.
+    if device.state == LifecycleState::Quarantined && old.device.state != LifecycleState::Quarantined {
+        return Err(Denial::new(
+            DenialCode::DeviceQuarantined,
+            format!(
+                "device {} was quarantined; its session was opened before",
+                device.id
+            ),
+        ));
+    }
     let credential = node
         .facts
         .credential(old.permit.fingerprint())

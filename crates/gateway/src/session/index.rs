@@ -54,7 +54,9 @@ impl SessionIndex {
         let key = (admission.device.tenant.clone(), admission.device.id.clone());
         let mut shard = self.shard(&key).lock();
         let sessions = shard.entry(key).or_default();
-        let live = |e: &&Arc<SessionEntry>| e.ending().is_none();
+        // Connections and tokens are counted apart, and neither takes over the other.
+        let is_token = entry.token_facts().is_some();
+        let live = |e: &&Arc<SessionEntry>| e.ending().is_none() && e.token_facts().is_some() == is_token;
         let replaced = sessions
             .iter()
             .filter(live)

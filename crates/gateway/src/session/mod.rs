@@ -5,6 +5,8 @@
 //! * `grant`: from a greeted device to an indexed session: register, then check
 //! * `clones`: what tells two holders of one key from one that roams
 //! * `mqtt`: what a session's packets do
+//! * `sweep`: the safety net under it
+//! * [`token`]: sessions without a connection
 //! * [`cutoff`]: changes end the sessions they touch, and say how many and how fast
 
 pub(crate) mod clones;
@@ -14,5 +16,7 @@ pub(crate) mod grant;
 pub(crate) mod index;
 pub(crate) mod mqtt;
 pub(crate) mod spaces;
+pub(crate) mod sweep;
+pub mod token;
 
 pub use entry::{EndReason, SessionEntry};
