@@ -22,6 +22,7 @@ use rustls::{
 use super::chains::{ShownChain, VerifiedChains};
 use super::context::{self, HandshakeContext};
 use crate::metrics::count;
+use crate::shaping::Standing;
 
 /// The one verifier of all device connections. Fails closed when it is called outside of a lent context.
 #[derive(Debug)]
@@ -48,6 +49,7 @@ impl DeviceVerifier {
                 context.verdict = Some(Err(Denial::new(DenialCode::PossessionFailed, e.to_string())));
             })?;
             context.possession = Possession::Proven;
+            count_attempt(context);
             match &context.verdict {
                 Some(Ok(_)) => {
                     if let Some((shown, path)) = context.remember.take() {
@@ -150,6 +152,13 @@ fn verdict(
         issuer: leaf.issuer_text.clone(),
         chain_length,
     });
+    // Read here, before anything is spent on the chain; counted only once the key is proven.
+    if let Some(attempts) = &context.attempts {
+        context.standing = attempts.standing(&leaf.fingerprint);
+    }
+    if let Standing::FarOver(wait) = context.standing {
+        return Err(Denial::from(DenialCode::DeviceRateIgnored).retry_after(wait));
+    }
     // Self-signed certificates alone are looked up before they are judged: registered ones vouch for themselves.
     let pinned = leaf
         .is_self_issued()
@@ -189,6 +198,19 @@ fn verdict(
         ));
     }
     Ok(chain)
+}
+
+/// The key was proven: the attempt counts to the device's disadvantage, if it is one of ours. Neither who replays a
+/// certificate nor who makes one of their own gets here.
+fn count_attempt(context: &HandshakeContext) {
+    let (Some(shown), Some(attempts)) = (&context.shown, &context.attempts) else {
+        return;
+    };
+    let is_ours =
+        matches!(context.verdict, Some(Ok(_))) || context.facts.credential(&shown.fingerprint).is_some();
+    if is_ours {
+        attempts.count(shown.fingerprint);
+    }
 }
 
 /// Checks a chain without its signatures if they are known to hold; if that does not come out well, with them, for only that

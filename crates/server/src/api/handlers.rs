@@ -154,6 +154,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .merge(receipts::routes())
         .merge(services::routes())
         .route("/sessions", get(sessions))
+        .route("/clones", get(clones))
         .route("/exchanges", get(exchanges))
         .route("/audit", get(audit))
         .route("/server-certificate/reload", post(reload_server_certificate))
@@ -442,6 +443,15 @@ async fn sessions(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {
             .map(|g| g.sessions(q.tenant.as_ref()))
             .unwrap_or_default(),
     )
+}
+
+async fn clones(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {
+    let mut suspects = service
+        .gateway()
+        .map(|g| g.suspected_clones())
+        .unwrap_or_default();
+    suspects.retain(|s| q.tenant.as_ref().is_none_or(|t| *t == s.tenant));
+    encode(suspects)
 }
 
 async fn exchanges(State(service): App, Asked(q): Asked<ExchangeQuery>) -> Answer {
