@@ -137,6 +137,7 @@ impl World {
             tls_minimum: TlsMinimum::Tls12,
             protocols: Protocol::ALL.to_vec(),
             resumption,
+            proxy_from: vec![],
         };
         let _inside = self.runtime.enter();
         let (keys, _) = TicketKeys::open(self.keys(), TicketKeys::ROTATION, 3, self.clock.now());
@@ -153,6 +154,7 @@ impl World {
                     ..Limits::default()
                 },
                 tickets: settings,
+                clones: countersign_policy::clones::CloneRules::default(),
             },
             Foundation {
                 identity: Arc::new(

@@ -276,7 +276,11 @@ impl Attempt {
         }
     }
 
-    pub(crate) fn config(&self) -> ClientConfig {
+    /// The TLS configuration that it goes by, without resumption.
+    ///
+    /// # Panics
+    /// If the identity's key cannot be used.
+    pub fn config(&self) -> ClientConfig {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(self.versions)

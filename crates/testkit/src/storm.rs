@@ -111,7 +111,7 @@ fn rage(from: IpAddr, server: SocketAddr, hello: &[u8], per_s: f64, over: &Atomi
             sent.fetch_add(1, Ordering::Relaxed);
         }
         // One in four at once; most stay long enough to be read, and few long enough for their turn.
-        if count % 4 != 0 {
+        if !count.is_multiple_of(4) {
             let stay = Duration::from_millis(if count % 16 == 1 { 1000 } else { 150 });
             held.push_back((Instant::now() + stay, socket));
         }
