@@ -1,4 +1,4 @@
-//! Project automation: `cargo xtask arrows | cutoff | decisions | issuance | lab | soak`. Never part of the product's binary.
+//! Project automation: `cargo xtask arrows | cutoff | decisions | issuance | lab | soak | storm`. Never part of the product's binary.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line")]
 #![allow(clippy::disallowed_methods, reason = "a shell: it waits for processes")]
 
@@ -8,6 +8,7 @@ mod decisions;
 mod issuance;
 mod lab;
 mod soak;
+mod storm;
 
 use clap::{Parser, Subcommand};
 
@@ -31,6 +32,8 @@ enum Command {
     Lab(lab::Options),
     /// Kill the server again and again while devices are provisioned and suspended; nothing acknowledged may be lost
     Soak(soak::Options),
+    /// Replay ClientHellos at many times the handshake limit, and see what live and honest devices notice
+    Storm(storm::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,5 +44,6 @@ fn main() -> anyhow::Result<()> {
         Command::Issuance(options) => issuance::run(&options),
         Command::Lab(options) => lab::run(&options),
         Command::Soak(options) => soak::run(&options),
+        Command::Storm(options) => storm::run(&options),
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use countersign_identity::{Clock, DeviceId, TenantId, Timestamp};
+use countersign_policy::clones::Suspect;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{ExchangeId, FactSource};
 use serde::Serialize;
@@ -18,10 +19,12 @@ use crate::http::DeviceHttp;
 use crate::listen;
 use crate::metrics::Metrics;
 use crate::node::{DeviceListener, GatewayOptions, Node, Port};
+use crate::session::clones::Clones;
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
 use crate::session::sweep;
 use crate::session::token::{self, TokenId, TokenView};
+use crate::shaping::gate::Gate;
 use crate::timer::Wheel;
 
 /// Why the device port cannot be opened.
@@ -135,16 +138,26 @@ impl Gateway {
             };
             let socket = listen::bind(listener.address).map_err(failed)?;
             addresses.push((listener.name.clone(), socket.local_addr().map_err(failed)?));
-            open.push((socket, Arc::new(Port { name, tls })));
+            let proxy_from = listener.proxy_from.clone();
+            let port = Port {
+                name,
+                tls,
+                proxy_from,
+            };
+            open.push((socket, Arc::new(port)));
         }
         if open.is_empty() {
             return Err(BindError::None);
         }
         tokio::spawn(Wheel::run(Arc::downgrade(&node.wheel)));
+        tokio::spawn(Node::tidy(Arc::downgrade(&node)));
+        tokio::spawn(Clones::run(Arc::downgrade(&node)));
+        let pacing = tokio::spawn(Gate::run(Arc::downgrade(&node.gate)));
         tokio::spawn(sweep::run(Arc::downgrade(&node)));
         let accepting = open
             .into_iter()
             .map(|(socket, port)| tokio::spawn(listen::accept(socket, port, node.clone())))
+            .chain([pacing])
             .collect();
         Ok(Self {
             node,
@@ -170,6 +183,21 @@ impl Gateway {
     /// What it counts.
     pub fn metrics(&self) -> &Metrics {
         &self.node.metrics
+    }
+
+    /// How many devices wait for their handshake now, and how many had to since start.
+    pub fn handshakes_waiting(&self) -> (u64, u64) {
+        (self.node.gate.waiting(), self.node.gate.queued())
+    }
+
+    /// How many sources have an account for their rate, and how many were forgotten before it was level.
+    pub fn source_accounts(&self) -> (u64, u64) {
+        self.node.source_accounts()
+    }
+
+    /// The credentials that two seem to hold, the clearest first.
+    pub fn suspected_clones(&self) -> Vec<Suspect> {
+        self.node.clones.suspected(&self.node)
     }
 
     /// The chains whose signatures are known to hold, and how often that was of use.

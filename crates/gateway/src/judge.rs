@@ -35,19 +35,23 @@ pub struct Circumstances {
     pub now: Timestamp,
 }
 
-/// Judges the certificates that were shown, leaf first: path, dates, revocation. `path` checks a path to one of the
-/// anchors; [`VerifiedChain::verify`], or what comes to the same.
-pub fn certificate(
-    facts: &dyn FactSource,
-    asked: Option<&TenantId>,
+/// What is written down of the certificates that were shown, and what the first of them says.
+pub fn shown(
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
-    now: Timestamp,
-    path: impl FnOnce(&AnchorIndex, CertificateFacts) -> Result<VerifiedChain, ChainFault>,
-) -> (ShownCertificate, Result<VerifiedChain, Denial>) {
+) -> (ShownCertificate, Result<CertificateFacts, Denial>) {
     let chain_length = u8::try_from(intermediates.len() + 1).unwrap_or(u8::MAX);
-    let leaf = match CertificateFacts::parse(end_entity) {
-        Ok(leaf) => leaf,
+    match CertificateFacts::parse(end_entity) {
+        Ok(leaf) => {
+            let shown = ShownCertificate {
+                fingerprint: leaf.fingerprint,
+                serial: leaf.serial.clone(),
+                subject: leaf.subject_text.clone(),
+                issuer: leaf.issuer_text.clone(),
+                chain_length,
+            };
+            (shown, Ok(leaf))
+        }
         Err(e) => {
             let shown = ShownCertificate {
                 fingerprint: Fingerprint::of(end_entity),
@@ -56,20 +60,18 @@ pub fn certificate(
                 issuer: String::new(),
                 chain_length,
             };
-            return (shown, Err(Denial::new(DenialCode::ChainMalformed, e.to_string())));
+            let denial = Denial::new(DenialCode::ChainMalformed, e.to_string());
+            (shown, Err(denial))
         }
-    };
-    let shown = ShownCertificate {
-        fingerprint: leaf.fingerprint,
-        serial: leaf.serial.clone(),
-        subject: leaf.subject_text.clone(),
-        issuer: leaf.issuer_text.clone(),
-        chain_length,
-    };
-    (shown, chain(facts, asked, leaf, end_entity, now, path))
+    }
 }
 
-fn chain(
+/// Judges a certificate with what was shown beside it: path, dates, revocation. `path` checks a path to one of the
+/// anchors: [`VerifiedChain::verify`], or what comes to the same.
+///
+/// # Errors
+/// The [`Denial`].
+pub fn chain(
     facts: &dyn FactSource,
     asked: Option<&TenantId>,
     leaf: CertificateFacts,

@@ -21,6 +21,10 @@ pub struct Metrics {
     pub connections: AtomicU64,
     /// Handshakes under way now.
     pub handshakes: AtomicU64,
+    /// Refusals at the door that got no line in the log, because there were too many.
+    pub refusals_unlogged: AtomicU64,
+    /// Credentials that came to be suspected to have two holders.
+    pub clones_suspected: AtomicU64,
     /// PUBLISH packets accepted from devices.
     pub publishes_in: AtomicU64,
     /// PUBLISH packets sent to subscribers.
@@ -57,6 +61,8 @@ impl Default for Metrics {
             abandoned: AtomicU64::default(),
             connections: AtomicU64::default(),
             handshakes: AtomicU64::default(),
+            refusals_unlogged: AtomicU64::default(),
+            clones_suspected: AtomicU64::default(),
             publishes_in: AtomicU64::default(),
             publishes_out: AtomicU64::default(),
             publishes_denied: AtomicU64::default(),

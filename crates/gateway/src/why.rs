@@ -358,13 +358,17 @@ fn shown(
         return Err((DenialCode::NoCertificate.into(), Stage::ClientCertificate));
     };
     let now = question.circumstances.now;
-    let asked = question.asked;
-    let (seen, verdict) = judge::certificate(facts, asked, leaf, above, now, |anchors, facts| {
-        VerifiedChain::verify(anchors, asked, facts, leaf, above, now)
-    });
+    let (seen, read) = judge::shown(leaf, above);
     answer.fingerprint = Some(seen.fingerprint);
     answer.serial = Some(seen.serial.clone());
-    let chain = verdict.map_err(|d| (d, Stage::ClientCertificate))?;
+    let asked = question.asked;
+    let chain = read
+        .and_then(|read| {
+            judge::chain(facts, asked, read, leaf, now, |anchors, read| {
+                VerifiedChain::verify(anchors, asked, read, leaf, above, now)
+            })
+        })
+        .map_err(|d| (d, Stage::ClientCertificate))?;
     let anchor = chain.anchor().clone();
     answer.tenant = Some(anchor.tenant.clone());
     answer.authority = Some(anchor.authority.clone());

@@ -196,10 +196,12 @@ fn world_with(limits: Limits) -> World {
                 address: "127.0.0.1:0".parse().unwrap(),
                 tls_minimum: TlsMinimum::Tls12,
                 protocols: Protocol::ALL.to_vec(),
+                proxy_from: vec![],
                 resumption: Resumption::Offered,
             }],
             GatewayOptions {
                 host_names: vec!["localhost".into()],
+                clones: countersign_policy::clones::CloneRules::default(),
                 limits,
                 tickets: TicketSettings::default(),
             },

@@ -138,6 +138,7 @@ impl World {
             tls_minimum: TlsMinimum::Tls12,
             protocols: Protocol::ALL.to_vec(),
             resumption,
+            proxy_from: vec![],
         };
         let _inside = self.runtime.enter();
         let (keys, _) = TicketKeys::open(self.keys(), TicketKeys::ROTATION, 3, self.clock.now());
@@ -154,6 +155,7 @@ impl World {
                     ..Limits::default()
                 },
                 tickets: settings,
+                clones: countersign_policy::clones::CloneRules::default(),
             },
             Foundation {
                 identity: Arc::new(

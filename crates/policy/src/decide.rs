@@ -351,6 +351,7 @@ impl TenantPolicy {
             Denial {
                 code,
                 detail,
+                retry_after_s: code.retry_after_s(),
                 policies: names,
             }
         })

@@ -18,6 +18,9 @@ pub struct Denial {
     pub code: DenialCode,
     /// The facts of this case, for the operator; never sent to the device.
     pub detail: String,
+    /// When coming again helps, in seconds; told to the device where its protocol can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u32>,
     /// The policies that determined it, if policies did.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<String>,
@@ -29,7 +32,19 @@ impl Denial {
         Self {
             code,
             detail: detail.into(),
+            retry_after_s: code.retry_after_s(),
             policies: Vec::new(),
+        }
+    }
+
+    /// The same, with when to come again.
+    #[must_use]
+    pub fn retry_after(self, wait: std::time::Duration) -> Self {
+        // Rounded up: who comes at the second it was told must not be early.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self {
+            retry_after_s: Some(u32::try_from(seconds).unwrap_or(u32::MAX).max(1)),
+            ..self
         }
     }
 }
@@ -74,10 +89,13 @@ pub enum Wire {
 }
 
 impl Wire {
-    /// What a device that speaks HTTP is answered: 503 where asking again helps (CONNACK 3 in MQTT 3.1.1), else 403.
+    /// What a device that speaks HTTP is answered: 429 if it came too often, 503 where asking again helps (CONNACK 3 in
+    /// MQTT 3.1.1), else 403.
     pub const fn http_status(self) -> u16 {
         match self {
             Self::Http(status) => status,
+            // Connection rate exceeded.
+            Self::Connack { v5: 0x9f, .. } => 429,
             Self::Connack { v311: 3, .. } => 503,
             _ => 403,
         }
@@ -113,6 +131,15 @@ macro_rules! catalogue {
                 match self { $(Self::$variant => $wire),+ }
             }
 
+            /// When coming again may help, if nothing better is known, in seconds. `None`: not by waiting.
+            pub const fn retry_after_s(self) -> Option<u32> {
+                match self.wire() {
+                    // Unavailable, busy, quota, rate: what passes. Others with CONNACK 3 ask for what is not offered.
+                    Wire::Connack { v5: 0x88 | 0x89 | 0x97 | 0x9f, .. } => Some(10),
+                    _ => None,
+                }
+            }
+
             /// The cause, in plain words, without the facts of the case.
             pub const fn cause(self) -> &'static str {
                 match self { $(Self::$variant => $cause),+ }
@@ -131,6 +158,9 @@ catalogue! {
     SourceLimit "accept.source-limit" Accept Close,
         "too many connections or handshakes from this address at once",
         "spread the devices' reconnects (back-off with jitter), or raise limits.connections_per_source_max if many devices share one address";
+    SourceRate "accept.source-rate" Accept Close,
+        "this address opens connections faster than one address may",
+        "let devices back off with jitter, or raise limits.source_connects_per_s and source_connect_burst if many share one address";
     HandshakeLimit "accept.handshake-limit" Accept Close,
         "too many handshakes are under way on this node",
         "let devices back off with jitter, or raise limits.handshakes_max";
@@ -140,6 +170,15 @@ catalogue! {
     Draining "accept.draining" Accept Close,
         "this node is shutting down",
         "connect again; another node or the restarted one answers";
+    ProxyUntrusted "accept.proxy-untrusted" Accept Close,
+        "the listener takes connections from its balancers alone, and this address is none of them",
+        "let devices connect to the balancer; if this is one, add its address to proxy_from of the listener";
+    ProxyHeader "accept.proxy-header" Accept Close,
+        "a balancer's connection did not begin with a PROXY protocol header that can be believed",
+        "let the balancer send PROXY protocol version 2 (binary) over TCP: send-proxy-v2 in HAProxy, proxy_protocol_v2 in AWS";
+    ProxyTimeout "accept.proxy-timeout" Accept Close,
+        "a balancer's connection brought no whole PROXY protocol header in time",
+        "let the balancer send PROXY protocol version 2; the time is limits.proxy_header_timeout_s";
     // --- client-hello
     Plaintext "hello.plaintext" ClientHello Close,
         "the peer spoke without TLS on the TLS port",
@@ -150,6 +189,12 @@ catalogue! {
     HelloTimeout "hello.timeout" ClientHello Close,
         "the peer sent no complete ClientHello in time",
         "check the network path; port scanners and health checks by bare TCP look like this too";
+    QueueFull "hello.queue-full" ClientHello Close,
+        "more devices wait for a handshake than the node queues, and most of them are of this tenant and address",
+        "let devices back off with jitter; then raise limits.handshakes_per_s, or limits.handshake_queue_bytes_max";
+    QueueTimeout "hello.queue-timeout" ClientHello Close,
+        "the device's turn for a handshake did not come in time",
+        "let devices back off with jitter; then raise limits.handshakes_per_s, or limits.handshake_queue_timeout_s";
     TlsVersion "hello.tls-version" ClientHello Alert(70),
         "the peer offers no TLS version that is allowed here",
         "enable TLS 1.3 (or 1.2) in the device's TLS stack";
@@ -260,6 +305,9 @@ catalogue! {
     CredentialRevoked "credential.revoked" ClientCertificate Alert(44),
         "this certificate was revoked",
         "provision the device anew if it is trusted again: countersign device provision";
+    DeviceRateIgnored "credential.rate-ignored" ClientCertificate Alert(49),
+        "the device comes far too often, and was told so",
+        "look for what lets it connect again and again: a client without back-off, or two holders of one key";
     ResumedWithoutCertificate "resumption.no-certificate" ClientCertificate Connack { v311: 5, v5: 0x87 },
         "a session was resumed that no device's certificate vouches for",
         "this is a bug: report it, and set resumption = false on the listener until it is mended";
@@ -268,6 +316,9 @@ catalogue! {
         "the peer did not prove that it holds the certificate's private key",
         "check that key and certificate on the device belong together; if they do, somebody replayed its public certificate";
     // --- identify
+    DeviceRate "credential.rate" Identify Connack { v311: 3, v5: 0x9f },
+        "the device comes more often than a device may",
+        "let it back off with jitter, keep its session or its HTTP connection open, or raise limits.device_connects_per_minute";
     IdentityMissing "identity.missing" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate lacks the field that carries the device id",
         "issue certificates with the device's serial in the field that the authority's identity rule names";

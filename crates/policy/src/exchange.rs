@@ -7,6 +7,7 @@ use std::str::FromStr;
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::clones::Suspect;
 use crate::denial::Denial;
 use crate::facts::Generations;
 use crate::first_contact::{Answer, Contact};
@@ -261,4 +262,7 @@ pub trait ExchangeSink: Send + Sync {
     /// A device proved to hold the key of a sound certificate that is not known: decides what that brings about, keeps
     /// it, and answers once it is on disk and in the facts. Returns at once; the answer may come on any thread.
     fn first_contact(&self, contact: Contact, answer: Answer);
+
+    /// Two seem to hold the key of one credential. Returns at once; told once for each suspicion.
+    fn clone_suspected(&self, _suspect: Suspect) {}
 }

@@ -10,9 +10,11 @@
 //! 6. [`claim`]: which devices a shared secret or certificate enrols
 //! 7. [`decide`]: a tenant's compiled policies, and the permits that only they make
 //! 8. [`denial`]: every way to be refused, each with a stable code, its wire form, a cause and a cure
-//! 9. [`exchange`]: the record of one connection attempt, from TCP accept to first publish
+//! 9. [`clones`]: whether two hold one key: a score of what only two live holders can cause
+//! 10. [`exchange`]: the record of one connection attempt, from TCP accept to first publish
 
 pub mod claim;
+pub mod clones;
 mod compile;
 pub mod decide;
 pub mod denial;

@@ -41,6 +41,7 @@ pub mod bulk;
 pub mod change;
 mod claim;
 pub mod clock;
+mod clones;
 pub mod credential;
 mod error;
 mod first_contact;

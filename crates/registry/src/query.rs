@@ -14,6 +14,9 @@ use crate::change::{damaged, read_device};
 use crate::error::RegistryError;
 use crate::store::Registry;
 
+/// A credential's certificate, DER, if it was issued here; and the authority that its chain is known to end in.
+pub type KeptCertificate = (Option<Vec<u8>>, Option<AuthorityId>);
+
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantView {
@@ -382,7 +385,7 @@ impl Registry {
     pub fn credential_certificate(
         &self,
         fingerprint: &Fingerprint,
-    ) -> Result<Option<(Option<Vec<u8>>, Option<AuthorityId>)>, RegistryError> {
+    ) -> Result<Option<KeptCertificate>, RegistryError> {
         self.read(|db| {
             let row: Option<(Option<Vec<u8>>, Option<String>)> = db
                 .prepare_cached("SELECT certificate, authority FROM credentials WHERE fingerprint = ?")?

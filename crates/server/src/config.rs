@@ -1,5 +1,6 @@
 //! The configuration: one TOML file. Every key has a default, unknown keys are refused, units are in the names.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,9 +9,11 @@ use countersign_factory::Profile;
 use countersign_factory::grant::check_host_name;
 use countersign_gateway::{Limits, TicketKeys, TicketSettings};
 use countersign_identity::TenantId;
+use countersign_policy::clones::CloneRules;
 use countersign_registry::{ClockRules, IssuanceRules, LedgerLimits};
 use serde::{Deserialize, Serialize};
 
+use crate::clones::CloneAction;
 use crate::listeners::{self, Listener, Purpose};
 use crate::tokens::keys::LIFETIME_MAX;
 
@@ -26,6 +29,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// What grows has a limit.
     pub limits: LimitsConfig,
+    /// When two are suspected to hold one key, and what is done.
+    pub clones: ClonesConfig,
     /// Tickets, by which devices resume TLS sessions.
     pub resumption: ResumptionConfig,
     /// The ledger of exchanges.
@@ -57,6 +62,7 @@ impl Default for Config {
             listeners: vec![Listener::devices(SocketAddr::from(([0, 0, 0, 0], 8883)))],
             admin: AdminConfig::default(),
             limits: LimitsConfig::default(),
+            clones: ClonesConfig::default(),
             resumption: ResumptionConfig::default(),
             ledger: LedgerConfig::default(),
             receipts: ReceiptsConfig::default(),
@@ -215,10 +221,32 @@ fn seconds(d: Duration) -> u64 {
 limits! {
     /// Connections held at once.
     connections_max: usize => connections_max, same, same;
-    /// Handshakes (accept to CONNECT) under way at once.
+    /// Handshakes (accept to the end of TLS, waiting included) under way at once.
     handshakes_max: usize => handshakes_max, same, same;
     /// Connections from one address at once.
     connections_per_source_max: usize => connections_per_source_max, same, same;
+    /// Connections that one source may open a second.
+    source_connects_per_s: u32 => source_connects_per_s, same, same;
+    /// Connections that one source may open at once.
+    source_connect_burst: u32 => source_connect_burst, same, same;
+    /// Sources that are remembered for their rate.
+    sources_max: usize => sources_max, same, same;
+    /// Handshakes that are begun a second; others wait.
+    handshakes_per_s: u32 => handshakes_per_s, same, same;
+    /// Handshakes that are begun at once.
+    handshake_burst: u32 => handshake_burst, same, same;
+    /// What may wait for its handshake, in bytes.
+    handshake_queue_bytes_max: usize => handshake_queue_bytes_max, same, same;
+    /// How long a device may wait for its handshake, in seconds.
+    handshake_queue_timeout_s: u64 => handshake_queue_timeout, Duration::from_secs, seconds;
+    /// Attempts of one device a minute, and at once.
+    device_connects_per_minute: u32 => device_connects_per_minute, same, same;
+    /// Devices whose attempts are remembered.
+    devices_remembered_max: usize => devices_remembered_max, same, same;
+    /// Behind balancers, from accept to the whole PROXY protocol header, in seconds.
+    proxy_header_timeout_s: u64 => proxy_header_timeout, Duration::from_secs, seconds;
+    /// The largest PROXY protocol header, in bytes.
+    proxy_header_bytes_max: usize => proxy_header_bytes_max, same, same;
     /// From accept to the end of the TLS handshake, in seconds.
     handshake_timeout_s: u64 => handshake_timeout, Duration::from_secs, seconds;
     /// From the end of the TLS handshake to CONNECT, in seconds.
@@ -253,6 +281,52 @@ limits! {
     session_sweep_s: u64 => session_sweep, Duration::from_secs, seconds;
     /// After a refusal, how many bytes of the peer are read and thrown away.
     drain_bytes_max: usize => drain_bytes_max, same, same;
+}
+
+/// `[clones]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClonesConfig {
+    /// The score at which two are suspected to hold one key.
+    pub score: u32,
+    /// In so many seconds a score is halved.
+    pub half_life_s: u64,
+    /// Credentials with a score that are remembered.
+    pub remembered_max: usize,
+    /// What is done then: "alert" or "quarantine".
+    pub action: CloneAction,
+    /// The same for single tenants.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tenants: BTreeMap<TenantId, CloneAction>,
+}
+
+impl Default for ClonesConfig {
+    fn default() -> Self {
+        let rules = CloneRules::default();
+        Self {
+            score: rules.threshold / 1000,
+            half_life_s: rules.half_life.as_secs(),
+            remembered_max: rules.accounts_max,
+            action: CloneAction::default(),
+            tenants: BTreeMap::new(),
+        }
+    }
+}
+
+impl ClonesConfig {
+    /// As the gateway takes them.
+    pub fn to_rules(&self) -> CloneRules {
+        CloneRules {
+            threshold: self.score.saturating_mul(1000),
+            half_life: Duration::from_secs(self.half_life_s),
+            accounts_max: self.remembered_max,
+        }
+    }
+
+    /// What is done about a suspicion in a tenant.
+    pub fn action_for(&self, tenant: &TenantId) -> CloneAction {
+        self.tenants.get(tenant).copied().unwrap_or(self.action)
+    }
 }
 
 /// `[resumption]`
@@ -686,6 +760,22 @@ impl Config {
                 "limits.connections_per_source_max",
                 limits.connections_per_source_max,
             ),
+            (
+                "limits.source_connects_per_s",
+                limits.source_connects_per_s as usize,
+            ),
+            (
+                "limits.source_connect_burst",
+                limits.source_connect_burst as usize,
+            ),
+            ("limits.sources_max", limits.sources_max),
+            ("limits.handshakes_per_s", limits.handshakes_per_s as usize),
+            ("limits.handshake_burst", limits.handshake_burst as usize),
+            (
+                "limits.device_connects_per_minute",
+                limits.device_connects_per_minute as usize,
+            ),
+            ("limits.devices_remembered_max", limits.devices_remembered_max),
             ("limits.connect_bytes_max", limits.connect_bytes_max),
             ("limits.packet_bytes_max", limits.packet_bytes_max),
             ("limits.sessions_per_device_max", limits.sessions_per_device_max),
@@ -721,6 +811,20 @@ impl Config {
                 "issuance.clock_tolerance_s",
                 "a clock that is more than a day behind is wrong".into(),
                 "use at most 86400",
+            );
+        }
+        if self.clones.score < 2 || self.clones.half_life_s == 0 || self.clones.remembered_max == 0 {
+            return value(
+                "clones.score",
+                "at a score below 2 a client that once replaced its own connection would be suspected; with nothing remembered nobody".into(),
+                "leave clones.score, clones.half_life_s and clones.remembered_max out for the defaults",
+            );
+        }
+        if limits.proxy_header_timeout_s == 0 || limits.proxy_header_bytes_max < 52 {
+            return value(
+                "limits.proxy_header_bytes_max",
+                "no PROXY protocol header fits: one for TCP over IPv6 has 52 bytes, and takes time".into(),
+                "leave it and limits.proxy_header_timeout_s out for the defaults",
             );
         }
         if limits.idle_max_s > 65_535 {
@@ -845,6 +949,20 @@ mod tests {
                 "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
                  [[listeners]]\nname = \"b\"\npurpose = \"pki\"\nlisten = \"127.0.0.1:2\"\ntls_minimum = \"1.3\"",
                 "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\nproxy_from = []",
+                "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+                 [[listeners]]\nname = \"b\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:2\"\nproxy_from = [\"10.0.0.0/8\"]",
+                "listeners",
+            ),
+            ("[clones]\nscore = 1", "clones.score"),
+            (
+                "[limits]\nproxy_header_bytes_max = 51",
+                "limits.proxy_header_bytes_max",
             ),
             (
                 "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\

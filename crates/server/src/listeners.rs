@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use countersign_gateway::{DeviceListener, Protocol, Resumption, TlsMinimum};
+use countersign_gateway::{DeviceListener, Network, Protocol, Resumption, TlsMinimum};
 use serde::{Deserialize, Serialize};
 
 /// What a listener is for. Nothing else is reachable through it.
@@ -60,6 +60,10 @@ pub struct Listener {
     /// What ALPN offers: "mqtt", "http/1.1"; all that its purpose has if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpn: Option<Vec<Protocol>>,
+    /// The balancers, such as "10.0.0.0/8" (purpose `devices`): each of their connections begins with a PROXY protocol
+    /// header of version 2, and nobody else may connect. Without it devices connect themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_from: Option<Vec<Network>>,
     /// Whether devices may resume TLS sessions by tickets: true for `devices` if not given, never for another purpose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumption: Option<bool>,
@@ -75,6 +79,7 @@ impl Listener {
             tls_minimum: None,
             client_certificate: None,
             alpn: None,
+            proxy_from: None,
             resumption: None,
         }
     }
@@ -109,6 +114,7 @@ impl Listener {
             address: self.listen,
             tls_minimum: self.tls_minimum(),
             protocols: self.alpn.clone().unwrap_or_else(|| Protocol::ALL.to_vec()),
+            proxy_from: self.proxy_from.clone().unwrap_or_default(),
             resumption: match self.resumption {
                 None | Some(true) => Resumption::Offered,
                 Some(false) => Resumption::Off,
@@ -126,6 +132,17 @@ impl Listener {
             return Err(format!(
                 "listener {name}: alpn is empty, so nothing could be spoken"
             ));
+        }
+        match &self.proxy_from {
+            Some(networks) if networks.is_empty() => {
+                return Err(format!(
+                    "listener {name}: proxy_from is empty, so nobody could connect; leave it out if there is no balancer"
+                ));
+            }
+            Some(_) if self.purpose != Purpose::Devices => {
+                return Err(format!("listener {name}: only purpose devices has proxy_from"));
+            }
+            _ => {}
         }
         match self.purpose {
             Purpose::Devices if self.client_certificate == Some(ClientCertificate::Optional) => Err(format!(

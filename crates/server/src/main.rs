@@ -12,6 +12,7 @@ mod backup;
 mod ca;
 mod cli;
 mod client;
+mod clones;
 mod config;
 mod diagram;
 mod enrol;

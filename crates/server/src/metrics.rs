@@ -91,6 +91,44 @@ impl Collector for Exported {
                 "Handshakes under way now",
                 of(&m.handshakes),
             )?;
+            counter(
+                e,
+                "countersign_clones_suspected",
+                "Credentials that came to be suspected to have two holders",
+                of(&m.clones_suspected),
+            )?;
+            let (waiting, queued) = gateway.handshakes_waiting();
+            gauge(
+                e,
+                "countersign_handshakes_waiting",
+                "Devices that wait for their handshake now",
+                waiting,
+            )?;
+            counter(
+                e,
+                "countersign_handshakes_queued",
+                "Devices that had to wait for their handshake",
+                queued,
+            )?;
+            let (accounts, forgotten) = gateway.source_accounts();
+            gauge(
+                e,
+                "countersign_source_accounts",
+                "Sources whose rate is remembered now",
+                accounts,
+            )?;
+            counter(
+                e,
+                "countersign_source_accounts_forgotten",
+                "Sources that were forgotten though they owed for their rate",
+                forgotten,
+            )?;
+            counter(
+                e,
+                "countersign_refusals_unlogged",
+                "Refusals at the door without a line in the log",
+                of(&m.refusals_unlogged),
+            )?;
             gauge(
                 e,
                 "countersign_sessions",

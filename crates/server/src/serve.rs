@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::listeners::Purpose;
 use crate::service::{OpenListener, Service};
-use crate::{enrol, pki, tokens};
+use crate::{clones, enrol, pki, tokens};
 
 /// The keys of tickets, in the data directory. `countersign_gateway::TicketKeys` alone reads and writes it.
 const TICKET_KEYS_FILE: &str = "ticket.keys";
@@ -81,6 +81,7 @@ impl Running {
                 .map(|n| n.to_ascii_lowercase())
                 .collect(),
             limits: config.limits.to_limits(),
+            clones: config.clones.to_rules(),
             tickets: config.resumption.to_settings(),
         };
         let tickets = tokio::task::block_in_place(|| ticket_keys(data, &config, service.now()));
@@ -95,7 +96,7 @@ impl Running {
             identity,
             tickets: tickets.clone(),
             facts: registry.facts().clone(),
-            sink: registry,
+            sink: Arc::new(clones::Sink::new(&service)),
             http: Arc::new(enrol::DevicePort::new(service.clone())),
             clock: service.registry().clock().clone(),
         };

@@ -1,11 +1,12 @@
 //! A client that does exactly what it is told, and says exactly what it saw.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use countersign_identity::{CertificateFacts, Timestamp};
+use rustls::StreamOwned;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{
     ClientConnection, ClientSessionStore, ResolvesClientCert, Resumption, Tls12ClientSessionValue,
@@ -188,6 +189,10 @@ impl ClientSessionStore for LastSession {
 pub struct Attempt {
     /// Where to.
     pub server: SocketAddr,
+    /// The address to come from; `None` for any.
+    pub from: Option<IpAddr>,
+    /// Sent before TLS, as a balancer does.
+    pub preamble: Vec<u8>,
     /// The server name to ask for.
     pub name: String,
     /// The certificate to show.
@@ -220,6 +225,8 @@ impl Attempt {
     pub fn new(server: SocketAddr) -> Self {
         Self {
             server,
+            from: None,
+            preamble: vec![],
             name: "localhost".into(),
             identity: None,
             trust: true,
@@ -269,7 +276,11 @@ impl Attempt {
         }
     }
 
-    pub(crate) fn config(&self) -> ClientConfig {
+    /// The TLS configuration that it goes by, without resumption.
+    ///
+    /// # Panics
+    /// If the identity's key cannot be used.
+    pub fn config(&self) -> ClientConfig {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(self.versions)
@@ -294,15 +305,51 @@ impl Attempt {
         config
     }
 
+    /// The bytes of its ClientHello, as somebody records them to send them again and again.
+    pub fn hello(&self) -> Vec<u8> {
+        let name = ServerName::try_from(self.name.clone()).expect("a server name");
+        let mut tls = ClientConnection::new(Arc::new(self.config()), name).expect("a TLS client");
+        let mut bytes = Vec::new();
+        let _ = tls.write_tls(&mut bytes);
+        bytes
+    }
+
+    /// Connects, sends its CONNECT, and keeps the session.
+    ///
+    /// # Errors
+    /// If CONNACK is not 0, or nothing comes within its patience.
+    pub fn open(&self) -> std::io::Result<Link> {
+        let socket = dial(self.from, self.server)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(self.patience))?;
+        socket.set_write_timeout(Some(self.patience))?;
+        let name = ServerName::try_from(self.name.clone()).expect("a server name");
+        let tls = ClientConnection::new(Arc::new(self.config()), name).expect("a TLS client");
+        let mut link = Link {
+            stream: StreamOwned::new(tls, socket),
+        };
+        link.stream.write_all(&self.send)?;
+        let connack = link.packet()?;
+        if connack.first() == Some(&0x20) && connack.get(3) == Some(&0) {
+            Ok(link)
+        } else {
+            Err(std::io::Error::other(format!("not admitted: {connack:x?}")))
+        }
+    }
+
     /// Connects, and reads until the server has nothing more to say.
     pub fn run(&self) -> Seen {
         let mut seen = Seen::default();
-        let Ok(mut socket) = TcpStream::connect(self.server) else {
+        let Ok(mut socket) = dial(self.from, self.server) else {
             seen.reset = true;
             return seen;
         };
         let _ = socket.set_nodelay(true);
         let _ = socket.set_read_timeout(Some(self.patience));
+        if socket.write_all(&self.preamble).is_err() {
+            seen.reset = true;
+            return seen;
+        }
         let name = ServerName::try_from(self.name.clone()).expect("a server name");
         let config = self.client.clone().unwrap_or_else(|| Arc::new(self.config()));
         let mut tls = ClientConnection::new(config, name).expect("a TLS client");
@@ -364,6 +411,54 @@ impl Attempt {
         let _ = socket.shutdown(Shutdown::Write);
         seen
     }
+}
+
+/// A session that is kept.
+#[derive(Debug)]
+pub struct Link {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+}
+
+impl Link {
+    /// Sends packets.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes)?;
+        self.stream.flush()
+    }
+
+    /// The next packet; its length must fit one byte.
+    ///
+    /// # Errors
+    /// If none comes in time, or the connection is lost.
+    pub fn packet(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut packet = vec![0; 2];
+        self.stream.read_exact(&mut packet)?;
+        let length = usize::from(packet[1]);
+        packet.resize(2 + length, 0);
+        self.stream.read_exact(&mut packet[2..])?;
+        Ok(packet)
+    }
+}
+
+/// Connects from this address, if one is given.
+///
+/// # Errors
+/// What the operating system says.
+pub fn dial(from: Option<IpAddr>, server: SocketAddr) -> std::io::Result<TcpStream> {
+    let Some(from) = from else {
+        return TcpStream::connect(server);
+    };
+    let family = match server {
+        SocketAddr::V4(_) => rustix::net::AddressFamily::INET,
+        SocketAddr::V6(_) => rustix::net::AddressFamily::INET6,
+    };
+    let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None)?;
+    rustix::net::bind(&socket, &SocketAddr::new(from, 0))?;
+    rustix::net::connect(&socket, &server)?;
+    Ok(TcpStream::from(socket))
 }
 
 fn is_reset(e: &std::io::Error) -> bool {

@@ -17,3 +17,4 @@ pub mod issuance;
 pub mod pki;
 pub mod server;
 pub mod station_crash;
+pub mod storm;

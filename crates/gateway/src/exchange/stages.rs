@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use countersign_identity::{Anchor, CertificateFacts, Fingerprint, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::decide::AdmissionPermit;
@@ -24,6 +24,9 @@ use crate::handshake::ticket::Resumed;
 use crate::handshake::ticket::facts::TicketVersion;
 use crate::judge::{self, Circumstances};
 use crate::node::Node;
+use crate::shaping::attempts::Standing;
+use crate::shaping::queue::{Class, Place};
+use crate::shaping::sources::account_of;
 
 /// A TCP connection that admission control by source let pass. Nothing is known of it but its address.
 #[derive(Debug)]
@@ -36,6 +39,17 @@ impl Accepted {
         Self {
             trace: Trace::new(id, started, source, listener),
         }
+    }
+
+    /// A balancer's header says where it really comes from. From here on nothing sees the balancer's address but the record.
+    pub(crate) fn come_from(&mut self, source: SocketAddr) {
+        let proxy = std::mem::replace(&mut self.trace.source, source);
+        self.trace.fact("proxy", proxy.to_string());
+    }
+
+    /// Where it comes from.
+    pub(crate) fn source(&self) -> SocketAddr {
+        self.trace.source()
     }
 
     /// Refuses it before or at the ClientHello.
@@ -89,7 +103,8 @@ impl Accepted {
             true => TicketVersion::Tls13,
             false => TicketVersion::Tls12,
         };
-        let context = HandshakeContext::new(facts.clone(), asked, version, node.now());
+        let mut context = HandshakeContext::new(facts.clone(), asked, version, node.now());
+        context.attempts = Some(node.attempts.clone());
         Ok(Handshaking {
             trace: self.trace,
             context: Some(Box::new(context)),
@@ -106,6 +121,25 @@ pub struct Handshaking {
 }
 
 impl Handshaking {
+    /// Where it stands in the queue for a handshake, with a ClientHello of so many bytes.
+    pub(crate) fn place(&self, bytes: usize) -> Place {
+        Place {
+            tenant: self.trace.tenant.clone(),
+            // Until tickets are opened before this every handshake is a full one.
+            class: Class::Full,
+            source: account_of(self.trace.source.ip()),
+            bytes,
+        }
+    }
+
+    /// It waited for its turn, which is now: dates are held against this moment.
+    pub(crate) fn admitted(&mut self, waited: Duration, now: Timestamp) {
+        self.trace.fact("queued_ms", waited.as_millis().to_string());
+        if let Some(context) = &mut self.context {
+            context.now = now;
+        }
+    }
+
     /// Moves the handshake on by what is in `input`.
     pub(crate) fn pass(
         &mut self,
@@ -129,6 +163,10 @@ impl Handshaking {
     /// session goes back to.
     pub(crate) fn complete(mut self, tls: &UnbufferedServerConnection) -> Result<Handshaken, Box<Refused>> {
         self.take_findings();
+        let (mut standing, attempts) = match &self.context {
+            Some(context) => (context.standing, context.attempts.clone()),
+            None => (Standing::Within, None),
+        };
         let resumed = !matches!(
             tls.handshake_kind(),
             Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest)
@@ -146,6 +184,12 @@ impl Handshaking {
                 }));
             }
         };
+        if let (true, Some(attempts)) = (resumed, attempts) {
+            // No certificate was shown; the ticket stands for the proof of its key, and so the attempt counts.
+            let fingerprint = chain.leaf().fingerprint;
+            standing = attempts.standing(&fingerprint);
+            attempts.count(fingerprint);
+        }
         let facts = TlsFacts {
             version: match tls.protocol_version() {
                 Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -173,6 +217,7 @@ impl Handshaking {
             chain,
             tls: facts,
             first_contact_over: false,
+            standing,
         })
     }
 
@@ -310,6 +355,7 @@ pub struct Handshaken {
     chain: VerifiedChain,
     tls: TlsFacts,
     first_contact_over: bool,
+    standing: Standing,
 }
 
 /// What identification came to.
@@ -326,6 +372,10 @@ impl Handshaken {
     /// # Errors
     /// [`Refused`] if the certificate names no device, or one that is not known by this certificate.
     pub(crate) fn identify(mut self, facts: &dyn FactSource) -> Result<Identification, Box<Refused>> {
+        if let Standing::Over(wait) | Standing::FarOver(wait) = self.standing {
+            let denial = Denial::from(DenialCode::DeviceRate).retry_after(wait);
+            return Err(Box::new(self.refuse(denial)));
+        }
         match self.look_up(facts) {
             Ok(Some((device, credential))) => {
                 self.trace.passed(Stage::Identify);

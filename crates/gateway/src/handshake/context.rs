@@ -14,6 +14,7 @@ use countersign_policy::{Denial, FactSource, Possession};
 use super::chains::ShownChain;
 use super::ticket::facts::TicketVersion;
 use super::ticket::{Decline, Resumed};
+use crate::shaping::{Attempts, Standing};
 
 /// What the verifier needs of a connection, and what it found.
 pub struct HandshakeContext {
@@ -35,6 +36,10 @@ pub struct HandshakeContext {
     pub certificate_at: Option<Instant>,
     /// When possession was checked.
     pub possession_at: Option<Instant>,
+    /// How often devices come; `None`: nobody counts.
+    pub attempts: Option<Arc<Attempts>>,
+    /// How this one stood before this attempt.
+    pub standing: Standing,
     /// The certificate that was shown, or that the ticket brought, in DER: a ticket is made for it.
     pub leaf_der: Option<Box<[u8]>>,
     /// The path to be remembered once possession is proven.
@@ -70,6 +75,8 @@ impl HandshakeContext {
             resumed: None,
             declined: None,
             tickets_tried: 0,
+            attempts: None,
+            standing: Standing::Within,
         }
     }
 }

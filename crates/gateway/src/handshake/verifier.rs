@@ -18,9 +18,10 @@ use rustls::{
 };
 
 use super::chains::{ShownChain, VerifiedChains};
-use super::context;
+use super::context::{self, HandshakeContext};
 use crate::judge;
 use crate::metrics::count;
+use crate::shaping::Standing;
 
 /// The one verifier of all device connections. Fails closed when it is called outside of a lent context.
 #[derive(Debug)]
@@ -47,6 +48,7 @@ impl DeviceVerifier {
                 context.verdict = Some(Err(Denial::new(DenialCode::PossessionFailed, e.to_string())));
             })?;
             context.possession = Possession::Proven;
+            count_attempt(context);
             match &context.verdict {
                 Some(Ok(_)) => {
                     if let Some((shown, path)) = context.remember.take() {
@@ -81,38 +83,7 @@ impl ClientCertVerifier for DeviceVerifier {
         context::with(|context| {
             // A full handshake: whatever a ticket brought, it was not taken.
             context.resumed = None;
-            let (asked, now) = (context.asked.as_ref(), context.now);
-            let mut remember = None;
-            let (shown, verdict) = judge::certificate(
-                context.facts.as_ref(),
-                asked,
-                end_entity,
-                intermediates,
-                now,
-                |anchors, leaf| {
-                    let check = |leaf, verified: Option<PathDigest>| match verified {
-                        Some(path) => VerifiedChain::verify_again(
-                            anchors,
-                            asked,
-                            leaf,
-                            end_entity,
-                            intermediates,
-                            now,
-                            path,
-                        ),
-                        None => VerifiedChain::verify(anchors, asked, leaf, end_entity, intermediates, now),
-                    };
-                    let Some(shown) = self.chains.shown(asked, &leaf, intermediates) else {
-                        return check(leaf, None);
-                    };
-                    let (chain, found) = remembered(&self.chains, shown, leaf, check);
-                    remember = found;
-                    chain
-                },
-            );
-            context.remember = remember;
-            context.shown = Some(shown);
-            context.verdict = Some(verdict);
+            context.verdict = Some(verdict(&self.chains, context, end_entity, intermediates));
             context.leaf_der = Some(end_entity.as_ref().into());
             context.certificate_at = Some(Instant::now());
         })
@@ -150,6 +121,62 @@ impl ClientCertVerifier for DeviceVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+fn verdict(
+    chains: &VerifiedChains,
+    context: &mut HandshakeContext,
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Result<VerifiedChain, Denial> {
+    let (shown, leaf) = judge::shown(end_entity, intermediates);
+    context.shown = Some(shown);
+    let leaf = leaf?;
+    // Read here, before anything is spent on the chain; counted only once the key is proven.
+    if let Some(attempts) = &context.attempts {
+        context.standing = attempts.standing(&leaf.fingerprint);
+    }
+    if let Standing::FarOver(wait) = context.standing {
+        return Err(Denial::from(DenialCode::DeviceRateIgnored).retry_after(wait));
+    }
+    let (asked, now) = (context.asked.as_ref(), context.now);
+    let mut remember = None;
+    let chain = judge::chain(
+        context.facts.as_ref(),
+        asked,
+        leaf,
+        end_entity,
+        now,
+        |anchors, leaf| {
+            let check = |leaf, verified: Option<PathDigest>| match verified {
+                Some(path) => {
+                    VerifiedChain::verify_again(anchors, asked, leaf, end_entity, intermediates, now, path)
+                }
+                None => VerifiedChain::verify(anchors, asked, leaf, end_entity, intermediates, now),
+            };
+            let Some(shown) = chains.shown(asked, &leaf, intermediates) else {
+                return check(leaf, None);
+            };
+            let (chain, found) = remembered(chains, shown, leaf, check);
+            remember = found;
+            chain
+        },
+    );
+    context.remember = remember;
+    chain
+}
+
+/// The key was proven: the attempt counts to the device's disadvantage, if it is one of ours. Neither who replays a
+/// certificate nor who makes one of their own gets here.
+fn count_attempt(context: &HandshakeContext) {
+    let (Some(shown), Some(attempts)) = (&context.shown, &context.attempts) else {
+        return;
+    };
+    let is_ours =
+        matches!(context.verdict, Some(Ok(_))) || context.facts.credential(&shown.fingerprint).is_some();
+    if is_ours {
+        attempts.count(shown.fingerprint);
     }
 }
 

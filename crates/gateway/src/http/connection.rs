@@ -204,7 +204,7 @@ impl Shared {
     ///
     /// # Errors
     /// The denial: the exchange is refused, or the session has ended.
-    fn admit(&self, request: &Request<Incoming>) -> Result<DeviceSession, DenialCode> {
+    fn admit(&self, request: &Request<Incoming>) -> Result<DeviceSession, (DenialCode, Option<u32>)> {
         let mut state = self.state.lock();
         let decided = match std::mem::replace(&mut *state, State::Over) {
             State::Live(live) => {
@@ -213,10 +213,10 @@ impl Shared {
                 *state = State::Live(live);
                 return match session.entry.ending() {
                     None => Ok(session),
-                    Some(_) => Err(DenialCode::GrantStale),
+                    Some(_) => Err((DenialCode::GrantStale, None)),
                 };
             }
-            State::Over => return Err(DenialCode::GrantStale),
+            State::Over => return Err((DenialCode::GrantStale, None)),
             State::Decided(decided) => *decided,
         };
         let granted = decided.and_then(|authorised| {
@@ -258,13 +258,13 @@ impl Shared {
                 Ok(session)
             }
             Err(refused) => {
-                let code = refused.denial().code;
+                let told = (refused.denial().code, refused.retry_after_s());
                 refused.in_protocol(PROTOCOL).conclude(&self.node);
                 // The answer is the last word: so long it may take.
                 self.node
                     .wheel
                     .set(&self.timer, self.node.options.limits.drain_timeout);
-                Err(code)
+                Err(told)
             }
         }
     }
@@ -328,7 +328,7 @@ impl Service<Request<Incoming>> for Requests {
             }
             let session = match shared.admit(&request) {
                 Ok(session) => session,
-                Err(code) => return Ok(refusal(code)),
+                Err((code, retry_after_s)) => return Ok(refusal(code, retry_after_s)),
             };
             let admission = session.entry.admission();
             let device = AdmittedDevice {
@@ -342,7 +342,7 @@ impl Service<Request<Incoming>> for Requests {
             let answer = shared.node.http.answer(device, request).await;
             Ok(match shared.answering(&answer) {
                 Ok(()) => answer,
-                Err(code) => refusal(code),
+                Err(code) => refusal(code, None),
             })
         })
     }

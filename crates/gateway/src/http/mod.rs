@@ -22,7 +22,7 @@ use countersign_identity::{DeviceId, Fingerprint, TenantId};
 use countersign_policy::DenialCode;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Request, Response, StatusCode};
 use rustls::pki_types::CertificateDer;
 
@@ -89,8 +89,14 @@ pub(crate) fn problem(status: StatusCode, code: Option<DenialCode>, title: &str)
     answer
 }
 
-/// What a refused device is told.
-pub(crate) fn refusal(code: DenialCode) -> Answer {
+/// What a refused device is told; with Retry-After (RFC 9110 section 10.2.3), in seconds, if coming again helps.
+pub(crate) fn refusal(code: DenialCode, retry_after_s: Option<u32>) -> Answer {
     let status = StatusCode::from_u16(code.wire().http_status()).unwrap_or(StatusCode::FORBIDDEN);
-    problem(status, Some(code), "not admitted")
+    let mut answer = problem(status, Some(code), "not admitted");
+    if let Some(seconds) = retry_after_s {
+        answer
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    answer
 }

@@ -10,7 +10,6 @@ use countersign_identity::Timestamp;
 use countersign_policy::{CredentialState, Denial, DenialCode, Generations, LifecycleState};
 
 use super::entry::{Admission, SessionEntry};
-use super::index::TooMany;
 use super::spaces;
 use crate::exchange::{Greeted, Refused};
 use crate::judge::{self, Circumstances};
@@ -72,21 +71,23 @@ pub(crate) fn grant(
         },
         timer,
     ));
-    if let Err(TooMany) = node
+    let Ok(indexed) = node
         .sessions
         .insert(&entry, node.options.limits.sessions_per_device_max)
-    {
+    else {
         let max = node.options.limits.sessions_per_device_max;
         let denial = Denial::new(
             DenialCode::SessionLimit,
             format!("the device already holds {max} sessions"),
         );
         return Err(Box::new(trace.refuse(denial)));
-    }
+    };
     match check(node, &entry) {
         Ok(()) => {
             let accepted = trace.granted(&entry.admission().permit, node);
             count(&node.metrics.admitted);
+            node.clones
+                .granted(node, &entry, indexed.replaced.as_deref(), indexed.beside);
             if first_use {
                 node.sink.credential_used(entry.fingerprint(), &entry.authority);
             }

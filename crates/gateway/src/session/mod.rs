@@ -3,11 +3,13 @@
 //! * [`entry`]: a live session as others see it
 //! * `index`: all of them, found by device
 //! * `grant`: from a greeted device to an indexed session: register, then check
+//! * `clones`: what tells two holders of one key from one that roams
 //! * `mqtt`: what a session's packets do
 //! * `sweep`: the safety net under it
 //! * [`token`]: sessions without a connection
 //! * [`cutoff`]: changes end the sessions they touch, and say how many and how fast
 
+pub(crate) mod clones;
 pub mod cutoff;
 pub mod entry;
 pub(crate) mod grant;

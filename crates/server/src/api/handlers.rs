@@ -161,6 +161,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .merge(receipts::routes())
         .merge(services::routes())
         .route("/sessions", get(sessions))
+        .route("/clones", get(clones))
         .route("/exchanges", get(exchanges))
         .route("/why", post(policies::why))
         .route("/audit", get(audit))
@@ -452,6 +453,15 @@ async fn sessions(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {
             .map(|g| g.sessions(q.tenant.as_ref()))
             .unwrap_or_default(),
     )
+}
+
+async fn clones(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {
+    let mut suspects = service
+        .gateway()
+        .map(|g| g.suspected_clones())
+        .unwrap_or_default();
+    suspects.retain(|s| q.tenant.as_ref().is_none_or(|t| *t == s.tenant));
+    encode(suspects)
 }
 
 async fn exchanges(State(service): App, Asked(q): Asked<ExchangeQuery>) -> Answer {

@@ -138,6 +138,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("delete" "/services/{service}" "forgets a service: its id and certificate are free again"),
     endpoint!("post" "/services/{service}/revoke" "revokes a service: it may ask nothing any more" body [("reason?", "why, for the audit")]),
     endpoint!("get" "/sessions" "lists live sessions, of connections and of tokens" , query [("tenant", "only of this tenant")]),
+    endpoint!("get" "/clones" "lists the credentials that two seem to hold, the clearest first: score in thousandths, evidence, addresses" , query [("tenant", "only of this tenant")]),
     endpoint!("get" "/exchanges" "the exchanges that a subject names, or the newest, newest first"
         , query [("subject", "device id, certificate fingerprint, serial number or exchange id"), ("tenant", "tenant of the device"), ("refused", "true: only refused ones, if no subject is given"), ("limit", "1 to 1000, default 20")]),
     endpoint!("post" "/why" "every layer's verdict on an identity that is not connected: chain, dates, revocation, identify, lifecycle, credential, policy, client id, topic"

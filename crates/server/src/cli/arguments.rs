@@ -98,6 +98,9 @@ pub enum Command {
     /// Live sessions, of connections and of tokens
     #[command(subcommand)]
     Session(SessionCommand),
+    /// Certificates whose key two seem to hold
+    #[command(subcommand)]
+    Clones(ClonesCommand),
     /// Receipts: what changes did to live sessions
     #[command(subcommand)]
     Receipt(ReceiptCommand),
@@ -700,6 +703,16 @@ pub struct RevocationArguments {
     /// Why, for the audit
     #[arg(long, default_value = "")]
     pub reason: String,
+}
+
+#[derive(Subcommand)]
+pub enum ClonesCommand {
+    /// List who is suspected now, and why
+    List {
+        /// Only of this tenant
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
 }
 
 #[derive(Subcommand)]

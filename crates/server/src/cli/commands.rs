@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::arguments::{Command, CredentialCommand, SessionCommand};
+use super::arguments::{ClonesCommand, Command, CredentialCommand, SessionCommand};
 use super::output::{Output, time};
 use super::{authority, device, diagnosis, factory, keeping, moves, policy, service, tenant, why};
 use crate::api::Token;
@@ -130,6 +130,26 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
                     ("TLS", "/tls_version"),
                     ("SINCE", "/started"),
                     ("EXCHANGE", "/exchange"),
+                ],
+            )
+        }
+        Command::Clones(ClonesCommand::List { tenant }) => {
+            let query = tenant.map(|t| format!("?tenant={t}")).unwrap_or_default();
+            let mut answer = client.call("GET", &format!("/clones{query}"), None).await?;
+            times(&mut answer, "last", out);
+            out.list(
+                &answer,
+                &[
+                    ("TENANT", "/tenant"),
+                    ("DEVICE", "/device"),
+                    ("CERTIFICATE", "/fingerprint"),
+                    ("SCORE", "/score"),
+                    ("TAKEN OVER", "/takeovers"),
+                    ("ALIVE", "/answered"),
+                    ("CAME BACK", "/returned"),
+                    ("AT ONCE", "/together"),
+                    ("FROM", "/sources"),
+                    ("LAST", "/last"),
                 ],
             )
         }
