@@ -1,6 +1,7 @@
 //! `why` and `policy simulate` say what the gateway does: more than 1,000 generated cases with a fixed seed, each over a
 //! real TLS connection.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(clippy::print_stdout, reason = "it prints its figures")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
