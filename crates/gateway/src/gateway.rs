@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use countersign_identity::{Clock, DeviceId, TenantId, Timestamp};
 use countersign_policy::exchange::ExchangeSink;
-use countersign_policy::{ExchangeId, FactSource};
+use countersign_policy::{ExchangeId, FactSource, SessionRecord};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::node::{DeviceListener, GatewayOptions, Node, Port};
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
+use crate::session::traffic::{self, Traffic};
 use crate::timer::Wheel;
 
 /// Why the device port cannot be opened.
@@ -117,6 +118,8 @@ impl Gateway {
         }
         let node = Arc::new(Node::new(options, facts, sink, clock, http));
         tokio::spawn(Wheel::run(Arc::downgrade(&node.wheel)));
+        let interval = node.options.limits.session_report_interval;
+        tokio::spawn(traffic::report(Arc::downgrade(&node), interval));
         let accepting = open
             .into_iter()
             .map(|(socket, port)| tokio::spawn(listen::accept(socket, port, node.clone())))
@@ -150,6 +153,13 @@ impl Gateway {
     /// How many sessions are live.
     pub fn session_count(&self) -> usize {
         self.node.sessions.len()
+    }
+
+    /// What the live sessions of a device did until now.
+    pub fn doings(&self, tenant: &TenantId, device: &DeviceId) -> Vec<SessionRecord> {
+        let mut entries = self.node.sessions.of_device(tenant, device);
+        entries.retain(|e| e.ending().is_none());
+        entries.iter().map(|e| Traffic::now(e, &self.node)).collect()
     }
 
     /// The live sessions, of one tenant if one is named, in order of tenant, device and client id.

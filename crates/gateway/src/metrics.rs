@@ -30,6 +30,8 @@ pub struct Metrics {
     pub subscriptions_denied: AtomicU64,
     /// Messages not delivered because the subscriber's own limit on packet size excludes them.
     pub messages_too_large: AtomicU64,
+    /// Messages whose topic was not named in the session's summary, which had as many as it may.
+    pub topics_unnamed: AtomicU64,
     /// Connection tasks that ended in a panic: each is a bug.
     pub panics: AtomicU64,
     refused: Vec<AtomicU64>,
@@ -49,6 +51,7 @@ impl Default for Metrics {
             publishes_denied: AtomicU64::default(),
             subscriptions_denied: AtomicU64::default(),
             messages_too_large: AtomicU64::default(),
+            topics_unnamed: AtomicU64::default(),
             panics: AtomicU64::default(),
             refused: DenialCode::ALL.iter().map(|_| AtomicU64::default()).collect(),
             ended: std::array::from_fn(|_| AtomicU64::default()),

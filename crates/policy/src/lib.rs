@@ -11,6 +11,7 @@
 //! 7. [`decide`]: a tenant's compiled policies, and the permits that only they make
 //! 8. [`denial`]: every way to be refused, each with a stable code, its wire form, a cause and a cure
 //! 9. [`exchange`]: the record of one connection attempt, from TCP accept to first publish
+//! 10. [`session_record`]: what the session that came of it did
 
 pub mod claim;
 mod compile;
@@ -22,6 +23,7 @@ pub mod first_contact;
 pub mod lifecycle;
 mod permit;
 pub mod renewal_lane;
+pub mod session_record;
 pub mod spaces;
 
 pub use claim::{ClaimId, ClaimRefusal};
@@ -35,4 +37,5 @@ pub use first_contact::Admission;
 pub use lifecycle::{LifecycleMove, LifecycleState};
 pub use permit::{AdmissionPermit, PublishPermit, SubscribePermit};
 pub use renewal_lane::{LaneRefusal, RenewalLane};
+pub use session_record::{SessionRecord, TopicSummary, TopicUse};
 pub use spaces::{SpaceSet, TopicSpace};

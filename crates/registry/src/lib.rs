@@ -72,7 +72,9 @@ pub use error::RegistryError;
 pub use forecast::{ForecastGroup, Windows};
 pub use import::ImportReport;
 pub use lane::ExpiredRequester;
-pub use ledger::{Ledger, LedgerLimits};
+pub use ledger::{
+    CauseGroup, CausePage, CauseQuery, Doings, Ledger, LedgerLimits, Network, RefusalPage, RefusalQuery,
+};
 pub use restore::{BackwardClock, NewEpoch, Newer, NewerEnd, NewerRevocation, NewerState};
 pub use revocation_list::{ListSettings, ListView, ListsTaken};
 pub use rotation::LeftBehind;

@@ -11,6 +11,7 @@ use countersign_policy::facts::TlsFacts;
 use countersign_policy::{DeviceFacts, ExchangeId};
 use parking_lot::Mutex;
 
+use super::traffic::Traffic;
 use crate::data::embedded::Delivery;
 use crate::timer::Timer;
 
@@ -115,6 +116,7 @@ pub struct SessionEntry {
     ending: AtomicU8,
     closed: AtomicBool,
     pub(crate) outbox: Mutex<Outbox>,
+    pub(crate) traffic: Traffic,
     pub(crate) timer: Arc<Timer>,
 }
 
@@ -150,6 +152,7 @@ impl SessionEntry {
             ending: AtomicU8::new(LIVE),
             closed: AtomicBool::new(false),
             outbox: Mutex::default(),
+            traffic: Traffic::default(),
             timer,
         }
     }

@@ -4,6 +4,7 @@
 //! * `index`: all of them, found by device
 //! * `grant`: from a greeted device to an indexed session: register, then check
 //! * `mqtt`: what a session's packets do
+//! * `traffic`: what a session sent and received, by topic, for the ledger
 //! * [`cutoff`]: changes end the sessions they touch, and say how many and how fast
 
 pub mod cutoff;
@@ -12,5 +13,6 @@ pub(crate) mod grant;
 pub(crate) mod index;
 pub(crate) mod mqtt;
 pub(crate) mod spaces;
+pub(crate) mod traffic;
 
 pub use entry::{EndReason, SessionEntry};
