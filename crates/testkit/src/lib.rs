@@ -12,6 +12,7 @@ pub mod ca;
 pub mod client;
 pub mod crash;
 pub mod issuance;
+pub mod ledger;
 pub mod pki;
 pub mod server;
 pub mod station_crash;

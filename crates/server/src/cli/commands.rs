@@ -14,7 +14,7 @@ use super::arguments::{
     TenantCommand,
 };
 use super::output::{Output, cell, time};
-use super::{authority, factory, import, keeping};
+use super::{authority, factory, import, keeping, ledger};
 use crate::api::{ImportBody, Token};
 use crate::client::Client;
 use crate::config::Config;
@@ -157,6 +157,8 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
             format,
             limit,
         } => explain(client, subject, refused, tenant, format, limit, out).await,
+        Command::Rejections(asked) => ledger::rejections(asked, client, out).await,
+        Command::Exposure(asked) => ledger::exposure(asked, client, out).await,
         Command::Doctor => doctor(client, data, out).await,
         Command::Clock(command) => keeping::clock(command, client, out).await,
         Command::Forecast { tenant } => keeping::forecast(tenant, client, out).await,

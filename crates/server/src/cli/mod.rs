@@ -10,6 +10,7 @@ mod commands;
 mod factory;
 mod import;
 mod keeping;
+mod ledger;
 mod output;
 mod verify;
 

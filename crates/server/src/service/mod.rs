@@ -7,6 +7,7 @@ mod claims;
 #[cfg(test)]
 mod clock_tests;
 mod doctor;
+mod exposure;
 mod forecast;
 mod issuance;
 mod lists;
