@@ -158,6 +158,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "[[listeners]]\nname = \"devices\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:{}\"\n\
          [server]\nhost_names = [\"localhost\", \"127.0.0.1\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
          [limits]\nconnections_max = 19000\nhandshakes_max = 19000\nconnections_per_source_max = 19000\n\
+         source_connects_per_s = 1000000\nsource_connect_burst = 1000000\nhandshakes_per_s = 1000000\n\
+         handshake_burst = 1000000\ndevice_connects_per_minute = 1000000\n\
          [ledger]\nrefused_per_source_minute_max = 100000\n[log]\nfilter = \"error\"\n",
         options.port
     );

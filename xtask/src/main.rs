@@ -1,12 +1,14 @@
-//! Project automation: `cargo xtask arrows | issuance | lab | ledger | soak`. Never part of the product's binary.
+//! Project automation: `cargo xtask arrows | cutoff | issuance | lab | ledger | soak | storm`. Never part of the product's binary.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line")]
 #![allow(clippy::disallowed_methods, reason = "a shell: it waits for processes")]
 
 mod arrows;
+mod cutoff;
 mod issuance;
 mod lab;
 mod ledger;
 mod soak;
+mod storm;
 
 use clap::{Parser, Subcommand};
 
@@ -20,6 +22,8 @@ struct Arguments {
 enum Command {
     /// Check which crate uses which
     Arrows,
+    /// Measure how fast sessions are cut off: one of many by a suspension, all by the revocation of their authority
+    Cutoff(cutoff::Options),
     /// Measure what bulk issuing costs, beside the cryptography that it cannot do without
     Issuance(issuance::Options),
     /// Start the release server with a load tool's PKI, for outside suites and benchmarks
@@ -28,14 +32,18 @@ enum Command {
     Ledger(ledger::Options),
     /// Kill the server again and again while devices are provisioned and suspended; nothing acknowledged may be lost
     Soak(soak::Options),
+    /// Replay ClientHellos at many times the handshake limit, and see what live and honest devices notice
+    Storm(storm::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Arrows => arrows::check(),
+        Command::Cutoff(options) => cutoff::run(&options),
         Command::Issuance(options) => issuance::run(&options),
         Command::Lab(options) => lab::run(&options),
         Command::Ledger(options) => ledger::run(&options),
         Command::Soak(options) => soak::run(&options),
+        Command::Storm(options) => storm::run(&options),
     }
 }

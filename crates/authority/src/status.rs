@@ -129,23 +129,9 @@ impl IssuingAuthority {
     pub fn responder(&self, now: Timestamp) -> Result<Responder, MintError> {
         let key = SoftwareKey::generate()?;
         let certificate = mint::responder(self, &key, now)?;
-        let ca_key = key_of(&self.certificate).map_err(|e| MintError::Unverified(e.to_string()))?;
-        let bits = ca_key.subject_public_key.as_bytes().unwrap_or_default();
-        let name = &self.facts.subject_der;
         let own = key.public_key().subject_public_key.as_bytes().unwrap_or_default();
         Ok(Responder {
-            issuers: [
-                (
-                    SHA1,
-                    digest(&SHA1_FOR_LEGACY_USE_ONLY, name).as_ref().to_vec(),
-                    digest(&SHA1_FOR_LEGACY_USE_ONLY, bits).as_ref().to_vec(),
-                ),
-                (
-                    SHA256_OID,
-                    digest(&SHA256, name).as_ref().to_vec(),
-                    digest(&SHA256, bits).as_ref().to_vec(),
-                ),
-            ],
+            issuer: IssuerHashes::of(&self.certificate)?,
             id: digest(&SHA1_FOR_LEGACY_USE_ONLY, own).as_ref().to_vec(),
             not_after: CertificateFacts::parse(&certificate)
                 .map_err(|e| MintError::Unverified(e.to_string()))?
@@ -162,13 +148,44 @@ pub struct Responder {
     certificate: CertificateDer<'static>,
     not_after: Timestamp,
     id: Vec<u8>,
-    /// Hash algorithm, hash of the issuer's name, hash of its key.
-    issuers: [(ObjectIdentifier, Vec<u8>, Vec<u8>); 2],
+    issuer: IssuerHashes,
 }
 
 impl std::fmt::Debug for Responder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Responder")
+    }
+}
+
+/// An authority as questions name it (CertID, RFC 6960 section 4.1.1), by every hash that is understood. Its certificate
+/// is enough: whose key is needed for an answer is known before any key is touched.
+pub struct IssuerHashes([(ObjectIdentifier, Vec<u8>, Vec<u8>); 2]);
+
+impl IssuerHashes {
+    /// Of the authority with this certificate, DER.
+    ///
+    /// # Errors
+    /// [`MintError::Unverified`] if it cannot be read.
+    pub fn of(certificate: &[u8]) -> Result<Self, MintError> {
+        let unread = |e: &dyn std::fmt::Display| MintError::Unverified(e.to_string());
+        let name = CertificateFacts::parse(certificate)
+            .map_err(|e| unread(&e))?
+            .subject_der;
+        let key = key_of(certificate).map_err(|e| unread(&e))?;
+        let bits = key.subject_public_key.as_bytes().unwrap_or_default();
+        Ok(Self(
+            [(SHA1, &SHA1_FOR_LEGACY_USE_ONLY), (SHA256_OID, &SHA256)].map(|(id, hash)| {
+                let of = |bytes| digest(hash, bytes).as_ref().to_vec();
+                (id, of(&name), of(bits))
+            }),
+        ))
+    }
+
+    /// Whether a question is about a certificate of the authority.
+    pub fn is_asked(&self, question: &Question) -> bool {
+        self.0.iter().any(|(algorithm, name, key)| {
+            *algorithm == question.algorithm && *name == question.name_hash && *key == question.key_hash
+        })
     }
 }
 
@@ -321,9 +338,7 @@ impl Responder {
 
     /// Whether a question is about a certificate of its authority.
     pub fn is_asked(&self, question: &Question) -> bool {
-        self.issuers.iter().any(|(algorithm, name, key)| {
-            *algorithm == question.algorithm && *name == question.name_hash && *key == question.key_hash
-        })
+        self.issuer.is_asked(question)
     }
 
     /// Answers, good from `now` to `next_update`.

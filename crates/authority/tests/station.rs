@@ -456,6 +456,33 @@ fn what_breaks_the_terms_is_refused_by_its_own_code() {
 }
 
 #[test]
+fn a_journal_that_breaks_its_terms_without_end_does_not_count() {
+    let line = Line::new();
+    let limit = 2 * line.terms.quota + 100;
+    let fingerprint = Fingerprint::of(b"nobody's");
+    let doubt = |n: u64| Event::Written {
+        device: DeviceId::new(&format!("SN-{n}")).unwrap(),
+        fingerprint,
+    };
+    let mut book = Book::new(&line);
+    book.issue("SN-100", &line.issue("SN-100", &key()));
+    // What is told of a refused one is of no interest, however often.
+    for _ in 0..limit + 10 {
+        book.write(doubt(100));
+    }
+    for n in 1..limit {
+        book.write(doubt(1000 + n));
+    }
+    let account = book.account().unwrap();
+    assert_eq!((account.refused.len() + account.doubtful.len()) as u64, limit);
+    book.write(doubt(1000));
+    let number = book.head.records - 1;
+    let fault = book.account().unwrap_err();
+    assert_eq!(fault, JournalFault::BeyondTerms { number, limit });
+    assert!(fault.to_string().contains("; hint: "), "{fault}");
+}
+
+#[test]
 fn what_a_stolen_key_made_otherwise_is_no_certificate_of_the_profile() {
     type Change = fn(&mut CertificateParams);
     let line = Line::new();

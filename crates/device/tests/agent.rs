@@ -57,3 +57,21 @@ fn what_is_missing_is_told_with_its_cure() {
     // No key was made for what could not be asked.
     assert!(!place.path().join("device.key").exists());
 }
+
+#[test]
+fn a_request_makes_its_folder_and_never_a_second_key() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("identities/sensor-1");
+    let made = agent(&folder, &["request", "sensor-1"]);
+    let text = String::from_utf8_lossy(&made.stdout);
+    assert!(
+        made.status.success() && text.contains("BEGIN CERTIFICATE REQUEST"),
+        "{made:?}"
+    );
+    let key = std::fs::read(folder.join("device.key")).unwrap();
+    let again = agent(&folder, &["request", "sensor-1"]);
+    let text = String::from_utf8_lossy(&again.stderr);
+    assert_eq!(again.status.code(), Some(3), "{text}");
+    assert!(text.contains("a key that exists is never overwritten"), "{text}");
+    assert_eq!(std::fs::read(folder.join("device.key")).unwrap(), key);
+}

@@ -17,6 +17,7 @@ use std::time::Duration;
 use countersign_mqtt::client::Connect;
 use countersign_mqtt::properties::PropertyWriter;
 use countersign_mqtt::{DecodeError, ReasonCode, Version, frame, server};
+use countersign_policy::clones::Answer;
 use countersign_policy::denial::Wire;
 use countersign_policy::{Denial, DenialCode};
 use rustls::server::UnbufferedServerConnection;
@@ -30,10 +31,13 @@ use crate::handshake::config::Protocol;
 use crate::handshake::driver::{self, PassEnd};
 use crate::handshake::hello::{self, Hello};
 use crate::http::connection::HttpConnection;
+use crate::metrics::count;
 use crate::node::ConnectionSlot;
+use crate::proxy::{self, Header};
 use crate::session::entry::EndReason;
 use crate::session::grant;
 use crate::session::mqtt::{End, Session};
+use crate::shaping::gate::{Entry, Standing, Turn};
 use crate::timer::Timer;
 
 /// Turns of one poll before other connections get theirs.
@@ -47,7 +51,11 @@ const fn plain_alert(description: u8) -> [u8; 7] {
 
 /// Where a connection stands.
 enum Phase {
+    /// A balancer's connection: its header says whose it is.
+    Proxied(Box<Accepted>),
     Hello(Box<Accepted>),
+    /// The ClientHello is read; the gate lets it in when it is its turn. No key was exchanged, nothing was signed.
+    Waiting(Box<Waiting>),
     Handshaking(Box<Handshaking>),
     /// TLS is open, and the certificate is not known: the registry decides whether it is learned. Nothing is read
     /// until it has answered.
@@ -64,8 +72,15 @@ enum Phase {
     /// Half closed: the peer may still be sending, and a reset would take our last word from it.
     Draining {
         left: usize,
+        /// The session of this connection that another took over: whether its peer answers tells who holds its key.
+        replaced: Option<Arc<crate::session::SessionEntry>>,
     },
     Over,
+}
+
+struct Waiting {
+    handshaking: Handshaking,
+    turn: Turn,
 }
 
 struct Learning {
@@ -97,9 +112,19 @@ impl Connection {
             slot.port.name.clone(),
         );
         let timer = node.wheel.timer();
-        node.wheel.set(&timer, node.options.limits.handshake_timeout);
+        let (phase, patience) = match slot.port.is_behind_proxies() {
+            true => (
+                Phase::Proxied(Box::new(accepted)),
+                node.options.limits.proxy_header_timeout,
+            ),
+            false => (
+                Phase::Hello(Box::new(accepted)),
+                node.options.limits.handshake_timeout,
+            ),
+        };
+        node.wheel.set(&timer, patience);
         Self {
-            phase: Phase::Hello(Box::new(accepted)),
+            phase,
             tls: None,
             socket: Some(socket),
             slot,
@@ -168,6 +193,10 @@ impl Connection {
                 self.first_contact_answered(answer.unwrap_or_else(|_| Err(registry_silent())), b);
                 return Poll::Ready(());
             }
+            Phase::Waiting(ref waiting) if waiting.turn.standing() != Standing::Waiting => {
+                self.turn_came(b);
+                return Poll::Ready(());
+            }
             Phase::Session(ref mut session) if session.has_deliveries() => {
                 session.deliver(&self.slot.node, &mut b.replies);
                 self.seal(b);
@@ -217,9 +246,17 @@ impl Connection {
             return;
         }
         match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Proxied(accepted) => {
+                let denial = Denial::from(DenialCode::ProxyTimeout);
+                self.refuse_silently(accepted.refuse(denial));
+            }
             Phase::Hello(accepted) => {
                 let denial = Denial::from(DenialCode::HelloTimeout);
                 self.refuse_silently(accepted.refuse(denial));
+            }
+            Phase::Waiting(waiting) => {
+                let denial = Denial::from(DenialCode::QueueTimeout);
+                self.refuse_silently(waiting.handshaking.give_up(denial));
             }
             Phase::Handshaking(handshaking) => {
                 let denial = Denial::from(DenialCode::HandshakeTimeout);
@@ -299,11 +336,24 @@ impl Connection {
     }
 
     /// Acts on `b.input[..end]`; leaves what is to be written in `b.records`.
-    fn process(&mut self, b: &mut Buffers, end: usize) {
+    fn process(&mut self, b: &mut Buffers, mut end: usize) {
+        if let Phase::Proxied(_) = self.phase {
+            match self.proxied(b, end) {
+                Some(left) => end = left,
+                None => return,
+            }
+        }
         if let Phase::Hello(_) = self.phase
             && !self.hello(b, end)
         {
             return;
+        }
+        if let Phase::Waiting(_) = self.phase {
+            // Nothing is to come before our answer but what the ClientHello began.
+            if end > UNREAD_MAX {
+                return self.lost();
+            }
+            return self.keep_input(b, 0, end);
         }
         let Some(mut tls) = self.tls.take() else { return };
         let pass = match &mut self.phase {
@@ -322,7 +372,12 @@ impl Connection {
                 Phase::Handshaking(handshaking)
             } else {
                 match handshaking.complete(&tls) {
-                    Ok(handshaken) => self.authorise(handshaken),
+                    Ok(handshaken) => {
+                        if handshaken.is_resumed() {
+                            count(&self.slot.node.metrics.tickets.resumed);
+                        }
+                        self.authorise(handshaken)
+                    }
                     Err(refused) => Phase::Greeting(Box::new(Err(refused))),
                 }
             };
@@ -356,6 +411,44 @@ impl Connection {
         self.seal(b);
     }
 
+    /// Before stage 2, behind a balancer: its header. What is left of the input is moved to the front, and its length
+    /// returned; `None` if there is nothing to go on with.
+    fn proxied(&mut self, b: &mut Buffers, end: usize) -> Option<usize> {
+        let limits = &self.slot.node.options.limits;
+        let header = proxy::read(&b.input[..end], limits.proxy_header_bytes_max);
+        if header == Header::Incomplete {
+            self.keep_input(b, 0, end);
+            return None;
+        }
+        let Phase::Proxied(mut accepted) = std::mem::replace(&mut self.phase, Phase::Over) else {
+            return None;
+        };
+        let charged = match header {
+            Header::Complete { used, source } => {
+                if let Some(source) = source {
+                    accepted.come_from(source);
+                }
+                let charged = self.slot.charge(accepted.source().ip());
+                charged.map(|()| used).map_err(Denial::from)
+            }
+            Header::Refused(what) => Err(Denial::new(DenialCode::ProxyHeader, what)),
+            Header::Incomplete => Err(DenialCode::ProxyHeader.into()),
+        };
+        match charged {
+            Ok(used) => {
+                self.set_deadline(self.slot.node.options.limits.handshake_timeout);
+                self.phase = Phase::Hello(accepted);
+                b.input.copy_within(used..end, 0);
+                // The ClientHello may be a while behind its header.
+                (used < end).then_some(end - used)
+            }
+            Err(denial) => {
+                self.refuse_wordless(accepted.refuse(denial));
+                None
+            }
+        }
+    }
+
     /// Stage 2. `false`: no TLS state was made, there is nothing to pass on.
     fn hello(&mut self, b: &mut Buffers, end: usize) -> bool {
         let read = hello::read(&b.input[..end]);
@@ -385,28 +478,66 @@ impl Connection {
                 return false;
             }
         };
-        let tls = match UnbufferedServerConnection::new(self.slot.port.tls.clone()) {
-            Ok(tls) => tls,
-            Err(e) => {
-                self.refuse_wordless(
-                    accepted.refuse(Denial::new(DenialCode::HandshakeProtocol, e.to_string())),
-                );
-                return false;
-            }
-        };
-        match accepted.hello(hello, &node) {
-            Ok(handshaking) => {
-                self.tls = Some(tls);
-                self.phase = Phase::Handshaking(Box::new(handshaking));
-                true
-            }
+        let handshaking = match accepted.hello(hello, &node) {
+            Ok(handshaking) => handshaking,
             Err(refused) => {
                 if let Wire::Alert(description) = refused.denial().code.wire() {
                     b.records.extend(plain_alert(description));
                 }
                 self.refuse_wordless(*refused);
+                return false;
+            }
+        };
+        match node.gate.enter(handshaking.place(end), &self.timer) {
+            Entry::Now => self.begin(handshaking),
+            Entry::Later(turn) => {
+                self.set_deadline(node.options.limits.handshake_queue_timeout);
+                self.keep_input(b, 0, end);
+                self.phase = Phase::Waiting(Box::new(Waiting { handshaking, turn }));
                 false
             }
+            Entry::Full => {
+                self.refuse_wordless(handshaking.give_up(DenialCode::QueueFull.into()));
+                false
+            }
+        }
+    }
+
+    /// Goes on to cryptography. `false`: there is no TLS state.
+    fn begin(&mut self, handshaking: Handshaking) -> bool {
+        match UnbufferedServerConnection::new(self.slot.port.tls.clone()) {
+            Ok(tls) => {
+                self.tls = Some(tls);
+                self.phase = Phase::Handshaking(Box::new(handshaking));
+                true
+            }
+            Err(e) => {
+                let denial = Denial::new(DenialCode::HandshakeProtocol, e.to_string());
+                self.refuse_wordless(handshaking.give_up(denial));
+                false
+            }
+        }
+    }
+
+    /// A connection that waited is let in, or had to go.
+    fn turn_came(&mut self, b: &mut Buffers) {
+        let Phase::Waiting(waiting) = std::mem::replace(&mut self.phase, Phase::Over) else {
+            return;
+        };
+        let Waiting {
+            mut handshaking,
+            turn,
+        } = *waiting;
+        if turn.standing() == Standing::Displaced {
+            self.refuse_wordless(handshaking.give_up(DenialCode::QueueFull.into()));
+            return;
+        }
+        handshaking.admitted(turn.waited(), self.slot.node.now());
+        drop(turn);
+        self.set_deadline(self.slot.node.options.limits.handshake_timeout);
+        if self.begin(handshaking) {
+            let end = self.take_input(b);
+            self.process(b, end);
         }
     }
 
@@ -610,7 +741,12 @@ impl Connection {
             Some(Version::V311) => server::encode_connack_v311(refused.connack_v311(), &mut b.replies),
             Some(Version::V5) => {
                 let mut properties = PropertyWriter::default();
-                properties.text(0x1f, refused.denial().code.as_str());
+                let code = refused.denial().code;
+                // MQTT 5 has no field for a back-off in CONNACK; its Reason String is for people and diagnostics.
+                match refused.retry_after_s() {
+                    Some(seconds) => properties.text(0x1f, &format!("{code}; retry after {seconds} s")),
+                    None => properties.text(0x1f, code.as_str()),
+                };
                 server::encode_connack_v5(ReasonCode(refused.connack_v5()), &properties, &mut b.replies);
             }
             None => {}
@@ -679,7 +815,8 @@ impl Connection {
     fn lost(&mut self) {
         let node = self.slot.node.clone();
         match std::mem::replace(&mut self.phase, Phase::Over) {
-            Phase::Hello(accepted) => accepted.abandon().conclude(&node),
+            Phase::Proxied(accepted) | Phase::Hello(accepted) => accepted.abandon().conclude(&node),
+            Phase::Waiting(waiting) => waiting.handshaking.abandon().conclude(&node),
             Phase::Handshaking(handshaking) => handshaking.abandon().conclude(&node),
             Phase::Learning(learning) => learning.handshaken.abandon().conclude(&node),
             Phase::Greeting(greeting) => match *greeting {
@@ -713,14 +850,16 @@ impl Connection {
         {
             return Poll::Pending;
         }
-        if let Some(entry) = self.leaving.take() {
-            self.slot.node.sessions.remove(&entry);
+        let left = self.leaving.take();
+        if let Some(entry) = &left {
+            self.slot.node.sessions.remove(entry);
         }
         self.tls = None;
         self.spill = None;
         if drain {
             self.phase = Phase::Draining {
                 left: self.slot.node.options.limits.drain_bytes_max,
+                replaced: left.filter(|entry| entry.ending() == Some(EndReason::TakenOver)),
             };
         } else {
             self.gone();
@@ -730,7 +869,7 @@ impl Connection {
 
     /// Reads and forgets, so that no reset overtakes our last word.
     fn drain(&mut self, b: &mut Buffers, cx: &mut Context<'_>) -> Poll<()> {
-        let Phase::Draining { left } = &mut self.phase else {
+        let Phase::Draining { left, replaced } = &mut self.phase else {
             return Poll::Ready(());
         };
         let mut read = ReadBuf::new(&mut b.input);
@@ -743,7 +882,15 @@ impl Connection {
                 *left -= read.filled().len();
                 Poll::Ready(())
             }
-            Poll::Ready(_) => {
+            Poll::Ready(end) => {
+                let answer = match &end {
+                    Ok(()) if read.filled().is_empty() => Some(Answer::Closed),
+                    Err(_) => Some(Answer::Reset),
+                    Ok(()) => None,
+                };
+                if let (Some(answer), Some(replaced)) = (answer, replaced.take()) {
+                    self.slot.node.clones.answered(&self.slot.node, &replaced, answer);
+                }
                 self.gone();
                 Poll::Ready(())
             }
@@ -759,7 +906,7 @@ impl Future for Connection {
         this.timer.register(cx.waker());
         // A panic is a bug, and it costs one connection: the node lives on, and counts it.
         catch_unwind(AssertUnwindSafe(|| this.advance(cx))).unwrap_or_else(|_| {
-            crate::metrics::count(&this.slot.node.metrics.panics);
+            count(&this.slot.node.metrics.panics);
             this.lost();
             Poll::Ready(())
         })

@@ -6,19 +6,26 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use countersign_identity::{Clock, DeviceId, TenantId, Timestamp};
+use countersign_policy::clones::Suspect;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{ExchangeId, FactSource, SessionRecord};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
+use crate::handshake::chains::VerifiedChains;
 use crate::handshake::config::{ServerIdentity, ServerIdentityError, server_config};
+use crate::handshake::ticket::{DeviceTickets, Resumption, TicketKeys};
 use crate::http::DeviceHttp;
 use crate::listen;
 use crate::metrics::Metrics;
 use crate::node::{DeviceListener, GatewayOptions, Node, Port};
+use crate::session::clones::Clones;
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
+use crate::session::sweep;
+use crate::session::token::{self, TokenId, TokenView};
 use crate::session::traffic::{self, Traffic};
+use crate::shaping::gate::Gate;
 use crate::timer::Wheel;
 
 /// Why the device port cannot be opened.
@@ -47,24 +54,31 @@ pub struct SessionView {
     pub tenant: TenantId,
     /// The device.
     pub device: DeviceId,
-    /// The client id it goes by.
+    /// `connection`, or `token`: without one.
+    pub kind: &'static str,
+    /// The client id it goes by; a token goes by `token:` and its id.
     pub client_id: String,
     /// The exchange that admitted it.
     pub exchange: ExchangeId,
     /// Where it comes from.
     pub source: SocketAddr,
-    /// `mqtt-3.1.1`, `mqtt-5` or `http/1.1`.
+    /// `mqtt-3.1.1`, `mqtt-5`, `http/1.1`, or `oauth2` for a token.
     pub protocol: &'static str,
     /// `TLSv1.3` or `TLSv1.2`.
     pub tls_version: &'static str,
     /// Since when.
     pub started: Timestamp,
+    /// Until when at the latest, if that was said when it began: a token's end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
 }
 
 /// What a gateway stands on.
 pub struct Foundation {
     /// The server certificate and its key.
     pub identity: Arc<ServerIdentity>,
+    /// The keys of tickets. Whoever keeps them calls [`TicketKeys::rotate`].
+    pub tickets: Arc<TicketKeys>,
     /// What decisions are made on.
     pub facts: Arc<dyn FactSource>,
     /// Where exchanges are recorded and first contacts decided.
@@ -95,34 +109,58 @@ impl Gateway {
     ) -> Result<Self, BindError> {
         let Foundation {
             identity,
+            tickets,
             facts,
             sink,
             http,
             clock,
         } = foundation;
+        let node = Arc::new(Node::new(options, facts, sink, clock, http));
         let mut open = Vec::with_capacity(listeners.len());
         let mut addresses = Vec::with_capacity(listeners.len());
         for listener in listeners {
-            let tls = server_config(identity.clone(), listener.tls_minimum, &listener.protocols)?;
+            let name: Arc<str> = listener.name.as_str().into();
+            let producer = DeviceTickets::new(
+                name.clone(),
+                tickets.clone(),
+                node.options.tickets.clone(),
+                node.metrics.tickets.clone(),
+            );
+            let tls = server_config(
+                identity.clone(),
+                listener.tls_minimum,
+                &listener.protocols,
+                node.chains.clone(),
+                (listener.resumption == Resumption::Offered).then_some(producer),
+            )?;
             let failed = |source| BindError::Address {
                 address: listener.address,
                 source,
             };
             let socket = listen::bind(listener.address).map_err(failed)?;
             addresses.push((listener.name.clone(), socket.local_addr().map_err(failed)?));
-            let name = listener.name.as_str().into();
-            open.push((socket, Arc::new(Port { name, tls })));
+            let proxy_from = listener.proxy_from.clone();
+            let port = Port {
+                name,
+                tls,
+                proxy_from,
+            };
+            open.push((socket, Arc::new(port)));
         }
         if open.is_empty() {
             return Err(BindError::None);
         }
-        let node = Arc::new(Node::new(options, facts, sink, clock, http));
         tokio::spawn(Wheel::run(Arc::downgrade(&node.wheel)));
         let interval = node.options.limits.session_report_interval;
         tokio::spawn(traffic::report(Arc::downgrade(&node), interval));
+        tokio::spawn(Node::tidy(Arc::downgrade(&node)));
+        tokio::spawn(Clones::run(Arc::downgrade(&node)));
+        let pacing = tokio::spawn(Gate::run(Arc::downgrade(&node.gate)));
+        tokio::spawn(sweep::run(Arc::downgrade(&node)));
         let accepting = open
             .into_iter()
             .map(|(socket, port)| tokio::spawn(listen::accept(socket, port, node.clone())))
+            .chain([pacing])
             .collect();
         Ok(Self {
             node,
@@ -150,6 +188,26 @@ impl Gateway {
         &self.node.metrics
     }
 
+    /// How many devices wait for their handshake now, and how many had to since start.
+    pub fn handshakes_waiting(&self) -> (u64, u64) {
+        (self.node.gate.waiting(), self.node.gate.queued())
+    }
+
+    /// How many sources have an account for their rate, and how many were forgotten before it was level.
+    pub fn source_accounts(&self) -> (u64, u64) {
+        self.node.source_accounts()
+    }
+
+    /// The credentials that two seem to hold, the clearest first.
+    pub fn suspected_clones(&self) -> Vec<Suspect> {
+        self.node.clones.suspected(&self.node)
+    }
+
+    /// The chains whose signatures are known to hold, and how often that was of use.
+    pub fn verified_chains(&self) -> &VerifiedChains {
+        &self.node.chains
+    }
+
     /// How many sessions are live.
     pub fn session_count(&self) -> usize {
         self.node.sessions.len()
@@ -175,12 +233,14 @@ impl Gateway {
                 SessionView {
                     tenant: admission.device.tenant.clone(),
                     device: admission.device.id.clone(),
+                    kind: e.token_facts().map_or("connection", |_| "token"),
                     client_id: e.client_id(&admission).to_owned(),
                     exchange: e.exchange,
                     source: e.source,
                     protocol: e.protocol,
                     tls_version: e.tls.version,
                     started: e.started,
+                    expires: e.token_facts().map(|t| t.expires),
                 }
             })
             .collect();
@@ -191,6 +251,12 @@ impl Gateway {
     /// A change was committed, and the facts show it: sessions it touches are decided anew.
     pub fn reconsider(&self, touched: &Touched) -> Cutoff {
         cutoff::reconsider(&self.node, touched)
+    }
+
+    /// Looks at a token: decided anew over the facts as they are now. `None` if it is not known here, has ended, or is no
+    /// longer permitted, and then it is ended.
+    pub fn token(&self, tenant: &TenantId, device: &DeviceId, id: &TokenId) -> Option<TokenView> {
+        token::look(&self.node, tenant, device, id)
     }
 
     /// Ends the sessions of one device. The device may connect again at once.

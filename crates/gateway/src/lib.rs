@@ -2,13 +2,14 @@
 //!
 //! Reading order follows a connection:
 //!
-//! 1. `listen`: TCP accept, admission control by source
+//! 1. `listen`: TCP accept, admission control by source; [`proxy`]: whose connection a balancer brings
 //! 2. `connection`: the life of one connection: read, decrypt, act, seal, write
-//! 3. [`handshake`]: ClientHello, the buffer-free TLS driver, the verdict on the certificate
-//! 4. [`exchange`]: the stages as types that consume each other, and their record
-//! 5. [`session`]: register, then check; packets; cut-off
-//! 6. [`data`]: the router behind PUBLISH and SUBSCRIBE
-//! 7. [`http`]: HTTP in place of MQTT, through the same stages
+//! 3. [`shaping`]: what a storm meets: limits by source, a fair queue for handshakes, a rate by device
+//! 4. [`handshake`]: ClientHello, the buffer-free TLS driver, the verdict on the certificate
+//! 5. [`exchange`]: the stages as types that consume each other, and their record
+//! 6. [`session`]: register, then check; packets; cut-off
+//! 7. [`data`]: the router behind PUBLISH and SUBSCRIBE
+//! 8. [`http`]: HTTP in place of MQTT, through the same stages
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock and passes `now` to the cores"
@@ -24,16 +25,22 @@ pub mod http;
 pub mod limits;
 mod listen;
 pub mod metrics;
+mod network;
 pub mod node;
+pub mod proxy;
 pub mod session;
+pub mod shaping;
 mod timer;
 
 pub use countersign_identity::Clock;
 pub use gateway::{BindError, Foundation, Gateway, SessionView};
 pub use handshake::config::{Protocol, ServerIdentity, ServerIdentityError, TlsMinimum};
-pub use http::{AdmittedDevice, DeviceHttp, NoHttp};
+pub use handshake::ticket::{Resumption, TicketKeys, TicketSettings};
+pub use http::{AdmittedDevice, DeviceHttp, DeviceSession, HttpPublish, NoHttp};
 pub use limits::Limits;
 pub use metrics::Metrics;
+pub use network::{Network, NetworkError};
 pub use node::{DeviceListener, GatewayOptions};
 pub use session::EndReason;
 pub use session::cutoff::{Cutoff, CutoffReport, Touched};
+pub use session::token::{TokenId, TokenRefusal, TokenView, TokenWish};

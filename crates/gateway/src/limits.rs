@@ -7,10 +7,34 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections held at once, in any stage. Default 18,000, below the usual open-file limit of 20,000.
     pub connections_max: usize,
-    /// Handshakes (accept to CONNECT) under way at once. Default 4,096.
+    /// Handshakes (accept to the end of TLS, waiting in the queue included) under way at once. Default 8,192; the last
+    /// eighth is for sources that hold few.
     pub handshakes_max: usize,
-    /// Connections from one address at once. Default 1,024: many devices share one address behind a NAT.
+    /// Connections from one source at once: an IPv4 address or an IPv6 /64. Default 1,024: many devices share one
+    /// address behind a NAT.
     pub connections_per_source_max: usize,
+    /// Connections that one source may open a second, in the long run. Default 200.
+    pub source_connects_per_s: u32,
+    /// Connections that one source may open at once after a while of quiet. Default 2,048.
+    pub source_connect_burst: u32,
+    /// Sources that are remembered for their rate. Default 65,536 (about 4 MiB); beyond, rates are forgotten, and counted.
+    pub sources_max: usize,
+    /// Handshakes that are begun a second; the others wait. Default 2,000: about half a core.
+    pub handshakes_per_s: u32,
+    /// Handshakes that are begun at once after a while of quiet. Default 500.
+    pub handshake_burst: u32,
+    /// What may wait for its handshake, in bytes of ClientHellos and 2 KiB each. Default 24 MiB: about 6,000 devices.
+    pub handshake_queue_bytes_max: usize,
+    /// How long a device may wait for its handshake. Default 10 s.
+    pub handshake_queue_timeout: Duration,
+    /// Attempts of one device a minute, and at once. Default 120. Counted only where possession of its key was proven.
+    pub device_connects_per_minute: u32,
+    /// Devices whose attempts are remembered. Default 65,536 (about 4 MiB).
+    pub devices_remembered_max: usize,
+    /// On a listener behind balancers: from accept to the whole PROXY protocol header. Default 3 s.
+    pub proxy_header_timeout: Duration,
+    /// The largest PROXY protocol header, in bytes. Default 1,024; it must be at least 52 for TCP over IPv6.
+    pub proxy_header_bytes_max: usize,
     /// From accept to the end of the TLS handshake. Default 10 s.
     pub handshake_timeout: Duration,
     /// From the end of the TLS handshake to a whole CONNECT. Default 10 s.
@@ -23,8 +47,15 @@ pub struct Limits {
     pub idle_max: Duration,
     /// The longest a session may last before the device must prove itself again. Default 24 h.
     pub session_age_max: Duration,
+    /// Chains whose signatures are known to hold, so that a device that comes back does not have them verified again.
+    /// Default 65,536, about 100 bytes each; 0: none.
+    pub verified_chains_max: usize,
     /// Sessions of one device at once (client-id modes `prefix` and `free`). Default 8.
     pub sessions_per_device_max: usize,
+    /// Tokens of one device at once. Default 8.
+    pub tokens_per_device_max: usize,
+    /// Tokens of all devices at once. Default 50,000; each takes about 1 KiB.
+    pub tokens_max: usize,
     /// Subscriptions of one session. Default 64.
     pub subscriptions_max: usize,
     /// Messages waiting for one session. Default 10,000; a session that lets more pile up is ended.
@@ -39,6 +70,8 @@ pub struct Limits {
     pub session_report_interval: Duration,
     /// After a refusal: how long the last words may take to be read before the socket is closed. Default 1 s.
     pub drain_timeout: Duration,
+    /// How often every live session is compared with the facts, in case a change missed one. Default 60 s.
+    pub session_sweep: Duration,
     /// After a refusal: how many bytes of the peer are read and thrown away. Default 16 KiB.
     pub drain_bytes_max: usize,
 }
@@ -47,15 +80,29 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 18_000,
-            handshakes_max: 4_096,
+            handshakes_max: 8_192,
             connections_per_source_max: 1_024,
+            source_connects_per_s: 200,
+            source_connect_burst: 2_048,
+            sources_max: 65_536,
+            handshakes_per_s: 2_000,
+            handshake_burst: 500,
+            handshake_queue_bytes_max: 24 * 1024 * 1024,
+            handshake_queue_timeout: Duration::from_secs(10),
+            device_connects_per_minute: 120,
+            devices_remembered_max: 65_536,
+            proxy_header_timeout: Duration::from_secs(3),
+            proxy_header_bytes_max: 1_024,
             handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             connect_bytes_max: 16 * 1024,
             packet_bytes_max: 256 * 1024,
             idle_max: Duration::from_secs(3600),
             session_age_max: Duration::from_secs(24 * 3600),
+            verified_chains_max: 65_536,
             sessions_per_device_max: 8,
+            tokens_per_device_max: 8,
+            tokens_max: 50_000,
             subscriptions_max: 64,
             outbox_messages_max: 10_000,
             outbox_bytes_max: 4 * 1024 * 1024,
@@ -63,6 +110,7 @@ impl Default for Limits {
             session_topics_max: 64,
             session_report_interval: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(1),
+            session_sweep: Duration::from_secs(60),
             drain_bytes_max: 16 * 1024,
         }
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use countersign_policy::DenialCode;
 
+use crate::handshake::ticket::TicketCounts;
 use crate::session::entry::EndReason;
 
 /// Counters and gauges of one gateway; all since start, none ever reset.
@@ -20,6 +21,10 @@ pub struct Metrics {
     pub connections: AtomicU64,
     /// Handshakes under way now.
     pub handshakes: AtomicU64,
+    /// Refusals at the door that got no line in the log, because there were too many.
+    pub refusals_unlogged: AtomicU64,
+    /// Credentials that came to be suspected to have two holders.
+    pub clones_suspected: AtomicU64,
     /// PUBLISH packets accepted from devices.
     pub publishes_in: AtomicU64,
     /// PUBLISH packets sent to subscribers.
@@ -32,8 +37,20 @@ pub struct Metrics {
     pub messages_too_large: AtomicU64,
     /// Messages whose topic was not named in the session's summary, which had as many as it may.
     pub topics_unnamed: AtomicU64,
+    /// Times that every live session was compared with the facts.
+    pub sweeps: AtomicU64,
+    /// Sessions that a change had missed: each is a bug.
+    pub sweep_found: AtomicU64,
+    /// Tokens that are live now.
+    pub tokens: AtomicU64,
+    /// Tokens granted.
+    pub tokens_granted: AtomicU64,
+    /// Requests for a token that were refused.
+    pub tokens_refused: AtomicU64,
     /// Connection tasks that ended in a panic: each is a bug.
     pub panics: AtomicU64,
+    /// Tickets made, opened and declined.
+    pub tickets: std::sync::Arc<TicketCounts>,
     refused: Vec<AtomicU64>,
     ended: [AtomicU64; EndReason::COUNT],
 }
@@ -46,13 +63,21 @@ impl Default for Metrics {
             abandoned: AtomicU64::default(),
             connections: AtomicU64::default(),
             handshakes: AtomicU64::default(),
+            refusals_unlogged: AtomicU64::default(),
+            clones_suspected: AtomicU64::default(),
             publishes_in: AtomicU64::default(),
             publishes_out: AtomicU64::default(),
             publishes_denied: AtomicU64::default(),
             subscriptions_denied: AtomicU64::default(),
             messages_too_large: AtomicU64::default(),
             topics_unnamed: AtomicU64::default(),
+            sweeps: AtomicU64::default(),
+            sweep_found: AtomicU64::default(),
+            tokens: AtomicU64::default(),
+            tokens_granted: AtomicU64::default(),
+            tokens_refused: AtomicU64::default(),
             panics: AtomicU64::default(),
+            tickets: std::sync::Arc::default(),
             refused: DenialCode::ALL.iter().map(|_| AtomicU64::default()).collect(),
             ended: std::array::from_fn(|_| AtomicU64::default()),
         }

@@ -1,10 +1,12 @@
 //! What all connections of one gateway share.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use countersign_identity::{Clock, Timestamp};
+use countersign_policy::clones::CloneRules;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{
     Denial, DenialCode, ExchangeId, ExchangeRecord, FactSource, Outcome, Possession, Stage, StageOutcome,
@@ -14,13 +16,24 @@ use parking_lot::Mutex;
 use rustls::ServerConfig;
 
 use crate::data::embedded::Router;
+use crate::handshake::chains::VerifiedChains;
 use crate::handshake::config::{Protocol, TlsMinimum};
+use crate::handshake::ticket::{Resumption, TicketSettings};
 use crate::http::DeviceHttp;
 use crate::limits::Limits;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, count};
+use crate::network::Network;
+use crate::session::clones::Clones;
 use crate::session::entry::SessionEntry;
 use crate::session::index::SessionIndex;
+use crate::shaping::Attempts;
+use crate::shaping::gate::Gate;
+use crate::shaping::rate::Rate;
+use crate::shaping::sources::Sources;
 use crate::timer::Wheel;
+
+/// Refusals at the door that get a line in the log: 20 a second, and 200 at once.
+const LOGGED: Rate = Rate::every(Duration::from_millis(50), 200);
 
 /// One address where devices connect.
 #[derive(Clone, Debug)]
@@ -33,12 +46,29 @@ pub struct DeviceListener {
     pub tls_minimum: TlsMinimum,
     /// What may be spoken, chosen by ALPN.
     pub protocols: Vec<Protocol>,
+    /// The balancers: each of their connections begins with a PROXY protocol header, and nobody else may connect here.
+    /// Empty: devices connect themselves, and a header is refused.
+    pub proxy_from: Vec<Network>,
+    /// Whether sessions may be resumed.
+    pub resumption: Resumption,
 }
 
 /// An open listener, as its connections see it.
 pub(crate) struct Port {
     pub(crate) name: Arc<str>,
     pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) proxy_from: Vec<Network>,
+}
+
+impl Port {
+    /// Whether each connection begins with a PROXY protocol header.
+    pub(crate) fn is_behind_proxies(&self) -> bool {
+        !self.proxy_from.is_empty()
+    }
+
+    fn trusts(&self, peer: IpAddr) -> bool {
+        self.proxy_from.iter().any(|network| network.contains(peer))
+    }
 }
 
 /// What a gateway is called and what it allows.
@@ -48,6 +78,10 @@ pub struct GatewayOptions {
     pub host_names: Vec<String>,
     /// The limits.
     pub limits: Limits,
+    /// When two are suspected to hold one key.
+    pub clones: CloneRules,
+    /// What applies to tickets.
+    pub tickets: TicketSettings,
 }
 
 pub(crate) struct Node {
@@ -58,10 +92,16 @@ pub(crate) struct Node {
     pub(crate) http: Arc<dyn DeviceHttp>,
     pub(crate) wheel: Arc<Wheel>,
     pub(crate) metrics: Metrics,
+    pub(crate) chains: Arc<VerifiedChains>,
     pub(crate) sessions: SessionIndex,
+    pub(crate) clones: Clones,
     pub(crate) router: Router,
     pub(crate) draining: AtomicBool,
-    sources: Mutex<std::collections::HashMap<IpAddr, u32>>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) attempts: Arc<Attempts>,
+    sources: Mutex<Sources>,
+    refusals_logged: Mutex<u64>,
+    start: Instant,
     exchange_counter: AtomicU32,
     session_counter: AtomicU64,
 }
@@ -74,8 +114,17 @@ impl Node {
         clock: Arc<dyn Clock>,
         http: Arc<dyn DeviceHttp>,
     ) -> Self {
+        let limits = &options.limits;
         Self {
-            options,
+            gate: Arc::new(Gate::new(limits)),
+            attempts: Arc::new(Attempts::new(
+                limits.device_connects_per_minute,
+                limits.devices_remembered_max,
+            )),
+            sources: Mutex::new(Sources::new(limits)),
+            refusals_logged: Mutex::new(0),
+            start: Instant::now(),
+            chains: Arc::new(VerifiedChains::new(options.limits.verified_chains_max)),
             facts,
             sink,
             clock,
@@ -83,9 +132,10 @@ impl Node {
             wheel: Arc::new(Wheel::new()),
             metrics: Metrics::default(),
             sessions: SessionIndex::default(),
+            clones: Clones::new(options.clones),
+            options,
             router: Router::default(),
             draining: AtomicBool::new(false),
-            sources: Mutex::default(),
             exchange_counter: AtomicU32::new(0),
             session_counter: AtomicU64::new(1),
         }
@@ -93,6 +143,37 @@ impl Node {
 
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// For accounts that owe time: nanoseconds since the gateway started.
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether one more refusal at the door gets a line in the log. In a storm most do not: they are in the metrics.
+    pub(crate) fn may_log_refusal(&self) -> bool {
+        let may = LOGGED.take(&mut self.refusals_logged.lock(), self.now_ns());
+        if !may {
+            count(&self.metrics.refusals_unlogged);
+        }
+        may
+    }
+
+    /// How many sources have an account, and how many lost one that still owed.
+    pub(crate) fn source_accounts(&self) -> (u64, u64) {
+        let sources = self.sources.lock();
+        (sources.len() as u64, sources.forgotten())
+    }
+
+    /// Gives back what nobody needs any more, every ten seconds until the gateway is gone.
+    pub(crate) async fn tidy(node: Weak<Self>) {
+        let mut look = tokio::time::interval(Duration::from_secs(10));
+        loop {
+            look.tick().await;
+            let Some(node) = node.upgrade() else { return };
+            node.sources.lock().tidy(node.now_ns());
+            node.attempts.tidy();
+        }
     }
 
     pub(crate) fn next_exchange(&self, started: Timestamp) -> ExchangeId {
@@ -167,6 +248,9 @@ impl Node {
         source: SocketAddr,
     ) -> Result<ConnectionSlot, DenialCode> {
         let limits = &self.options.limits;
+        if port.is_behind_proxies() && !port.trusts(source.ip()) {
+            return Err(DenialCode::ProxyUntrusted);
+        }
         if self.draining.load(Ordering::Acquire) {
             return Err(DenialCode::Draining);
         }
@@ -176,22 +260,27 @@ impl Node {
         if self.metrics.handshakes.load(Ordering::Relaxed) >= limits.handshakes_max as u64 {
             return Err(DenialCode::HandshakeLimit);
         }
-        {
-            let mut sources = self.sources.lock();
-            let count = sources.entry(source.ip()).or_insert(0);
-            if *count as usize >= limits.connections_per_source_max {
-                return Err(DenialCode::SourceLimit);
+        // Behind a balancer it is charged to the address that its header names, once that is read.
+        let charged = match port.is_behind_proxies() {
+            true => None,
+            false => {
+                self.charge(source.ip())?;
+                Some(source.ip())
             }
-            *count += 1;
-        }
+        };
         self.metrics.connections.fetch_add(1, Ordering::Relaxed);
         self.metrics.handshakes.fetch_add(1, Ordering::Relaxed);
         Ok(ConnectionSlot {
             node: self.clone(),
             port: port.clone(),
-            source: source.ip(),
+            source: charged,
             handshaking: true,
         })
+    }
+
+    /// Counts a connection to its source's account.
+    fn charge(&self, source: IpAddr) -> Result<(), DenialCode> {
+        self.sources.lock().enter(source, self.now_ns())
     }
 }
 
@@ -199,15 +288,27 @@ impl Node {
 pub(crate) struct ConnectionSlot {
     pub(crate) node: Arc<Node>,
     pub(crate) port: Arc<Port>,
-    source: IpAddr,
+    /// Whose account it is on; `None` while the balancer's header is awaited.
+    source: Option<IpAddr>,
     handshaking: bool,
 }
 
 impl ConnectionSlot {
+    /// A balancer's header told where the connection comes from: it goes on that account.
+    pub(crate) fn charge(&mut self, source: IpAddr) -> Result<(), DenialCode> {
+        debug_assert!(self.source.is_none(), "a connection has one source");
+        self.node.charge(source)?;
+        self.source = Some(source);
+        Ok(())
+    }
+
     /// The handshake is over, whichever way.
     pub(crate) fn handshake_over(&mut self) {
         if std::mem::take(&mut self.handshaking) {
             self.node.metrics.handshakes.fetch_sub(1, Ordering::Relaxed);
+            if let Some(source) = self.source {
+                self.node.sources.lock().handshake_over(source);
+            }
         }
     }
 }
@@ -216,16 +317,8 @@ impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.handshake_over();
         self.node.metrics.connections.fetch_sub(1, Ordering::Relaxed);
-        let mut sources = self.node.sources.lock();
-        if let Some(count) = sources.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                sources.remove(&self.source);
-                // After a storm from many addresses the table gives its memory back.
-                if sources.capacity() > 1024 && sources.len() * 8 < sources.capacity() {
-                    sources.shrink_to_fit();
-                }
-            }
+        if let Some(source) = self.source {
+            self.node.sources.lock().leave(source, self.node.now_ns());
         }
     }
 }

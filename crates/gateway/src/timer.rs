@@ -29,6 +29,11 @@ impl Timer {
         self.waker.register(waker);
     }
 
+    /// The deadline, on the wheel's clock.
+    pub(crate) fn deadline_ms(&self) -> u64 {
+        self.deadline_ms.load(Ordering::Acquire)
+    }
+
     /// Wakes the connection.
     pub(crate) fn wake(&self) {
         self.waker.wake();

@@ -12,8 +12,10 @@
 use std::process::Command;
 use std::sync::Arc;
 
+use countersign_gateway::handshake::chains::VerifiedChains;
 use countersign_gateway::handshake::context::{self, HandshakeContext};
 use countersign_gateway::handshake::driver::{self, PassEnd};
+use countersign_gateway::handshake::ticket::facts::TicketVersion;
 use countersign_gateway::handshake::verifier::DeviceVerifier;
 use countersign_identity::{
     Anchor, AnchorIndex, AnchorState, AuthorityId, DeviceId, Fingerprint, Generation, IdentityRule, TenantId,
@@ -123,7 +125,8 @@ fn world(anchors: usize) -> World {
     );
     assert_eq!(index.len(), anchors);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = DeviceVerifier::new(provider.signature_verification_algorithms);
+    let chains = Arc::new(VerifiedChains::new(0));
+    let verifier = DeviceVerifier::new(provider.signature_verification_algorithms, chains);
     let own: Identity = ca.issue(
         &Leaf {
             usage: None,
@@ -164,16 +167,12 @@ fn handshake(world: &World) {
     let since = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();
-    let mut lent = Some(Box::new(HandshakeContext {
-        facts: world.facts.clone(),
-        asked: Some(TenantId::default_tenant()),
-        now: Timestamp::from_unix_s(i64::try_from(since.as_secs()).unwrap()),
-        shown: None,
-        verdict: None,
-        possession: Possession::Unproven,
-        certificate_at: None,
-        possession_at: None,
-    }));
+    let mut lent = Some(Box::new(HandshakeContext::new(
+        world.facts.clone(),
+        Some(TenantId::default_tenant()),
+        TicketVersion::Tls13,
+        Timestamp::from_unix_s(i64::try_from(since.as_secs()).unwrap()),
+    )));
     let (mut input, mut plaintext) = (Vec::new(), Vec::new());
     for _ in 0..4 {
         while client.wants_write() {

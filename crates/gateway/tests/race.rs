@@ -1,17 +1,19 @@
-//! A suspension that falls anywhere between the TLS handshake and CONNACK never leaves a live session.
+//! A suspension that falls anywhere between the TLS handshake and CONNACK never leaves a live session, nor one that falls
+//! while a token is granted a live token.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use countersign_factory::RevocationReason;
 use countersign_gateway::{
-    DeviceListener, Foundation, Gateway, GatewayOptions, Limits, NoHttp, Protocol, ServerIdentity,
-    TlsMinimum, Touched,
+    AdmittedDevice, DeviceHttp, DeviceListener, Foundation, Gateway, GatewayOptions, Limits, Protocol,
+    Resumption, ServerIdentity, TicketKeys, TicketSettings, TlsMinimum, TokenId, TokenWish, Touched,
 };
 use countersign_identity::{
-    AnchorIndex, AnchorState, AuthorityId, CertificateFacts, DeviceId, Fingerprint, Generation, IdentityRule,
-    TenantId,
+    AnchorIndex, AnchorState, AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint, Generation,
+    IdentityRule, TenantId,
 };
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::facts::RegistryUnavailable;
@@ -19,9 +21,11 @@ use countersign_policy::{
     Admission, ClientIdMode, CredentialFacts, DeviceFacts, FactSource, LifecycleMove, LifecycleState,
 };
 use countersign_registry::{
-    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, SystemClock,
+    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, Revocation,
+    SystemClock,
 };
 use countersign_testkit::client::{Attempt, connect};
+use countersign_testkit::hold::Held;
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 
 /// Facts that suspend the device at one chosen lookup.
@@ -102,6 +106,35 @@ impl FactSource for Meddling {
     }
 }
 
+/// Answers `/SECONDS` with the id of a token of that lifetime.
+struct Grants;
+
+type Answer = hyper::Response<http_body_util::Full<hyper::body::Bytes>>;
+
+impl DeviceHttp for Grants {
+    fn answer(
+        &self,
+        device: AdmittedDevice,
+        request: hyper::Request<hyper::body::Incoming>,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Answer> + Send>> {
+        Box::pin(async move {
+            let seconds = request.uri().path()[1..].parse().unwrap();
+            let wish = TokenWish {
+                scope: None,
+                lifetime: Duration::from_secs(seconds),
+                now: Clock::now(&SystemClock),
+            };
+            let (status, text) = match device.session.grant_token(wish) {
+                Ok(view) => (200, view.id.to_string()),
+                Err(_) => (403, String::new()),
+            };
+            let mut answer = hyper::Response::new(http_body_util::Full::from(text));
+            *answer.status_mut() = hyper::StatusCode::from_u16(status).unwrap();
+            answer
+        })
+    }
+}
+
 struct World {
     _folder: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
@@ -112,6 +145,10 @@ struct World {
 }
 
 fn world() -> World {
+    world_with(Limits::default())
+}
+
+fn world_with(limits: Limits) -> World {
     let folder = tempfile::tempdir().unwrap();
     let registry = Arc::new(Registry::create(folder.path(), LedgerLimits::default()).unwrap());
     let ca = Ca::root("race root", None);
@@ -159,16 +196,21 @@ fn world() -> World {
                 address: "127.0.0.1:0".parse().unwrap(),
                 tls_minimum: TlsMinimum::Tls12,
                 protocols: Protocol::ALL.to_vec(),
+                proxy_from: vec![],
+                resumption: Resumption::Offered,
             }],
             GatewayOptions {
                 host_names: vec!["localhost".into()],
-                limits: Limits::default(),
+                clones: countersign_policy::clones::CloneRules::default(),
+                limits,
+                tickets: TicketSettings::default(),
             },
             Foundation {
                 identity: Arc::new(ServerIdentity::new(server.chain, server.key).unwrap()),
+                tickets: Arc::new(TicketKeys::in_memory(SystemClock.now())),
                 facts: facts.clone(),
                 sink: registry.clone(),
-                http: Arc::new(NoHttp),
+                http: Arc::new(Grants),
                 clock: Arc::new(SystemClock),
             },
         )
@@ -226,8 +268,8 @@ fn a_thousand_suspensions_between_decision_and_connack() {
     let world = world();
     let (mut refused, mut ended) = (0, 0);
     for n in 0..1000 {
-        // An attempt makes twelve lookups, from the certificate to the check after it was indexed.
-        world.facts.countdown.store(n % 12, Ordering::Release);
+        // An attempt makes thirteen lookups, from the certificate to the check after it was indexed.
+        world.facts.countdown.store(n % 13, Ordering::Release);
         world.facts.armed.store(true, Ordering::Release);
         let seen = world.attempt().run();
         if world.facts.armed.swap(false, Ordering::AcqRel) {
@@ -289,6 +331,129 @@ fn a_thousand_suspensions_between_tls_end_and_connect() {
         world.nothing_lives(&format!("attempt {n}"));
         world.resume();
     }
+}
+
+/// Changes of credentials reach nobody in this world: only the sweep is left to see them.
+#[test]
+fn what_a_change_misses_the_sweep_finds() {
+    let world = world_with(Limits {
+        session_sweep: Duration::from_secs(1),
+        ..Limits::default()
+    });
+    let mut session = Held::open(world.gateway.local_addr(), &world.identity, "d1").unwrap();
+    let found = || world.gateway.metrics().sweep_found.load(Ordering::Relaxed);
+    // One that is as it should be is left alone.
+    let sweeps = || world.gateway.metrics().sweeps.load(Ordering::Relaxed);
+    let started = Instant::now();
+    while sweeps() < 1 {
+        assert!(started.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!((found(), world.gateway.session_count()), (0, 1));
+    let fingerprint = Fingerprint::of(&world.identity.chain[0]);
+    world
+        .registry
+        .revoke(
+            actor(),
+            Revocation::Credential(fingerprint),
+            RevocationReason::KeyCompromise,
+            String::new(),
+        )
+        .unwrap();
+    session.closed().unwrap();
+    assert_eq!(found(), 1);
+    world.nothing_lives("after the sweep");
+}
+
+impl World {
+    /// Asks for a token: what came, and the token's id if there is one.
+    fn token(&self, seconds: u32) -> (String, Option<TokenId>) {
+        let attempt = Attempt {
+            alpn: vec![b"http/1.1".to_vec()],
+            ..self.attempt()
+        };
+        let head = format!("GET /{seconds} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let seen = attempt.send(head).run();
+        let text = String::from_utf8_lossy(&seen.data).into_owned();
+        let id = text
+            .starts_with("HTTP/1.1 200")
+            .then(|| text[text.len() - 32..].parse().unwrap());
+        (text, id)
+    }
+
+    fn tokens(&self) -> usize {
+        self.gateway
+            .sessions(None)
+            .iter()
+            .filter(|s| s.kind == "token")
+            .count()
+    }
+}
+
+#[test]
+fn five_hundred_suspensions_while_a_token_is_granted() {
+    let world = world();
+    let (mut refused, mut ended) = (0, 0);
+    for n in 0..500 {
+        // From the certificate to the check after the token was indexed.
+        world.facts.countdown.store(n % 25, Ordering::Release);
+        world.facts.armed.store(true, Ordering::Release);
+        let (text, id) = world.token(600);
+        if world.facts.armed.swap(false, Ordering::AcqRel) {
+            // Fewer lookups than that: it was granted, and nothing was suspended.
+            assert!(id.is_some(), "{n}: {text}");
+            let _ = world.gateway.disconnect(&tenant(), &device());
+            world.nothing_lives(&format!("attempt {n}, whole"));
+            continue;
+        }
+        match id {
+            Some(id) => {
+                assert_eq!(world.gateway.token(&tenant(), &device(), &id), None, "{n}");
+                ended += 1;
+            }
+            None => refused += 1,
+        }
+        world.nothing_lives(&format!("attempt {n}"));
+        world.resume();
+    }
+    assert!(refused > 300, "{refused} refused, {ended} granted and ended");
+    let metrics = world.gateway.metrics();
+    let started = Instant::now();
+    while metrics.tokens.load(Ordering::Relaxed) > 0 {
+        assert!(
+            started.elapsed() < Duration::from_secs(5),
+            "a token is counted that is gone"
+        );
+    }
+    assert_eq!(metrics.panics.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_token_outlives_its_connection_and_ends_when_it_said() {
+    let world = world();
+    let (text, id) = world.token(2);
+    let id = id.unwrap_or_else(|| panic!("{text}"));
+    let view = world.gateway.token(&tenant(), &device(), &id).unwrap();
+    assert_eq!(view.expires.since(view.issued), Duration::from_secs(2));
+    // Its connection is gone.
+    let started = Instant::now();
+    while world.gateway.sessions(None).len() > 1 {
+        assert!(started.elapsed() < Duration::from_secs(1));
+    }
+    assert_eq!(world.tokens(), 1);
+    // To the moment by its own word, and taken out by the wheel soon after.
+    while Clock::now(&SystemClock) < view.expires {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(world.gateway.token(&tenant(), &device(), &id), None);
+    while world.gateway.session_count() > 0 {
+        assert!(
+            started.elapsed() < Duration::from_secs(5),
+            "the token is still in the index"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(world.gateway.metrics().ends().get("token-expired"), Some(&1));
 }
 
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use rustls_pki_types::CertificateDer;
 use crate::anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 use crate::certificate::{CertificateFacts, EKU_CLIENT_AUTH, EKU_SERVER_AUTH};
 use crate::id::{AuthorityId, DeviceId, Generation, TenantId};
-use crate::path::{INTERMEDIATES_MAX, Node, Search};
+use crate::path::{INTERMEDIATES_MAX, Node, PathDigest, Search, Terms};
 use crate::raw::RawCertificate;
 use crate::revocation::RevocationList;
 use crate::rule::IdentityRule;
@@ -205,12 +205,14 @@ impl Default for ChainDemands<'_> {
 
 /// A device certificate with a checked path to a registered anchor of one tenant, at one moment.
 ///
-/// Made only by [`VerifiedChain::verify`]. It does not say that the peer holds the key: the handshake does.
+/// Made only by [`VerifiedChain::verify`] and its kin here, each of which checks everything; those that are told of a path
+/// whose signatures were verified before leave out these signatures and nothing else. It does not say that the peer holds the key: the handshake does.
 #[derive(Debug, Clone)]
 pub struct VerifiedChain {
     leaf: CertificateFacts,
     anchor: Arc<Anchor>,
     intermediates: usize,
+    path: PathDigest,
     /// Registered by fingerprint: the device that it is registered for.
     pinned: Option<DeviceId>,
 }
@@ -254,11 +256,35 @@ impl VerifiedChain {
             leaf,
             leaf_der,
             intermediates,
-            [now, now],
+            Terms::at(now),
         )
     }
 
-    /// The same with two moments: one that the leaf's own dates are held against, and now.
+    /// As [`VerifiedChain::verify`], without the signatures of the path `verified`, which was verified before: everything
+    /// else is checked, and no other path will do. Any change of the authority since then makes it another path.
+    ///
+    /// # Errors
+    /// As [`VerifiedChain::verify`]; [`ChainFault::BadSignature`] if there is another path only.
+    pub fn verify_again(
+        anchors: &AnchorIndex,
+        tenant: Option<&TenantId>,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: Timestamp,
+        verified: PathDigest,
+    ) -> Result<Self, ChainFault> {
+        let (demands, terms) = (
+            ChainDemands::default(),
+            Terms {
+                verified: Some(verified),
+                ..Terms::at(now)
+            },
+        );
+        Self::verify_at(&demands, anchors, tenant, leaf, leaf_der, intermediates, terms)
+    }
+
+    /// The same on other terms: what the leaf's own dates are held against, and what is known already.
     fn verify_at(
         demands: &ChainDemands<'_>,
         anchors: &AnchorIndex,
@@ -266,7 +292,7 @@ impl VerifiedChain {
         leaf: CertificateFacts,
         leaf_der: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        [leaf_at, now]: [Timestamp; 2],
+        terms: Terms,
     ) -> Result<Self, ChainFault> {
         let bytes = leaf_der.len() + intermediates.iter().map(|c| c.len()).sum::<usize>();
         if intermediates.len() + 1 > CHAIN_CERTIFICATES_MAX || bytes > CHAIN_BYTES_MAX {
@@ -286,7 +312,7 @@ impl VerifiedChain {
         if leaf.ca.is_some() {
             return Err(ChainFault::CaAsLeaf);
         }
-        let (completed, truncated) = completed(anchors, tenant, &leaf, &above, now);
+        let (completed, truncated) = completed(anchors, tenant, &leaf, &above, terms.now);
         let above: Vec<(Cow<'_, CertificateFacts>, &[u8])> = above
             .into_iter()
             .chain(
@@ -299,7 +325,7 @@ impl VerifiedChain {
         let nodes = std::iter::once(Node::new(&leaf, leaf_der))
             .chain(above.iter().map(|(facts, der)| Node::new(facts, der)))
             .collect::<Result<Vec<_>, _>>()?;
-        let found = Search::new(nodes, &candidates, demands, leaf_at, now)
+        let found = Search::new(nodes, &candidates, demands, terms)
             .run()
             // Perhaps there is a path among what was left out: that is another answer than "there is none".
             .map_err(|fault| match fault {
@@ -309,12 +335,13 @@ impl VerifiedChain {
                 other => other,
             })?;
         check_leaf(&leaf)?;
-        let (anchor, intermediates) = (found.anchor, found.intermediates);
+        let (anchor, intermediates, path) = (found.anchor, found.intermediates, found.digest);
         drop(above);
         Ok(Self {
             leaf,
             anchor,
             intermediates,
+            path,
             pinned: None,
         })
     }
@@ -335,10 +362,44 @@ impl VerifiedChain {
         leaf_der: &CertificateDer<'_>,
         now: Timestamp,
     ) -> Result<Self, ChainFault> {
+        Self::pinned_at(tenant, asked, device, leaf, leaf_der, Terms::at(now))
+    }
+
+    /// As [`VerifiedChain::pinned`], without its signature by its own key, which was verified before.
+    ///
+    /// # Errors
+    /// As [`VerifiedChain::pinned`]; [`ChainFault::BadSignature`] if `verified` is another one.
+    pub fn pinned_again(
+        tenant: &TenantId,
+        asked: Option<&TenantId>,
+        device: DeviceId,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        now: Timestamp,
+        verified: PathDigest,
+    ) -> Result<Self, ChainFault> {
+        let terms = Terms {
+            verified: Some(verified),
+            ..Terms::at(now)
+        };
+        Self::pinned_at(tenant, asked, device, leaf, leaf_der, terms)
+    }
+
+    fn pinned_at(
+        tenant: &TenantId,
+        asked: Option<&TenantId>,
+        device: DeviceId,
+        leaf: CertificateFacts,
+        leaf_der: &CertificateDer<'_>,
+        Terms { now, verified, .. }: Terms,
+    ) -> Result<Self, ChainFault> {
         if let Some(asked) = asked.filter(|asked| *asked != tenant) {
             return Err(ChainFault::ForeignTenant { asked: asked.clone() });
         }
-        check_pinned(&leaf, leaf_der)?;
+        match verified {
+            None => check_pinned(&leaf, leaf_der)?,
+            Some(_) => check_pinned_facts(&leaf)?,
+        }
         if !leaf.is_valid_at(now) {
             return Err(if now.unix_s() < leaf.not_before.unix_s() {
                 ChainFault::NotYetValid {
@@ -359,10 +420,17 @@ impl VerifiedChain {
             leaf_der,
         )
         .map_err(|e| ChainFault::Malformed(e.to_string()))?;
+        let path = PathDigest::of(&anchor, std::iter::once(&leaf));
+        if verified.is_some_and(|verified| verified != path) {
+            return Err(ChainFault::BadSignature {
+                authority: anchor.authority.to_string(),
+            });
+        }
         Ok(Self {
             leaf,
             anchor: Arc::new(anchor),
             intermediates: 0,
+            path,
             pinned: Some(device),
         })
     }
@@ -380,6 +448,11 @@ impl VerifiedChain {
     /// The registered authority that the path ends in.
     pub fn anchor(&self) -> &Arc<Anchor> {
         &self.anchor
+    }
+
+    /// The path, to be known again by [`VerifiedChain::verify_again`].
+    pub fn path(&self) -> PathDigest {
+        self.path
     }
 
     /// How many intermediates lie between leaf and anchor.
@@ -438,7 +511,10 @@ impl ExpiredChain {
             leaf,
             leaf_der,
             intermediates,
-            [end, now],
+            Terms {
+                leaf_at: end,
+                ..Terms::at(now)
+            },
         )
         .map(Self)
     }
@@ -549,6 +625,10 @@ pub fn check_pinned(leaf: &CertificateFacts, leaf_der: &[u8]) -> Result<(), Chai
             issuer: leaf.issuer_text.clone(),
         });
     }
+    check_pinned_facts(leaf)
+}
+
+fn check_pinned_facts(leaf: &CertificateFacts) -> Result<(), ChainFault> {
     if let Some(why) = &leaf.path.fault {
         return Err(ChainFault::Malformed(why.to_string()));
     }

@@ -142,6 +142,12 @@ text_id!(
     |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 );
 
+text_id!(
+    /// A service: a backend of the fleet, unique across tenants. It is never a device.
+    ServiceId, "service id", 32, "A-Z a-z 0-9 . _ -",
+    |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+);
+
 impl TenantId {
     /// The tenant that exists from the start.
     pub fn default_tenant() -> Self {

@@ -31,7 +31,10 @@ pub use anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 pub use certificate::CertificateFacts;
 pub use chain::{ChainDemands, ChainFault, ExpiredChain, Purpose, VerifiedChain};
 pub use clock::{Clock, Synchronisation};
-pub use id::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, StationId, TenantId};
+pub use id::{
+    AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, ServiceId, StationId, TenantId,
+};
+pub use path::PathDigest;
 pub use pattern::IdPattern;
 pub use revocation::{KeptLists, ListFault, RevocationList, WhenStale};
 pub use rule::{IdentityFault, IdentityField, IdentityRule};

@@ -5,6 +5,7 @@
 //! [`SIGNATURES_MAX`] of them, over no more than [`STEPS_MAX`] steps. All of it is pure; the algorithms are those of the
 //! TLS library. The tests hold it against webpki and against NIST's PKITS.
 
+mod digest;
 mod names;
 mod policy;
 
@@ -17,6 +18,7 @@ use crate::raw::{RawCertificate, RawFault, RawKey};
 use crate::revocation::{CheckedLists, ListIssuer, Status};
 use crate::timestamp::Timestamp;
 
+pub use digest::PathDigest;
 pub(crate) use names::NameRules;
 use names::Names;
 use policy::{PolicyFacts, PolicyState};
@@ -47,6 +49,28 @@ impl<'a> Node<'a> {
 pub(crate) struct Found {
     pub(crate) anchor: Arc<Anchor>,
     pub(crate) intermediates: usize,
+    pub(crate) digest: PathDigest,
+}
+
+/// What a search holds certificates against.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms {
+    /// What the leaf's own dates are held against.
+    pub(crate) leaf_at: Timestamp,
+    pub(crate) now: Timestamp,
+    /// A path whose signatures were verified before: no other will do, and none of its signatures is verified again.
+    pub(crate) verified: Option<PathDigest>,
+}
+
+impl Terms {
+    /// Everything is checked, now.
+    pub(crate) const fn at(now: Timestamp) -> Self {
+        Self {
+            leaf_at: now,
+            now,
+            verified: None,
+        }
+    }
 }
 
 /// One search for a path from `nodes[0]` over the other nodes to one of the anchors.
@@ -54,9 +78,7 @@ pub(crate) struct Search<'a> {
     nodes: Vec<Node<'a>>,
     anchors: &'a [Arc<Anchor>],
     demands: &'a ChainDemands<'a>,
-    /// What the leaf's own dates are held against.
-    leaf_at: Timestamp,
-    now: Timestamp,
+    terms: Terms,
     /// By node and signing key.
     signatures: Vec<(usize, &'a [u8], Result<(), RawFault>)>,
     steps: usize,
@@ -72,15 +94,13 @@ impl<'a> Search<'a> {
         nodes: Vec<Node<'a>>,
         anchors: &'a [Arc<Anchor>],
         demands: &'a ChainDemands<'a>,
-        leaf_at: Timestamp,
-        now: Timestamp,
+        terms: Terms,
     ) -> Self {
         Self {
             nodes,
             anchors,
             demands,
-            leaf_at,
-            now,
+            terms,
             signatures: Vec::new(),
             steps: 0,
             lists: demands.lists.map(CheckedLists::new),
@@ -99,7 +119,7 @@ impl<'a> Search<'a> {
             return Err(ChainFault::Malformed("no certificate".into()));
         };
         sound(leaf.facts)?;
-        in_time(leaf.facts, self.leaf_at)?;
+        in_time(leaf.facts, self.terms.leaf_at)?;
         if !leaf.facts.allows(&self.demands.purpose.usage()) {
             return Err(ChainFault::WrongUsage(self.demands.purpose.lacks()));
         }
@@ -150,10 +170,11 @@ impl<'a> Search<'a> {
                     authority: anchor.authority.to_string(),
                 }),
                 Some(Ok(())) => match self.check(path, anchor) {
-                    Ok(()) => {
+                    Ok(digest) => {
                         return Some(Found {
                             anchor: anchor.clone(),
                             intermediates: path.len() - 1,
+                            digest,
                         });
                     }
                     Err(fault) => self.note(fault),
@@ -204,6 +225,10 @@ impl<'a> Search<'a> {
 
     /// Whether a certificate is signed by a key; `None` if the budget is spent.
     fn signed(&mut self, child: usize, key: &RawKey<'a>) -> Option<Result<(), RawFault>> {
+        // That it is the path whose signatures hold is seen at its end.
+        if self.terms.verified.is_some() {
+            return Some(Ok(()));
+        }
         let known = |(c, k, _): &&(usize, &[u8], _)| *c == child && *k == key.der;
         if let Some((_, _, result)) = self.signatures.iter().find(known) {
             return Some(*result);
@@ -229,7 +254,7 @@ impl<'a> Search<'a> {
         if facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
             return Err(ChainFault::IssuerNotCa("keyUsage lacks keyCertSign"));
         }
-        in_time(facts, self.now)?;
+        in_time(facts, self.terms.now)?;
         if !facts.allows(&self.demands.purpose.usage()) {
             return Err(ChainFault::WrongUsage(self.demands.purpose.lacks()));
         }
@@ -237,14 +262,21 @@ impl<'a> Search<'a> {
     }
 
     /// Section 6.1 over a path whose signatures hold and whose issuers are CAs: `path` goes from the leaf upwards.
-    fn check(&mut self, path: &[usize], anchor: &'a Arc<Anchor>) -> Result<(), ChainFault> {
-        check_anchor(anchor, self.demands, self.now)?;
+    fn check(&mut self, path: &[usize], anchor: &'a Arc<Anchor>) -> Result<PathDigest, ChainFault> {
+        let digest = PathDigest::of(anchor, path.iter().map(|n| self.nodes[*n].facts));
+        if self.terms.verified.is_some_and(|verified| verified != digest) {
+            return Err(ChainFault::BadSignature {
+                authority: anchor.authority.to_string(),
+            });
+        }
+        check_anchor(anchor, self.demands, self.terms.now)?;
         let nodes: Vec<Node<'a>> = path.iter().map(|n| self.nodes[*n]).collect();
         path_length(&nodes, anchor)?;
         name_constraints(&nodes, anchor)?;
         policies(&nodes)?;
-        kept_lists(&nodes, anchor, self.now)?;
-        self.revocation(&nodes, anchor)
+        kept_lists(&nodes, anchor, self.terms.now)?;
+        self.revocation(&nodes, anchor)?;
+        Ok(digest)
     }
 
     /// Every certificate of the path is on no list, and the lists say so.
@@ -270,7 +302,7 @@ impl<'a> Search<'a> {
                 });
             }
             let status = lists
-                .status(node.facts, node.der, node.raw.serial, &issuers, self.now)
+                .status(node.facts, node.der, node.raw.serial, &issuers, self.terms.now)
                 .map_err(malformed)?;
             told(node, status)?;
         }

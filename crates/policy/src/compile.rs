@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::decide::{Action, DataFacts};
 use crate::facts::DeviceFacts;
 use crate::permit::AdmissionPermit;
+use crate::quarantine;
 use crate::spaces::{SPACES_MAX, TopicSpace};
 
 /// Why policies or spaces cannot take effect. Nothing changes when they do not.
@@ -25,6 +26,9 @@ pub enum PolicyFault {
     /// Two policies have the same `@id`.
     #[error("two policies have the id {0:?}; give each its own @id")]
     DuplicateId(String),
+    /// An annotation that is near to one that opens the quarantine lane.
+    #[error("@quarantine({0:?}) means nothing; write @quarantine(\"open\"), or leave it out")]
+    Quarantine(String),
     /// A policy speaks of something that the schema does not have, or compares what cannot be compared.
     #[error("the policies do not fit the schema: {0}")]
     Schema(String),
@@ -67,6 +71,11 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace]) -> Result<Compiled, Pol
     let read = PolicySet::from_str(text).map_err(|e| PolicyFault::Syntax(with_causes(&e)))?;
     let mut policies = PolicySet::new();
     for policy in read.policies() {
+        if let Some(value) = policy.annotation(quarantine::ANNOTATION.0)
+            && value != quarantine::ANNOTATION.1
+        {
+            return Err(PolicyFault::Quarantine(value.to_owned()));
+        }
         let id = policy
             .annotation("id")
             .map_or_else(|| policy.id().to_string(), str::to_owned);

@@ -19,6 +19,7 @@ use crate::denial::{Denial, DenialCode};
 use crate::facts::{ConnectFacts, CredentialKind, CredentialState, Custody, DeviceFacts, Generations};
 use crate::lifecycle::LifecycleState;
 pub use crate::permit::{AdmissionPermit, PublishPermit, SubscribePermit};
+use crate::quarantine;
 pub use crate::spaces::{SpaceSet, TopicSpace};
 
 /// The policies every tenant starts with.
@@ -209,8 +210,41 @@ impl TenantPolicy {
         asked: DataFacts,
     ) -> Result<PublishPermit<'s>, Denial> {
         self.current(admission, device)?;
+        quarantine::seal(Action::Publish, device, &self.spaces, asked)?;
         self.verdict(Action::Publish, admission, device, asked)?;
         Ok(PublishPermit { admission, topic })
+    }
+
+    /// The spaces to which an admitted device may publish, each taken by itself. What is published is decided anew all
+    /// the same: a topic may lie in several spaces, and a policy may look at more than they.
+    ///
+    /// # Errors
+    /// `grant.stale` if the admission was not made for this device and these policies.
+    pub fn publishable(
+        &self,
+        admission: &AdmissionPermit,
+        device: &DeviceFacts,
+        now: Timestamp,
+    ) -> Result<SpaceSet, Denial> {
+        self.current(admission, device)?;
+        let mut found = SpaceSet::default();
+        for n in 0..self.spaces.len() {
+            let mut spaces = SpaceSet::default();
+            spaces.insert(n);
+            let permitted = [0, 1].into_iter().any(|qos| {
+                let asked = DataFacts {
+                    spaces,
+                    qos,
+                    retain: false,
+                    now,
+                };
+                self.publish(admission, device, "", asked).is_ok()
+            });
+            if permitted {
+                found.insert(n);
+            }
+        }
+        Ok(found)
     }
 
     /// Decides whether an admitted device may subscribe to `filter`.
@@ -225,6 +259,7 @@ impl TenantPolicy {
         asked: DataFacts,
     ) -> Result<SubscribePermit<'s>, Denial> {
         self.current(admission, device)?;
+        quarantine::seal(Action::Subscribe, device, &self.spaces, asked)?;
         self.verdict(Action::Subscribe, admission, device, asked)?;
         Ok(SubscribePermit { admission, filter })
     }
@@ -304,6 +339,7 @@ impl TenantPolicy {
             Denial {
                 code,
                 detail,
+                retry_after_s: code.retry_after_s(),
                 policies: names,
             }
         })
@@ -339,7 +375,19 @@ impl TenantPolicy {
             .collect::<Vec<_>>()
             .into();
         match (response.decision(), action) {
+            (Decision::Allow, Action::Connect)
+                if device.state == LifecycleState::Quarantined
+                    && !quarantine::opens(&self.policies, response.diagnostics().reason()) =>
+            {
+                Err((DenialCode::DeviceQuarantined, Arc::default()))
+            }
             (Decision::Allow, _) => Ok(policies),
+            // Nobody opened the lane; a policy that forbids says so itself.
+            (Decision::Deny, Action::Connect)
+                if policies.is_empty() && device.state == LifecycleState::Quarantined =>
+            {
+                Err((DenialCode::DeviceQuarantined, policies))
+            }
             (Decision::Deny, Action::Connect) if policies.is_empty() => {
                 Err((DenialCode::PolicyNoPermit, policies))
             }
@@ -351,10 +399,10 @@ impl TenantPolicy {
 
 fn lifecycle(state: LifecycleState) -> Result<(), Denial> {
     match state {
-        LifecycleState::Active => Ok(()),
+        // A quarantined device has a lane, if a policy opens it.
+        LifecycleState::Active | LifecycleState::Quarantined => Ok(()),
         LifecycleState::Pending => Err(DenialCode::DevicePending.into()),
         LifecycleState::Suspended => Err(DenialCode::DeviceSuspended.into()),
-        LifecycleState::Quarantined => Err(DenialCode::DeviceQuarantined.into()),
         LifecycleState::Decommissioned => Err(DenialCode::DeviceDecommissioned.into()),
     }
 }
@@ -369,5 +417,7 @@ fn credential_state(state: CredentialState) -> Result<(), Denial> {
     }
 }
 
+#[cfg(test)]
+mod lane_tests;
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,9 @@ pub struct Denial {
     pub code: DenialCode,
     /// The facts of this case, for the operator; never sent to the device.
     pub detail: String,
+    /// When coming again helps, in seconds; told to the device where its protocol can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u32>,
     /// The policies that determined it, if policies did.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<String>,
@@ -29,7 +32,19 @@ impl Denial {
         Self {
             code,
             detail: detail.into(),
+            retry_after_s: code.retry_after_s(),
             policies: Vec::new(),
+        }
+    }
+
+    /// The same, with when to come again.
+    #[must_use]
+    pub fn retry_after(self, wait: std::time::Duration) -> Self {
+        // Rounded up: who comes at the second it was told must not be early.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self {
+            retry_after_s: Some(u32::try_from(seconds).unwrap_or(u32::MAX).max(1)),
+            ..self
         }
     }
 }
@@ -74,10 +89,13 @@ pub enum Wire {
 }
 
 impl Wire {
-    /// What a device that speaks HTTP is answered: 503 where asking again helps (CONNACK 3 in MQTT 3.1.1), else 403.
+    /// What a device that speaks HTTP is answered: 429 if it came too often, 503 where asking again helps (CONNACK 3 in
+    /// MQTT 3.1.1), else 403.
     pub const fn http_status(self) -> u16 {
         match self {
             Self::Http(status) => status,
+            // Connection rate exceeded.
+            Self::Connack { v5: 0x9f, .. } => 429,
             Self::Connack { v311: 3, .. } => 503,
             _ => 403,
         }
@@ -113,6 +131,15 @@ macro_rules! catalogue {
                 match self { $(Self::$variant => $wire),+ }
             }
 
+            /// When coming again may help, if nothing better is known, in seconds. `None`: not by waiting.
+            pub const fn retry_after_s(self) -> Option<u32> {
+                match self.wire() {
+                    // Unavailable, busy, quota, rate: what passes. Others with CONNACK 3 ask for what is not offered.
+                    Wire::Connack { v5: 0x88 | 0x89 | 0x97 | 0x9f, .. } => Some(10),
+                    _ => None,
+                }
+            }
+
             /// The cause, in plain words, without the facts of the case.
             pub const fn cause(self) -> &'static str {
                 match self { $(Self::$variant => $cause),+ }
@@ -131,6 +158,9 @@ catalogue! {
     SourceLimit "accept.source-limit" Accept Close,
         "too many connections or handshakes from this address at once",
         "spread the devices' reconnects (back-off with jitter), or raise limits.connections_per_source_max if many devices share one address";
+    SourceRate "accept.source-rate" Accept Close,
+        "this address opens connections faster than one address may",
+        "let devices back off with jitter, or raise limits.source_connects_per_s and source_connect_burst if many share one address";
     HandshakeLimit "accept.handshake-limit" Accept Close,
         "too many handshakes are under way on this node",
         "let devices back off with jitter, or raise limits.handshakes_max";
@@ -140,6 +170,15 @@ catalogue! {
     Draining "accept.draining" Accept Close,
         "this node is shutting down",
         "connect again; another node or the restarted one answers";
+    ProxyUntrusted "accept.proxy-untrusted" Accept Close,
+        "the listener takes connections from its balancers alone, and this address is none of them",
+        "let devices connect to the balancer; if this is one, add its address to proxy_from of the listener";
+    ProxyHeader "accept.proxy-header" Accept Close,
+        "a balancer's connection did not begin with a PROXY protocol header that can be believed",
+        "let the balancer send PROXY protocol version 2 (binary) over TCP: send-proxy-v2 in HAProxy, proxy_protocol_v2 in AWS";
+    ProxyTimeout "accept.proxy-timeout" Accept Close,
+        "a balancer's connection brought no whole PROXY protocol header in time",
+        "let the balancer send PROXY protocol version 2; the time is limits.proxy_header_timeout_s";
     // --- client-hello
     Plaintext "hello.plaintext" ClientHello Close,
         "the peer spoke without TLS on the TLS port",
@@ -150,6 +189,12 @@ catalogue! {
     HelloTimeout "hello.timeout" ClientHello Close,
         "the peer sent no complete ClientHello in time",
         "check the network path; port scanners and health checks by bare TCP look like this too";
+    QueueFull "hello.queue-full" ClientHello Close,
+        "more devices wait for a handshake than the node queues, and most of them are of this tenant and address",
+        "let devices back off with jitter; then raise limits.handshakes_per_s, or limits.handshake_queue_bytes_max";
+    QueueTimeout "hello.queue-timeout" ClientHello Close,
+        "the device's turn for a handshake did not come in time",
+        "let devices back off with jitter; then raise limits.handshakes_per_s, or limits.handshake_queue_timeout_s";
     TlsVersion "hello.tls-version" ClientHello Alert(70),
         "the peer offers no TLS version that is allowed here",
         "enable TLS 1.3 (or 1.2) in the device's TLS stack";
@@ -260,11 +305,20 @@ catalogue! {
     CredentialRevoked "credential.revoked" ClientCertificate Alert(44),
         "this certificate was revoked",
         "provision the device anew if it is trusted again: countersign device provision";
+    DeviceRateIgnored "credential.rate-ignored" ClientCertificate Alert(49),
+        "the device comes far too often, and was told so",
+        "look for what lets it connect again and again: a client without back-off, or two holders of one key";
+    ResumedWithoutCertificate "resumption.no-certificate" ClientCertificate Connack { v311: 5, v5: 0x87 },
+        "a session was resumed that no device's certificate vouches for",
+        "this is a bug: report it, and set resumption = false on the listener until it is mended";
     // --- certificate-verify
     PossessionFailed "possession.failed" CertificateVerify Alert(51),
         "the peer did not prove that it holds the certificate's private key",
         "check that key and certificate on the device belong together; if they do, somebody replayed its public certificate";
     // --- identify
+    DeviceRate "credential.rate" Identify Connack { v311: 3, v5: 0x9f },
+        "the device comes more often than a device may",
+        "let it back off with jitter, keep its session or its HTTP connection open, or raise limits.device_connects_per_minute";
     IdentityMissing "identity.missing" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate lacks the field that carries the device id",
         "issue certificates with the device's serial in the field that the authority's identity rule names";
@@ -276,7 +330,7 @@ catalogue! {
         "add it: countersign device add, or countersign device import";
     UnknownCredential "credential.unknown" Identify Connack { v311: 5, v5: 0x87 },
         "the device is known, but this certificate is not registered for it",
-        "register the certificate: countersign device import; an authority of mode registered-only admits nothing else";
+        "register the certificate: countersign device import; only an authority of mode known-device learns one for a known device";
     CredentialOfOther "credential.of-other-device" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate names another device than the one it is registered for",
         "look at both devices: the certificate's identity and its registration must agree";
@@ -289,6 +343,9 @@ catalogue! {
     FirstContactSharedKey "first-contact.shared-key" Identify Connack { v311: 5, v5: 0x87 },
         "the key of the new certificate belongs to another device already",
         "look at both devices: a key that two of them hold was copied; give each a key of its own";
+    FirstContactRevokedBefore "first-contact.revoked-before" Identify Connack { v311: 5, v5: 0x87 },
+        "the certificate had been revoked or replaced after the backup was made that the registry was restored from",
+        "provision the device anew if it is trusted again: countersign device provision";
     FirstContactPattern "first-contact.pattern" Identify Connack { v311: 5, v5: 0x87 },
         "the id does not fit the pattern of the authority's just-in-time template",
         "correct the certificate's id, or change the template: countersign authority set";
@@ -310,7 +367,7 @@ catalogue! {
         "countersign device resume, once the reason for the suspension is gone";
     DeviceQuarantined "device.quarantined" Policy Connack { v311: 5, v5: 0x87 },
         "the device is quarantined, and no policy opens a quarantine lane for it",
-        "countersign device release, once it is clean";
+        "countersign device release, once it is clean; a policy with @quarantine(\"open\") opens the lane";
     DeviceDecommissioned "device.decommissioned" Policy Connack { v311: 5, v5: 0x8a },
         "the device was decommissioned; that is final",
         "if the hardware returns to service, give it a new id and a new key";
@@ -367,6 +424,9 @@ catalogue! {
     SessionLimit "grant.session-limit" Grant Connack { v311: 3, v5: 0x97 },
         "the device holds as many sessions as it may",
         "close the device's other sessions, or raise limits.sessions_per_device_max";
+    TokenLimit "token.limit" Grant Http(429),
+        "the device, or this node, holds as many session tokens as it may",
+        "use a token until it expires, or give it back (POST /oauth2/revoke); else raise limits.tokens_per_device_max or limits.tokens_max";
     // --- first-data and after
     TopicForbidden "topic.forbidden" FirstData Session { v5: 0x87 },
         "no policy lets the device publish or subscribe there",
@@ -383,6 +443,15 @@ catalogue! {
     RetainNotSupported "mqtt.retain" FirstData Session { v5: 0x9a },
         "the device publishes a retained message, which is announced as not supported",
         "publish without RETAIN";
+    TokenInvalid "token.invalid" FirstData Http(401),
+        "the bearer token is none of this platform for this purpose, or it is expired, revoked or ended",
+        "let the device ask for a new token (POST /oauth2/token) and send it as it is";
+    TokenOtherCertificate "token.other-certificate" FirstData Http(401),
+        "the bearer token is bound to another certificate than the one that this connection was opened with",
+        "after a renewal ask for a new token; if the token was shown by another device, it was copied: look at both";
+    TokenScope "token.scope" FirstData Http(403),
+        "the device may publish there, but not with this bearer token: its scope does not cover the topic",
+        "ask for a token with the topic's space in its scope (publish:SPACE), or publish without a token";
 }
 
 impl DenialCode {

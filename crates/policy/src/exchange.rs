@@ -7,6 +7,7 @@ use std::str::FromStr;
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::clones::Suspect;
 use crate::denial::Denial;
 use crate::facts::Generations;
 use crate::first_contact::{Answer, Contact};
@@ -82,6 +83,8 @@ impl fmt::Display for Stage {
 pub enum StageOutcome {
     /// It held.
     Passed,
+    /// It held in an earlier exchange, and what it found was checked again: the session was resumed.
+    TakenOver,
     /// It ended the exchange.
     Failed,
 }
@@ -103,7 +106,7 @@ pub struct StageRecord {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Possession {
-    /// CertificateVerify was checked: this exchange belongs to the certificate's history.
+    /// CertificateVerify was checked, in this exchange or in the one whose session it resumes: this exchange belongs to the certificate's history.
     Proven,
     /// Anyone can replay a public certificate: this exchange says nothing about its device.
     Unproven,
@@ -264,4 +267,7 @@ pub trait ExchangeSink: Send + Sync {
     /// A device proved to hold the key of a sound certificate that is not known: decides what that brings about, keeps
     /// it, and answers once it is on disk and in the facts. Returns at once; the answer may come on any thread.
     fn first_contact(&self, contact: Contact, answer: Answer);
+
+    /// Two seem to hold the key of one credential. Returns at once; told once for each suspicion.
+    fn clone_suspected(&self, _suspect: Suspect) {}
 }

@@ -21,7 +21,7 @@ pub enum Admission {
     RegisteredOnly,
     /// A registered device that is bound to this authority has its certificate learned, unless it has one already.
     KnownDevice,
-    /// The same, and an id that never existed becomes a device as the template says.
+    /// An id that never existed becomes a device as the template says; a device that is known is not touched.
     JustInTime(Arc<Template>),
 }
 

@@ -10,10 +10,12 @@
 //! 6. [`claim`]: which devices a shared secret or certificate enrols
 //! 7. [`decide`]: a tenant's compiled policies, and the permits that only they make
 //! 8. [`denial`]: every way to be refused, each with a stable code, its wire form, a cause and a cure
-//! 9. [`exchange`]: the record of one connection attempt, from TCP accept to first publish
-//! 10. [`session_record`]: what the session that came of it did
+//! 9. [`clones`]: whether two hold one key: a score of what only two live holders can cause
+//! 10. [`exchange`]: the record of one connection attempt, from TCP accept to first publish
+//! 11. [`session_record`]: what the session that came of it did
 
 pub mod claim;
+pub mod clones;
 mod compile;
 pub mod decide;
 pub mod denial;
@@ -22,6 +24,7 @@ pub mod facts;
 pub mod first_contact;
 pub mod lifecycle;
 mod permit;
+mod quarantine;
 pub mod renewal_lane;
 pub mod session_record;
 pub mod spaces;

@@ -50,9 +50,9 @@ impl TopicSummary {
 pub struct SessionRecord {
     /// The exchange that admitted it.
     pub exchange: ExchangeId,
-    /// What it is: `connection`, or the name of another kind of session that came of the same exchange.
+    /// What it is: `connection`, or `token`, which came of the same exchange as its connection.
     pub kind: String,
-    /// Tells sessions of one exchange and kind apart; empty where there is only one.
+    /// Tells sessions of one exchange and kind apart: the id of a token; empty for a connection.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// Whose.
@@ -63,7 +63,7 @@ pub struct SessionRecord {
     pub credential: Fingerprint,
     /// The authority that the chain ended in.
     pub authority: AuthorityId,
-    /// `mqtt-3.1.1`, `mqtt-5` or `http/1.1`.
+    /// `mqtt-3.1.1`, `mqtt-5`, `http/1.1` or, of a token, `oauth2`.
     pub protocol: String,
     /// Where it came from.
     pub source: SocketAddr,

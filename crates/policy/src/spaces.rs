@@ -18,14 +18,20 @@ pub struct TopicSpace {
     pub filter: String,
 }
 
+/// What a quarantined device may publish: name and filter of a built-in space.
+pub const DIAGNOSTICS: (&str, &str) = ("diagnostics", "devices/{id}/diagnostics/#");
+/// Firmware for the device; all that it may subscribe to in quarantine: name and filter of a built-in space.
+pub const FIRMWARE: (&str, &str) = ("firmware", "devices/{id}/firmware/#");
+
 /// The spaces every tenant starts with: a device's own topics.
 pub fn default_spaces() -> Vec<TopicSpace> {
     [
         ("telemetry", "devices/{id}/telemetry/#"),
         ("commands", "devices/{id}/commands/#"),
         ("command-results", "devices/{id}/command-results/#"),
-        ("firmware", "devices/{id}/firmware/#"),
+        FIRMWARE,
         ("status", "devices/{id}/status"),
+        DIAGNOSTICS,
     ]
     .map(|(name, filter)| TopicSpace {
         name: name.into(),
@@ -49,5 +55,15 @@ impl SpaceSet {
     /// Whether the `n`-th space is in it.
     pub const fn contains(self, n: usize) -> bool {
         n < SPACES_MAX && self.0 & (1 << n) != 0
+    }
+
+    /// Those that are in both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether there is none in it.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
     }
 }

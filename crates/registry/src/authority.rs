@@ -132,7 +132,7 @@ impl Scope<'_> {
         &mut self,
         new: &NewAuthority,
         state: AnchorState,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<Generation, RegistryError> {
         let generation = self.revise("authority", new.tenant.as_str(), new.id.as_str())?;
         let lists = crate::revocation_list::kept(self.tx, &new.id)?;
         let anchor = anchor(new, state, generation)?.with_lists(lists);
@@ -153,7 +153,7 @@ impl Scope<'_> {
         self.facts
             .push(Fact::Authority(Arc::new(anchor), new.admission.clone()));
         self.changes.push(Change::Authority(new.id.clone()));
-        Ok(())
+        Ok(generation)
     }
 }
 
@@ -476,15 +476,17 @@ impl Registry {
                     examples,
                 });
             }
-            scope.put_authority(&new, to)?;
+            let generation = scope.put_authority(&new, to)?;
             if to == AnchorState::Revoked {
                 // For the lists: nothing this authority signed is to be trusted by anyone.
                 scope.tx.execute(
-                    "UPDATE credentials SET ended = ?2, reason = ?3 WHERE authority = ?1 AND ended IS NULL",
+                    "UPDATE credentials SET ended = ?2, reason = ?3, ended_revision = ?4
+                     WHERE authority = ?1 AND ended IS NULL",
                     params![
                         id.as_str(),
                         scope.now.unix_ms(),
-                        RevocationReason::CaCompromise.code()
+                        RevocationReason::CaCompromise.code(),
+                        generation.0.cast_signed()
                     ],
                 )?;
             }

@@ -8,7 +8,7 @@ use countersign_mqtt::topic::SpaceFilter;
 use countersign_policy::decide::{DEFAULT_POLICY, TenantPolicy};
 use countersign_policy::lifecycle::Lifecycle;
 use countersign_policy::spaces::default_spaces;
-use countersign_policy::{ClientIdMode, DeviceFacts, LifecycleMove, LifecycleState, TopicSpace};
+use countersign_policy::{ClientIdMode, DeviceFacts, LifecycleState, TopicSpace};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::json;
 
@@ -173,10 +173,12 @@ impl Scope<'_> {
             serde_json::to_string(&groups).map_err(|e| RegistryError::Database(e.to_string()))?;
         self.tx
             .prepare_cached(
-                "INSERT INTO devices (tenant, id, model, groups, state, before_quarantine, revision, created, authority)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                "INSERT INTO devices (tenant, id, model, groups, state, before_quarantine, revision, created, authority,
+                 suspended_until, quarantined_until)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
                  ON CONFLICT (tenant, id) DO UPDATE SET
-                 model = ?3, groups = ?4, state = ?5, before_quarantine = ?6, revision = ?7, authority = ?9",
+                 model = ?3, groups = ?4, state = ?5, before_quarantine = ?6, revision = ?7, authority = ?9,
+                 suspended_until = ?10, quarantined_until = ?11",
             )?
             .execute(params![
                 tenant.as_str(),
@@ -188,6 +190,8 @@ impl Scope<'_> {
                 generation.0.cast_signed(),
                 created.unix_ms(),
                 device.authority.as_ref().map(AuthorityId::as_str),
+                lifecycle.suspended_until.map(Timestamp::unix_ms),
+                lifecycle.quarantined_until.map(Timestamp::unix_ms),
             ])?;
         self.facts.push(Fact::Device(Arc::new(DeviceFacts {
             tenant: tenant.clone(),
@@ -223,10 +227,13 @@ pub(crate) fn read_device(
         Option<String>,
         i64,
         Option<String>,
+        Option<i64>,
+        Option<i64>,
     );
     let row: Option<Row> = db
         .prepare_cached(
-            "SELECT model, groups, state, before_quarantine, created, authority FROM devices WHERE tenant = ? AND id = ?",
+            "SELECT model, groups, state, before_quarantine, created, authority, suspended_until, quarantined_until
+             FROM devices WHERE tenant = ? AND id = ?",
         )?
         .query_row([tenant.as_str(), device.as_str()], |r| {
             Ok((
@@ -236,16 +243,20 @@ pub(crate) fn read_device(
                 r.get(3)?,
                 r.get(4)?,
                 r.get(5)?,
+                r.get(6)?,
+                r.get(7)?,
             ))
         })
         .optional()?;
-    let Some((model, groups, state, before, created, authority)) = row else {
+    let Some((model, groups, state, before, created, authority, suspended, quarantined)) = row else {
         return Ok(None);
     };
     let state: LifecycleState = damaged(state.parse())?;
     let lifecycle = Lifecycle {
         state,
         before_quarantine: before.map(|b| damaged(b.parse())).transpose()?,
+        suspended_until: suspended.map(Timestamp::from_unix_ms),
+        quarantined_until: quarantined.map(Timestamp::from_unix_ms),
     };
     let groups: Vec<String> = damaged(serde_json::from_str(&groups))?;
     let device = NewDevice {
@@ -442,35 +453,6 @@ impl Registry {
             row.authority = authority;
             scope.put_device(&tenant, &row, lifecycle, created)?;
             scope.audit(&actor, "device.bind", tenant.as_str(), device.as_str(), &detail)
-        })
-    }
-
-    /// Moves a device through its lifecycle.
-    ///
-    /// # Errors
-    /// [`RegistryError::Move`] if the table does not have the move.
-    pub fn move_device(
-        &self,
-        actor: Actor,
-        tenant: TenantId,
-        device: DeviceId,
-        attempted: LifecycleMove,
-        reason: String,
-    ) -> Result<Committed<Lifecycle>, RegistryError> {
-        self.write(move |scope| {
-            let Some((row, lifecycle, created)) = scope.device(&tenant, &device)? else {
-                return Err(RegistryError::NoDevice { tenant, device });
-            };
-            let moved = lifecycle.apply(attempted).map_err(|fault| RegistryError::Move {
-                device: device.clone(),
-                fault,
-            })?;
-            scope.put_device(&tenant, &row, moved, created)?;
-            let detail =
-                json!({ "from": lifecycle.state.name(), "to": moved.state.name(), "reason": reason });
-            let action = format!("device.{}", attempted.name());
-            scope.audit(&actor, &action, tenant.as_str(), device.as_str(), &detail)?;
-            Ok(moved)
         })
     }
 }

@@ -110,6 +110,7 @@ type ClaimRow = (
     i64,
     Option<i64>,
     Option<String>,
+    i64,
 );
 
 impl Scope<'_> {
@@ -125,7 +126,7 @@ impl Scope<'_> {
         let row: Option<ClaimRow> = self
             .tx
             .prepare_cached(
-                "SELECT secret, certificate, id_pattern, quota, model, groups, expires, revoked, profile
+                "SELECT secret, certificate, id_pattern, quota, model, groups, expires, revoked, profile, enrolled
                  FROM claims WHERE tenant = ? AND id = ?",
             )?
             .query_row(names, |r| {
@@ -139,10 +140,12 @@ impl Scope<'_> {
                     r.get(6)?,
                     r.get(7)?,
                     r.get(8)?,
+                    r.get(9)?,
                 ))
             })
             .optional()?;
-        let Some((secret, certificate, pattern, quota, model, groups, expires, revoked, profile)) = row
+        let Some((secret, certificate, pattern, quota, model, groups, expires, revoked, profile, enrolled)) =
+            row
         else {
             return Err(ClaimRefusal::Unknown.into());
         };
@@ -162,12 +165,15 @@ impl Scope<'_> {
                 )?
                 .query_row([names[0], names[1], device.as_str()], |r| r.get(0))?,
         };
-        let others: i64 = self
-            .tx
-            .prepare_cached(
-                "SELECT count(DISTINCT device) FROM credentials WHERE tenant = ? AND claim = ? AND device <> ?",
-            )?
-            .query_row([names[0], names[1], device.as_str()], |r| r.get(0))?;
+        // A list is its own limit; only a pattern has a quota, and a device that is counted asks again for free.
+        let quota = match quota {
+            Some(quota) => {
+                let counted = self.is_on_claim(tenant, device, &requester.claim)?;
+                let others = enrolled.cast_unsigned().saturating_sub(u64::from(counted));
+                Some((quota.cast_unsigned(), others))
+            }
+            None => None,
+        };
         let is_enrolled: bool = self
             .tx
             .prepare_cached(
@@ -187,7 +193,7 @@ impl Scope<'_> {
             is_revoked: revoked.is_some(),
             expires: Timestamp::from_unix_ms(expires),
             is_listed,
-            quota: quota.map(|q| (q.cast_unsigned(), others.cast_unsigned())),
+            quota,
             is_enrolled,
         };
         claim::decide(&facts, self.now)?;
@@ -213,12 +219,35 @@ impl Scope<'_> {
         Ok(())
     }
 
-    /// Notes on what claim a certificate was issued.
+    /// Whether a device has a certificate that was issued on a claim. Asked by the device, who has few: the `+` keeps the
+    /// index over claims out of it, which would go through everything that was issued on this one.
+    fn is_on_claim(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        claim: &ClaimId,
+    ) -> Result<bool, RegistryError> {
+        Ok(self
+            .tx
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM credentials WHERE tenant = ? AND device = ? AND +claim = ?)",
+            )?
+            .query_row([tenant.as_str(), device.as_str(), claim.as_str()], |r| r.get(0))?)
+    }
+
+    /// Notes on what claim a certificate was issued, and counts the device if it is its first one on it.
     pub(crate) fn mark_minted(
         &mut self,
+        tenant: &TenantId,
+        device: &DeviceId,
         fingerprint: &Fingerprint,
         claim: &ClaimId,
     ) -> Result<(), RegistryError> {
+        if !self.is_on_claim(tenant, device, claim)? {
+            self.tx
+                .prepare_cached("UPDATE claims SET enrolled = enrolled + 1 WHERE tenant = ? AND id = ?")?
+                .execute([tenant.as_str(), claim.as_str()])?;
+        }
         self.tx
             .prepare_cached("UPDATE credentials SET claim = ?2 WHERE fingerprint = ?1")?
             .execute(params![fingerprint.as_bytes(), claim.as_str()])?;
@@ -352,8 +381,7 @@ impl Registry {
             let mut statement = db.prepare_cached(
                 "SELECT id, secret IS NOT NULL, id_pattern, coalesce(quota, (SELECT count(*) FROM claim_ids i
                      WHERE i.tenant = c.tenant AND i.claim = c.id)),
-                 (SELECT count(DISTINCT device) FROM credentials d WHERE d.tenant = c.tenant AND d.claim = c.id),
-                 profile, model, expires, revoked, reason, created
+                 enrolled, profile, model, expires, revoked, reason, created
                  FROM claims c WHERE tenant = ? ORDER BY id",
             )?;
             let mut rows = statement.query([tenant.as_str()])?;

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use countersign_factory::BatchRefusal;
-use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, StationId, TenantId, Timestamp};
+use countersign_identity::{
+    AuthorityId, BatchId, DeviceId, Fingerprint, ServiceId, StationId, TenantId, Timestamp,
+};
 use countersign_policy::lifecycle::IllegalMove;
 use countersign_policy::{ClaimId, ClaimRefusal, LaneRefusal, LifecycleState};
 
@@ -43,6 +45,12 @@ pub enum RegistryError {
     /// The database failed.
     #[error("the database failed: {0}; hint: look at the disk and at the permissions of the data directory")]
     Database(String),
+    /// A rule of the database's own refused the change: the last guard behind the checks of this program, which should
+    /// have told why. It ends that one change; the storage is sound.
+    #[error(
+        "a rule of the database refused the change, and nothing of it was made: {0}; hint: this is a fault of the program: please report it, with what was asked for"
+    )]
+    Constraint(String),
     /// The writer is gone: it failed to make changes durable, and no further change is promised.
     #[error("the registry takes no changes: {0}; hint: see to the disk, then restart the server")]
     Closed(String),
@@ -72,6 +80,9 @@ pub enum RegistryError {
     /// No such tenant.
     #[error("there is no tenant {0}; hint: countersign tenant list")]
     NoTenant(TenantId),
+    /// No such receipt.
+    #[error("there is no receipt {0}, or none any more; hint: countersign receipt list")]
+    NoReceipt(String),
     /// No such device.
     #[error("tenant {tenant} has no device {device}; hint: countersign device list --tenant {tenant}")]
     NoDevice {
@@ -86,6 +97,9 @@ pub enum RegistryError {
     /// No such station.
     #[error("there is no station {0}; hint: countersign factory station list")]
     NoStation(StationId),
+    /// No such service.
+    #[error("there is no service {0}; hint: countersign service list")]
+    NoService(ServiceId),
     /// No such credential.
     #[error("there is no credential with the fingerprint {0}")]
     NoCredential(Fingerprint),
@@ -119,6 +133,16 @@ pub enum RegistryError {
         "the key of this certificate is registered for device {0}: two devices with one key cannot be told apart; hint: give each device a key of its own"
     )]
     SharedKey(String),
+    /// The certificate had ended before the registry was restored, which never saw it otherwise.
+    #[error(
+        "the certificate with the serial number {serial} of authority {authority} had been revoked or replaced after the backup was made that this registry was restored from; hint: issue the device a new one, with a new key: countersign device provision"
+    )]
+    RevokedBefore {
+        /// The authority.
+        authority: AuthorityId,
+        /// Its serial number, hex.
+        serial: String,
+    },
     /// An authority cannot be closed while devices depend on it.
     #[error("{count} devices depend on authority {authority} and would be locked out, {limit} are accepted: {}{}; hint: renew their certificates under another authority (countersign authority dependents {authority}), or accept the loss with --leave-out {count}", examples.join(", "), if *count > examples.len() as u64 { ", …" } else { "" })]
     Dependents {
@@ -192,6 +216,7 @@ impl From<rusqlite::Error> for RegistryError {
     fn from(e: rusqlite::Error) -> Self {
         match e.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => Self::DiskFull,
+            Some(rusqlite::ErrorCode::ConstraintViolation) => Self::Constraint(e.to_string()),
             _ => Self::Database(e.to_string()),
         }
     }
@@ -204,5 +229,11 @@ impl RegistryError {
             self,
             Self::DiskFull | Self::Database(_) | Self::Closed(_) | Self::File { .. }
         )
+    }
+
+    /// Whether a job of many items must end with it, and be undone: what it came upon may have been half written. Any
+    /// other refuses one item, before anything of it is written.
+    pub(crate) fn ends_job(&self) -> bool {
+        self.is_storage() || matches!(self, Self::Constraint(_))
     }
 }

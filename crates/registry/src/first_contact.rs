@@ -42,6 +42,16 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
             format!("device {id} comes from factory station {station}, whose journal has not told of it yet"),
         )));
     }
+    // A restore forgot the certificate, not that it was revoked.
+    if scope.is_lost(&contact.authority, &contact.certificate.serial)? {
+        return Ok(Err(Denial::new(
+            DenialCode::FirstContactRevokedBefore,
+            format!(
+                "device {id} came with the certificate of serial {}, which had been revoked or replaced when this registry was restored",
+                contact.certificate.serial
+            ),
+        )));
+    }
     let device = match scope.device(tenant, id)? {
         None => None,
         Some((device, lifecycle, _)) => Some(KnownDevice {
@@ -78,6 +88,12 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
         return Ok(Err(Denial::new(
             DenialCode::FirstContactSharedKey,
             format!("device {id} came with the key of device {other}"),
+        )));
+    }
+    if let Some(service) = scope.service_of_key(&contact.certificate.public_key_sha256)? {
+        return Ok(Err(Denial::new(
+            DenialCode::FirstContactSharedKey,
+            format!("device {id} came with the key of service {service}, which is no device"),
         )));
     }
     if let Learned::Device(template) = &learned {

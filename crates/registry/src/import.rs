@@ -43,7 +43,7 @@ impl Registry {
             for (device, credential) in &devices {
                 match import_one(scope, &tenant, device, credential.as_ref(), &mut report) {
                     Ok(()) => {}
-                    Err(e) if e.is_storage() => return Err(e),
+                    Err(e) if e.ends_job() => return Err(e),
                     Err(e) => report.refused.push((device.id.clone(), e.to_string())),
                 }
             }
@@ -71,7 +71,10 @@ fn import_one(
     let mut new_credential = None;
     if let Some(credential) = credential {
         match scope.credential_owner(&credential.certificate.fingerprint)? {
-            None => new_credential = Some(credential),
+            None => {
+                scope.may_register(tenant, &device.id, credential)?;
+                new_credential = Some(credential);
+            }
             Some((t, d)) if t == tenant.as_str() && d == device.id.as_str() => {}
             Some((t, d)) => {
                 return Err(RegistryError::Refused(format!(

@@ -11,6 +11,7 @@
 //! 1. [`store`]: opens the data directory, locks it, brings the schema up to date
 //! 2. `writer`: the one writer: group commit, then facts, then observers, then answers
 //! 3. [`change`]: the changes there are, each with its revision and its audit entry
+//!    [`moves`]: devices through their lifecycle; [`receipt`]: what a change did to live sessions
 //! 4. [`authority`]: authorities: registered, proven, rotated
 //! 5. [`credential`]: credentials: issued, used, superseded, revoked
 //! 6. [`batch`]: a factory's batches; [`bulk`]: issuing for many devices of one at once
@@ -19,11 +20,13 @@
 //! 9. `table`: the facts in memory that the gateway decides on
 //! 10. [`ledger`]: exchanges: bounded queue, limits, queries
 //! 11. [`query`]: reading for people
-//! 12. [`backup`] and [`restore`]: copies while in use; a new epoch, and what had ended since
+//! 12. [`backup`] and [`restore`]: copies while in use; a new epoch, and what had ended since; `lost`: what of that is known by its serial
+//!     number alone
 //! 13. [`forecast`]: what expires when
 //! 14. [`clock`]: the newest time that is known to have been, and when nothing is minted
 //! 15. [`revocation_list`]: what registered authorities revoked by their own word
 //! 16. [`station`]: offline factory stations: granted, reconciled, revoked
+//! 17. `service`: backends of the fleet, which are no devices
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
@@ -37,6 +40,7 @@ pub mod bulk;
 pub mod change;
 mod claim;
 pub mod clock;
+mod clones;
 pub mod credential;
 mod error;
 mod first_contact;
@@ -45,12 +49,16 @@ pub mod import;
 mod lane;
 pub mod ledger;
 mod list_number;
+mod lost;
 mod manifest;
 mod migrate;
+pub mod moves;
 pub mod query;
+pub mod receipt;
 pub mod restore;
 pub mod revocation_list;
 mod rotation;
+mod service;
 pub mod station;
 pub mod store;
 mod table;
@@ -65,8 +73,8 @@ pub use change::{Actor, Change, NewDevice};
 pub use claim::{ClaimProof, ClaimRequester, ClaimView, Minted, NewClaim};
 pub use clock::{ClockRules, ClockView, SystemClock};
 pub use credential::{
-    EndedCredential, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester,
-    Revocation, Swept,
+    EndedCredential, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential,
+    Requester, Revocation, Swept,
 };
 pub use error::RegistryError;
 pub use forecast::{ForecastGroup, Windows};
@@ -75,9 +83,12 @@ pub use lane::ExpiredRequester;
 pub use ledger::{
     CauseGroup, CausePage, CauseQuery, Doings, Ledger, LedgerLimits, Network, RefusalPage, RefusalQuery,
 };
+pub use moves::{Move, MovedMany, Selected, Selector};
+pub use receipt::{BulkCount, NodeReceipt, Receipt, ReceiptId, ReceiptKey, ReceiptState};
 pub use restore::{BackwardClock, NewEpoch, Newer, NewerEnd, NewerRevocation, NewerState};
 pub use revocation_list::{ListSettings, ListView, ListsTaken};
 pub use rotation::LeftBehind;
+pub use service::ServiceView;
 pub use station::{MintedStation, Reconciled, RefusedEntry, StationState, StationView, Verdict};
 pub use store::Registry;
 pub use table::FactTable;

@@ -33,7 +33,7 @@ impl Registry {
             for (device, credential) in &devices {
                 match import_one(scope, &tenant, &batch, device, credential, &mut report) {
                     Ok(()) => {}
-                    Err(e) if e.is_storage() => return Err(e),
+                    Err(e) if e.ends_job() => return Err(e),
                     Err(e) => report.refused.push((device.clone(), e.to_string())),
                 }
             }
@@ -71,9 +71,7 @@ fn import_one(
             )));
         }
     }
-    if let Some((t, d)) = scope.key_of_other(tenant, device, &certificate.public_key_sha256)? {
-        return Err(RegistryError::SharedKey(format!("{d} of tenant {t}")));
-    }
+    scope.may_register(tenant, device, credential)?;
     let (plan, standing) = scope.batch(tenant, batch)?;
     let owner = scope.batch_of(tenant, device)?;
     let is_new = owner.is_none();

@@ -26,6 +26,10 @@ pub(crate) const REGISTRY: Schema = Schema {
         include_str!("migrations/registry_005.sql"),
         include_str!("migrations/registry_007.sql"),
         include_str!("migrations/registry_008.sql"),
+        include_str!("migrations/registry_009.sql"),
+        include_str!("migrations/registry_010.sql"),
+        include_str!("migrations/registry_012.sql"),
+        include_str!("migrations/registry_013.sql"),
     ],
     synchronous: "FULL",
 };

@@ -75,10 +75,27 @@ pub struct DeviceView {
     pub state: LifecycleState,
     /// While quarantined: what release returns to.
     pub before_quarantine: Option<LifecycleState>,
+    /// When its suspension ends by itself.
+    pub suspended_until: Option<Timestamp>,
+    /// When its quarantine ends by itself.
+    pub quarantined_until: Option<Timestamp>,
+    /// The last move of its lifecycle; `None`: it is as it was made.
+    pub moved: Option<MoveView>,
     /// The authority whose certificates may be learned for it at first contact.
     pub authority: Option<AuthorityId>,
     /// Since when.
     pub created: Timestamp,
+}
+
+/// Since when a device is in its state, and by whose doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveView {
+    /// Since when.
+    pub since: Timestamp,
+    /// Who did it; `countersign`: a time box was over.
+    pub by: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// A credential of a device.
@@ -234,8 +251,27 @@ impl Registry {
     /// # Errors
     /// As for [`Registry::tenants`].
     pub fn device(&self, tenant: &TenantId, id: &DeviceId) -> Result<Option<DeviceView>, RegistryError> {
-        let found = self.read(|db| read_device(db, tenant, id))?;
-        Ok(found.map(|(device, lifecycle, created)| DeviceView {
+        let found = self.read(|db| {
+            let Some(found) = read_device(db, tenant, id)? else {
+                return Ok(None);
+            };
+            let moved = db
+                .prepare_cached("SELECT moved, moved_by, moved_why FROM devices WHERE tenant = ? AND id = ?")?
+                .query_row([tenant.as_str(), id.as_str()], |r| {
+                    let since: Option<i64> = r.get(0)?;
+                    let (by, reason): (Option<String>, Option<String>) = (r.get(1)?, r.get(2)?);
+                    Ok(since.map(|since| MoveView {
+                        since: Timestamp::from_unix_ms(since),
+                        by: by.unwrap_or_default(),
+                        reason: reason.unwrap_or_default(),
+                    }))
+                })?;
+            Ok(Some((found, moved)))
+        })?;
+        Ok(found.map(|((device, lifecycle, created), moved)| DeviceView {
+            suspended_until: lifecycle.suspended_until,
+            quarantined_until: lifecycle.quarantined_until,
+            moved,
             tenant: tenant.clone(),
             id: device.id,
             model: device.model,
@@ -260,7 +296,7 @@ impl Registry {
             let mut statement = db.prepare_cached(
                 "SELECT fingerprint, serial, issuer, kind, state, custody, not_before, not_after, authority,
                  supersede_at FROM credentials
-                 WHERE tenant = ? AND device = ? ORDER BY revision DESC",
+                 WHERE tenant = ? AND device = ? ORDER BY rowid DESC",
             )?;
             let mut rows = statement.query([tenant.as_str(), id.as_str()])?;
             let mut found = Vec::new();

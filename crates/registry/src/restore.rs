@@ -69,9 +69,9 @@ pub struct NewerState {
 /// What may let devices in, and had ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewerEnd {
-    /// `station`, `claim` or `batch`.
+    /// `station`, `claim`, `batch` or `service`.
     pub kind: String,
-    /// The tenant.
+    /// The tenant; empty for a service.
     pub tenant: String,
     /// Its id.
     pub id: String,
@@ -100,7 +100,7 @@ pub struct Newer {
     pub devices: Vec<NewerState>,
     /// Authorities that were retired or revoked.
     pub authorities: Vec<NewerState>,
-    /// Stations and claims that were revoked, batches that were closed.
+    /// Stations, claims and services that were revoked, batches that were closed.
     pub ends: Vec<NewerEnd>,
     /// Certificates that were issued and are in force: the restored registry does not know them, so their devices are
     /// not admitted with them. Each as `tenant/device serial`.
@@ -343,7 +343,7 @@ impl Scope<'_> {
             (Some(fingerprint), _) if revoked.known => {
                 let generation = self.revise("credential", tenant.0, &fingerprint.to_string())?;
                 self.tx.execute(
-                    "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, reason = ?5, supersede_at = NULL
+                    "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, ended_revision = ?3, reason = ?5, supersede_at = NULL
                      WHERE fingerprint = ?1",
                     params![
                         fingerprint.as_bytes(),
@@ -392,6 +392,13 @@ impl Scope<'_> {
                 )?;
                 ("claim.revoke", &end.id)
             }
+            "service" => {
+                self.tx.execute(
+                    "UPDATE services SET revoked = ?2, reason = 'restore' WHERE id = ?1",
+                    params![end.id, at],
+                )?;
+                ("service.revoke", &end.id)
+            }
             _ => {
                 let generation = self.revise("batch", &end.tenant, &end.id)?;
                 self.tx.execute(
@@ -410,7 +417,8 @@ impl Scope<'_> {
         self.tx.execute(
             "INSERT INTO devices (tenant, id, groups, state, before_quarantine, revision, created)
              VALUES (?1, ?2, '[]', ?3, ?4, ?5, ?6)
-             ON CONFLICT (tenant, id) DO UPDATE SET state = ?3, before_quarantine = ?4, revision = ?5",
+             ON CONFLICT (tenant, id) DO UPDATE SET state = ?3, before_quarantine = ?4, revision = ?5,
+             suspended_until = NULL, quarantined_until = NULL",
             params![
                 device.tenant,
                 device.id,
@@ -502,6 +510,31 @@ fn compare(db: &Connection) -> Result<Newer, RegistryError> {
             })
         })?
         .collect::<Result<_, _>>()?;
+    // A registry of before there were services has none.
+    let knows_services: bool = db.query_row(
+        "SELECT EXISTS (SELECT 1 FROM later.sqlite_schema WHERE name = 'services')",
+        [],
+        |r| r.get(0),
+    )?;
+    if knows_services {
+        let mut statement = db.prepare(
+            "SELECT m.id, l.revoked FROM main.services m LEFT JOIN later.services l ON l.id = m.id
+             WHERE m.revoked IS NULL AND (l.id IS NULL OR l.revoked IS NOT NULL OR l.certificate <> m.certificate)
+             ORDER BY m.id",
+        )?;
+        let ended = statement.query_map([], |r| {
+            Ok(NewerEnd {
+                kind: "service".into(),
+                tenant: String::new(),
+                id: r.get(0)?,
+                at: r.get::<_, Option<i64>>(1)?.map(Timestamp::from_unix_ms),
+                reason: None,
+            })
+        })?;
+        for end in ended {
+            newer.ends.push(end?);
+        }
+    }
     let state = |r: &rusqlite::Row<'_>| {
         Ok(NewerState {
             tenant: r.get(0)?,

@@ -34,6 +34,7 @@ pub struct Registry {
     ledger: Ledger,
     pub(crate) rules: RwLock<IssuanceRules>,
     pub(crate) time: Arc<Timekeeper>,
+    pub(crate) receipts: Arc<crate::receipt::Retention>,
     path: PathBuf,
     _lock: File,
 }
@@ -137,6 +138,7 @@ impl Registry {
             ledger,
             rules: RwLock::default(),
             time,
+            receipts: Arc::default(),
             path: path.to_owned(),
             _lock: lock,
         })

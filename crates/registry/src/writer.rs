@@ -282,6 +282,12 @@ impl Loop {
                     }
                     Err(e) => {
                         let storage = e.is_storage();
+                        if let RegistryError::Constraint(rule) = &e {
+                            tracing::error!(
+                                rule,
+                                "a rule of the database refused a change: a fault of the program"
+                            );
+                        }
                         if storage {
                             failure = Some(e.to_string());
                         }

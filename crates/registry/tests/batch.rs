@@ -400,3 +400,23 @@ fn a_batch_is_revoked_as_a_whole_and_a_decommissioned_device_gets_nothing() {
     let again = registry.revoke(actor(), whose, RevocationReason::KeyCompromise, "leak".into());
     assert_eq!(again.unwrap().value, 0);
 }
+
+#[test]
+fn a_device_stands_for_its_newest_certificate_though_the_one_that_it_replaced_was_changed_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    registry.add_batch(actor(), plan(9)).unwrap();
+    let (first, second) = (certificate("SN-0"), certificate("SN-0"));
+    issue(&registry, false, &[("SN-0", &first)])[0].as_ref().unwrap();
+    issue(&registry, true, &[("SN-0", &second)])[0].as_ref().unwrap();
+    let done = registry
+        .confirm_in_batch(actor(), tenant(), batch_id(), vec![], vec![id("SN-0")])
+        .unwrap()
+        .value;
+    assert_eq!((done.confirmed, done.refused.len()), (1, 0), "{done:?}");
+    let state = |c: &CertificateFacts| registry.facts().credential(&c.fingerprint).unwrap().state;
+    assert_eq!(
+        (state(&first), state(&second)),
+        (CredentialState::Revoked, CredentialState::Active)
+    );
+}

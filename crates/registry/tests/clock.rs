@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use countersign_factory::station::Terms;
-use countersign_factory::{Batch, Profile};
+use countersign_factory::{Batch, Profile, RevocationReason};
 use countersign_identity::{
     AuthorityId, BatchId, CertificateFacts, Clock, DeviceId, StationId, Synchronisation, TenantId, Timestamp,
 };
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Custody, LifecycleState};
 use countersign_registry::{
-    Actor, BulkIssue, BulkItem, ClockRules, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits,
-    MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Registry, RegistryError, Requester,
-    SystemClock,
+    Actor, AuthorityMove, BulkIssue, BulkItem, ClockRules, EndedCursor, IssueOutcome, IssueRequest,
+    IssuedHere, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Registry,
+    RegistryError, Requester, Revocation, SystemClock,
 };
 
 /// A clock that the test moves.
@@ -431,4 +431,73 @@ fn an_authority_never_gives_out_a_serial_number_twice() {
     );
     assert_eq!(minted(&registry), (1, 1));
     issue(&registry, "d2", 8).unwrap();
+}
+
+#[test]
+fn what_has_ended_is_told_in_the_order_of_the_changes_whatever_the_clock_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Moved::new();
+    let registry = open(folder.path(), &clock);
+    let ca = AuthorityId::new("ca").unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let new = NewAuthority {
+        id: ca.clone(),
+        tenant: TenantId::default_tenant(),
+        origin: Origin::Managed,
+        rule: Default::default(),
+        admission: Default::default(),
+        certificate: params
+            .self_signed(&rcgen::KeyPair::generate().unwrap())
+            .unwrap()
+            .der()
+            .to_vec(),
+    };
+    registry.register_authority(actor(), new).unwrap();
+    let certificates: Vec<_> = (1..=6)
+        .map(|n| {
+            let certificate = certificate(&format!("d{n}"), n);
+            issue_of(&registry, &format!("d{n}"), certificate.clone()).unwrap();
+            certificate.0
+        })
+        .collect();
+    let revoke = |n: usize| {
+        let what = Revocation::Credential(certificates[n].fingerprint);
+        registry
+            .revoke(actor(), what, RevocationReason::Unspecified, String::new())
+            .unwrap();
+    };
+    let mut cursor = EndedCursor::default();
+    let mut next = |limit| {
+        let found = registry.ended_after(&ca, &cursor, limit).unwrap();
+        if let Some(last) = found.last() {
+            cursor = EndedCursor {
+                revision: last.revision,
+                serial: last.serial.clone(),
+            };
+        }
+        found.into_iter().map(|e| e.serial).collect::<Vec<_>>()
+    };
+    revoke(0);
+    assert_eq!(next(10), [certificates[0].serial.clone()]);
+    // An hour back, as after a correction: by the clock this one ended before the one that was told last.
+    clock.set(START - HOUR);
+    revoke(1);
+    assert_eq!(next(10), [certificates[1].serial.clone()]);
+    assert_eq!(next(10), [""; 0], "nothing is told twice");
+    // What ends with its authority ends in one change, and is still told page by page.
+    registry
+        .move_authority(actor(), ca.clone(), AuthorityMove::Revoke, String::new())
+        .unwrap();
+    let mut told = Vec::new();
+    for pages in [2, 2, 0] {
+        let page = next(2);
+        assert_eq!(page.len(), pages);
+        told.extend(page);
+    }
+    told.sort();
+    let mut rest: Vec<_> = certificates[2..].iter().map(|c| c.serial.clone()).collect();
+    rest.sort();
+    assert_eq!(told, rest);
 }

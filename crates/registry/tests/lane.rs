@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use countersign_factory::RevocationReason;
 use countersign_identity::{CertificateFacts, DeviceId, Fingerprint, TenantId};
 use countersign_policy::claim::{AllowList, ClaimId};
 use countersign_policy::facts::CredentialKind;
@@ -12,7 +13,7 @@ use countersign_policy::renewal_lane::{LaneKeys, RenewalLane};
 use countersign_policy::{ClaimRefusal, CredentialState, Custody, LaneRefusal, LifecycleState};
 use countersign_registry::{
     Actor, ClaimProof, ClaimRequester, ExpiredRequester, IssueOutcome, IssueRequest, IssuedHere,
-    LedgerLimits, NewClaim, NewCredential, NewDevice, Registry, RegistryError, Requester,
+    LedgerLimits, NewClaim, NewCredential, NewDevice, Registry, RegistryError, Requester, Revocation,
 };
 
 fn actor() -> Actor {
@@ -165,4 +166,68 @@ fn a_quota_holds_against_any_number_at_once() {
     assert_eq!(devices, enrolled);
     // Whoever was refused left no device behind.
     assert_eq!(registry.facts().device_count(), 5);
+}
+
+#[test]
+fn a_claim_counts_each_device_once_and_knows_what_it_enrolled_before_it_counted() {
+    let place = tempfile::tempdir().unwrap();
+    let registry = open(place.path());
+    let claim: ClaimId = "line".parse().unwrap();
+    let proof = ClaimProof::Secret(Fingerprint::of(b"secret"));
+    let new = NewClaim {
+        id: claim.clone(),
+        proof,
+        allow: AllowList::Pattern {
+            pattern: "SN-*".parse().unwrap(),
+            quota: 2,
+        },
+        profile: None,
+        model: None,
+        groups: vec![],
+        lifetime: Duration::from_secs(3600),
+    };
+    registry.add_claim(actor(), tenant(), new).unwrap();
+    let requester = Requester::Claim(ClaimRequester {
+        claim: claim.clone(),
+        proof,
+    });
+    let enrol = |registry: &Registry, name: &str| {
+        let certificate = certificate(name, 90);
+        let fingerprint = certificate.fingerprint;
+        issue(registry, name, requester.clone(), certificate).map(|_| fingerprint)
+    };
+    let first = enrol(&registry, "SN-0").unwrap();
+    // A device whose certificate was revoked comes again: it is counted already.
+    let whose = Revocation::Credential(first);
+    registry
+        .revoke(actor(), whose, RevocationReason::Superseded, String::new())
+        .unwrap();
+    enrol(&registry, "SN-0").unwrap();
+    enrol(&registry, "SN-1").unwrap();
+    let enrolled = |registry: &Registry| {
+        let now = countersign_identity::Timestamp::from_unix_ms(0);
+        registry.claims(&tenant(), now).unwrap()[0].enrolled
+    };
+    assert_eq!(enrolled(&registry), 2);
+    let is_full = |registry: &Registry| {
+        let refused = enrol(registry, "SN-2").unwrap_err();
+        assert!(
+            matches!(refused, RegistryError::Claim(ClaimRefusal::Quota)),
+            "{refused}"
+        );
+    };
+    is_full(&registry);
+    drop(registry);
+    // As a database of before the count has it.
+    let db = rusqlite::Connection::open(place.path().join("registry.db")).unwrap();
+    let version: i64 = db.query_row("PRAGMA user_version", [], |r| r.get(0)).unwrap();
+    db.execute_batch(
+        "ALTER TABLE claims DROP COLUMN enrolled; ALTER TABLE station_journals DROP COLUMN begun;",
+    )
+    .unwrap();
+    db.pragma_update(None, "user_version", version - 1).unwrap();
+    drop(db);
+    let registry = open(place.path());
+    assert_eq!(enrolled(&registry), 2);
+    is_full(&registry);
 }

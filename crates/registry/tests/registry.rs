@@ -11,8 +11,8 @@ use countersign_policy::{
     Admission, ClientIdMode, CredentialState, Custody, FactSource, LifecycleMove, LifecycleState,
 };
 use countersign_registry::{
-    Actor, Change, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits, NewAuthority,
-    NewCredential, NewDevice, Origin, Registry, RegistryError, Requester, Revocation,
+    Actor, Change, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits,
+    NewAuthority, NewCredential, NewDevice, Origin, Registry, RegistryError, Requester, Revocation,
 };
 
 fn actor() -> Actor {
@@ -602,8 +602,74 @@ fn a_look_before_issuing_follows_the_same_rules_and_keeps_nothing() {
     let again = issue(&registry, "d1", facts.clone());
     assert!(matches!(again, Err(RegistryError::Exists(_))), "{again:?}");
     let ended = registry
-        .ended_since(&AuthorityId::new("ca").unwrap(), Timestamp::from_unix_ms(0))
+        .ended_after(&AuthorityId::new("ca").unwrap(), &EndedCursor::default(), 10)
         .unwrap();
     assert_eq!((ended.len(), ended[0].state), (1, CredentialState::Lapsed));
     assert!(issue(&registry, "d1", certificate_of("d1", &key)).is_ok());
+}
+
+#[test]
+fn a_rule_of_the_database_refuses_one_change_and_not_the_registry() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let db = rusqlite::Connection::open(folder.path().join("registry.db")).unwrap();
+    db.execute_batch(
+        "CREATE TRIGGER rule BEFORE INSERT ON devices WHEN NEW.id = 'd1'
+         BEGIN SELECT RAISE (ABORT, 'not this one'); END;
+         CREATE TRIGGER serial BEFORE INSERT ON credentials WHEN NEW.device = 'd4'
+         BEGIN SELECT RAISE (ABORT, 'nor that'); END",
+    )
+    .unwrap();
+    let refused = registry.add_device(actor(), tenant(), device("d1")).unwrap_err();
+    assert!(matches!(&refused, RegistryError::Constraint(rule) if rule.contains("not this one")));
+    assert!(
+        !refused.is_storage() && refused.to_string().contains("; hint: "),
+        "{refused}"
+    );
+    registry.facts().health().unwrap();
+    registry.add_device(actor(), tenant(), device("d2")).unwrap();
+    // Of many items in one change nothing is kept: the one that it came upon was half written.
+    let import = ["d3", "d4"].map(|name| (device(name), Some(NewCredential::brought(certificate(name).0))));
+    let refused = registry
+        .import_devices(actor(), tenant(), import.to_vec())
+        .unwrap_err();
+    assert!(matches!(refused, RegistryError::Constraint(_)), "{refused}");
+    assert!(registry.device(&tenant(), &id("d3")).unwrap().is_none());
+    assert!(registry.device(&tenant(), &id("d4")).unwrap().is_none());
+    assert_eq!(registry.facts().credential_count(), 0);
+}
+
+#[test]
+fn a_request_is_answered_with_the_newest_certificate_though_an_older_one_was_changed_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let none = std::time::Duration::ZERO;
+    registry.set_issuance_rules(IssuanceRules {
+        replay_window: none,
+        overlap: none,
+        ..IssuanceRules::default()
+    });
+    registry.add_device(actor(), tenant(), device("d1")).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let aged = |serial: u64, days: i64| {
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.serial_number = Some(serial.into());
+        let now = time::OffsetDateTime::now_utc();
+        params.not_before = now - time::Duration::days(days);
+        params.not_after = now + time::Duration::days(90 - days);
+        CertificateFacts::parse(params.self_signed(&key).unwrap().der()).unwrap()
+    };
+    let (first, second) = (aged(1, 80), aged(2, 0));
+    for certificate in [&first, &second] {
+        let issued = issue(&registry, "d1", certificate.clone()).unwrap();
+        assert!(!issued.repeated);
+        registry
+            .confirm_credential(actor(), certificate.fingerprint)
+            .unwrap();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    assert_eq!(registry.sweep_credentials().unwrap().value.superseded, 1);
+    let again = issue(&registry, "d1", aged(3, 0)).unwrap();
+    assert!(again.repeated, "what is in force is answered, nothing is minted");
+    assert_eq!(registry.facts().credential_count(), 2);
 }

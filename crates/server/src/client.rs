@@ -58,8 +58,26 @@ impl Client {
     /// # Errors
     /// The problem that the API tells, or that it cannot be reached.
     pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Result<Value, Failure> {
+        self.call_with_key(method, path, body, None).await
+    }
+
+    /// The same with an idempotency key.
+    ///
+    /// # Errors
+    /// As for [`Client::call`].
+    pub async fn call_with_key(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+        key: Option<&str>,
+    ) -> Result<Value, Failure> {
         let user = std::env::var("USER").unwrap_or_else(|_| "unknown".into());
-        let request = Request::builder()
+        let mut request = Request::builder();
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        let request = request
             .method(method)
             .uri(format!("/api/v1{path}"))
             .header(header::HOST, "localhost")

@@ -1,16 +1,21 @@
 //! The configuration: one TOML file. Every key has a default, unknown keys are refused, units are in the names.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use countersign_factory::Profile;
 use countersign_factory::grant::check_host_name;
-use countersign_gateway::Limits;
+use countersign_gateway::{Limits, TicketKeys, TicketSettings};
+use countersign_identity::TenantId;
+use countersign_policy::clones::CloneRules;
 use countersign_registry::{ClockRules, IssuanceRules, LedgerLimits};
 use serde::{Deserialize, Serialize};
 
+use crate::clones::CloneAction;
 use crate::listeners::{self, Listener, Purpose};
+use crate::tokens::keys::LIFETIME_MAX;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +29,14 @@ pub struct Config {
     pub admin: AdminConfig,
     /// What grows has a limit.
     pub limits: LimitsConfig,
+    /// When two are suspected to hold one key, and what is done.
+    pub clones: ClonesConfig,
+    /// Tickets, by which devices resume TLS sessions.
+    pub resumption: ResumptionConfig,
     /// The ledger of exchanges.
     pub ledger: LedgerConfig,
+    /// What is told of changes that end sessions.
+    pub receipts: ReceiptsConfig,
     /// How long things last in issuance.
     pub issuance: IssuanceConfig,
     /// Enrolment.
@@ -34,6 +45,8 @@ pub struct Config {
     pub pki: PkiConfig,
     /// The CA, if it is a process of its own.
     pub ca: CaConfig,
+    /// Session tokens.
+    pub tokens: TokensConfig,
     /// The log.
     pub log: LogConfig,
     /// What certificates hold; the first is the one that is issued unless another is named.
@@ -47,11 +60,15 @@ impl Default for Config {
             listeners: vec![Listener::devices(SocketAddr::from(([0, 0, 0, 0], 8883)))],
             admin: AdminConfig::default(),
             limits: LimitsConfig::default(),
+            clones: ClonesConfig::default(),
+            resumption: ResumptionConfig::default(),
             ledger: LedgerConfig::default(),
+            receipts: ReceiptsConfig::default(),
             issuance: IssuanceConfig::default(),
             enrol: EnrolConfig::default(),
             pki: PkiConfig::default(),
             ca: CaConfig::default(),
+            tokens: TokensConfig::default(),
             log: LogConfig::default(),
             profiles: Profile::built_in(),
         }
@@ -111,6 +128,8 @@ impl IssuanceConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
+    /// This node's name in receipts.
+    pub node: String,
     /// The names and addresses that devices connect to: they are in the server certificate.
     pub host_names: Vec<String>,
     /// A server certificate of your own (PEM, leaf first); with `key`. Without it the platform hierarchy issues one.
@@ -124,6 +143,7 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
+            node: "node-1".into(),
             host_names: vec!["localhost".into(), "127.0.0.1".into(), "::1".into()],
             certificate: None,
             key: None,
@@ -181,10 +201,32 @@ fn seconds(d: Duration) -> u64 {
 limits! {
     /// Connections held at once.
     connections_max: usize => connections_max, same, same;
-    /// Handshakes (accept to CONNECT) under way at once.
+    /// Handshakes (accept to the end of TLS, waiting included) under way at once.
     handshakes_max: usize => handshakes_max, same, same;
     /// Connections from one address at once.
     connections_per_source_max: usize => connections_per_source_max, same, same;
+    /// Connections that one source may open a second.
+    source_connects_per_s: u32 => source_connects_per_s, same, same;
+    /// Connections that one source may open at once.
+    source_connect_burst: u32 => source_connect_burst, same, same;
+    /// Sources that are remembered for their rate.
+    sources_max: usize => sources_max, same, same;
+    /// Handshakes that are begun a second; others wait.
+    handshakes_per_s: u32 => handshakes_per_s, same, same;
+    /// Handshakes that are begun at once.
+    handshake_burst: u32 => handshake_burst, same, same;
+    /// What may wait for its handshake, in bytes.
+    handshake_queue_bytes_max: usize => handshake_queue_bytes_max, same, same;
+    /// How long a device may wait for its handshake, in seconds.
+    handshake_queue_timeout_s: u64 => handshake_queue_timeout, Duration::from_secs, seconds;
+    /// Attempts of one device a minute, and at once.
+    device_connects_per_minute: u32 => device_connects_per_minute, same, same;
+    /// Devices whose attempts are remembered.
+    devices_remembered_max: usize => devices_remembered_max, same, same;
+    /// Behind balancers, from accept to the whole PROXY protocol header, in seconds.
+    proxy_header_timeout_s: u64 => proxy_header_timeout, Duration::from_secs, seconds;
+    /// The largest PROXY protocol header, in bytes.
+    proxy_header_bytes_max: usize => proxy_header_bytes_max, same, same;
     /// From accept to the end of the TLS handshake, in seconds.
     handshake_timeout_s: u64 => handshake_timeout, Duration::from_secs, seconds;
     /// From the end of the TLS handshake to CONNECT, in seconds.
@@ -197,8 +239,14 @@ limits! {
     idle_max_s: u64 => idle_max, Duration::from_secs, seconds;
     /// The longest session before the device must prove itself again, in seconds.
     session_age_max_s: u64 => session_age_max, Duration::from_secs, seconds;
+    /// Chains whose signatures are known to hold, so that a device that comes back does not have them verified again.
+    verified_chains_max: usize => verified_chains_max, same, same;
     /// Sessions of one device at once.
     sessions_per_device_max: usize => sessions_per_device_max, same, same;
+    /// Tokens of one device at once.
+    tokens_per_device_max: usize => tokens_per_device_max, same, same;
+    /// Tokens of all devices at once.
+    tokens_max: usize => tokens_max, same, same;
     /// Subscriptions of one session.
     subscriptions_max: usize => subscriptions_max, same, same;
     /// Messages waiting for one session.
@@ -213,8 +261,118 @@ limits! {
     session_report_interval_s: u64 => session_report_interval, Duration::from_secs, seconds;
     /// After a refusal, how long the last words may take, in seconds.
     drain_timeout_s: u64 => drain_timeout, Duration::from_secs, seconds;
+    /// How often every live session is compared with the registry's facts, in seconds.
+    session_sweep_s: u64 => session_sweep, Duration::from_secs, seconds;
     /// After a refusal, how many bytes of the peer are read and thrown away.
     drain_bytes_max: usize => drain_bytes_max, same, same;
+}
+
+/// `[clones]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClonesConfig {
+    /// The score at which two are suspected to hold one key.
+    pub score: u32,
+    /// In so many seconds a score is halved.
+    pub half_life_s: u64,
+    /// Credentials with a score that are remembered.
+    pub remembered_max: usize,
+    /// What is done then: "alert" or "quarantine".
+    pub action: CloneAction,
+    /// The same for single tenants.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tenants: BTreeMap<TenantId, CloneAction>,
+}
+
+impl Default for ClonesConfig {
+    fn default() -> Self {
+        let rules = CloneRules::default();
+        Self {
+            score: rules.threshold / 1000,
+            half_life_s: rules.half_life.as_secs(),
+            remembered_max: rules.accounts_max,
+            action: CloneAction::default(),
+            tenants: BTreeMap::new(),
+        }
+    }
+}
+
+impl ClonesConfig {
+    /// As the gateway takes them.
+    pub fn to_rules(&self) -> CloneRules {
+        CloneRules {
+            threshold: self.score.saturating_mul(1000),
+            half_life: Duration::from_secs(self.half_life_s),
+            accounts_max: self.remembered_max,
+        }
+    }
+
+    /// What is done about a suspicion in a tenant.
+    pub fn action_for(&self, tenant: &TenantId) -> CloneAction {
+        self.tenants.get(tenant).copied().unwrap_or(self.action)
+    }
+}
+
+/// `[resumption]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResumptionConfig {
+    /// The greatest age of a ticket, counted from the full handshake at its root, in seconds; at most a day.
+    pub ticket_age_max_s: u64,
+    /// How long one key seals tickets, in seconds.
+    pub key_rotation_s: u64,
+    /// How many keys, the newest included, open tickets.
+    pub keys_kept: usize,
+    /// Tenants whose devices never resume.
+    pub tenants_off: Vec<TenantId>,
+}
+
+impl Default for ResumptionConfig {
+    fn default() -> Self {
+        let settings = TicketSettings::default();
+        Self {
+            ticket_age_max_s: settings.age_max.as_secs(),
+            key_rotation_s: TicketKeys::ROTATION.as_secs(),
+            keys_kept: TicketKeys::KEPT,
+            tenants_off: settings.tenants_off,
+        }
+    }
+}
+
+impl ResumptionConfig {
+    /// As the gateway takes them.
+    pub fn to_settings(&self) -> TicketSettings {
+        TicketSettings {
+            age_max: Duration::from_secs(self.ticket_age_max_s),
+            tenants_off: self.tenants_off.clone(),
+        }
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
+        let day = TicketSettings::default().age_max.as_secs();
+        if self.ticket_age_max_s == 0 || self.ticket_age_max_s > day {
+            return Err((
+                "resumption.ticket_age_max_s",
+                format!("{} is not between 1 and {day}", self.ticket_age_max_s),
+                "to turn resumption off, set resumption = false on the listener",
+            ));
+        }
+        if !(60..=7 * day).contains(&self.key_rotation_s) {
+            return Err((
+                "resumption.key_rotation_s",
+                format!("{} is not between 60 and {}", self.key_rotation_s, 7 * day),
+                "leave it out for the default",
+            ));
+        }
+        if !(1..=64).contains(&self.keys_kept) {
+            return Err((
+                "resumption.keys_kept",
+                format!("{} is not between 1 and 64", self.keys_kept),
+                "leave it out for the default",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// `[ledger]`
@@ -288,6 +446,25 @@ impl LedgerConfig {
     }
 }
 
+/// `[receipts]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReceiptsConfig {
+    /// The most receipts kept; the oldest go first.
+    pub keep_max: u64,
+    /// How long a change waits for the sessions that it ends before its receipt says that some are still open, in seconds.
+    pub wait_s: u64,
+}
+
+impl Default for ReceiptsConfig {
+    fn default() -> Self {
+        Self {
+            keep_max: countersign_registry::receipt::DEFAULT_MAX,
+            wait_s: 5,
+        }
+    }
+}
+
 /// `[enrol]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -350,6 +527,8 @@ pub struct CaConfig {
     pub socket: Option<PathBuf>,
     /// How long an answer of the CA is waited for, in seconds.
     pub timeout_s: u64,
+    /// Revocation lists and OCSP answers that are asked of the CA at once; the rest of its connections stay free for issuance.
+    pub status_requests_max: usize,
 }
 
 impl Default for CaConfig {
@@ -357,7 +536,78 @@ impl Default for CaConfig {
         Self {
             socket: None,
             timeout_s: 10,
+            status_requests_max: 8,
         }
+    }
+}
+
+/// `[tokens]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TokensConfig {
+    /// How long a token is good, in seconds; at most 900, and never longer than the certificate.
+    pub lifetime_s: u64,
+    /// What tokens name as their issuer, an https URL under which the device port is reached; empty: the first of
+    /// server.host_names with the device port.
+    pub issuer: String,
+    /// Resource servers, by their URIs, for which devices may ask for tokens.
+    pub resources: Vec<String>,
+    /// For so long a key signs tokens before the next one does, in days.
+    pub key_days: u64,
+    /// Connections at once, of each listener of purpose services.
+    pub service_connections_max: usize,
+}
+
+impl Default for TokensConfig {
+    fn default() -> Self {
+        Self {
+            lifetime_s: 600,
+            issuer: String::new(),
+            resources: vec![],
+            key_days: 30,
+            service_connections_max: 256,
+        }
+    }
+}
+
+impl TokensConfig {
+    fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
+        let lifetime_max = LIFETIME_MAX.as_secs();
+        if !(60..=lifetime_max).contains(&self.lifetime_s) {
+            let what = format!("{} is not between 60 and {lifetime_max}", self.lifetime_s);
+            return Err(("tokens.lifetime_s", what, "a token is minutes long: take 600"));
+        }
+        if !(1..=366).contains(&self.key_days) {
+            let what = format!("{} is not between 1 and 366", self.key_days);
+            return Err(("tokens.key_days", what, "leave it out for the default"));
+        }
+        if self.service_connections_max == 0 {
+            let what = "it is 0, so nobody could be served".to_owned();
+            return Err((
+                "tokens.service_connections_max",
+                what,
+                "leave it out for the default",
+            ));
+        }
+        let is_url = |text: &str| {
+            text.strip_prefix("https://").is_some_and(|rest| {
+                !rest.is_empty() && !text.ends_with('/') && text.bytes().all(|b| b.is_ascii_graphic())
+            })
+        };
+        if !self.issuer.is_empty() && (!is_url(&self.issuer) || self.issuer.contains(['?', '#'])) {
+            let what = format!(
+                "{:?} is no https URL without query and without / at its end",
+                self.issuer
+            );
+            return Err(("tokens.issuer", what, "write https://gate.example.com:8883"));
+        }
+        if let Some(bad) = self.resources.iter().find(|r| {
+            r.is_empty() || r.contains('#') || !r.contains(':') || !r.bytes().all(|b| b.is_ascii_graphic())
+        }) {
+            let what = format!("{bad:?} is no absolute URI without fragment (RFC 8707)");
+            return Err(("tokens.resources", what, "write https://telemetry.example.com"));
+        }
+        Ok(())
     }
 }
 
@@ -479,10 +729,20 @@ impl Config {
                 );
             }
         }
+        if let Err((key, what, hint)) = self.resumption.check().and_then(|()| self.tokens.check()) {
+            return value(key, what, hint);
+        }
         if self.ca.timeout_s == 0 {
             return value(
                 "ca.timeout_s",
                 "it is 0, so the CA could never answer".into(),
+                "leave it out for the default",
+            );
+        }
+        if self.ca.status_requests_max == 0 {
+            return value(
+                "ca.status_requests_max",
+                "it is 0, so there could be no revocation list and no OCSP answer".into(),
                 "leave it out for the default",
             );
         }
@@ -508,10 +768,28 @@ impl Config {
         let positive = [
             ("limits.connections_max", limits.connections_max),
             ("limits.handshakes_max", limits.handshakes_max),
+            ("limits.tokens_per_device_max", limits.tokens_per_device_max),
+            ("limits.tokens_max", limits.tokens_max),
             (
                 "limits.connections_per_source_max",
                 limits.connections_per_source_max,
             ),
+            (
+                "limits.source_connects_per_s",
+                limits.source_connects_per_s as usize,
+            ),
+            (
+                "limits.source_connect_burst",
+                limits.source_connect_burst as usize,
+            ),
+            ("limits.sources_max", limits.sources_max),
+            ("limits.handshakes_per_s", limits.handshakes_per_s as usize),
+            ("limits.handshake_burst", limits.handshake_burst as usize),
+            (
+                "limits.device_connects_per_minute",
+                limits.device_connects_per_minute as usize,
+            ),
+            ("limits.devices_remembered_max", limits.devices_remembered_max),
             ("limits.connect_bytes_max", limits.connect_bytes_max),
             ("limits.packet_bytes_max", limits.packet_bytes_max),
             ("limits.sessions_per_device_max", limits.sessions_per_device_max),
@@ -547,6 +825,20 @@ impl Config {
                 "issuance.clock_tolerance_s",
                 "a clock that is more than a day behind is wrong".into(),
                 "use at most 86400",
+            );
+        }
+        if self.clones.score < 2 || self.clones.half_life_s == 0 || self.clones.remembered_max == 0 {
+            return value(
+                "clones.score",
+                "at a score below 2 a client that once replaced its own connection would be suspected; with nothing remembered nobody".into(),
+                "leave clones.score, clones.half_life_s and clones.remembered_max out for the defaults",
+            );
+        }
+        if limits.proxy_header_timeout_s == 0 || limits.proxy_header_bytes_max < 52 {
+            return value(
+                "limits.proxy_header_bytes_max",
+                "no PROXY protocol header fits: one for TCP over IPv6 has 52 bytes, and takes time".into(),
+                "leave it and limits.proxy_header_timeout_s out for the defaults",
             );
         }
         if limits.idle_max_s > 65_535 {
@@ -672,6 +964,25 @@ mod tests {
                  [[listeners]]\nname = \"b\"\npurpose = \"pki\"\nlisten = \"127.0.0.1:2\"\ntls_minimum = \"1.3\"",
                 "listeners",
             ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\nproxy_from = []",
+                "listeners",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+                 [[listeners]]\nname = \"b\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:2\"\nproxy_from = [\"10.0.0.0/8\"]",
+                "listeners",
+            ),
+            ("[clones]\nscore = 1", "clones.score"),
+            (
+                "[limits]\nproxy_header_bytes_max = 51",
+                "limits.proxy_header_bytes_max",
+            ),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+                 [[listeners]]\nname = \"b\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:2\"\nresumption = true",
+                "listeners",
+            ),
             ("[server]\nhost_names = []", "server.host_names"),
             ("[server]\nhost_names = [\"*.example.com\"]", "server.host_names"),
             ("[server]\ncertificate = \"a\"", "server.certificate"),
@@ -679,7 +990,23 @@ mod tests {
             ("[[profiles]]\nkeys = []", "profiles"),
             ("[[profiles]]\n[[profiles]]", "profiles"),
             ("[limits]\nhandshakes_max = 0", "limits.handshakes_max"),
+            (
+                "[resumption]\nticket_age_max_s = 86401",
+                "resumption.ticket_age_max_s",
+            ),
+            ("[resumption]\nkey_rotation_s = 59", "resumption.key_rotation_s"),
+            ("[resumption]\nkeys_kept = 0", "resumption.keys_kept"),
             ("[limits]\nidle_max_s = 70000", "limits.idle_max_s"),
+            ("[ca]\nstatus_requests_max = 0", "ca.status_requests_max"),
+            ("[limits]\ntokens_max = 0", "limits.tokens_max"),
+            ("[tokens]\nlifetime_s = 901", "tokens.lifetime_s"),
+            ("[tokens]\nkey_days = 0", "tokens.key_days"),
+            ("[tokens]\nissuer = \"http://a\"", "tokens.issuer"),
+            ("[tokens]\nresources = [\"here\"]", "tokens.resources"),
+            (
+                "[[listeners]]\nname = \"a\"\npurpose = \"services\"\nlisten = \"127.0.0.1:1\"\nclient_certificate = \"optional\"",
+                "listeners",
+            ),
             (
                 "[issuance]\nclock_tolerance_s = 86401",
                 "issuance.clock_tolerance_s",

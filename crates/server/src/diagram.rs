@@ -72,6 +72,7 @@ fn last_word(record: &ExchangeRecord) -> Option<(Way, String)> {
 
 fn step(record: &ExchangeRecord, stage: Stage) -> (Way, String) {
     let of = |name| fact(record, name).unwrap_or("-");
+    let is_resumed = fact(record, "resumed_from").is_some();
     match stage {
         Stage::Accept => (Way::ToServer, "TCP connect".into()),
         Stage::ClientHello => {
@@ -84,6 +85,9 @@ fn step(record: &ExchangeRecord, stage: Stage) -> (Way, String) {
             }
             (Way::ToServer, text)
         }
+        Stage::ServerFlight if is_resumed => (Way::ToDevice, "ServerHello: the ticket is good".into()),
+        Stage::ClientCertificate if is_resumed => (Way::Inside, "the ticket's certificate, checked".into()),
+        Stage::CertificateVerify if is_resumed => (Way::ToServer, "Finished, by the ticket's secret".into()),
         Stage::ServerFlight => (Way::ToDevice, "ServerHello, certificate, proof".into()),
         Stage::ClientCertificate => (Way::ToServer, "certificate".into()),
         Stage::CertificateVerify => (Way::ToServer, "proof of possession".into()),
@@ -110,13 +114,17 @@ fn steps(record: &ExchangeRecord) -> Vec<Step> {
         let failed = s.outcome == StageOutcome::Failed;
         let (way, text) = step(record, s.stage);
         let at = f64::from(s.at_us) / 1000.0;
+        let taken_over = match s.outcome {
+            StageOutcome::TakenOver => "  taken over",
+            _ => "",
+        };
         let note = match s.stage {
             Stage::ClientCertificate | Stage::CertificateVerify if !failed => record
                 .certificate
                 .as_ref()
                 .filter(|_| s.stage == Stage::ClientCertificate)
-                .map(|c| format!("{at:9.1} ms  {}  {}", s.stage, c.subject))
-                .unwrap_or_else(|| format!("{at:9.1} ms  {}", s.stage)),
+                .map(|c| format!("{at:9.1} ms  {}{taken_over}  {}", s.stage, c.subject))
+                .unwrap_or_else(|| format!("{at:9.1} ms  {}{taken_over}", s.stage)),
             Stage::Policy if !failed => format!("{at:9.1} ms  {}  {}", s.stage, record.policies.join(", ")),
             _ => format!(
                 "{at:9.1} ms  {}{}",
@@ -185,6 +193,15 @@ pub fn text(record: &ExchangeRecord) -> String {
             "  certificate {}, serial {}, {possession}",
             c.fingerprint, c.serial
         );
+    }
+    if let Some(proven_at) = fact(record, "resumed_from") {
+        let _ = writeln!(
+            out,
+            "  resumed: certificate and proof are those of the full handshake of {proven_at}"
+        );
+    }
+    if let Some(why) = fact(record, "ticket_declined") {
+        let _ = writeln!(out, "  a ticket was declined: {why}");
     }
     let _ = writeln!(out, "\n  device{:width$}countersign", "", width = WIDTH - 11);
     for s in steps(record) {

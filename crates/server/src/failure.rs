@@ -6,6 +6,9 @@ use countersign_registry::RegistryError;
 
 use crate::ca::error::CaError;
 
+/// The status of a change whose receipt is partial; the API itself answers it with 200 and the receipt.
+const PARTIAL: u16 = 207;
+
 /// A failure with its cure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -81,10 +84,17 @@ impl Failure {
         }
     }
 
-    /// The CLI's exit code, stable: 3 not found, 4 refused, 5 storage, port or server not available, 1 anything else.
+    /// A change is made and in force, and not everybody has confirmed it.
+    pub fn partial(text: impl AsRef<str>) -> Self {
+        Self::new(PARTIAL, text.as_ref())
+    }
+
+    /// The CLI's exit code, stable: 3 not found, 4 refused, 5 storage, port or server not available, 6 done in part, 1
+    /// anything else.
     pub fn exit_code(&self) -> u8 {
         match self.status {
             404 => 3,
+            PARTIAL => 6,
             400..=499 => 4,
             503 | 507 => 5,
             _ => 1,
@@ -101,16 +111,20 @@ impl From<RegistryError> for Failure {
             | RegistryError::NoBatch { .. }
             | RegistryError::NoClaim(_)
             | RegistryError::NoStation(_)
+            | RegistryError::NoReceipt(_)
+            | RegistryError::NoService(_)
             | RegistryError::NoCredential(_) => 404,
             RegistryError::Exists(_)
             | RegistryError::Move { .. }
             | RegistryError::SharedKey(_)
+            | RegistryError::RevokedBefore { .. }
             | RegistryError::Batch(_)
             | RegistryError::Dependents { .. } => 409,
             RegistryError::Unauthorised(_) => 401,
             RegistryError::Claim(ClaimRefusal::Unknown) => 401,
             RegistryError::NotActive { .. } | RegistryError::Lane(_) | RegistryError::Claim(_) => 403,
             RegistryError::Refused(_) => 422,
+            RegistryError::Constraint(_) => 500,
             RegistryError::DiskFull => 507,
             RegistryError::ClockBehind { .. }
             | RegistryError::ClockUnsynchronised(_)

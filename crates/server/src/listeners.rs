@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use countersign_gateway::{DeviceListener, Protocol, TlsMinimum};
+use countersign_gateway::{DeviceListener, Network, Protocol, Resumption, TlsMinimum};
 use serde::{Deserialize, Serialize};
 
 /// What a listener is for. Nothing else is reachable through it.
@@ -15,6 +15,8 @@ pub enum Purpose {
     Enrol,
     /// Anybody fetches revocation lists, OCSP answers and CA certificates: plain HTTP, all of it signed.
     Pki,
+    /// Services ask about devices: mutual TLS, HTTPS.
+    Services,
 }
 
 impl Purpose {
@@ -24,6 +26,7 @@ impl Purpose {
             Self::Devices => "devices",
             Self::Enrol => "enrol",
             Self::Pki => "pki",
+            Self::Services => "services",
         }
     }
 }
@@ -51,12 +54,19 @@ pub struct Listener {
     /// The lowest TLS version, "1.2" if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_minimum: Option<TlsMinimum>,
-    /// "required" (always so for `devices`) or "optional" (if not given, for `enrol`).
+    /// "required" (always so for `devices` and `services`) or "optional" (if not given, for `enrol`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<ClientCertificate>,
     /// What ALPN offers: "mqtt", "http/1.1"; all that its purpose has if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpn: Option<Vec<Protocol>>,
+    /// The balancers, such as "10.0.0.0/8" (purpose `devices`): each of their connections begins with a PROXY protocol
+    /// header of version 2, and nobody else may connect. Without it devices connect themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_from: Option<Vec<Network>>,
+    /// Whether devices may resume TLS sessions by tickets: true for `devices` if not given, never for another purpose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumption: Option<bool>,
 }
 
 impl Listener {
@@ -69,6 +79,8 @@ impl Listener {
             tls_minimum: None,
             client_certificate: None,
             alpn: None,
+            proxy_from: None,
+            resumption: None,
         }
     }
 
@@ -90,7 +102,7 @@ impl Listener {
     /// Whether a client must show a certificate.
     pub fn client_certificate(&self) -> ClientCertificate {
         self.client_certificate.unwrap_or(match self.purpose {
-            Purpose::Devices => ClientCertificate::Required,
+            Purpose::Devices | Purpose::Services => ClientCertificate::Required,
             Purpose::Enrol | Purpose::Pki => ClientCertificate::Optional,
         })
     }
@@ -102,6 +114,11 @@ impl Listener {
             address: self.listen,
             tls_minimum: self.tls_minimum(),
             protocols: self.alpn.clone().unwrap_or_else(|| Protocol::ALL.to_vec()),
+            proxy_from: self.proxy_from.clone().unwrap_or_default(),
+            resumption: match self.resumption {
+                None | Some(true) => Resumption::Offered,
+                Some(false) => Resumption::Off,
+            },
         }
     }
 
@@ -116,9 +133,33 @@ impl Listener {
                 "listener {name}: alpn is empty, so nothing could be spoken"
             ));
         }
+        match &self.proxy_from {
+            Some(networks) if networks.is_empty() => {
+                return Err(format!(
+                    "listener {name}: proxy_from is empty, so nobody could connect; leave it out if there is no balancer"
+                ));
+            }
+            Some(_) if self.purpose != Purpose::Devices => {
+                return Err(format!("listener {name}: only purpose devices has proxy_from"));
+            }
+            _ => {}
+        }
         match self.purpose {
             Purpose::Devices if self.client_certificate == Some(ClientCertificate::Optional) => Err(format!(
                 "listener {name}: devices always show a certificate; a listener without is of purpose enrol"
+            )),
+            // Where a certificate is optional, or may have expired, a ticket would be worth more than what it came from.
+            Purpose::Enrol | Purpose::Pki | Purpose::Services if self.resumption == Some(true) => {
+                Err(format!(
+                    "listener {name}: only devices resume sessions; purpose {} has no tickets",
+                    self.purpose.name()
+                ))
+            }
+            Purpose::Services if self.client_certificate == Some(ClientCertificate::Optional) => {
+                Err(format!("listener {name}: services always show a certificate"))
+            }
+            Purpose::Services if self.alpn.as_ref().is_some_and(|a| *a != [Protocol::Http]) => Err(format!(
+                "listener {name}: services speak http/1.1 and nothing else"
             )),
             Purpose::Enrol if self.alpn.as_ref().is_some_and(|a| *a != [Protocol::Http]) => Err(format!(
                 "listener {name}: what enrols speaks http/1.1 and nothing else"

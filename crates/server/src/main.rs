@@ -12,6 +12,7 @@ mod backup;
 mod ca;
 mod cli;
 mod client;
+mod clones;
 mod config;
 mod diagram;
 mod enrol;
@@ -24,6 +25,7 @@ mod quickstart;
 mod serve;
 mod service;
 mod token_keys;
+mod tokens;
 
 use std::process::ExitCode;
 

@@ -91,6 +91,44 @@ impl Collector for Exported {
                 "Handshakes under way now",
                 of(&m.handshakes),
             )?;
+            counter(
+                e,
+                "countersign_clones_suspected",
+                "Credentials that came to be suspected to have two holders",
+                of(&m.clones_suspected),
+            )?;
+            let (waiting, queued) = gateway.handshakes_waiting();
+            gauge(
+                e,
+                "countersign_handshakes_waiting",
+                "Devices that wait for their handshake now",
+                waiting,
+            )?;
+            counter(
+                e,
+                "countersign_handshakes_queued",
+                "Devices that had to wait for their handshake",
+                queued,
+            )?;
+            let (accounts, forgotten) = gateway.source_accounts();
+            gauge(
+                e,
+                "countersign_source_accounts",
+                "Sources whose rate is remembered now",
+                accounts,
+            )?;
+            counter(
+                e,
+                "countersign_source_accounts_forgotten",
+                "Sources that were forgotten though they owed for their rate",
+                forgotten,
+            )?;
+            counter(
+                e,
+                "countersign_refusals_unlogged",
+                "Refusals at the door without a line in the log",
+                of(&m.refusals_unlogged),
+            )?;
             gauge(
                 e,
                 "countersign_sessions",
@@ -116,12 +154,73 @@ impl Collector for Exported {
                 "Peers that left before an answer",
                 of(&m.abandoned),
             )?;
+            counter(
+                e,
+                "countersign_handshakes_resumed",
+                "TLS handshakes that resumed a session by a ticket",
+                of(&m.tickets.resumed),
+            )?;
+            counter(
+                e,
+                "countersign_tickets_issued",
+                "Tickets given to devices",
+                of(&m.tickets.issued),
+            )?;
+            counter(
+                e,
+                "countersign_tickets_withheld",
+                "Tickets not given, for the session may not be resumed",
+                of(&m.tickets.withheld),
+            )?;
+            labelled(
+                e,
+                "countersign_tickets_declined",
+                "Tickets not taken, by reason; a full handshake followed",
+                "reason",
+                m.tickets.declines(),
+            )?;
+            let chains = gateway.verified_chains();
+            labelled(
+                e,
+                "countersign_verified_chains",
+                "Chains looked up among those whose signatures are known to hold, by what was found",
+                "outcome",
+                [
+                    ("hit", of(&chains.hits)),
+                    ("miss", of(&chains.misses)),
+                    ("stale", of(&chains.stale)),
+                ],
+            )?;
+            counter(
+                e,
+                "countersign_verified_chains_turnovers",
+                "Times that half of the remembered chains went for lack of room",
+                of(&chains.turnovers),
+            )?;
+            gauge(
+                e,
+                "countersign_verified_chains_kept",
+                "Chains whose signatures are known to hold",
+                chains.len() as u64,
+            )?;
             labelled(
                 e,
                 "countersign_sessions_ended",
                 "Sessions that ended, by reason",
                 "reason",
                 m.ends(),
+            )?;
+            counter(
+                e,
+                "countersign_session_sweeps",
+                "Times that every live session was compared with the facts",
+                of(&m.sweeps),
+            )?;
+            counter(
+                e,
+                "countersign_session_sweep_found",
+                "Sessions that a change had missed; each is a bug",
+                of(&m.sweep_found),
             )?;
             counter(
                 e,
@@ -153,6 +252,19 @@ impl Collector for Exported {
                 "Messages not sent because the subscriber takes no packet of that size",
                 of(&m.messages_too_large),
             )?;
+            gauge(e, "countersign_tokens", "Live session tokens", of(&m.tokens))?;
+            counter(
+                e,
+                "countersign_tokens_granted",
+                "Session tokens granted",
+                of(&m.tokens_granted),
+            )?;
+            counter(
+                e,
+                "countersign_tokens_refused",
+                "Requests for a session token that were refused",
+                of(&m.tokens_refused),
+            )?;
             counter(
                 e,
                 "countersign_session_topics_unnamed",
@@ -164,6 +276,19 @@ impl Collector for Exported {
                 "countersign_panics",
                 "Connection tasks that panicked; each is a bug",
                 of(&m.panics),
+            )?;
+        }
+        if let Some(tokens) = self.0.tokens() {
+            labelled(
+                e,
+                "countersign_introspections",
+                "Introspections, by what they found",
+                "result",
+                [
+                    ("active", of(&tokens.found_active)),
+                    ("inactive", of(&tokens.found_inactive)),
+                    ("unauthorised", of(&tokens.unauthorised)),
+                ],
             )?;
         }
         let registry = self.0.registry();
@@ -216,11 +341,25 @@ impl Collector for Exported {
             "reason",
             registry.minting_refused(),
         )?;
+        if let Some(ca) = self.0.ca() {
+            counter(
+                e,
+                "countersign_ca_status_refused",
+                "Lists and OCSP answers that were not asked of the CA, because too many were being asked for",
+                ca.status_refused(),
+            )?;
+        }
         gauge(
             e,
             "countersign_clock_behind_seconds",
             "How far the clock is behind the newest time that is known to have been",
             registry.clock_view().behind_ms / 1000,
+        )?;
+        counter(
+            e,
+            "countersign_receipts_forgotten",
+            "Receipts that made room for newer ones",
+            registry.receipts_forgotten(),
         )?;
         let ledger = registry.ledger();
         counter(

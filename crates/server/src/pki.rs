@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::ca::link::CaLink;
 use crate::failure::Failure;
 use crate::service::Service;
 
@@ -186,31 +187,30 @@ fn ocsp(shared: &Shared, request: &[u8]) -> Response {
     ([(header::CONTENT_TYPE, "application/ocsp-response")], der).into_response()
 }
 
+/// The list that was made last, unless something was revoked since or it is old.
+fn at_hand(
+    lists: &HashMap<AuthorityId, List>,
+    id: &AuthorityId,
+    revision: u64,
+    now: Timestamp,
+) -> Option<Bytes> {
+    let list = lists.get(id)?;
+    let is_good = list.revision == revision && now.since(list.made) < LIST_AGE;
+    is_good.then(|| list.der.clone())
+}
+
 impl Shared {
     /// The list of an authority: the one at hand, unless something was revoked since or it is old.
     fn list(&self, id: &AuthorityId) -> Result<Bytes, Failure> {
         let revision = self.revision.load(Ordering::Acquire);
-        let now = self.service.now();
-        let mut lists = self.lists.lock();
-        if let Some(list) = lists.get(id)
-            && list.revision == revision
-            && now.since(list.made) < LIST_AGE
-        {
-            return Ok(list.der.clone());
-        }
-        let now = self.service.minting_time()?;
         if let Some(ca) = self.service.ca() {
-            self.service.registry().authority_certificate(id)?;
-            self.service.tell_ca()?;
-            let der: Bytes = ca.revocation_list(id, self.next_update_hours())?.into();
-            let list = List {
-                der: der.clone(),
-                made: now,
-                revision,
-            };
-            lists.insert(id.clone(), list);
+            return self.list_apart(ca, id, revision);
+        }
+        let mut lists = self.lists.lock();
+        if let Some(der) = at_hand(&lists, id, revision, self.service.now()) {
             return Ok(der);
         }
+        let now = self.service.minting_time()?;
         let authority = self.service.authority_with_key(id)?;
         let revoked = self
             .service
@@ -229,6 +229,30 @@ impl Shared {
                 revision,
             },
         );
+        Ok(der)
+    }
+
+    /// The same by a CA apart. Nobody who wants a list that is at hand waits for a CA that is slow.
+    fn list_apart(&self, ca: &CaLink, id: &AuthorityId, revision: u64) -> Result<Bytes, Failure> {
+        if let Some(der) = at_hand(&self.lists.lock(), id, revision, self.service.now()) {
+            return Ok(der);
+        }
+        let made = self.service.minting_time()?;
+        self.service.registry().authority_certificate(id)?;
+        let _leave = ca.status_leave().ok_or_else(|| {
+            Failure::unavailable(
+                "too many lists and OCSP answers are being asked of the CA",
+                "ask again; ca.status_requests_max is the limit",
+            )
+        })?;
+        self.service.tell_ca()?;
+        let der: Bytes = ca.revocation_list(id, self.next_update_hours())?.into();
+        let list = List {
+            der: der.clone(),
+            made,
+            revision,
+        };
+        self.lists.lock().insert(id.clone(), list);
         Ok(der)
     }
 
@@ -265,14 +289,20 @@ impl Shared {
             tracing::error!(error = e.as_str(), "an OCSP request cannot be answered");
             OcspError::Internal
         };
+        // What is no question is answered here, and costs the CA nothing.
+        let questions = Questions::parse(request)?;
         if let Some(ca) = self.service.ca() {
+            let _leave = ca.status_leave().ok_or(OcspError::TryLater)?;
             return self
                 .service
                 .tell_ca()
                 .and_then(|()| ca.ocsp(request, self.next_update_hours()))
-                .map_err(|e| internal(e.message));
+                .map_err(|e| match e.status {
+                    // Told by the doctor and in the CA's own log: not logged for each request of anybody.
+                    503 => OcspError::TryLater,
+                    _ => internal(e.message),
+                });
         }
-        let questions = Questions::parse(request)?;
         // Counted, and told by the timer: not logged for each request of anybody.
         let now = self.service.minting_time().map_err(|_| OcspError::TryLater)?;
         let responders = self.responders(now).map_err(|e| internal(e.message))?;

@@ -10,7 +10,7 @@ use countersign_factory::{CertificateRequest, EnrolmentGrant, Profile};
 use countersign_identity::{CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_mqtt::QoS;
 use countersign_policy::{ExchangeRecord, LifecycleMove, LifecycleState};
-use countersign_registry::{Actor, NewDevice};
+use countersign_registry::{Actor, Move, NewDevice};
 
 use crate::config::Config;
 use crate::diagram;
@@ -134,8 +134,7 @@ async fn show(running: &Running, place: &Path, print: Print) -> Result<(Provisio
             actor(),
             tenant.clone(),
             suspended.device.clone(),
-            LifecycleMove::Suspend,
-            "lost".into(),
+            Move::new(LifecycleMove::Suspend, "lost"),
         )
         .await?;
 

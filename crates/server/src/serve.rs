@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_gateway::{BindError, Foundation, Gateway, GatewayOptions, ServerIdentity};
+use countersign_gateway::{BindError, Foundation, Gateway, GatewayOptions, ServerIdentity, TicketKeys};
+use countersign_identity::Timestamp;
 use countersign_registry::Change;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,14 +19,16 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::listeners::Purpose;
 use crate::service::{OpenListener, Service};
-use crate::{enrol, pki};
+use crate::{clones, enrol, pki, tokens};
 
+/// The keys of tickets, in the data directory. `countersign_gateway::TicketKeys` alone reads and writes it.
+const TICKET_KEYS_FILE: &str = "ticket.keys";
 /// How long a stop waits for sessions to be told.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the server certificate is looked at, for renewal and for replaced files, credentials are swept, and the
 /// newest time that is known to have been is kept.
 const LOOK: Duration = Duration::from_secs(60);
-/// How often it is looked whether the overlap of a superseded certificate is over.
+/// How often it is looked whether the overlap of a superseded certificate, a suspension or a quarantine is over.
 const OVERLAP_LOOK: Duration = Duration::from_secs(1);
 
 /// A running platform.
@@ -54,6 +57,8 @@ impl Running {
         // Before anybody is admitted: what lapsed or was superseded while nothing ran.
         service.keep_time().await?;
         service.sweep().await?;
+        service.end_time_boxes().await?;
+        tokio::task::block_in_place(|| service.open_tokens())?;
         let token = Token::load(data)?;
         let (chain, key) = service.server_certificate()?;
         let identity =
@@ -76,7 +81,10 @@ impl Running {
                 .map(|n| n.to_ascii_lowercase())
                 .collect(),
             limits: config.limits.to_limits(),
+            clones: config.clones.to_rules(),
+            tickets: config.resumption.to_settings(),
         };
+        let tickets = tokio::task::block_in_place(|| ticket_keys(data, &config, service.now()));
         let registry = service.registry().clone();
         let for_devices: Vec<_> = config
             .listeners
@@ -86,8 +94,9 @@ impl Running {
             .collect();
         let foundation = Foundation {
             identity,
+            tickets: tickets.clone(),
             facts: registry.facts().clone(),
-            sink: registry,
+            sink: Arc::new(clones::Sink::new(&service)),
             http: Arc::new(enrol::DevicePort::new(service.clone())),
             clock: service.registry().clock().clone(),
         };
@@ -115,8 +124,14 @@ impl Running {
                 if let Err(e) = tokio::task::block_in_place(|| watched.reload_server_certificate(&identity)) {
                     tracing::error!(error = %e, "the server certificate cannot be loaded; the old one is served");
                 }
+                if let Err(e) = tokio::task::block_in_place(|| tickets.rotate(watched.now())) {
+                    tracing::error!(error = %e, "ticket keys are not kept");
+                }
                 if let Err(e) = watched.keep_time().await {
                     tracing::error!(error = %e, "the time cannot be kept");
+                }
+                if let Err(e) = tokio::task::block_in_place(|| watched.turn_token_keys()) {
+                    tracing::error!(error = %e, "the next key that signs tokens cannot be taken into use");
                 }
                 if let Err(e) = watched.sweep().await {
                     tracing::error!(error = %e, "credentials cannot be swept");
@@ -134,6 +149,9 @@ impl Running {
                     && let Err(e) = swept.sweep().await
                 {
                     tracing::error!(error = %e, "superseded credentials cannot be ended");
+                }
+                if let Err(e) = swept.end_time_boxes().await {
+                    tracing::error!(error = %e, "time boxes cannot be ended");
                 }
             }
         });
@@ -160,6 +178,11 @@ impl Running {
                     let identity = gateway.identity().clone();
                     let max = config.enrol.connections_max;
                     enrol::start(listener, max, identity, service.clone()).await?
+                }
+                Purpose::Services => {
+                    let identity = gateway.identity().clone();
+                    let max = config.tokens.service_connections_max;
+                    tokens::listener::start(listener, max, identity, service.clone()).await?
                 }
                 Purpose::Pki => {
                     let next_update = Duration::from_secs(config.pki.next_update_hours * 3600);
@@ -210,6 +233,18 @@ impl Running {
     }
 }
 
+/// The keys of tickets, from the file if there are any. Nothing that is wrong with it keeps the server from starting: devices
+/// then make full handshakes.
+fn ticket_keys(data: &Path, config: &Config, now: Timestamp) -> Arc<TicketKeys> {
+    let rotation = Duration::from_secs(config.resumption.key_rotation_s);
+    let path = data.join(TICKET_KEYS_FILE);
+    let (keys, faults) = TicketKeys::open(path, rotation, config.resumption.keys_kept, now);
+    for fault in faults {
+        tracing::error!(error = %fault, "ticket keys: tickets of before are declined, and full handshakes follow");
+    }
+    Arc::new(keys)
+}
+
 /// Keeps the CA told of what has ended here, if it is a process of its own.
 fn tell_ca(service: &Arc<Service>) -> Option<JoinHandle<()>> {
     service.ca()?;
@@ -226,9 +261,9 @@ fn tell_ca(service: &Arc<Service>) -> Option<JoinHandle<()>> {
     let service = service.clone();
     Some(tokio::spawn(async move {
         let mut is_down = false;
+        // At once, then with every change: whoever asks for a certificate first does not wait for the whole history.
         loop {
-            let (told, of) = (tokio::time::timeout(LOOK, news.notified()), service.clone());
-            let _ = told.await;
+            let of = service.clone();
             let result = tokio::task::spawn_blocking(move || of.tell_ca()).await;
             match result {
                 Ok(Ok(())) => is_down = false,
@@ -239,6 +274,7 @@ fn tell_ca(service: &Arc<Service>) -> Option<JoinHandle<()>> {
                 }
                 _ => {}
             }
+            let _ = tokio::time::timeout(LOOK, news.notified()).await;
         }
     }))
 }

@@ -174,7 +174,7 @@ fn a_device_that_nobody_registered_is_admitted_within_its_first_connection() {
         "template.toml",
         "id_pattern = \"SN-*\"\nquota = 2\nmodel = \"m1\"\nstate = \"active\"\n",
     );
-    place.ok(&[
+    let register = [
         "authority",
         "register",
         "jit",
@@ -184,8 +184,15 @@ fn a_device_that_nobody_registered_is_admitted_within_its_first_connection() {
         "--admission",
         "just-in-time",
         "--template",
-        &template,
-    ]);
+    ];
+    let faulty = place.write("faulty.toml", "id_pattern = \"SN-*\"\nquotum = 2\n");
+    let said = place.server.cli(&[&register[..], &[&faulty]].concat()).unwrap();
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("faulty.toml") && said.contains("quotum"), "{said}");
+    place
+        .server
+        .cli_ok(&[&register[..], &[&template]].concat())
+        .unwrap();
     let first = ca.issue(&Leaf::named("SN-1"), &[]);
     for attempt in 0..2 {
         let seen = place.connect(&first, "SN-1");

@@ -6,10 +6,13 @@ use std::process::{Command, Output};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_factory::renewal_proof;
+use countersign_authority::{Hierarchy, IssuingAuthority};
+use countersign_factory::request::pem;
+use countersign_factory::{CertificateRequest, EnrolmentGrant, Profile, renewal_proof};
+use countersign_identity::{DeviceId, TenantId, Timestamp};
 use countersign_testkit::agent::Agent;
 use countersign_testkit::ca::CaProcess;
-use countersign_testkit::server::{Server, listener};
+use countersign_testkit::server::{Server, http, listener};
 use serde_json::json;
 
 struct Place {
@@ -171,6 +174,47 @@ impl Place {
             "-out",
             &path,
         ]));
+        path
+    }
+
+    /// A certificate of the CA that it issued so many days ago, PEM, in a file.
+    fn dated_back(&self, device: &str, csr: &str, days: i64) -> String {
+        let authority =
+            IssuingAuthority::open(&self.ca.path("authorities/fleet"), Hierarchy::Devices).unwrap();
+        let request = CertificateRequest::parse(&der_of(csr, "req")).unwrap();
+        let grant = EnrolmentGrant::new(
+            TenantId::default_tenant(),
+            DeviceId::new(device).unwrap(),
+            request.key().clone(),
+            Profile::default(),
+        )
+        .unwrap();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        let now = i64::try_from(now.as_millis()).unwrap();
+        let then = Timestamp::from_unix_ms(now - days * 86_400_000);
+        let issued = authority.issue_device(&grant, then).unwrap();
+        let der: &[u8] = issued.certificate().as_ref();
+        let facts = issued.facts();
+        let db = rusqlite::Connection::open(self.ca.path("ca.db")).unwrap();
+        db.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+        db.execute(
+            "INSERT INTO certificates VALUES ('fleet', ?1, ?2, 'default', ?3, 'operational', 'operational', ?4, ?5, ?6,
+             ?7, 'test', ?6, 'issued', NULL, NULL)",
+            rusqlite::params![
+                facts.serial,
+                facts.fingerprint.as_bytes(),
+                device,
+                facts.public_key_sha256.as_bytes(),
+                der,
+                facts.not_before.unix_ms(),
+                facts.not_after.unix_ms()
+            ],
+        )
+        .unwrap();
+        let path = self.text(&format!("{device}-old.pem"));
+        std::fs::write(&path, pem("CERTIFICATE", der)).unwrap();
         path
     }
 
@@ -412,6 +456,47 @@ fn without_the_ca_nothing_is_issued_and_everybody_who_may_is_admitted() {
 }
 
 #[test]
+fn whoever_asks_for_ocsp_leaves_the_ca_free_for_issuance() {
+    let mut place = Place::new("timeout_s = 5\nstatus_requests_max = 2\n");
+    let (question, address) = (place.text("question"), place.server().listener("pki").unwrap());
+    ok(Command::new("openssl")
+        .args(["ocsp", "-no_nonce", "-reqout", &question, "-issuer"])
+        .arg(place.ca.path("authorities/fleet/issuing.crt"))
+        .args(["-serial", "0x1234"]));
+    // In place of the CA somebody who takes connections and never answers.
+    place.ca.kill();
+    let _ = std::fs::remove_file(place.ca.socket());
+    let silent = std::os::unix::net::UnixListener::bind(place.ca.socket()).unwrap();
+    let (connection, connections) = std::sync::mpsc::channel();
+    std::thread::spawn(move || silent.incoming().try_for_each(|stream| connection.send(stream)));
+    let ask = |body: &str| {
+        let url = format!("http://{address}/ocsp");
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--max-time", "20", "--data-binary", body])
+            .arg(url);
+        run(&mut curl).stdout
+    };
+    let error = |code: u8| vec![0x30, 3, 0x0a, 1, code];
+    const MALFORMED: u8 = 1;
+    const TRY_LATER: u8 = 3;
+    // What is no question never gets there.
+    assert_eq!(ask("no question"), error(MALFORMED));
+    assert!(connections.try_recv().is_err());
+    let asked = format!("@{question}");
+    std::thread::scope(|s| {
+        for _ in 0..6 {
+            s.spawn(|| assert_eq!(ask(&asked), error(TRY_LATER)));
+        }
+    });
+    assert_eq!(connections.try_iter().count(), 2);
+    let (_, metrics) = http(place.server().admin, "GET", "/metrics", None, None).unwrap();
+    assert!(
+        metrics.contains("countersign_ca_status_refused_total 4"),
+        "{metrics}"
+    );
+}
+
+#[test]
 fn an_answer_that_was_lost_between_the_two_is_found_again() {
     let mut place = Place::new("[issuance]\nlapse_after_days = 0\n");
     place.ca.batch("b", "SN-*", 10, &[]);
@@ -493,6 +578,51 @@ fn the_agent_enrols_by_a_secret_of_the_ca_and_renews_with_a_key_of_its_own() {
         .collect();
     assert!(
         grounds.len() == 2 && grounds[0].starts_with("certificate:") && grounds[1] == "secret",
+        "{grounds:?}"
+    );
+}
+
+#[test]
+fn an_expired_certificate_goes_through_the_renewal_lane_and_is_evidence_at_the_ca() {
+    let mut place = Place::new("[enrol]\nexpired_days_max = 30\n");
+    let subject = "/O=default/CN=SN-1/serialNumber=SN-1";
+    let (old_key, old_csr) = place.request("old", subject);
+    // As the CA issued it 100 days ago for 90, and as the registry has it.
+    let old = place.dated_back("SN-1", &old_csr, 100);
+    place.server().cli_ok(&["device", "import", &old]).unwrap();
+    let (_, new) = place.request("new", subject);
+    let content = renewal_proof::content(&der_of(&old, "x509"), &der_of(&new, "req"));
+    std::fs::write(place.path("content"), content).unwrap();
+    let mut sign = Command::new("openssl");
+    sign.args(["dgst", "-sha256", "-sign", &old_key, "-out", &place.text("proof")]);
+    ok(sign.arg(place.path("content")));
+    let proof = STANDARD.encode(std::fs::read(place.path("proof")).unwrap());
+    let header = format!("{}: {proof}", renewal_proof::HEADER);
+    let shown = ["--cert", old.as_str(), "--key", old_key.as_str()];
+    let proven = [&shown[..], &["-H", &header]].concat();
+    // The CA's lane is closed as long as its own operator has not opened it.
+    let (status, text) = place.est("simplereenroll", &new, &proven);
+    assert!(status == "403" && text.contains("expired at"), "{status} {text}");
+    place.ca.kill();
+    let settings = std::fs::read_to_string(place.ca.path("ca.toml")).unwrap();
+    let open = settings.replace("renewal_lane_days = 0", "renewal_lane_days = 30");
+    assert_ne!(open, settings);
+    std::fs::write(place.ca.path("ca.toml"), open).unwrap();
+    place.ca.start();
+    // It judges the proof itself.
+    let (status, text) = place.est("simplereenroll", &new, &shown);
+    assert!(status == "403" && text.contains("another key"), "{status} {text}");
+    let (status, body) = place.est("simplereenroll", &new, &proven);
+    assert_eq!(status, "200", "{body}");
+    let issued = place.ca.ok(&["certificates", "--device", "SN-1"]);
+    let grounds: Vec<_> = issued
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| &c["evidence"])
+        .collect();
+    assert!(
+        grounds.len() == 2 && grounds[0].as_str().unwrap().starts_with("certificate:"),
         "{grounds:?}"
     );
 }

@@ -703,6 +703,140 @@ fn a_limit_on_certificates_in_force_and_a_profile_that_demands_new_keys_hold() {
 }
 
 #[test]
+fn a_file_in_the_place_of_the_socket_is_not_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ca = CaProcess::new(program(), &folder.path().join("ca"));
+    let (mine, link) = (folder.path().join("mine"), folder.path().join("link"));
+    std::fs::write(&mine, "mine").unwrap();
+    std::os::unix::fs::symlink(&mine, &link).unwrap();
+    for place in [&mine, &link] {
+        std::fs::write(ca.path("ca.toml"), format!("socket = {place:?}\n")).unwrap();
+        let output = Command::new("timeout")
+            .arg("20")
+            .arg(program())
+            .arg("--data")
+            .arg(ca.path(""))
+            .args(["ca", "serve"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("no socket"), "{said}");
+        assert_eq!(std::fs::read_to_string(place).unwrap(), "mine");
+    }
+    // What a killed CA left behind goes away.
+    let socket = folder.path().join("socket");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert!(UnixStream::connect(&socket).is_err() && socket.exists());
+    std::fs::rename(&socket, ca.socket()).unwrap();
+    std::fs::write(ca.path("ca.toml"), "").unwrap();
+    ca.start();
+}
+
+#[test]
+fn a_key_that_does_not_answer_holds_up_its_own_authority_only() {
+    let mut ca = Ca::new("");
+    let batch = "batch add o --authority other --pattern SN-* --quota 5";
+    ca.ok(&batch.split(' ').collect::<Vec<_>>());
+    ca.kill();
+    // As a token that hangs: the key is a pipe that nobody writes to.
+    let pipe = ca.path("authorities/fleet/issuing.key");
+    std::fs::remove_file(&pipe).unwrap();
+    let made = Command::new("mkfifo").args(["-m", "600"]).arg(&pipe).status();
+    assert!(made.unwrap().success());
+    ca.start();
+    let hung: Vec<_> = (0..3)
+        .map(|n| {
+            let mut stream = ca.connect();
+            let call = json!({
+                "version": 1,
+                "request": issue("fleet", &request(&key()), "operational", by_batch(&format!("SN-{n}"))),
+            });
+            std::thread::spawn(move || exchange(&mut stream, call.to_string().as_bytes()))
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let began = Instant::now();
+    let asked = issue("other", &request(&key()), "operational", by_batch("SN-1"));
+    let certificate = outcome(&ca.ask(&asked)).unwrap();
+    // Whose answer an OCSP question wants is known without any key.
+    let (issuing, question) = (ca.path("authorities/other/issuing.crt"), ca.path("question"));
+    let output = Command::new("openssl")
+        .args(["ocsp", "-no_nonce", "-issuer"])
+        .arg(issuing)
+        .args(["-serial", &format!("0x{}", serial(&certificate)), "-reqout"])
+        .arg(&question)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let question = std::fs::read(question).unwrap();
+    let answer = ca.ask(&json!({ "type": "ocsp", "request": b64(&question), "next_update_hours": 24 }));
+    let der = STANDARD.decode(answer["der"].as_str().unwrap()).unwrap();
+    assert!(der.len() > 100, "an answer with a status: {answer}");
+    assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
+    assert!(hung.iter().any(|h| !h.is_finished()));
+    ca.kill();
+    for hung in hung {
+        let _ = hung.join();
+    }
+}
+
+#[test]
+fn a_renewal_mints_no_more_for_being_told_that_the_last_one_lapsed() {
+    let ca = Ca::new("replay_window_hours = 0\ncertificates_per_device_max = 3\n");
+    ca.batch("b", "SN-1", 1, &[]);
+    let mine = key();
+    let first = ca.issue(&mine, "operational", by_batch("SN-1")).unwrap();
+    // It began so long ago that it is due.
+    let db = rusqlite::Connection::open(ca.path("ca.db")).unwrap();
+    db.busy_timeout(Duration::from_secs(10)).unwrap();
+    db.execute("UPDATE certificates SET not_before = 0", []).unwrap();
+    let renew = || ca.issue(&mine, "operational", by_certificate(&first, None));
+    for how in ["lapsed", "superseded"] {
+        let next = renew().unwrap();
+        assert_eq!(ca.end(&next, how)["ended"], 1);
+    }
+    refused(renew(), "too-often");
+    assert_eq!(ca.count(), 3);
+    // Nor by the next request of the device, for another key.
+    let csr = request(&key());
+    let proof = renewal_proof::create(&mine, &first, &csr).unwrap();
+    refused(
+        ca.issue_request(&csr, "operational", by_certificate(&first, Some(&proof))),
+        "too-often",
+    );
+    // What has expired does not count.
+    db.execute("UPDATE certificates SET not_after = 1 WHERE state = 'lapsed'", [])
+        .unwrap();
+    assert!(renew().is_ok());
+}
+
+#[test]
+fn asking_for_lists_of_another_validity_makes_the_ca_sign_no_more_of_them() {
+    let ca = Ca::new("");
+    ca.batch("b", "SN-1", 1, &[]);
+    let list = |hours: u32| {
+        let answer =
+            ca.ask(&json!({ "type": "revocation-list", "authority": "fleet", "next_update_hours": hours }));
+        answer["der"].as_str().unwrap().to_owned()
+    };
+    let first = list(24);
+    for hours in 1..20 {
+        assert!(list(hours) == first, "{hours}");
+    }
+    // What has ended is on it at once.
+    let certificate = ca.issue(&key(), "operational", by_batch("SN-1")).unwrap();
+    assert_eq!(ca.end(&certificate, "revoked")["ended"], 1);
+    assert!(list(24) != first);
+    let db = rusqlite::Connection::open(ca.path("ca.db")).unwrap();
+    let signed: i64 = db
+        .query_row("SELECT count(*) FROM log WHERE action = 'list.sign'", [], |r| {
+            r.get(0)
+        })
+        .unwrap();
+    assert_eq!(signed, 2);
+}
+
+#[test]
 fn a_kill_loses_no_certificate_and_uses_no_serial_twice() {
     let mut ca = Ca::new("");
     ca.batch("b", "K-*", 100_000, &[]);
@@ -851,9 +985,26 @@ fn with_a_clock_that_went_back_nothing_is_signed() {
     );
     assert_eq!(ca.end(&certificate, "revoked")["ended"], 1);
     assert_eq!(ca.count(), 1);
-    assert!(String::from_utf8_lossy(&ca.operator(&["status"]).stdout).contains("set the clock"));
-    db.execute("UPDATE clock SET seen = 0", []).unwrap();
+    assert!(String::from_utf8_lossy(&ca.operator(&["status"]).stdout).contains("countersign ca clock reset"));
+    // Only the operator at the CA says that the later time was the wrong one, and says why; nobody restarts anything.
+    let reset = |reason: &str| ca.operator(&["clock", "reset", "--reason", reason]);
+    assert!(!reset(" ").status.success());
+    refused(ca.issue(&key(), "operational", by_batch("SN-2")), "clock-behind");
+    assert!(reset("the battery was empty").status.success());
     assert!(ca.issue(&key(), "operational", by_batch("SN-2")).is_ok());
+    let (action, detail): (String, String) = db
+        .query_row(
+            "SELECT action, detail FROM log WHERE action LIKE 'clock.%'",
+            [],
+            |r| Ok((r.get(0)?, r.get(1)?)),
+        )
+        .unwrap();
+    assert!(
+        action == "clock.reset" && detail.contains("the battery was empty"),
+        "{action} {detail}"
+    );
+    let findings = ca.operator(&["status"]).stdout;
+    assert!(!String::from_utf8_lossy(&findings).contains("clock reset"));
     assert_eq!(ca.ask(&list)["type"], "signed");
     // The store itself refuses what no code of ours would ask for.
     for forbidden in [

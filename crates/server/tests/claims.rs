@@ -192,7 +192,7 @@ fn a_claims_secret_enrols_the_ids_on_its_list_once_each_and_nobody_else() {
     refused("line-3", &user, "202", "approval");
     place
         .server
-        .cli_ok(&["device", "decommission", "line-3"])
+        .cli_ok(&["device", "decommission", "line-3", "--reason", "test"])
         .unwrap();
     let (status, text) = place.post("simpleenroll", "line-3", &["-u", &user]);
     assert!(

@@ -67,10 +67,11 @@ impl World {
 fn silent_clients_cost_a_bounded_time_and_number_and_hold_up_nobody() {
     let world =
         world("[limits]\nhandshakes_max = 20\nconnections_per_source_max = 1000\nhandshake_timeout_s = 2\n");
-    let silent: Vec<TcpStream> = (0..20)
+    // 18 of 20: the last eighth is for addresses that hold few.
+    let silent: Vec<TcpStream> = (0..18)
         .map(|_| TcpStream::connect(world.server.devices).unwrap())
         .collect();
-    while world.metric("countersign_handshakes") < 20 {}
+    while world.metric("countersign_handshakes") < 18 {}
     // The next is turned away at once, before any cryptography.
     let started = Instant::now();
     assert_eq!(

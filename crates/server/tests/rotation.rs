@@ -129,7 +129,7 @@ fn renews(server: &Server, device: &Device) -> Option<Identity> {
 fn a_rotation_of_5000_devices_locks_nobody_out_who_can_be_reached() {
     let folder = tempfile::tempdir().unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
-    let config = "[limits]\nconnections_per_source_max = 10000\n";
+    let config = "[limits]\nconnections_per_source_max = 10000\nsource_connect_burst = 100000\n";
     let server = Server::start(program, &folder.path().join("data"), config).unwrap();
 
     // The old world: a CA that was brought along, and its fleet.

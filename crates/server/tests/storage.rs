@@ -57,7 +57,7 @@ fn the_log_is_synced_before_each_promising_answer() {
             .ask(
                 "POST",
                 "/tenants/default/devices/d1/moves",
-                Some(&json!({ "move": attempted })),
+                Some(&json!({ "move": attempted, "reason": "test" })),
             )
             .unwrap();
         expected += 1;

@@ -1,19 +1,23 @@
 //! A client that does exactly what it is told, and says exactly what it saw.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use countersign_identity::{CertificateFacts, Timestamp};
+use rustls::StreamOwned;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ClientConnection, ResolvesClientCert};
+use rustls::client::{
+    ClientConnection, ClientSessionStore, ResolvesClientCert, Resumption, Tls12ClientSessionValue,
+    Tls13ClientSessionValue,
+};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
-    SupportedProtocolVersion,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, HandshakeKind,
+    NamedGroup, SignatureScheme, SupportedProtocolVersion,
 };
 
 use crate::pki::Identity;
@@ -23,6 +27,8 @@ use crate::pki::Identity;
 pub struct Seen {
     /// The handshake was complete from the client's side.
     pub handshake: bool,
+    /// It was resumed.
+    pub resumed: bool,
     /// The TLS alert that came.
     pub alert: Option<u8>,
     /// The bytes that came over TLS.
@@ -135,11 +141,58 @@ impl ResolvesClientCert for Shows {
     }
 }
 
+/// The last session, offered to whatever server comes next: a client that does not keep to its names.
+#[derive(Debug, Default)]
+pub struct LastSession {
+    tls12: Mutex<Option<Tls12ClientSessionValue>>,
+    tls13: Mutex<Option<Tls13ClientSessionValue>>,
+}
+
+impl LastSession {
+    /// Whether a server gave it a session to come back with.
+    pub fn is_some(&self) -> bool {
+        let tls12 = self.tls12.lock().expect("a lock").is_some();
+        tls12 || self.tls13.lock().expect("a lock").is_some()
+    }
+}
+
+impl ClientSessionStore for LastSession {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
+        *self.tls12.lock().expect("a lock") = Some(value);
+    }
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.tls12.lock().expect("a lock").clone()
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {
+        *self.tls12.lock().expect("a lock") = None;
+    }
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+        *self.tls13.lock().expect("a lock") = Some(value);
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.tls13.lock().expect("a lock").take()
+    }
+}
+
 /// One attempt.
 #[derive(Debug, Clone)]
 pub struct Attempt {
     /// Where to.
     pub server: SocketAddr,
+    /// The address to come from; `None` for any.
+    pub from: Option<IpAddr>,
+    /// Sent before TLS, as a balancer does.
+    pub preamble: Vec<u8>,
     /// The server name to ask for.
     pub name: String,
     /// The certificate to show.
@@ -158,6 +211,8 @@ pub struct Attempt {
     pub then: Vec<u8>,
     /// How long to wait for more.
     pub patience: Duration,
+    /// A client that remembers its session from one attempt to the next: see [`Attempt::resuming`].
+    pub client: Option<Arc<ClientConfig>>,
 }
 
 /// TLS 1.3 alone.
@@ -170,6 +225,8 @@ impl Attempt {
     pub fn new(server: SocketAddr) -> Self {
         Self {
             server,
+            from: None,
+            preamble: vec![],
             name: "localhost".into(),
             identity: None,
             trust: true,
@@ -179,6 +236,25 @@ impl Attempt {
             send: vec![],
             then: vec![],
             patience: Duration::from_secs(10),
+            client: None,
+        }
+    }
+
+    /// Remembers the session that it is given, and offers it in each attempt from then on. Certificate, versions and ALPN
+    /// are those of now.
+    #[must_use]
+    pub fn resuming(self) -> Self {
+        self.remembering(Arc::default())
+    }
+
+    /// The same, in a store that can be looked at.
+    #[must_use]
+    pub fn remembering(self, session: Arc<LastSession>) -> Self {
+        let mut config = self.config();
+        config.resumption = Resumption::store(session);
+        Self {
+            client: Some(Arc::new(config)),
+            ..self
         }
     }
 
@@ -200,7 +276,11 @@ impl Attempt {
         }
     }
 
-    fn config(&self) -> ClientConfig {
+    /// The TLS configuration that it goes by, without resumption.
+    ///
+    /// # Panics
+    /// If the identity's key cannot be used.
+    pub fn config(&self) -> ClientConfig {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(self.versions)
@@ -221,21 +301,58 @@ impl Attempt {
             }
         };
         config.alpn_protocols = self.alpn.clone();
-        config.resumption = rustls::client::Resumption::disabled();
+        config.resumption = Resumption::disabled();
         config
+    }
+
+    /// The bytes of its ClientHello, as somebody records them to send them again and again.
+    pub fn hello(&self) -> Vec<u8> {
+        let name = ServerName::try_from(self.name.clone()).expect("a server name");
+        let mut tls = ClientConnection::new(Arc::new(self.config()), name).expect("a TLS client");
+        let mut bytes = Vec::new();
+        let _ = tls.write_tls(&mut bytes);
+        bytes
+    }
+
+    /// Connects, sends its CONNECT, and keeps the session.
+    ///
+    /// # Errors
+    /// If CONNACK is not 0, or nothing comes within its patience.
+    pub fn open(&self) -> std::io::Result<Link> {
+        let socket = dial(self.from, self.server)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(self.patience))?;
+        socket.set_write_timeout(Some(self.patience))?;
+        let name = ServerName::try_from(self.name.clone()).expect("a server name");
+        let tls = ClientConnection::new(Arc::new(self.config()), name).expect("a TLS client");
+        let mut link = Link {
+            stream: StreamOwned::new(tls, socket),
+        };
+        link.stream.write_all(&self.send)?;
+        let connack = link.packet()?;
+        if connack.first() == Some(&0x20) && connack.get(3) == Some(&0) {
+            Ok(link)
+        } else {
+            Err(std::io::Error::other(format!("not admitted: {connack:x?}")))
+        }
     }
 
     /// Connects, and reads until the server has nothing more to say.
     pub fn run(&self) -> Seen {
         let mut seen = Seen::default();
-        let Ok(mut socket) = TcpStream::connect(self.server) else {
+        let Ok(mut socket) = dial(self.from, self.server) else {
             seen.reset = true;
             return seen;
         };
         let _ = socket.set_nodelay(true);
         let _ = socket.set_read_timeout(Some(self.patience));
+        if socket.write_all(&self.preamble).is_err() {
+            seen.reset = true;
+            return seen;
+        }
         let name = ServerName::try_from(self.name.clone()).expect("a server name");
-        let mut tls = ClientConnection::new(Arc::new(self.config()), name).expect("a TLS client");
+        let config = self.client.clone().unwrap_or_else(|| Arc::new(self.config()));
+        let mut tls = ClientConnection::new(config, name).expect("a TLS client");
         let mut sent = false;
         let mut then = self.then.is_empty();
         loop {
@@ -247,6 +364,7 @@ impl Attempt {
             }
             if !tls.is_handshaking() && !sent {
                 seen.handshake = true;
+                seen.resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
                 sent = true;
                 if !self.send.is_empty() {
                     let _ = tls.writer().write_all(&self.send);
@@ -293,6 +411,54 @@ impl Attempt {
         let _ = socket.shutdown(Shutdown::Write);
         seen
     }
+}
+
+/// A session that is kept.
+#[derive(Debug)]
+pub struct Link {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+}
+
+impl Link {
+    /// Sends packets.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes)?;
+        self.stream.flush()
+    }
+
+    /// The next packet; its length must fit one byte.
+    ///
+    /// # Errors
+    /// If none comes in time, or the connection is lost.
+    pub fn packet(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut packet = vec![0; 2];
+        self.stream.read_exact(&mut packet)?;
+        let length = usize::from(packet[1]);
+        packet.resize(2 + length, 0);
+        self.stream.read_exact(&mut packet[2..])?;
+        Ok(packet)
+    }
+}
+
+/// Connects from this address, if one is given.
+///
+/// # Errors
+/// What the operating system says.
+pub fn dial(from: Option<IpAddr>, server: SocketAddr) -> std::io::Result<TcpStream> {
+    let Some(from) = from else {
+        return TcpStream::connect(server);
+    };
+    let family = match server {
+        SocketAddr::V4(_) => rustix::net::AddressFamily::INET,
+        SocketAddr::V6(_) => rustix::net::AddressFamily::INET6,
+    };
+    let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None)?;
+    rustix::net::bind(&socket, &SocketAddr::new(from, 0))?;
+    rustix::net::connect(&socket, &server)?;
+    Ok(TcpStream::from(socket))
 }
 
 fn is_reset(e: &std::io::Error) -> bool {

@@ -168,6 +168,12 @@ impl Ca {
         self.issue_for(leaf, above, key())
     }
 
+    /// Issues a good device certificate that expires so many seconds from now.
+    pub fn issue_for_seconds(&self, name: &str, seconds: i64) -> Identity {
+        let until = OffsetDateTime::now_utc() + Duration::seconds(seconds);
+        self.issue_until(&Leaf::named(name), &[], key(), Some(until))
+    }
+
     /// Issues a certificate for the key of another one.
     pub fn issue_again(&self, leaf: &Leaf, other: &Identity) -> Identity {
         self.issue_for(leaf, &[], KeyPair::from_pem(&other.key_pem).expect("a key"))
@@ -213,6 +219,16 @@ impl Ca {
     }
 
     fn issue_for(&self, leaf: &Leaf, above: &[&Self], leaf_key: KeyPair) -> Identity {
+        self.issue_until(leaf, above, leaf_key, None)
+    }
+
+    fn issue_until(
+        &self,
+        leaf: &Leaf,
+        above: &[&Self],
+        leaf_key: KeyPair,
+        until: Option<OffsetDateTime>,
+    ) -> Identity {
         let mut params = CertificateParams::new(vec![]).expect("parameters");
         params.distinguished_name = rcgen::DistinguishedName::new();
         for name in &leaf.common_names {
@@ -225,7 +241,7 @@ impl Ca {
         }
         let now = OffsetDateTime::now_utc();
         params.not_before = now + Duration::days(leaf.days.0);
-        params.not_after = now + Duration::days(leaf.days.1);
+        params.not_after = until.unwrap_or(now + Duration::days(leaf.days.1));
         params.serial_number = Some(serial_of(&leaf_key));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = leaf.usage.clone().unwrap_or_default();

@@ -21,6 +21,14 @@ use crate::profile::{KeyKind, ProfileKind};
 /// How far the station's clock may be ahead of ours.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
+/// So much of what a journal tells may be refused or doubtful, besides twice the quota: a small grant has mistakes too.
+const FAULTS_SPARE: u64 = 100;
+
+/// How many refusals and doubts of one journal are kept, each of them named in the report: beyond it, nothing counts.
+fn faults_max(terms: &Terms) -> u64 {
+    terms.quota.saturating_mul(2).saturating_add(FAULTS_SPARE)
+}
+
 /// An identity that the journal tells of, and that keeps the terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -124,6 +132,7 @@ impl Account {
             issued: 0,
             entries: Vec::new(),
             refused: Vec::new(),
+            refused_devices: HashSet::new(),
             doubtful: Vec::new(),
             by_device: HashMap::new(),
             keys: HashMap::new(),
@@ -131,6 +140,11 @@ impl Account {
         };
         for record in &verified.records {
             taking.take(record.number, record.at, &record.event);
+            let limit = faults_max(known.terms);
+            if (taking.refused.len() + taking.doubtful.len()) as u64 > limit {
+                let number = record.number;
+                return Err(JournalFault::BeyondTerms { number, limit });
+            }
         }
         Ok(Self {
             entries: taking.entries,
@@ -162,6 +176,7 @@ struct Taking<'a> {
     issued: u64,
     entries: Vec<Entry>,
     refused: Vec<Refused>,
+    refused_devices: HashSet<DeviceId>,
     doubtful: Vec<u64>,
     by_device: HashMap<DeviceId, usize>,
     keys: HashMap<Fingerprint, DeviceId>,
@@ -188,12 +203,15 @@ impl Taking<'_> {
                             confirmed: None,
                         });
                     }
-                    Err(fault) => self.refused.push(Refused {
-                        number,
-                        device: device.clone(),
-                        fingerprint: Fingerprint::of(&der),
-                        fault,
-                    }),
+                    Err(fault) => {
+                        self.refused_devices.insert(device.clone());
+                        self.refused.push(Refused {
+                            number,
+                            device: device.clone(),
+                            fingerprint: Fingerprint::of(&der),
+                            fault,
+                        });
+                    }
                 }
                 // Every one that was signed counts, also one that is refused: it exists.
                 self.issued += 1;
@@ -223,7 +241,7 @@ impl Taking<'_> {
 
     /// What is told of a refused certificate is of no interest.
     fn doubt(&mut self, number: u64, device: &DeviceId) {
-        if !self.refused.iter().any(|r| r.device == *device) {
+        if !self.refused_devices.contains(device) {
             self.doubtful.push(number);
         }
     }

@@ -216,6 +216,16 @@ pub enum JournalFault {
         /// Its time.
         at: Timestamp,
     },
+    /// It tells of more that the grant does not allow than any honest station could.
+    #[error(
+        "by record {number} the journal tells of more than {limit} certificates and proofs that the grant does not allow; hint: this is no mistake of a line: whoever has the station's key writes it: revoke the station (countersign factory station revoke)"
+    )]
+    BeyondTerms {
+        /// The record that was one too many.
+        number: u64,
+        /// How many are borne.
+        limit: u64,
+    },
     /// It does not begin with the grant.
     #[error(
         "the journal does not begin with its grant; hint: it is no journal of a station, or its beginning was lost"
@@ -234,6 +244,7 @@ impl JournalFault {
             Self::OtherGrant { .. } => "journal.other-grant",
             Self::AfterClose { .. } => "journal.after-close",
             Self::Clock { .. } => "journal.clock",
+            Self::BeyondTerms { .. } => "journal.beyond-terms",
             Self::NotOpened => "journal.not-opened",
         }
     }

@@ -104,6 +104,28 @@ pub enum StationFault {
         "the certificate is not as the profile of the grant has it: {0}; hint: whoever holds the station's key issued it by other means: revoke the station"
     )]
     Certificate(String),
+    /// The device proved its key too late.
+    #[error(
+        "{device} proved its key at {confirmed}, and its certificate had lapsed at {lapsed}: that is final; hint: give the device a new identity (countersign device provision), and reconcile sooner, or make issuance.lapse_after_days longer"
+    )]
+    Lapsed {
+        /// The id.
+        device: DeviceId,
+        /// When it proved its key, by the station's clock.
+        confirmed: Timestamp,
+        /// When the certificate lapsed.
+        lapsed: Timestamp,
+    },
+    /// The certificate had ended before the registry was restored.
+    #[error(
+        "the certificate of {device} with the serial number {serial} had been revoked or replaced after the backup was made that the registry was restored from; hint: give the device a new identity: countersign device provision"
+    )]
+    RevokedBefore {
+        /// The id.
+        device: DeviceId,
+        /// The certificate's serial number, hex.
+        serial: String,
+    },
     /// The device was decommissioned.
     #[error("{device} is decommissioned, and that is final; hint: give the hardware another id")]
     Decommissioned {
@@ -125,6 +147,8 @@ impl StationFault {
             Self::KeyOfOther { .. } => "station.key-of-other",
             Self::Key(_) => "station.key",
             Self::Certificate(_) => "station.certificate",
+            Self::Lapsed { .. } => "station.lapsed",
+            Self::RevokedBefore { .. } => "station.revoked-before",
             Self::Decommissioned { .. } => "station.decommissioned",
         }
     }

@@ -1,7 +1,7 @@
 //! The end of an exchange that was not granted: recorded, counted and logged once, in one line.
 
 use countersign_policy::denial::Wire;
-use countersign_policy::{Denial, Outcome};
+use countersign_policy::{Denial, Outcome, Stage};
 
 use super::trace::Trace;
 use crate::metrics::count;
@@ -44,6 +44,14 @@ impl Refused {
         }
     }
 
+    /// When the device is told to come again, in seconds, where its protocol can say so. Spread over twice the time, or all who
+    /// were refused in one second would come again in one.
+    pub(crate) fn retry_after_s(&self) -> Option<u32> {
+        let base = self.denial.retry_after_s?;
+        let spread = self.trace.id.as_u64() % (u64::from(base) + 1);
+        Some(base.saturating_add(u32::try_from(spread).unwrap_or(0)))
+    }
+
     /// Keeps the record: ledger row, counter, and one line that can be counted.
     pub(crate) fn conclude(self, node: &Node) {
         let outcome = match self.denial.code.wire() {
@@ -51,7 +59,11 @@ impl Refused {
             _ => Outcome::Refused,
         };
         node.metrics.refused(self.denial.code);
+        let at_the_door = matches!(self.denial.code.stage(), Stage::Accept | Stage::ClientHello);
         let record = self.trace.into_refusal(outcome, self.denial);
+        if at_the_door && !node.may_log_refusal() {
+            return node.sink.record(record);
+        }
         let denial = record.denial.as_ref();
         let shown = record.certificate.as_ref();
         tracing::warn!(

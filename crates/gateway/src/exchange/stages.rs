@@ -2,25 +2,30 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use countersign_identity::{Anchor, CertificateFacts, TenantId, Timestamp, VerifiedChain};
+use countersign_identity::{Anchor, CertificateFacts, Fingerprint, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::decide::AdmissionPermit;
 use countersign_policy::facts::{ConnectFacts, TlsFacts};
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{
     Admission, ClientIdMode, CredentialFacts, Denial, DenialCode, DeviceFacts, ExchangeId, FactSource,
-    Outcome, Possession, Stage,
+    LifecycleState, Outcome, Possession, Stage,
 };
 use rustls::server::UnbufferedServerConnection;
-use rustls::{AlertDescription, Error as TlsError, PeerIncompatible};
+use rustls::{AlertDescription, Error as TlsError, HandshakeKind, PeerIncompatible};
 
 use super::refused::{Abandoned, Refused};
 use super::trace::Trace;
 use crate::handshake::context::{self, HandshakeContext};
 use crate::handshake::driver::{self, Pass};
 use crate::handshake::hello::ClientHello;
+use crate::handshake::ticket::Resumed;
+use crate::handshake::ticket::facts::TicketVersion;
 use crate::node::Node;
+use crate::shaping::attempts::Standing;
+use crate::shaping::queue::{Class, Place};
+use crate::shaping::sources::account_of;
 
 /// A TCP connection that admission control by source let pass. Nothing is known of it but its address.
 #[derive(Debug)]
@@ -33,6 +38,17 @@ impl Accepted {
         Self {
             trace: Trace::new(id, started, source, listener),
         }
+    }
+
+    /// A balancer's header says where it really comes from. From here on nothing sees the balancer's address but the record.
+    pub(crate) fn come_from(&mut self, source: SocketAddr) {
+        let proxy = std::mem::replace(&mut self.trace.source, source);
+        self.trace.fact("proxy", proxy.to_string());
+    }
+
+    /// Where it comes from.
+    pub(crate) fn source(&self) -> SocketAddr {
+        self.trace.source()
     }
 
     /// Refuses it before or at the ClientHello.
@@ -81,19 +97,16 @@ impl Accepted {
         }
         self.trace.tenant = asked.clone();
         self.trace.passed(Stage::ClientHello);
-        let context = Box::new(HandshakeContext {
-            facts: facts.clone(),
-            asked,
-            now: node.now(),
-            shown: None,
-            verdict: None,
-            possession: Possession::Unproven,
-            certificate_at: None,
-            possession_at: None,
-        });
+        // TLS 1.3 is never turned off, so it is taken where it is offered.
+        let version = match hello.offers.tls13 {
+            true => TicketVersion::Tls13,
+            false => TicketVersion::Tls12,
+        };
+        let mut context = HandshakeContext::new(facts.clone(), asked, version, node.now());
+        context.attempts = Some(node.attempts.clone());
         Ok(Handshaking {
             trace: self.trace,
-            context: Some(context),
+            context: Some(Box::new(context)),
             flight_sent: false,
         })
     }
@@ -107,6 +120,25 @@ pub struct Handshaking {
 }
 
 impl Handshaking {
+    /// Where it stands in the queue for a handshake, with a ClientHello of so many bytes.
+    pub(crate) fn place(&self, bytes: usize) -> Place {
+        Place {
+            tenant: self.trace.tenant.clone(),
+            // Until tickets are opened before this every handshake is a full one.
+            class: Class::Full,
+            source: account_of(self.trace.source.ip()),
+            bytes,
+        }
+    }
+
+    /// It waited for its turn, which is now: dates are held against this moment.
+    pub(crate) fn admitted(&mut self, waited: Duration, now: Timestamp) {
+        self.trace.fact("queued_ms", waited.as_millis().to_string());
+        if let Some(context) = &mut self.context {
+            context.now = now;
+        }
+    }
+
     /// Moves the handshake on by what is in `input`.
     pub(crate) fn pass(
         &mut self,
@@ -126,20 +158,37 @@ impl Handshaking {
     /// The handshake is complete: rustls says so, and so must the context, or nobody comes in.
     ///
     /// # Errors
-    /// [`Refused`] if there is no verdict or possession was not proven.
+    /// [`Refused`] if there is no verdict or possession was not proven, in this handshake or in the one that a resumed
+    /// session goes back to.
     pub(crate) fn complete(mut self, tls: &UnbufferedServerConnection) -> Result<Handshaken, Box<Refused>> {
         self.take_findings();
-        let verdict = self.context.take().and_then(|c| c.verdict);
-        let (Some(Ok(chain)), Possession::Proven) = (verdict, self.trace.possession) else {
-            let denial = Denial::new(
-                DenialCode::NoCertificate,
-                "the handshake ended without a verified certificate",
-            );
-            return Err(Box::new(Refused {
-                trace: self.trace,
-                denial,
-            }));
+        let (mut standing, attempts) = match &self.context {
+            Some(context) => (context.standing, context.attempts.clone()),
+            None => (Standing::Within, None),
         };
+        let resumed = !matches!(
+            tls.handshake_kind(),
+            Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest)
+        );
+        let chain = match resumed {
+            true => self.resumed_chain(tls),
+            false => self.full_chain(),
+        };
+        let chain = match chain {
+            Ok(chain) => chain,
+            Err(denial) => {
+                return Err(Box::new(Refused {
+                    trace: self.trace,
+                    denial,
+                }));
+            }
+        };
+        if let (true, Some(attempts)) = (resumed, attempts) {
+            // No certificate was shown; the ticket stands for the proof of its key, and so the attempt counts.
+            let fingerprint = chain.leaf().fingerprint;
+            standing = attempts.standing(&fingerprint);
+            attempts.count(fingerprint);
+        }
         let facts = TlsFacts {
             version: match tls.protocol_version() {
                 Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -153,7 +202,7 @@ impl Handshaking {
                 .negotiated_cipher_suite()
                 .and_then(|s| s.suite().as_str())
                 .unwrap_or("unknown"),
-            resumed: false,
+            resumed,
         };
         self.trace.fact("tls_version", facts.version);
         if let Some(group) = facts.group {
@@ -167,7 +216,52 @@ impl Handshaking {
             chain,
             tls: facts,
             first_contact_over: false,
+            standing,
         })
+    }
+
+    fn full_chain(&mut self) -> Result<VerifiedChain, Denial> {
+        let verdict = self.context.take().and_then(|c| c.verdict);
+        match (verdict, self.trace.possession) {
+            (Some(Ok(chain)), Possession::Proven) => Ok(chain),
+            _ => Err(Denial::new(
+                DenialCode::NoCertificate,
+                "the handshake ended without a verified certificate",
+            )),
+        }
+    }
+
+    /// Stages 4 and 5 of a resumed session: the ticket that was opened brought them, and the library must have taken the
+    /// same certificate from it.
+    fn resumed_chain(&mut self, tls: &UnbufferedServerConnection) -> Result<VerifiedChain, Denial> {
+        let context = self.context.take();
+        let brought = context.and_then(|c| match c.verdict {
+            None => c.resumed.map(|resumed| (resumed, c.version)),
+            Some(_) => None,
+        });
+        let restored = tls.peer_certificates().and_then(|chain| chain.first());
+        let agreed = match tls.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => Some(TicketVersion::Tls13),
+            Some(rustls::ProtocolVersion::TLSv1_2) => Some(TicketVersion::Tls12),
+            _ => None,
+        };
+        let (Some((resumed, version)), Some(restored)) = (brought, restored) else {
+            return Err(DenialCode::ResumedWithoutCertificate.into());
+        };
+        let leaf = resumed.chain.leaf();
+        if Fingerprint::of(restored) != leaf.fingerprint || agreed != Some(version) {
+            return Err(Denial::new(
+                DenialCode::ResumedWithoutCertificate,
+                "the session that was resumed is not the one that the ticket is of",
+            ));
+        }
+        let Resumed {
+            chain,
+            proven_at,
+            chain_length,
+        } = resumed;
+        self.trace.taken_over(&chain, chain_length, proven_at);
+        Ok(chain)
     }
 
     /// TLS failed, by either side.
@@ -204,6 +298,9 @@ impl Handshaking {
         let trace = &mut self.trace;
         trace.certificate = context.shown.take();
         trace.possession = context.possession;
+        if let Some(why) = context.declined {
+            trace.fact("ticket_declined", why.name());
+        }
         if let Some(at) = context.certificate_at {
             match context.verdict {
                 Some(Ok(_)) => trace.passed_at(Stage::ClientCertificate, at),
@@ -257,6 +354,7 @@ pub struct Handshaken {
     chain: VerifiedChain,
     tls: TlsFacts,
     first_contact_over: bool,
+    standing: Standing,
 }
 
 /// What identification came to.
@@ -273,6 +371,10 @@ impl Handshaken {
     /// # Errors
     /// [`Refused`] if the certificate names no device, or one that is not known by this certificate.
     pub(crate) fn identify(mut self, facts: &dyn FactSource) -> Result<Identification, Box<Refused>> {
+        if let Standing::Over(wait) | Standing::FarOver(wait) = self.standing {
+            let denial = Denial::from(DenialCode::DeviceRate).retry_after(wait);
+            return Err(Box::new(self.refuse(denial)));
+        }
         match self.look_up(facts) {
             Ok(Some((device, credential))) => {
                 self.trace.passed(Stage::Identify);
@@ -353,6 +455,11 @@ impl Handshaken {
                 format!("tenant {} has no device {id}", anchor.tenant),
             )),
         }
+    }
+
+    /// Whether certificate and proof are those of an earlier handshake.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.tls.resumed
     }
 
     /// The registry has learned what it was asked to.
@@ -548,6 +655,11 @@ impl Authorised {
         }
     }
 
+    /// Whether it was let into the quarantine lane alone.
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.connected.device.state == LifecycleState::Quarantined
+    }
+
     /// The tenant whose rules apply to it.
     pub(crate) fn tenant(&self) -> &TenantId {
         &self.connected.device.tenant
@@ -613,3 +725,6 @@ impl Trace {
         accepted
     }
 }
+
+#[cfg(test)]
+mod tests;

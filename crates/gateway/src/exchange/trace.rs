@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use countersign_identity::{AuthorityId, DeviceId, TenantId, Timestamp};
+use countersign_identity::{AuthorityId, DeviceId, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::exchange::ShownCertificate;
 use countersign_policy::{
     Denial, ExchangeId, ExchangeRecord, Generations, Outcome, Possession, Stage, StageOutcome, StageRecord,
@@ -109,6 +109,24 @@ impl Trace {
         });
     }
 
+    /// Certificate and proof are those of the full handshake that began at `proven_at`: a ticket brought them.
+    pub(super) fn taken_over(&mut self, chain: &VerifiedChain, chain_length: u8, proven_at: Timestamp) {
+        let (leaf, now) = (chain.leaf(), Instant::now());
+        self.certificate = Some(ShownCertificate {
+            fingerprint: leaf.fingerprint,
+            serial: leaf.serial.clone(),
+            subject: leaf.subject_text.clone(),
+            issuer: leaf.issuer_text.clone(),
+            chain_length,
+        });
+        self.possession = Possession::Proven;
+        self.fact("resumed_from", proven_at.to_string());
+        for stage in [Stage::ClientCertificate, Stage::CertificateVerify] {
+            self.end_stage(stage, now, StageOutcome::TakenOver);
+            self.last = (stage, now);
+        }
+    }
+
     /// `stage` ended the exchange, at `at`.
     pub(super) fn failed_at(&mut self, stage: Stage, at: Instant) {
         self.end_stage(stage, at, StageOutcome::Failed);
@@ -116,7 +134,7 @@ impl Trace {
 
     /// The record of a refusal, whichever side refused.
     pub(super) fn into_refusal(mut self, outcome: Outcome, denial: Denial) -> ExchangeRecord {
-        if self.stages.iter().all(|s| s.outcome == StageOutcome::Passed) {
+        if self.stages.iter().all(|s| s.outcome != StageOutcome::Failed) {
             self.failed_at(denial.code.stage().max(self.last.0), Instant::now());
         }
         self.into_record(outcome, Some(denial))

@@ -10,6 +10,8 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 
+use super::chains::VerifiedChains;
+use super::ticket::DeviceTickets;
 use super::verifier::DeviceVerifier;
 
 /// What is spoken on a device listener. Without ALPN a client speaks MQTT.
@@ -138,7 +140,7 @@ impl ResolvesServerCert for ServerIdentity {
     }
 }
 
-/// Builds the configuration: device certificate required, no resumption, no 0-RTT.
+/// Builds the configuration: device certificate required, resumption by our tickets or not at all, no 0-RTT.
 ///
 /// # Errors
 /// [`ServerIdentityError::Configuration`] if the library refuses it.
@@ -146,9 +148,14 @@ pub fn server_config(
     identity: Arc<ServerIdentity>,
     minimum: TlsMinimum,
     protocols: &[Protocol],
+    chains: Arc<VerifiedChains>,
+    tickets: Option<DeviceTickets>,
 ) -> Result<Arc<ServerConfig>, ServerIdentityError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = Arc::new(DeviceVerifier::new(provider.signature_verification_algorithms));
+    let verifier = Arc::new(DeviceVerifier::new(
+        provider.signature_verification_algorithms,
+        chains,
+    ));
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(minimum.versions())
         .map_err(ServerIdentityError::Configuration)?
@@ -160,9 +167,14 @@ pub fn server_config(
         .flat_map(Protocol::alpn)
         .map(<[u8]>::to_vec)
         .collect();
-    // A resumed session skips the certificate checks; it stays off until every one of them is repeated by us.
+    // Nothing is kept here: what resumes a session is a ticket, and a ticket is ours to decline. Never shared with a
+    // configuration that has another verifier, or a session without a certificate could be resumed as one with.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
+    config.send_tls13_tickets = usize::from(tickets.is_some());
+    config.max_tls13_tickets = 0;
+    if let Some(tickets) = tickets {
+        config.ticketer = Arc::new(tickets);
+    }
     // 0-RTT can be replayed before possession is proven: off for ever.
     config.max_early_data_size = 0;
     // RFC 7627: without it a TLS 1.2 session can be bound to another peer's handshake.

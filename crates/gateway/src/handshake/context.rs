@@ -7,9 +7,14 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use countersign_identity::{TenantId, Timestamp, VerifiedChain};
+use countersign_identity::{PathDigest, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::exchange::ShownCertificate;
 use countersign_policy::{Denial, FactSource, Possession};
+
+use super::chains::ShownChain;
+use super::ticket::facts::TicketVersion;
+use super::ticket::{Decline, Resumed};
+use crate::shaping::{Attempts, Standing};
 
 /// What the verifier needs of a connection, and what it found.
 pub struct HandshakeContext {
@@ -19,6 +24,8 @@ pub struct HandshakeContext {
     pub asked: Option<TenantId>,
     /// When the handshake started.
     pub now: Timestamp,
+    /// The version that is agreed on: the newest that the client offers.
+    pub version: TicketVersion,
     /// The certificate that was shown.
     pub shown: Option<ShownCertificate>,
     /// The verdict on it, formed when it was shown, answered only when possession is proven.
@@ -29,6 +36,49 @@ pub struct HandshakeContext {
     pub certificate_at: Option<Instant>,
     /// When possession was checked.
     pub possession_at: Option<Instant>,
+    /// How often devices come; `None`: nobody counts.
+    pub attempts: Option<Arc<Attempts>>,
+    /// How this one stood before this attempt.
+    pub standing: Standing,
+    /// The certificate that was shown, or that the ticket brought, in DER: a ticket is made for it.
+    pub leaf_der: Option<Box<[u8]>>,
+    /// The path to be remembered once possession is proven.
+    pub remember: Option<(ShownChain, PathDigest)>,
+    /// What a ticket brought that was opened. It counts if the session was resumed, and not before.
+    pub resumed: Option<Resumed>,
+    /// Why a ticket was not taken, the last one.
+    pub declined: Option<Decline>,
+    /// How many tickets were looked at.
+    pub tickets_tried: u32,
+}
+
+impl HandshakeContext {
+    /// Of a handshake that starts at `now`; nothing is known yet.
+    pub fn new(
+        facts: Arc<dyn FactSource>,
+        asked: Option<TenantId>,
+        version: TicketVersion,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            facts,
+            asked,
+            now,
+            version,
+            shown: None,
+            verdict: None,
+            possession: Possession::Unproven,
+            certificate_at: None,
+            possession_at: None,
+            leaf_der: None,
+            remember: None,
+            resumed: None,
+            declined: None,
+            tickets_tried: 0,
+            attempts: None,
+            standing: Standing::Within,
+        }
+    }
 }
 
 thread_local! {

@@ -4,6 +4,8 @@
 //! what admission needs beforehand is read here. The same bytes then go to rustls, which judges them on its own: this
 //! reader decides nothing about the protocol but the server name, and never trusts a length.
 
+use crate::proxy::SIGNATURE;
+
 /// The most bytes that a ClientHello may have before it is complete. A post-quantum hello has about 1.8 KB.
 pub const HELLO_BYTES_MAX: usize = 16 * 1024;
 
@@ -58,6 +60,12 @@ pub fn read(bytes: &[u8]) -> Hello {
             // 0x10 is the first byte of an MQTT CONNECT (MQTT 3.1).
             return if kind == 0x10 && message.is_empty() {
                 Hello::PlaintextMqtt
+            } else if message.is_empty()
+                && (bytes.starts_with(&SIGNATURE[..4]) || bytes.starts_with(b"PROXY "))
+            {
+                Hello::NotTls(
+                    "the peer sent a PROXY protocol header; hint: if it is your balancer, name it in proxy_from of [[listeners]]",
+                )
             } else {
                 Hello::NotTls("the first record is no TLS handshake record")
             };
@@ -250,6 +258,13 @@ mod tests {
     fn tells_plaintext_and_noise_apart() {
         assert_eq!(read(&[0x10, 12, 0, 4]), Hello::PlaintextMqtt);
         assert!(matches!(read(b"GET / HTTP/1.1"), Hello::NotTls(_)));
+        for header in [&SIGNATURE[..], b"PROXY TCP4 198.51.100.7"] {
+            let told = read(header);
+            assert!(
+                matches!(told, Hello::NotTls(what) if what.contains("proxy_from")),
+                "{told:?}"
+            );
+        }
         assert!(matches!(read(&[22, 3, 1, 0xff, 0xff]), Hello::NotTls(_)));
         assert!(matches!(read(&[22, 3, 1, 0, 4, 2, 0, 0, 0]), Hello::NotTls(_)));
     }

@@ -3,9 +3,10 @@
 //! Anyone can replay a public certificate. So a peer that cannot prove possession learns nothing but "decrypt_error",
 //! whatever we think of the certificate it showed.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use countersign_identity::{CertificateFacts, Fingerprint, VerifiedChain};
+use countersign_identity::{CertificateFacts, ChainFault, Fingerprint, PathDigest, VerifiedChain};
 use countersign_policy::denial::Wire;
 use countersign_policy::exchange::ShownCertificate;
 use countersign_policy::facts::CredentialKind;
@@ -18,18 +19,22 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 
+use super::chains::{ShownChain, VerifiedChains};
 use super::context::{self, HandshakeContext};
+use crate::metrics::count;
+use crate::shaping::Standing;
 
 /// The one verifier of all device connections. Fails closed when it is called outside of a lent context.
 #[derive(Debug)]
 pub struct DeviceVerifier {
     algorithms: WebPkiSupportedAlgorithms,
+    chains: Arc<VerifiedChains>,
 }
 
 impl DeviceVerifier {
-    /// With the signature algorithms of the process's one crypto provider.
-    pub fn new(algorithms: WebPkiSupportedAlgorithms) -> Self {
-        Self { algorithms }
+    /// With the signature algorithms of the process's one crypto provider, and the chains that are remembered.
+    pub fn new(algorithms: WebPkiSupportedAlgorithms, chains: Arc<VerifiedChains>) -> Self {
+        Self { algorithms, chains }
     }
 
     /// The second half: possession first, then the verdict.
@@ -44,8 +49,14 @@ impl DeviceVerifier {
                 context.verdict = Some(Err(Denial::new(DenialCode::PossessionFailed, e.to_string())));
             })?;
             context.possession = Possession::Proven;
+            count_attempt(context);
             match &context.verdict {
-                Some(Ok(_)) => Ok(valid),
+                Some(Ok(_)) => {
+                    if let Some((shown, path)) = context.remember.take() {
+                        self.chains.insert(shown, path);
+                    }
+                    Ok(valid)
+                }
                 Some(Err(denial)) => Err(error_with_alert(denial)),
                 None => Err(Error::General("no verdict was formed".into())),
             }
@@ -71,7 +82,10 @@ impl ClientCertVerifier for DeviceVerifier {
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         context::with(|context| {
-            context.verdict = Some(verdict(context, end_entity, intermediates));
+            // A full handshake: whatever a ticket brought, it was not taken.
+            context.resumed = None;
+            context.verdict = Some(verdict(&self.chains, context, end_entity, intermediates));
+            context.leaf_der = Some(end_entity.as_ref().into());
             context.certificate_at = Some(Instant::now());
         })
         .ok_or_else(|| Error::General("the verifier was called outside of a connection".into()))?;
@@ -112,6 +126,7 @@ impl ClientCertVerifier for DeviceVerifier {
 }
 
 fn verdict(
+    chains: &VerifiedChains,
     context: &mut HandshakeContext,
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -137,29 +152,38 @@ fn verdict(
         issuer: leaf.issuer_text.clone(),
         chain_length,
     });
+    // Read here, before anything is spent on the chain; counted only once the key is proven.
+    if let Some(attempts) = &context.attempts {
+        context.standing = attempts.standing(&leaf.fingerprint);
+    }
+    if let Standing::FarOver(wait) = context.standing {
+        return Err(Denial::from(DenialCode::DeviceRateIgnored).retry_after(wait));
+    }
     // Self-signed certificates alone are looked up before they are judged: registered ones vouch for themselves.
     let pinned = leaf
         .is_self_issued()
         .then(|| context.facts.credential(&leaf.fingerprint))
         .flatten()
         .filter(|c| c.kind == CredentialKind::Pinned);
+    let (asked, now) = (context.asked.as_ref(), context.now);
     let chain = match pinned {
-        Some(c) => VerifiedChain::pinned(
-            &c.tenant,
-            context.asked.as_ref(),
-            c.device,
-            leaf,
-            end_entity,
-            context.now,
-        ),
-        None => VerifiedChain::verify(
-            &context.facts.anchors(),
-            context.asked.as_ref(),
-            leaf,
-            end_entity,
-            intermediates,
-            context.now,
-        ),
+        Some(c) => VerifiedChain::pinned(&c.tenant, asked, c.device, leaf, end_entity, now),
+        None => {
+            let anchors = context.facts.anchors();
+            let check = |leaf, verified: Option<PathDigest>| match verified {
+                Some(path) => {
+                    VerifiedChain::verify_again(&anchors, asked, leaf, end_entity, intermediates, now, path)
+                }
+                None => VerifiedChain::verify(&anchors, asked, leaf, end_entity, intermediates, now),
+            };
+            let shown = chains.shown(asked, &leaf, intermediates);
+            let (chain, remember) = match shown {
+                None => (check(leaf, None), None),
+                Some(shown) => remembered(chains, shown, leaf, check),
+            };
+            context.remember = remember;
+            chain
+        }
     }
     .map_err(|fault| Denial::from(&fault))?;
     let credential = context.facts.credential(&chain.leaf().fingerprint);
@@ -176,6 +200,43 @@ fn verdict(
     Ok(chain)
 }
 
+/// The key was proven: the attempt counts to the device's disadvantage, if it is one of ours. Neither who replays a
+/// certificate nor who makes one of their own gets here.
+fn count_attempt(context: &HandshakeContext) {
+    let (Some(shown), Some(attempts)) = (&context.shown, &context.attempts) else {
+        return;
+    };
+    let is_ours =
+        matches!(context.verdict, Some(Ok(_))) || context.facts.credential(&shown.fingerprint).is_some();
+    if is_ours {
+        attempts.count(shown.fingerprint);
+    }
+}
+
+/// Checks a chain without its signatures if they are known to hold; if that does not come out well, with them, for only that
+/// tells what is wrong, or finds another path. The second value is to be remembered once possession is proven.
+fn remembered(
+    chains: &VerifiedChains,
+    shown: ShownChain,
+    leaf: CertificateFacts,
+    check: impl Fn(CertificateFacts, Option<PathDigest>) -> Result<VerifiedChain, ChainFault>,
+) -> (
+    Result<VerifiedChain, ChainFault>,
+    Option<(ShownChain, PathDigest)>,
+) {
+    if let Some(path) = chains.get(&shown) {
+        if let Ok(chain) = check(leaf.clone(), Some(path)) {
+            count(&chains.hits);
+            return (Ok(chain), None);
+        }
+        chains.forget(&shown);
+    }
+    count(&chains.misses);
+    let chain = check(leaf, None);
+    let remember = chain.as_ref().ok().map(|chain| (shown, chain.path()));
+    (chain, remember)
+}
+
 /// The rustls error whose alert is the one that the denial's code names.
 fn error_with_alert(denial: &Denial) -> Error {
     Error::InvalidCertificate(match denial.code.wire() {
@@ -185,6 +246,6 @@ fn error_with_alert(denial: &Denial) -> Error {
         Wire::Alert(45) => CertificateError::Expired,
         Wire::Alert(48) => CertificateError::UnknownIssuer,
         Wire::Alert(49) => CertificateError::ApplicationVerificationFailure,
-        _ => CertificateError::Other(OtherError(std::sync::Arc::new(denial.clone()))),
+        _ => CertificateError::Other(OtherError(Arc::new(denial.clone()))),
     })
 }

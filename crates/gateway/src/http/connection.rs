@@ -4,11 +4,12 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use countersign_identity::Timestamp;
-use countersign_policy::{DenialCode, Stage, StageOutcome, StageRecord};
+use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
@@ -20,7 +21,7 @@ use rustls::server::UnbufferedServerConnection;
 use tokio::net::TcpStream;
 
 use super::stream::TlsStream;
-use super::{AdmittedDevice, Answer, refusal};
+use super::{AdmittedDevice, Answer, DeviceSession, refusal};
 use crate::buffers::Spill;
 use crate::exchange::{Authorised, Refused};
 use crate::node::Node;
@@ -49,6 +50,7 @@ enum State {
 struct Live {
     entry: Arc<SessionEntry>,
     accepted: Instant,
+    expires: Timestamp,
     hard_end: Timestamp,
     hard_end_reason: EndReason,
     answered: bool,
@@ -60,6 +62,7 @@ struct Shared {
     timer: Arc<Timer>,
     chain: Arc<[CertificateDer<'static>]>,
     state: Mutex<State>,
+    refusals_shown: Arc<AtomicU8>,
 }
 
 /// Answers what hyper reads.
@@ -87,6 +90,7 @@ impl HttpConnection {
             chain: chain.to_vec().into(),
             timer,
             state: Mutex::new(State::Decided(decided)),
+            refusals_shown: Arc::default(),
             node,
         });
         let hyper = http1::Builder::new()
@@ -104,6 +108,12 @@ impl HttpConnection {
     /// `Ready`: it is over. What it leaves open is closed by dropping it.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(reason) = self.shared.due() {
+            // From now on nothing is answered. One that is idle closes TLS in order; a request that is under way is
+            // dropped with its connection.
+            if self.shared.mute(reason) {
+                self.hyper.as_mut().graceful_shutdown();
+                let _ = self.hyper.as_mut().poll(cx);
+            }
             self.shared.end(reason);
             return Poll::Ready(());
         }
@@ -146,6 +156,16 @@ impl Shared {
         }
     }
 
+    /// From now on nothing of a live session is acted on or answered. `false` if there is no live session.
+    fn mute(&self, reason: EndReason) -> bool {
+        let state = self.state.lock();
+        let State::Live(live) = &*state else {
+            return false;
+        };
+        live.entry.end(reason);
+        true
+    }
+
     /// Ends it, once.
     fn end(&self, reason: EndReason) {
         let state = std::mem::replace(&mut *self.state.lock(), State::Over);
@@ -185,23 +205,29 @@ impl Shared {
     ///
     /// # Errors
     /// The denial: the exchange is refused, or the session has ended.
-    fn admit(&self, request: &Request<Incoming>) -> Result<Arc<SessionEntry>, DenialCode> {
+    fn admit(&self, request: &Request<Incoming>) -> Result<DeviceSession, (DenialCode, Option<u32>)> {
         let mut state = self.state.lock();
         let decided = match std::mem::replace(&mut *state, State::Over) {
             State::Live(live) => {
-                let entry = live.entry.clone();
-                let ending = entry.ending();
+                let session = self.session(&live);
                 self.be_patient(&live);
                 *state = State::Live(live);
-                return match ending {
-                    None => Ok(entry),
-                    Some(_) => Err(DenialCode::GrantStale),
+                return match session.entry.ending() {
+                    None => Ok(session),
+                    Some(_) => Err((DenialCode::GrantStale, None)),
                 };
             }
-            State::Over => return Err(DenialCode::GrantStale),
+            State::Over => return Err((DenialCode::GrantStale, None)),
             State::Decided(decided) => *decided,
         };
         let granted = decided.and_then(|authorised| {
+            // The lane is diagnostics and firmware over MQTT: what is asked for over HTTP is not in it.
+            if authorised.is_quarantined() {
+                let detail = "the quarantine lane is for MQTT alone";
+                return Err(Box::new(
+                    authorised.refuse(Denial::new(DenialCode::DeviceQuarantined, detail)),
+                ));
+            }
             let what = format!("{} {}", request.method(), request.uri().path());
             grant::grant(
                 authorised.greet_http(PROTOCOL, &what),
@@ -214,32 +240,43 @@ impl Shared {
             Ok(granted) => {
                 let limits = &self.node.options.limits;
                 let age_end = self.node.now().plus(limits.session_age_max);
-                let (hard_end, hard_end_reason) = if granted.not_after < age_end {
-                    (granted.not_after, EndReason::CertificateExpired)
+                let (hard_end, hard_end_reason) = if granted.expires < age_end {
+                    (granted.expires, EndReason::CertificateExpired)
                 } else {
                     (age_end, EndReason::SessionAge)
                 };
-                let entry = granted.entry.clone();
                 let live = Live {
                     entry: granted.entry,
                     accepted: granted.accepted,
+                    expires: granted.expires,
                     hard_end,
                     hard_end_reason,
                     answered: false,
                 };
+                let session = self.session(&live);
                 self.be_patient(&live);
                 *state = State::Live(live);
-                Ok(entry)
+                Ok(session)
             }
             Err(refused) => {
-                let code = refused.denial().code;
+                let told = (refused.denial().code, refused.retry_after_s());
                 refused.in_protocol(PROTOCOL).conclude(&self.node);
                 // The answer is the last word: so long it may take.
                 self.node
                     .wheel
                     .set(&self.timer, self.node.options.limits.drain_timeout);
-                Err(code)
+                Err(told)
             }
+        }
+    }
+
+    fn session(&self, live: &Live) -> DeviceSession {
+        DeviceSession {
+            node: self.node.clone(),
+            entry: live.entry.clone(),
+            expires: live.expires,
+            accepted: live.accepted,
+            refusals_shown: self.refusals_shown.clone(),
         }
     }
 
@@ -250,8 +287,9 @@ impl Shared {
         self.node.wheel.set(&self.timer, idle.min(left));
     }
 
-    /// An answer is about to go out: `Err` if the session ended meanwhile.
-    fn answering(&self) -> Result<(), DenialCode> {
+    /// An answer is about to go out: `Err` if the session ended meanwhile. The first that is no refusal is its first
+    /// data.
+    fn answering(&self, answer: &Answer) -> Result<(), DenialCode> {
         let mut state = self.state.lock();
         let State::Live(live) = &mut *state else {
             return Err(DenialCode::GrantStale);
@@ -259,7 +297,7 @@ impl Shared {
         if live.entry.ending().is_some() {
             return Err(DenialCode::GrantStale);
         }
-        if !std::mem::replace(&mut live.answered, true) {
+        if answer.status().is_success() && !std::mem::replace(&mut live.answered, true) {
             let device = &live.entry.admission().device;
             self.node.sink.first_data(
                 &device.tenant,
@@ -289,22 +327,23 @@ impl Service<Request<Incoming>> for Requests {
                 let status = hyper::StatusCode::HTTP_VERSION_NOT_SUPPORTED;
                 return Ok(super::problem(status, None, "only HTTP/1.1 is spoken here"));
             }
-            let entry = match shared.admit(&request) {
-                Ok(entry) => entry,
-                Err(code) => return Ok(refusal(code)),
+            let session = match shared.admit(&request) {
+                Ok(session) => session,
+                Err((code, retry_after_s)) => return Ok(refusal(code, retry_after_s)),
             };
-            let admission = entry.admission();
+            let admission = session.entry.admission();
             let device = AdmittedDevice {
                 tenant: admission.device.tenant.clone(),
                 device: admission.device.id.clone(),
-                fingerprint: entry.fingerprint(),
+                fingerprint: session.entry.fingerprint(),
                 chain: shared.chain.clone(),
-                source: entry.source,
+                source: session.entry.source,
+                session,
             };
             let answer = shared.node.http.answer(device, request).await;
-            Ok(match shared.answering() {
+            Ok(match shared.answering(&answer) {
                 Ok(()) => answer,
-                Err(code) => refusal(code),
+                Err(code) => refusal(code, None),
             })
         })
     }

@@ -1,12 +1,16 @@
 //! HTTP on a device listener: the same connection, the same stages, another language after them.
 //!
 //! 1. `stream`: the TLS connection as a stream of bytes, for hyper
-//! 2. `connection`: the life of an HTTP connection: admitted at its first request, cut off like any session
+//! 2. `session`: what the device may do besides being answered: publish, and ask for tokens
+//! 3. `connection`: the life of an HTTP connection: admitted at its first request, cut off like any session
 //!
 //! What is answered is not the gateway's business: [`DeviceHttp`] is filled in by the process.
 
 pub(crate) mod connection;
+mod session;
 mod stream;
+
+pub use session::{DeviceSession, HttpPublish};
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -18,7 +22,7 @@ use countersign_identity::{DeviceId, Fingerprint, TenantId};
 use countersign_policy::DenialCode;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Request, Response, StatusCode};
 use rustls::pki_types::CertificateDer;
 
@@ -38,6 +42,8 @@ pub struct AdmittedDevice {
     pub chain: Arc<[CertificateDer<'static>]>,
     /// Where it comes from.
     pub source: SocketAddr,
+    /// Its session.
+    pub session: DeviceSession,
 }
 
 /// Answers HTTP requests. Each request comes from a device whose session is live at that moment; an answer that takes
@@ -83,8 +89,14 @@ pub(crate) fn problem(status: StatusCode, code: Option<DenialCode>, title: &str)
     answer
 }
 
-/// What a refused device is told.
-pub(crate) fn refusal(code: DenialCode) -> Answer {
+/// What a refused device is told; with Retry-After (RFC 9110 section 10.2.3), in seconds, if coming again helps.
+pub(crate) fn refusal(code: DenialCode, retry_after_s: Option<u32>) -> Answer {
     let status = StatusCode::from_u16(code.wire().http_status()).unwrap_or(StatusCode::FORBIDDEN);
-    problem(status, Some(code), "not admitted")
+    let mut answer = problem(status, Some(code), "not admitted");
+    if let Some(seconds) = retry_after_s {
+        answer
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    answer
 }

@@ -86,8 +86,20 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
     let mut kept = 0;
     for entry in sessions {
         match decide_anew(node, &entry) {
+            // A token whose whole scope was withdrawn is good for nothing that it was asked for.
+            Ok(admission)
+                if entry
+                    .token_facts()
+                    .is_some_and(|t| t.is_void(&admission, node.now())) =>
+            {
+                if entry.end(EndReason::PolicyChanged) {
+                    ended.push(entry);
+                }
+            }
             Ok(admission) => {
                 entry.readmit(admission);
+                // An idle one looks at its subscriptions now, not when something comes.
+                entry.timer.wake();
                 kept += 1;
             }
             // One that was ending already is another change's to count: one commit may touch a session twice.
@@ -120,7 +132,7 @@ pub(crate) fn end(node: &Arc<Node>, entries: Vec<Arc<SessionEntry>>, reason: End
     }
 }
 
-fn reason_of(code: DenialCode) -> EndReason {
+pub(super) fn reason_of(code: DenialCode) -> EndReason {
     match code {
         DenialCode::CredentialRevoked | DenialCode::CredentialLapsed | DenialCode::UnknownCredential => {
             EndReason::CredentialChanged

@@ -11,6 +11,7 @@ use countersign_policy::facts::TlsFacts;
 use countersign_policy::{DeviceFacts, ExchangeId};
 use parking_lot::Mutex;
 
+use super::token::TokenFacts;
 use super::traffic::Traffic;
 use crate::data::embedded::Delivery;
 use crate::timer::Timer;
@@ -69,6 +70,10 @@ end_reasons! {
     NotAuthorised = "not-authorised", Some(0x87);
     /// It let too much pile up.
     SlowConsumer = "slow-consumer", Some(0x97);
+    /// The token reached the end that it was granted with.
+    TokenExpired = "token-expired", None;
+    /// The device gave the token back.
+    TokenRevoked = "token-revoked", None;
     /// The node is shutting down.
     ServerShutdown = "server-shutdown", Some(0x8b);
 }
@@ -112,6 +117,8 @@ pub struct SessionEntry {
     pub(crate) protocol: &'static str,
     pub(crate) authority: AuthorityId,
     pub(crate) tls: TlsFacts,
+    /// A token, and so without a connection.
+    token: Option<Box<TokenFacts>>,
     admission: Mutex<Arc<Admission>>,
     ending: AtomicU8,
     closed: AtomicBool,
@@ -148,6 +155,7 @@ impl SessionEntry {
             protocol,
             authority,
             tls,
+            token: None,
             admission: Mutex::new(Arc::new(admission)),
             ending: AtomicU8::new(LIVE),
             closed: AtomicBool::new(false),
@@ -155,6 +163,41 @@ impl SessionEntry {
             traffic: Traffic::default(),
             timer,
         }
+    }
+
+    /// A token of the device that holds the session `of`.
+    pub(crate) fn token(
+        id: u64,
+        of: &Self,
+        protocol: &'static str,
+        started: Timestamp,
+        admission: Admission,
+        facts: TokenFacts,
+        timer: Arc<Timer>,
+    ) -> Self {
+        // A name of its own, so that it takes over no other.
+        let client_id = format!("token:{}", facts.id).into();
+        Self {
+            token: Some(Box::new(facts)),
+            ..Self::new(
+                id,
+                of.exchange,
+                Some(client_id),
+                of.source,
+                of.listener.clone(),
+                started,
+                protocol,
+                of.authority.clone(),
+                of.tls,
+                admission,
+                timer,
+            )
+        }
+    }
+
+    /// What makes it a token; `None` for a connection's session.
+    pub(crate) fn token_facts(&self) -> Option<&TokenFacts> {
+        self.token.as_deref()
     }
 
     /// What it is admitted under now.

@@ -4,14 +4,13 @@
 //! that falls anywhere between decision and CONNACK is seen by one of the two, and never leaves a live session.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use countersign_identity::Timestamp;
 use countersign_policy::facts::ConnectFacts;
-use countersign_policy::{CredentialState, Denial, DenialCode, Generations};
+use countersign_policy::{CredentialState, Denial, DenialCode, Generations, LifecycleState};
 
 use super::entry::{Admission, SessionEntry};
-use super::index::TooMany;
 use super::spaces;
 use crate::exchange::{Greeted, Refused};
 use crate::metrics::count;
@@ -26,8 +25,8 @@ const ATTEMPTS_MAX: usize = 4;
 pub(crate) struct Granted {
     pub(crate) entry: Arc<SessionEntry>,
     pub(crate) accepted: Instant,
-    /// Until when the certificate holds: the session never outlives it.
-    pub(crate) not_after: Timestamp,
+    /// The first moment at which the certificate does not hold: the session never outlives it.
+    pub(crate) expires: Timestamp,
     /// The client sent no client id and must be told the one it has.
     pub(crate) assigned: bool,
 }
@@ -50,7 +49,9 @@ pub(crate) fn grant(
     let assigned = greeted.assigned;
     let (source, listener) = (greeted.trace().source(), greeted.trace().listener().clone());
     let (trace, connected, permit) = greeted.into_parts();
-    let not_after = connected.not_after;
+    // All of the second that notAfter names is still valid (RFC 5280 section 4.1.2.5): ended before, the device would be
+    // let in again at once.
+    let expires = connected.not_after.plus(Duration::from_secs(1));
     let first_use = connected.credential.state == CredentialState::Issued;
     let entry = Arc::new(SessionEntry::new(
         node.next_session(),
@@ -70,28 +71,30 @@ pub(crate) fn grant(
         },
         timer,
     ));
-    if let Err(TooMany) = node
+    let Ok(indexed) = node
         .sessions
         .insert(&entry, node.options.limits.sessions_per_device_max)
-    {
+    else {
         let max = node.options.limits.sessions_per_device_max;
         let denial = Denial::new(
             DenialCode::SessionLimit,
             format!("the device already holds {max} sessions"),
         );
         return Err(Box::new(trace.refuse(denial)));
-    }
+    };
     match check(node, &entry) {
         Ok(()) => {
             let accepted = trace.granted(&entry.admission().permit, node);
             count(&node.metrics.admitted);
+            node.clones
+                .granted(node, &entry, indexed.replaced.as_deref(), indexed.beside);
             if first_use {
                 node.sink.credential_used(entry.fingerprint(), &entry.authority);
             }
             Ok(Granted {
                 entry,
                 accepted,
-                not_after,
+                expires,
                 assigned,
             })
         }
@@ -103,7 +106,7 @@ pub(crate) fn grant(
 }
 
 /// Reads the generations again; decides anew until they hold still.
-fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
+pub(super) fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
     for _ in 0..ATTEMPTS_MAX {
         node.facts
             .health()
@@ -123,7 +126,11 @@ fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
     Err(DenialCode::GrantStale.into())
 }
 
-fn current_generations(node: &Node, entry: &SessionEntry, admission: &Admission) -> Option<Generations> {
+pub(crate) fn current_generations(
+    node: &Node,
+    entry: &SessionEntry,
+    admission: &Admission,
+) -> Option<Generations> {
     let tenant = &admission.device.tenant;
     let (state, authority) = node.facts.authority(&entry.authority)?;
     if !state.admits() {
@@ -150,6 +157,16 @@ pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission
             format!("device {} is gone", old.device.id),
         )
     })?;
+    // What it subscribed to and what waits for it was decided outside the lane: it comes in again, into the lane.
+    if device.state == LifecycleState::Quarantined && old.device.state != LifecycleState::Quarantined {
+        return Err(Denial::new(
+            DenialCode::DeviceQuarantined,
+            format!(
+                "device {} was quarantined; its session was opened before",
+                device.id
+            ),
+        ));
+    }
     let credential = node
         .facts
         .credential(old.permit.fingerprint())

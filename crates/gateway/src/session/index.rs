@@ -31,6 +31,14 @@ impl Default for SessionIndex {
     }
 }
 
+/// What an indexed session found of its device.
+pub(crate) struct Indexed {
+    /// The session whose client id it took over.
+    pub(crate) replaced: Option<Arc<SessionEntry>>,
+    /// Whether others of the device go on, from other addresses.
+    pub(crate) beside: bool,
+}
+
 /// The device holds as many sessions as it may.
 pub(crate) struct TooMany;
 
@@ -41,25 +49,30 @@ impl SessionIndex {
 
     /// Indexes a session. One of the same device with the same client id is taken over (MQTT 3.1.4-2, 3.1.4-3); the
     /// key always holds tenant and device, so no device ever reaches another's session.
-    pub(crate) fn insert(&self, entry: &Arc<SessionEntry>, sessions_max: usize) -> Result<(), TooMany> {
+    pub(crate) fn insert(&self, entry: &Arc<SessionEntry>, sessions_max: usize) -> Result<Indexed, TooMany> {
         let admission = entry.admission();
         let key = (admission.device.tenant.clone(), admission.device.id.clone());
         let mut shard = self.shard(&key).lock();
         let sessions = shard.entry(key).or_default();
-        let live = |e: &&Arc<SessionEntry>| e.ending().is_none();
-        if let Some(old) = sessions
+        // Connections and tokens are counted apart, and neither takes over the other.
+        let is_token = entry.token_facts().is_some();
+        let live = |e: &&Arc<SessionEntry>| e.ending().is_none() && e.token_facts().is_some() == is_token;
+        let replaced = sessions
             .iter()
             .filter(live)
             .find(|e| e.client_id == entry.client_id)
-        {
-            old.end(EndReason::TakenOver);
-        }
+            .filter(|old| old.end(EndReason::TakenOver))
+            .cloned();
         if sessions.iter().filter(live).count() >= sessions_max {
             return Err(TooMany);
         }
+        let beside = sessions
+            .iter()
+            .filter(live)
+            .any(|e| e.source.ip() != entry.source.ip());
         sessions.reserve_exact(1);
         sessions.push(entry.clone());
-        Ok(())
+        Ok(Indexed { replaced, beside })
     }
 
     /// Takes a session out.

@@ -3,16 +3,22 @@
 //! * [`entry`]: a live session as others see it
 //! * `index`: all of them, found by device
 //! * `grant`: from a greeted device to an indexed session: register, then check
+//! * `clones`: what tells two holders of one key from one that roams
 //! * `mqtt`: what a session's packets do
+//! * `sweep`: the safety net under it
+//! * [`token`]: sessions without a connection
 //! * `traffic`: what a session sent and received, by topic, for the ledger
 //! * [`cutoff`]: changes end the sessions they touch, and say how many and how fast
 
+pub(crate) mod clones;
 pub mod cutoff;
 pub mod entry;
 pub(crate) mod grant;
 pub(crate) mod index;
 pub(crate) mod mqtt;
 pub(crate) mod spaces;
+pub(crate) mod sweep;
+pub mod token;
 pub(crate) mod traffic;
 
 pub use entry::{EndReason, SessionEntry};

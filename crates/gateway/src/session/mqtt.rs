@@ -94,8 +94,8 @@ impl Session {
         };
         let now = node.now();
         let age_end = now.plus(limits.session_age_max);
-        let (hard_end, hard_end_reason) = if granted.not_after < age_end {
-            (granted.not_after, EndReason::CertificateExpired)
+        let (hard_end, hard_end_reason) = if granted.expires < age_end {
+            (granted.expires, EndReason::CertificateExpired)
         } else {
             (age_end, EndReason::SessionAge)
         };

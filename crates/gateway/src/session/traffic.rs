@@ -17,6 +17,8 @@ use crate::node::Node;
 
 /// The name of the kind of session that is one connection.
 const CONNECTION: &str = "connection";
+/// The name of the kind that is a token: it has a name of its own, and no connection.
+const TOKEN: &str = "token";
 
 /// The summary of a live session; nothing is allocated before its first message.
 #[derive(Debug, Default)]
@@ -125,6 +127,16 @@ impl SessionEntry {
         }
     }
 
+    /// A token has begun: it is told at once, since it may pass through its life without a message of its own.
+    pub(crate) fn report_start(&self, node: &Node) {
+        let traffic = self.traffic.0.lock();
+        if self.ending().is_none() {
+            let summary = Summary::default();
+            let summary = traffic.as_deref().unwrap_or(&summary);
+            node.sink.session(self.record(summary, node.now(), None));
+        }
+    }
+
     /// The session is over: hands its summary to the ledger, for good.
     pub(crate) fn report_end(&self, reason: EndReason, node: &Node) {
         let mut traffic = self.traffic.0.lock();
@@ -153,10 +165,11 @@ impl SessionEntry {
         ended: Option<(Timestamp, &'static str)>,
     ) -> SessionRecord {
         let admission = self.admission();
+        let token = self.token_facts();
         SessionRecord {
             exchange: self.exchange,
-            kind: CONNECTION.into(),
-            name: String::new(),
+            kind: token.map_or(CONNECTION, |_| TOKEN).into(),
+            name: token.map(|t| t.id.to_string()).unwrap_or_default(),
             tenant: admission.device.tenant.clone(),
             device: admission.device.id.clone(),
             credential: *admission.permit.fingerprint(),

@@ -355,3 +355,102 @@ fn of_two_anchors_with_one_key_the_usable_one_decides() {
         Err(ChainFault::AuthorityUnproven { .. })
     ));
 }
+
+/// What was verified once is known again, and nothing but its signatures is taken on trust.
+#[test]
+fn a_path_that_was_verified_before_is_checked_in_all_but_its_signatures() {
+    let (params, ca_key) = (ca("root"), key());
+    let root = params.self_signed(&ca_key).unwrap();
+    let (issuing, issuing_key) = (ca("issuing"), key());
+    let above = issuing
+        .signed_by(&issuing_key, &Issuer::from_params(&params, &ca_key))
+        .unwrap();
+    let mut short = leaf();
+    short.not_after = rcgen::date_time_ymd(2027, 1, 1);
+    let device = sign(&short, &issuing, &issuing_key);
+    let at = |state, generation| {
+        let plain = anchor("a", state, &root);
+        Anchor::new(
+            plain.tenant.clone(),
+            plain.authority.clone(),
+            state,
+            Generation(generation),
+            IdentityRule::default(),
+            root.der(),
+        )
+        .map(Arc::new)
+        .unwrap()
+    };
+    let again = |anchor: Arc<Anchor>, certificates: &[&Certificate], now, verified| {
+        let ders: Vec<_> = certificates.iter().map(|c| c.der().clone()).collect();
+        let facts = CertificateFacts::parse(&ders[0]).unwrap();
+        let index = AnchorIndex::new([anchor]);
+        VerifiedChain::verify_again(&index, None, facts, &ders[0], &ders[1..], now, verified)
+    };
+    let active = || at(AnchorState::Active, 1);
+    let path = verify(&[active()], None, &[&device, &above], NOW).unwrap().path();
+    let chain = again(active(), &[&device, &above], NOW, path).unwrap();
+    assert_eq!((chain.path(), chain.intermediates()), (path, 1));
+
+    // Dates and states are those of now.
+    let late = Timestamp::from_unix_s(1_900_000_000);
+    assert!(matches!(
+        again(active(), &[&device, &above], late, path),
+        Err(ChainFault::Expired { .. })
+    ));
+    assert!(matches!(
+        again(at(AnchorState::Revoked, 1), &[&device, &above], NOW, path),
+        Err(ChainFault::AuthorityRevoked { .. })
+    ));
+    // Another generation of the authority, be it older or newer, is another path.
+    for generation in [0, 2] {
+        assert!(matches!(
+            again(at(AnchorState::Active, generation), &[&device, &above], NOW, path),
+            Err(ChainFault::BadSignature { .. })
+        ));
+    }
+    // A certificate that nobody signed does not come in by a path that it is not on.
+    let (stranger_key, forged_key) = (key(), key());
+    let forged = sign(&short, &issuing, &forged_key);
+    assert!(matches!(
+        again(active(), &[&forged, &above], NOW, path),
+        Err(ChainFault::BadSignature { .. })
+    ));
+    // Nor does an issuer of the right name that the root never signed stand in for the one it did.
+    let twin = issuing
+        .signed_by(&stranger_key, &Issuer::from_params(&params, &stranger_key))
+        .unwrap();
+    assert!(matches!(
+        again(active(), &[&device, &twin], NOW, path),
+        Err(ChainFault::BadSignature { .. })
+    ));
+    let chain = again(active(), &[&device, &twin, &above], NOW, path).unwrap();
+    assert_eq!(chain.path(), path);
+}
+
+#[test]
+fn a_pinned_certificate_is_known_again_by_its_own_path_alone() {
+    let own = key();
+    let [one, other] = [1, 2].map(|_| leaf().self_signed(&own).unwrap());
+    let (tenant, device) = (TenantId::new("a").unwrap(), DeviceId::new("d1").unwrap());
+    let facts = |c: &Certificate| CertificateFacts::parse(c.der()).unwrap();
+    let chain = VerifiedChain::pinned(&tenant, None, device.clone(), facts(&one), one.der(), NOW).unwrap();
+    let again = |c: &Certificate, now| {
+        VerifiedChain::pinned_again(
+            &tenant,
+            None,
+            device.clone(),
+            facts(c),
+            c.der(),
+            now,
+            chain.path(),
+        )
+    };
+    assert_eq!(again(&one, NOW).unwrap().pinned_device(), Some(&device));
+    assert!(matches!(again(&other, NOW), Err(ChainFault::BadSignature { .. })));
+    let before_all = Timestamp::from_unix_s(0);
+    assert!(matches!(
+        again(&one, before_all),
+        Err(ChainFault::NotYetValid { .. })
+    ));
+}

@@ -71,7 +71,7 @@ fn search(
         .map(|(f, c)| Node::new(f, c.der()).unwrap())
         .collect();
     let demands = ChainDemands::default();
-    let mut search = Search::new(nodes, anchors, &demands, NOW, NOW);
+    let mut search = Search::new(nodes, anchors, &demands, Terms::at(NOW));
     let started = Instant::now();
     let result = search.run().map(|found| found.intermediates);
     assert!(started.elapsed() < WALL_MAX, "{:?}", started.elapsed());

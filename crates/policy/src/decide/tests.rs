@@ -6,7 +6,7 @@ use super::*;
 use crate::facts::{CredentialFacts, TlsFacts};
 use crate::spaces::default_spaces;
 
-fn device(groups: &[&str]) -> DeviceFacts {
+pub(super) fn device(groups: &[&str]) -> DeviceFacts {
     DeviceFacts {
         tenant: TenantId::default_tenant(),
         id: DeviceId::new("d1").unwrap(),
@@ -17,7 +17,7 @@ fn device(groups: &[&str]) -> DeviceFacts {
     }
 }
 
-fn credential(device: &DeviceFacts) -> CredentialFacts {
+pub(super) fn credential(device: &DeviceFacts) -> CredentialFacts {
     CredentialFacts {
         fingerprint: Fingerprint::of(b"cert"),
         tenant: device.tenant.clone(),
@@ -29,7 +29,7 @@ fn credential(device: &DeviceFacts) -> CredentialFacts {
     }
 }
 
-fn connect(
+pub(super) fn connect(
     policy: &TenantPolicy,
     device: &DeviceFacts,
     credential: &CredentialFacts,
@@ -54,7 +54,7 @@ fn policy(text: &str) -> TenantPolicy {
     TenantPolicy::compile(Generation(1), text, default_spaces()).unwrap()
 }
 
-fn asked(policy: &TenantPolicy, names: &[&str]) -> DataFacts {
+pub(super) fn asked(policy: &TenantPolicy, names: &[&str]) -> DataFacts {
     let mut spaces = SpaceSet::default();
     for (n, s) in policy.spaces().iter().enumerate() {
         if names.contains(&s.name.as_str()) {
@@ -267,4 +267,27 @@ fn decisions_are_kept_by_class_but_not_where_a_policy_is_particular() {
         connect(&only_publish, &device, &credential(&device)).unwrap();
     }
     assert_eq!(only_publish.counts().hits, 2);
+}
+
+#[test]
+fn the_spaces_a_device_may_publish_to_are_told_without_a_topic() {
+    let policy = policy(
+        r#"permit (principal, action == Action::"connect", resource);
+           permit (principal, action == Action::"publish", resource)
+             when { context.spaces.containsAny(["telemetry", "status"]) && context.qos == 1 };
+           forbid (principal, action == Action::"publish", resource) when { context.spaces.contains("status") };"#,
+    );
+    let device = device(&[]);
+    let permit = connect(&policy, &device, &credential(&device)).unwrap();
+    let now = Timestamp::from_unix_s(1_795_000_000);
+    let found = policy.publishable(&permit, &device, now).unwrap();
+    assert_eq!(found, asked(&policy, &["telemetry"]).spaces);
+    assert!(found.and(asked(&policy, &["status"]).spaces).is_empty());
+    // Of another generation of the device nothing is told.
+    let later = DeviceFacts {
+        generation: Generation(2),
+        ..device
+    };
+    let denial = policy.publishable(&permit, &later, now).unwrap_err();
+    assert_eq!(denial.code, DenialCode::GrantStale);
 }

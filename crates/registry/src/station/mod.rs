@@ -132,7 +132,7 @@ fn view(db: &Connection, row: Row) -> Result<StationView, RegistryError> {
     let facts = damaged(CertificateFacts::parse(&row.certificate))?;
     let id = row.terms.station.as_str();
     let records: Option<i64> = db
-        .prepare_cached("SELECT max(records) FROM station_journals WHERE station = ?")?
+        .prepare_cached("SELECT max(records) FROM station_journals WHERE station = ? AND begun = 0")?
         .query_row([id], |r| r.get(0))?;
     let refused: i64 = db
         .prepare_cached("SELECT count(*) FROM station_refusals WHERE station = ?")?

@@ -3,15 +3,15 @@
 
 use countersign_factory::station::{Account, Entry, JournalFault, Refused, StationFault, Terms};
 use countersign_factory::{Batch, DeviceStart, ProfileKind};
-use countersign_identity::{DeviceId, Fingerprint, StationId, Timestamp};
+use countersign_identity::{AuthorityId, DeviceId, Fingerprint, StationId, Timestamp};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::lifecycle::Lifecycle;
-use countersign_policy::{CredentialState, Custody, LifecycleState};
+use countersign_policy::{CredentialFacts, CredentialState, Custody, LifecycleState};
 use rusqlite::params;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{StationState, read_station};
+use super::{Row, StationState, read_station};
 use crate::change::{Actor, NewDevice};
 use crate::credential::{IssuanceRules, IssuedHere, NewCredential, read_credential};
 use crate::error::RegistryError;
@@ -139,9 +139,9 @@ impl Registry {
             ..Reconciled::default()
         };
         let account = std::sync::Arc::new(account);
-        // First what it is: then each chunk looks again, so that a revocation in between counts.
+        // First what it is, and that it has begun; then each chunk looks again, so that a revocation in between counts.
         let (of, checked) = (account.clone(), id.clone());
-        match self.write(move |scope| examine(scope, &checked, &of))?.value {
+        match self.write(move |scope| begin(scope, &checked, &of))?.value {
             Ok(older) => report.older = older,
             Err((code, message)) => {
                 return self.refuse_journal(actor, Reconciled::refused(Some(id), code, message));
@@ -152,12 +152,18 @@ impl Registry {
             let (of, station, terms, by) = (account.clone(), id.clone(), terms.clone(), actor.clone());
             let is_last = n + 1 == chunks;
             let committed = self.write(move |scope| {
-                if let Err((code, message)) = examine(scope, &station, &of)? {
-                    return Err(RegistryError::Refused(format!("{message} [{code}]")));
-                }
+                let row = match examine(scope, &station, &of)? {
+                    Ok(examined) => examined.station,
+                    Err((code, message)) => {
+                        return Err(RegistryError::Refused(format!("{message} [{code}]")));
+                    }
+                };
                 let entries = of.entries.iter().skip(n * CHUNK).take(CHUNK);
                 let mut merge = Merge {
+                    actor: &by,
                     station: &station,
+                    authority: row.authority,
+                    accepted: row.accepted,
                     terms: &terms,
                     rules,
                     start: batch_start,
@@ -212,13 +218,28 @@ fn refused_entry(r: &Refused) -> RefusedEntry {
     }
 }
 
-/// Whether the journal goes together with what was accepted before; `true` if it is older, and has nothing to add.
-#[allow(clippy::type_complexity, reason = "a refusal is a code and a text")]
+/// A refusal of the whole journal: a stable code and a text with the cure.
+type Whole = (&'static str, String);
+
+fn twin(what: String) -> Whole {
+    let fault = JournalFault::Twin { what };
+    (fault.code(), fault.to_string())
+}
+
+/// What a journal is, beside those that were taken before.
+struct Examined {
+    station: Row,
+    /// Whether a longer one was accepted.
+    is_shorter: bool,
+}
+
+/// Whether the journal goes together with what was taken before: it must agree with each within the length that both
+/// have. Of those that have only begun that is all that is asked: what they tell of may not be registered yet.
 fn examine(
     scope: &Scope<'_>,
     id: &StationId,
     account: &Account,
-) -> Result<Result<bool, (&'static str, String)>, RegistryError> {
+) -> Result<Result<Examined, Whole>, RegistryError> {
     let station = read_station(scope.tx, id)?;
     if station.state == StationState::Revoked {
         return Ok(Err((
@@ -228,32 +249,55 @@ fn examine(
             ),
         )));
     }
-    let twin = |what: String| {
-        let fault = JournalFault::Twin { what };
-        Ok(Err((fault.code(), fault.to_string())))
-    };
-    let mut statement = scope
-        .tx
-        .prepare_cached("SELECT records, head FROM station_journals WHERE station = ? ORDER BY records")?;
+    let mut statement = scope.tx.prepare_cached(
+        "SELECT records, head, begun FROM station_journals WHERE station = ? ORDER BY records",
+    )?;
     let mut rows = statement.query([id.as_str()])?;
     let mut newest = 0;
     while let Some(r) = rows.next()? {
         let records = r.get::<_, i64>(0)?.cast_unsigned();
         let head = Fingerprint::from_bytes(r.get(1)?);
-        newest = newest.max(records);
+        let has_only_begun: bool = r.get(2)?;
+        if !has_only_begun {
+            newest = newest.max(records);
+        }
         let there = usize::try_from(records)
             .ok()
             .and_then(|n| account.hashes.get(n.checked_sub(1)?));
         if there.is_some_and(|hash| *hash != head) {
-            return twin(format!(
-                "one was accepted that differs from it within the first {records} records"
-            ));
+            let taken = if has_only_begun { "begun" } else { "accepted" };
+            return Ok(Err(twin(format!(
+                "one was {taken} that differs from it within the first {records} records"
+            ))));
         }
     }
-    if account.head.records >= newest {
+    Ok(Ok(Examined {
+        station,
+        is_shorter: account.head.records < newest,
+    }))
+}
+
+/// The first transaction of a reconciliation: whether the journal is older than one that was accepted, and so has nothing
+/// to add. Any other is kept as begun: were it cut off before its last chunk, another journal of the same station would
+/// else not be told from it, and both would be registered.
+fn begin(scope: &Scope<'_>, id: &StationId, account: &Account) -> Result<Result<bool, Whole>, RegistryError> {
+    let examined = match examine(scope, id, account)? {
+        Ok(examined) => examined,
+        Err(whole) => return Ok(Err(whole)),
+    };
+    if !examined.is_shorter {
+        scope.tx.execute(
+            "INSERT OR IGNORE INTO station_journals (station, records, head, accepted, begun) VALUES (?, ?, ?, ?, 1)",
+            params![
+                id.as_str(),
+                account.head.records.cast_signed(),
+                account.head.hash.as_bytes(),
+                scope.now.unix_ms()
+            ],
+        )?;
         return Ok(Ok(false));
     }
-    // Shorter than one that was accepted: an old copy has nothing that is not known.
+    // An old copy has nothing that is not known. Once is enough: nothing that is known here is ever forgotten.
     for entry in &account.entries {
         if read_credential(scope.tx, &entry.facts.fingerprint)?.is_none() {
             let is_refused: bool = scope
@@ -265,10 +309,10 @@ fn examine(
                     r.get(0)
                 })?;
             if !is_refused {
-                return twin(format!(
+                return Ok(Err(twin(format!(
                     "a longer one was accepted, and record {} of this one is not in it",
                     entry.number
-                ));
+                ))));
             }
         }
     }
@@ -276,7 +320,12 @@ fn examine(
 }
 
 struct Merge<'a> {
+    actor: &'a Actor,
     station: &'a StationId,
+    /// The factory CA above it.
+    authority: AuthorityId,
+    /// How many of its certificates had been accepted before this chunk.
+    accepted: u64,
     terms: &'a Terms,
     rules: IssuanceRules,
     start: DeviceStart,
@@ -291,30 +340,105 @@ impl Merge<'_> {
     fn one(&mut self, scope: &mut Scope<'_>, entry: &Entry) -> Result<(), RegistryError> {
         if let Some(facts) = read_credential(scope.tx, &entry.facts.fingerprint)? {
             self.known += 1;
-            if entry.confirmed.is_some() && facts.state == CredentialState::Issued {
-                scope.activate_credential(facts, None, self.rules.overlap)?;
-                self.confirmed += 1;
+            match (entry.confirmed, facts.state) {
+                (Some(_), CredentialState::Issued) => {
+                    scope.activate_credential(facts, None, self.rules.overlap)?;
+                    self.confirmed += 1;
+                }
+                (Some(confirmed), CredentialState::Lapsed) => {
+                    self.confirm_lapsed(scope, entry, facts, confirmed)?;
+                }
+                _ => {}
             }
             return Ok(());
         }
-        if let Some(fault) = self.fault_of(scope, entry)? {
-            self.refused.push(refused_entry(&Refused {
-                number: entry.number,
-                device: entry.device.clone(),
-                fingerprint: entry.facts.fingerprint,
-                fault,
-            }));
+        match self.fault_of(scope, entry)? {
+            Some(fault) => self.refuse(entry, fault),
+            None => self.register(scope, entry)?,
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, entry: &Entry, fault: StationFault) {
+        self.refused.push(refused_entry(&Refused {
+            number: entry.number,
+            device: entry.device.clone(),
+            fingerprint: entry.facts.fingerprint,
+            fault,
+        }));
+    }
+
+    /// A confirmation for a certificate that lapsed here meanwhile.
+    ///
+    /// Only what was not confirmed lapses, and that is final. But a station is offline: its confirmation may have been
+    /// there before, and the registry could not know. So the journal's own time of it decides, which the station signed and
+    /// which its journal's order holds in place. Confirmed before the certificate lapsed: the lapse was an error, and is
+    /// undone, unless the device was given another certificate since. Confirmed later: refused, and told.
+    fn confirm_lapsed(
+        &mut self,
+        scope: &mut Scope<'_>,
+        entry: &Entry,
+        facts: CredentialFacts,
+        confirmed: Timestamp,
+    ) -> Result<(), RegistryError> {
+        let lapsed = scope.ended_at(&facts.fingerprint)?;
+        if confirmed >= lapsed {
+            let device = entry.device.clone();
+            self.refuse(
+                entry,
+                StationFault::Lapsed {
+                    device,
+                    confirmed,
+                    lapsed,
+                },
+            );
             return Ok(());
         }
-        self.register(scope, entry)
+        let others = scope.credentials_where(
+            "tenant = ? AND device = ? AND state IN ('issued', 'active') AND not_after >= ?",
+            params![facts.tenant.as_str(), facts.device.as_str(), scope.now.unix_ms()],
+        )?;
+        if !others.is_empty() {
+            let device = entry.device.clone();
+            self.refuse(entry, StationFault::DuplicateId { device });
+            return Ok(());
+        }
+        let detail = json!({
+            "fingerprint": facts.fingerprint, "station": self.station, "confirmed": confirmed.to_string(),
+            "lapsed": lapsed.to_string(),
+        });
+        let (tenant, device) = (facts.tenant.clone(), facts.device.clone());
+        let issued = scope.undo_lapse(facts)?;
+        scope.activate_credential(issued, None, self.rules.overlap)?;
+        self.confirmed += 1;
+        scope.audit(
+            self.actor,
+            "credential.confirm",
+            tenant.as_str(),
+            device.as_str(),
+            &detail,
+        )
     }
 
     /// What only the registry knows.
     fn fault_of(&self, scope: &Scope<'_>, entry: &Entry) -> Result<Option<StationFault>, RegistryError> {
         let (tenant, device) = (&self.terms.tenant, &entry.device);
+        // The account counts within one journal; what was accepted of another one counts too.
+        if self.accepted + self.registered >= self.terms.quota {
+            return Ok(Some(StationFault::Overrun {
+                quota: self.terms.quota,
+            }));
+        }
         if let Some((t, d)) = scope.key_of_other(tenant, device, &entry.facts.public_key_sha256)? {
             return Ok(Some(StationFault::KeyOfOther {
                 other: format!("device {d} of tenant {t}"),
+            }));
+        }
+        // The factory CA's id stands for its stations too: their certificates' serial numbers are kept under it.
+        if scope.is_lost(&self.authority, &entry.facts.serial)? {
+            return Ok(Some(StationFault::RevokedBefore {
+                device: device.clone(),
+                serial: entry.facts.serial.clone(),
             }));
         }
         let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
@@ -356,7 +480,6 @@ impl Merge<'_> {
                 .execute([tenant.as_str(), device.as_str(), self.terms.batch.as_str()])?;
             self.into_batch += 1;
         }
-        let station = read_station(scope.tx, self.station)?;
         let generation = scope.revise(
             "credential",
             tenant.as_str(),
@@ -374,14 +497,14 @@ impl Merge<'_> {
                 CredentialState::Issued
             },
             custody: Custody::Unknown,
-            authority: Some(station.authority.clone()),
+            authority: Some(self.authority.clone()),
             issued: Some(IssuedHere {
                 certificate: entry.certificate.clone(),
                 profile: self.terms.profile.name.clone(),
                 batch: Some(self.terms.batch.clone()),
             }),
         };
-        scope.insert_credential(tenant, device, &credential, Some(&station.authority), generation)?;
+        scope.insert_credential(tenant, device, &credential, Some(&self.authority), generation)?;
         scope
             .tx
             .prepare_cached("UPDATE credentials SET station = ?2 WHERE fingerprint = ?1")?
@@ -465,7 +588,8 @@ fn finish(
     let refused: Vec<_> = account.refused.iter().map(refused_entry).collect();
     keep_refusals(scope, id, &refused)?;
     let inserted = scope.tx.execute(
-        "INSERT OR IGNORE INTO station_journals (station, records, head, accepted) VALUES (?, ?, ?, ?)",
+        "INSERT INTO station_journals (station, records, head, accepted, begun) VALUES (?, ?, ?, ?, 0)
+         ON CONFLICT (station, records) DO UPDATE SET begun = 0, accepted = excluded.accepted WHERE begun = 1",
         params![
             id.as_str(),
             account.head.records.cast_signed(),

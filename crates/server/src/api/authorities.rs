@@ -83,10 +83,10 @@ pub(super) async fn configure_authority(
     In(id): In<AuthorityId>,
     Body(body): Body<AuthoritySettings>,
 ) -> Answer {
-    let sessions = service
+    let told = service
         .configure_authority(actor(&headers), id.clone(), body.identity_rule, body.admission)
         .await?;
-    encode(json!({ "id": id, "sessions": sessions }))
+    encode(told.into(json!({ "id": id })))
 }
 
 pub(super) async fn prove_authority(
@@ -111,10 +111,10 @@ pub(super) async fn move_authority(
     In(id): In<AuthorityId>,
     Body(body): Body<AuthorityMoveBody>,
 ) -> Answer {
-    let (state, sessions) = service
+    let (state, told) = service
         .move_authority(actor(&headers), id.clone(), body.attempted, body.reason)
         .await?;
-    encode(json!({ "id": id, "state": state, "sessions": sessions }))
+    encode(told.into(json!({ "id": id, "state": state })))
 }
 
 pub(super) async fn dependents(

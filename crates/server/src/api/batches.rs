@@ -153,8 +153,8 @@ pub(super) async fn revoke(
 ) -> Answer {
     service.registry().batch(&tenant, &batch)?;
     let whose = Revocation::Batch(tenant, batch.clone());
-    let (revoked, sessions) = service
+    let (revoked, told) = service
         .revoke(actor(&headers), whose, body.code, body.reason)
         .await?;
-    encode(json!({ "batch": batch, "revoked": revoked, "sessions": sessions }))
+    encode(told.into(json!({ "batch": batch, "revoked": revoked })))
 }

@@ -2,9 +2,9 @@
 
 use countersign_authority::KeyStore;
 use countersign_factory::RevocationReason;
-use countersign_identity::{AuthorityId, DeviceId, IdentityRule, TenantId};
+use countersign_identity::{AuthorityId, DeviceId, IdentityRule, TenantId, Timestamp};
 use countersign_policy::{Admission, ClientIdMode, LifecycleMove, LifecycleState, TopicSpace};
-use countersign_registry::AuthorityMove;
+use countersign_registry::{AuthorityMove, Move, Selector};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize)]
@@ -171,6 +171,47 @@ pub(super) struct MoveBody {
     pub attempted: LifecycleMove,
     #[serde(default)]
     pub reason: String,
+    #[serde(default)]
+    pub until: Option<Timestamp>,
+    #[serde(default)]
+    pub evidence: Option<String>,
+}
+
+impl From<MoveBody> for Move {
+    fn from(body: MoveBody) -> Self {
+        Self {
+            attempted: body.attempted,
+            reason: body.reason,
+            until: body.until,
+            evidence: body.evidence,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BulkMoveBody {
+    pub selector: Selector,
+    #[serde(rename = "move")]
+    pub attempted: LifecycleMove,
+    #[serde(default)]
+    pub reason: String,
+    #[serde(default)]
+    pub until: Option<Timestamp>,
+    #[serde(default)]
+    pub evidence: Option<String>,
+    #[serde(default)]
+    pub dry_run: bool,
+    #[serde(default)]
+    pub after: Option<DeviceId>,
+    #[serde(default)]
+    pub limit: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ReceiptQuery {
+    pub tenant: Option<TenantId>,
+    pub limit: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -82,9 +82,9 @@ pub(super) async fn revoke_claim(
 ) -> Answer {
     let by = actor(&headers);
     let code = body.minted.then_some(body.code);
-    let (revoked, sessions) = service
+    let (revoked, told) = service
         .revoke_claim(by, tenant.clone(), id.clone(), code, body.reason)
         .await?;
     let minted = service.registry().minted_on(&tenant, &id)?;
-    encode(json!({ "id": id, "minted": minted, "revoked": revoked, "sessions": sessions }))
+    encode(told.into(json!({ "id": id, "minted": minted, "revoked": revoked })))
 }

@@ -9,7 +9,7 @@ use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, Router};
 use countersign_factory::CertificateRequest;
 use countersign_identity::{DeviceId, Fingerprint, TenantId};
-use countersign_policy::ClientIdMode;
+use countersign_policy::{ClientIdMode, LifecycleState};
 use countersign_registry::{Actor, NewDevice, RegistryError, Revocation};
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ use super::body::{
     BindBody, CertificateBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody,
     ProvisionBody, RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
-use super::{authorities, batches, claims, keeping, ledger, stations};
+use super::{authorities, batches, claims, keeping, ledger, receipts, services, stations};
 use crate::failure::Failure;
 use crate::service::{Service, Wanted};
 
@@ -157,7 +157,10 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         )
         .route("/tenants/{tenant}/batches/{batch}/revoke", post(batches::revoke))
         .merge(stations::routes())
+        .merge(receipts::routes())
+        .merge(services::routes())
         .route("/sessions", get(sessions))
+        .route("/clones", get(clones))
         .route("/exchanges", get(exchanges))
         .route("/audit", get(audit))
         .route("/server-certificate/reload", post(reload_server_certificate))
@@ -170,6 +173,12 @@ pub(super) fn actor(headers: &HeaderMap) -> Actor {
         .and_then(|v| v.to_str().ok())
         .unwrap_or("api");
     Actor(name.chars().take(64).collect())
+}
+
+/// The requester's own key for the request, if it gives one.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Option<String> {
+    let key = headers.get("idempotency-key").and_then(|v| v.to_str().ok())?;
+    Some(key.chars().take(128).collect())
 }
 
 pub(super) fn encode(value: impl serde::Serialize) -> Answer {
@@ -216,7 +225,7 @@ async fn configure_tenant(
     In(tenant): In<TenantId>,
     Body(body): Body<TenantSettings>,
 ) -> Answer {
-    let sessions = service
+    let told = service
         .configure_tenant(
             actor(&headers),
             tenant.clone(),
@@ -225,7 +234,7 @@ async fn configure_tenant(
             body.spaces,
         )
         .await?;
-    encode(json!({ "id": tenant, "sessions": sessions }))
+    encode(told.into(json!({ "id": tenant })))
 }
 
 async fn add_host(
@@ -347,16 +356,19 @@ async fn move_device(
     In((tenant, device)): In<(TenantId, DeviceId)>,
     Body(body): Body<MoveBody>,
 ) -> Answer {
-    let (state, sessions) = service
-        .move_device(
-            actor(&headers),
-            tenant,
-            device.clone(),
-            body.attempted,
-            body.reason,
-        )
+    let (lifecycle, told) = service
+        .move_device(actor(&headers), tenant, device.clone(), body.into())
         .await?;
-    encode(json!({ "id": device, "state": state, "sessions": sessions }))
+    let until = match lifecycle.state {
+        LifecycleState::Suspended => lifecycle.suspended_until,
+        LifecycleState::Quarantined => lifecycle.quarantined_until,
+        _ => None,
+    };
+    let mut answer = json!({ "id": device, "state": lifecycle.state });
+    if let Some(until) = until {
+        answer["until"] = json!(until);
+    }
+    encode(told.into(answer))
 }
 
 async fn provision(
@@ -370,10 +382,7 @@ async fn provision(
     let wanted = Wanted {
         profile: body.profile,
         authority: body.authority,
-        idempotency_key: headers
-            .get("idempotency-key")
-            .and_then(|v| v.to_str().ok())
-            .map(|v| v.chars().take(128).collect()),
+        idempotency_key: idempotency_key(&headers),
         ..Wanted::new(tenant, device, request)
     };
     encode(service.provision(actor(&headers), wanted).await?)
@@ -390,8 +399,13 @@ async fn new_secret(
     encode(json!({ "id": device, "secret": secret, "expires": expires }))
 }
 
-async fn disconnect(State(service): App, In((tenant, device)): In<(TenantId, DeviceId)>) -> Answer {
-    encode(json!({ "id": device, "sessions": service.disconnect(&tenant, &device).await? }))
+async fn disconnect(
+    State(service): App,
+    headers: HeaderMap,
+    In((tenant, device)): In<(TenantId, DeviceId)>,
+) -> Answer {
+    let told = service.disconnect(actor(&headers), &tenant, &device).await?;
+    encode(told.into(json!({ "id": device })))
 }
 
 async fn revoke(
@@ -401,12 +415,10 @@ async fn revoke(
     Body(body): Body<RevokeBody>,
 ) -> Answer {
     let whose = Revocation::Credential(fingerprint);
-    let (revoked, sessions) = service
+    let (revoked, told) = service
         .revoke(actor(&headers), whose, body.code, body.reason)
         .await?;
-    encode(
-        json!({ "fingerprint": fingerprint, "state": "revoked", "revoked": revoked, "sessions": sessions }),
-    )
+    encode(told.into(json!({ "fingerprint": fingerprint, "state": "revoked", "revoked": revoked })))
 }
 
 async fn revoke_device(
@@ -419,10 +431,10 @@ async fn revoke_device(
         return Err(RegistryError::NoDevice { tenant, device }.into());
     }
     let whose = Revocation::Device(tenant, device.clone());
-    let (revoked, sessions) = service
+    let (revoked, told) = service
         .revoke(actor(&headers), whose, body.code, body.reason)
         .await?;
-    encode(json!({ "id": device, "revoked": revoked, "sessions": sessions }))
+    encode(told.into(json!({ "id": device, "revoked": revoked })))
 }
 
 async fn confirm(State(service): App, headers: HeaderMap, In(fingerprint): In<Fingerprint>) -> Answer {
@@ -437,6 +449,15 @@ async fn sessions(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {
             .map(|g| g.sessions(q.tenant.as_ref()))
             .unwrap_or_default(),
     )
+}
+
+async fn clones(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {
+    let mut suspects = service
+        .gateway()
+        .map(|g| g.suspected_clones())
+        .unwrap_or_default();
+    suspects.retain(|s| q.tenant.as_ref().is_none_or(|t| *t == s.tenant));
+    encode(suspects)
 }
 
 async fn exchanges(State(service): App, Asked(q): Asked<ExchangeQuery>) -> Answer {

@@ -12,6 +12,8 @@ mod keeping;
 mod ledger;
 #[cfg(test)]
 mod openapi;
+mod receipts;
+mod services;
 mod stations;
 mod token;
 
@@ -22,7 +24,7 @@ pub(crate) use token::Token;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -32,6 +34,7 @@ use serde_json::json;
 use crate::failure::Failure;
 use crate::metrics;
 use crate::service::Service;
+use crate::tokens::discovery;
 
 /// The largest request, in bytes: an import of some thousand devices with their certificates.
 const BODY_MAX: usize = 64 << 20;
@@ -68,6 +71,8 @@ pub fn router(service: Arc<Service>, token: Token) -> Router {
             get(|| async { Json(json!({ "status": "live" })) }),
         )
         .route("/health/ready", get(ready))
+        .route(discovery::JWKS, get(public_document))
+        .route(discovery::METADATA, get(public_document))
         .route("/api/v1/{*rest}", post(unknown).get(unknown))
         .fallback(unknown)
         .with_state(service)
@@ -78,6 +83,21 @@ async fn unknown() -> Failure {
         "there is no such endpoint",
         "the endpoints are in openapi/countersign.json",
     )
+}
+
+/// What anybody may know: the keys that sign tokens, and where what is asked.
+async fn public_document(State(service): State<Arc<Service>>, uri: Uri) -> Response {
+    match discovery::document(&service, uri.path()) {
+        Some((kind, body)) => (
+            [
+                (header::CONTENT_TYPE, kind.to_owned()),
+                (header::CACHE_CONTROL, discovery::cache_control()),
+            ],
+            body.to_string(),
+        )
+            .into_response(),
+        None => Failure::unavailable("the device port is not open", "wait").into_response(),
+    }
 }
 
 async fn ready(State(service): State<Arc<Service>>) -> Response {

@@ -79,7 +79,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
         body [("devices", "list of {id, model?, groups?, state?, authority?, certificate?}; certificate is PEM")]),
     endpoint!("get" "/tenants/{tenant}/devices/{device}" "a device with its credentials and sessions"),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/moves" "moves a device through its lifecycle; answers when the sessions that this ends are closed"
-        body [("move", "activate, suspend, resume, quarantine, release or decommission"), ("reason?", "why, for the audit")]),
+        body [("move", "activate, suspend, resume, quarantine, release or decommission"), ("reason?", "why, for the audit; needed for quarantine, release and decommission"), ("until?", "suspend and quarantine: when it ends by itself, milliseconds since 1970"), ("evidence?", "release: what it is based on, for the audit")]),
+    endpoint!("post" "/tenants/{tenant}/bulk-moves" "moves all devices that a selector finds, in small steps; answers at once with the receipt, which tells how far it is; header Idempotency-Key: asked again, one that was cut short goes on under the same receipt"
+        body [("selector", "what must all hold: {group?, model?, batch?, authority?, state?}"), ("move", "as for one device"), ("reason", "why, for the audit"), ("until?", "as for one device"), ("evidence?", "as for one device"), ("dry_run?", "true: only answers how many it would be, and the first of them"), ("after?", "dry run: the id after which the list goes on"), ("limit?", "dry run: 1 to 10000 devices in the list, default 100")]),
+    endpoint!("get" "/receipts" "the newest receipts of changes that end sessions, newest first"
+        , query [("tenant", "only of this tenant"), ("limit", "1 to 1000, default 100")]),
+    endpoint!("get" "/receipts/{receipt}" "a receipt: what a change did to live sessions, on each node"),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/certificates" "issues a certificate, or answers with the one that was issued for this key before; header Idempotency-Key: the same key with other content is refused (409)"
         body [("request", "PKCS#10, PEM"), ("profile?", "default: the first of the configuration"), ("authority?", "default: the tenant's newest active one")]),
     endpoint!("put" "/tenants/{tenant}/devices/{device}/authority" "binds a device to the authority whose certificates may be learned for it"
@@ -121,7 +126,13 @@ pub const ENDPOINTS: &[Endpoint] = &[
         body [("fingerprints?", "list of certificate fingerprints"), ("devices?", "list of device ids: the newest certificate that the batch issued to each")]),
     endpoint!("post" "/tenants/{tenant}/batches/{batch}/revoke" "revokes all certificates that were issued in a batch; answers when the sessions that this ends are closed"
         body [("code?", "CRL reason, default unspecified"), ("reason?", "why, for the audit")]),
-    endpoint!("get" "/sessions" "lists live sessions" , query [("tenant", "only of this tenant")]),
+    endpoint!("get" "/services" "lists services: backends of the fleet that may ask about tokens"),
+    endpoint!("post" "/services" "registers a service by its certificate, which must not be a device's"
+        body [("id", "service id"), ("certificate", "the certificate it shows, PEM; whoever issued it"), ("introspects", "list of the tenants about whose tokens it may ask")]),
+    endpoint!("delete" "/services/{service}" "forgets a service: its id and certificate are free again"),
+    endpoint!("post" "/services/{service}/revoke" "revokes a service: it may ask nothing any more" body [("reason?", "why, for the audit")]),
+    endpoint!("get" "/sessions" "lists live sessions, of connections and of tokens" , query [("tenant", "only of this tenant")]),
+    endpoint!("get" "/clones" "lists the credentials that two seem to hold, the clearest first: score in thousandths, evidence, addresses" , query [("tenant", "only of this tenant")]),
     endpoint!("get" "/exchanges" "the exchanges that a subject names, or the newest, newest first"
         , query [("subject", "device id, certificate fingerprint, serial number or exchange id"), ("tenant", "tenant of the device"), ("refused", "true: only refused ones, if no subject is given"), ("limit", "1 to 1000, default 20")]),
     endpoint!("get" "/rejections" "refusals grouped by cause, the most frequent first, with counts, an example and a cure"
@@ -242,7 +253,9 @@ mod tests {
                 .replace("{host}", "h")
                 .replace("{authority}", "a")
                 .replace("{batch}", "b")
-                .replace("{claim}", "c");
+                .replace("{claim}", "c")
+                .replace("{receipt}", "rc-0000000000000000")
+                .replace("{service}", "s");
             let path = format!("/api/v1{}", path.replace("{fingerprint}", &"0".repeat(64)));
             for (shown, expected_401) in [(Some(token.header()), false), (None, true)] {
                 let mut request = Request::builder()

@@ -118,7 +118,7 @@ async fn revoke(
     Body(body): Body<RevokeStationBody>,
 ) -> Answer {
     service.need_station(&tenant, &id)?;
-    let (revoked, sessions) = service
+    let (revoked, told) = service
         .revoke_station(
             actor(&headers),
             id.clone(),
@@ -127,7 +127,7 @@ async fn revoke(
             body.with_devices,
         )
         .await?;
-    encode(json!({ "id": id, "state": "revoked", "revoked": revoked, "sessions": sessions }))
+    encode(told.into(json!({ "id": id, "state": "revoked", "revoked": revoked })))
 }
 
 async fn reconcile(State(service): App, headers: HeaderMap, Body(body): Body<JournalBody>) -> Answer {

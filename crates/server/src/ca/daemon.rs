@@ -1,7 +1,7 @@
 //! The socket of the CA: who may ask is told by the kernel, before a byte is read.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -97,7 +97,15 @@ fn bind(socket: &Path, is_shared: bool) -> Result<UnixListener, CaError> {
                 "stop that one, or name another socket in ca.toml",
             ));
         }
+        // Any other file refuses connections too.
         Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
+            let found = std::fs::symlink_metadata(socket);
+            if !found.is_ok_and(|found| found.file_type().is_socket()) {
+                return Err(failed(
+                    &"there is something that is no socket",
+                    "move it away, or name another socket in ca.toml",
+                ));
+            }
             let _ = std::fs::remove_file(socket);
         }
         Err(_) => {}

@@ -130,9 +130,19 @@ pub enum CaError {
         /// The limit.
         most: u32,
     },
+    /// Too many certificates whose time is not over.
+    #[error(
+        "device {device} has {most} certificates that are not expired, ended ones among them, the most that certificates_per_device_max of ca.toml allows by renewal; hint: wait until one has expired, or enrol with a one-time secret (countersign ca secret {device}, on the CA)"
+    )]
+    TooOften {
+        /// The device.
+        device: DeviceId,
+        /// The limit.
+        most: u32,
+    },
     /// The clock went back.
     #[error(
-        "the CA's clock says {now}, and has said {before} before: nothing is signed; hint: set the clock"
+        "the CA's clock says {now}, and has said {before} before: nothing is signed; hint: set the clock; if it had been ahead by mistake: countersign ca clock reset --reason TEXT, on the CA"
     )]
     ClockBehind {
         /// Now.
@@ -158,6 +168,9 @@ pub enum CaError {
     /// The disk is full.
     #[error("the CA's disk is full: nothing was issued; hint: free space on the file system of its folder")]
     DiskFull,
+    /// Another command writes.
+    #[error("another command is writing to the CA's store: nothing was done; hint: ask again")]
+    Busy,
     /// The store failed.
     #[error("the CA's store failed: {0}; hint: look at the disk and at the permissions of its folder")]
     Storage(String),
@@ -195,6 +208,7 @@ impl CaError {
             Self::NewKeyDemanded(_) => "new-key-demanded",
             Self::NotTheNewest => "not-the-newest",
             Self::TooMany { .. } => "too-many",
+            Self::TooOften { .. } => "too-often",
             Self::ClockBehind { .. } => "clock-behind",
             Self::Keys(_) => "keys",
             Self::Mint(_) => "mint",
@@ -202,6 +216,7 @@ impl CaError {
             Self::NotFound(_) => "not-found",
             Self::Invalid(_) => "invalid",
             Self::DiskFull => "disk-full",
+            Self::Busy => "busy",
             Self::Storage(_) => "storage",
             Self::Closed(_) => "closed",
             Self::InUse(_) => "in-use",
@@ -225,6 +240,7 @@ impl CaError {
             Self::KeyOfOther(_) | Self::HasAnotherKey(_) | Self::Exists(_) | Self::NotTheNewest => 409,
             Self::ClockBehind { .. }
             | Self::Keys(_)
+            | Self::Busy
             | Self::Storage(_)
             | Self::Closed(_)
             | Self::InUse(_) => 503,
@@ -235,6 +251,7 @@ impl CaError {
             | Self::Revoked(_)
             | Self::NewKeyDemanded(_)
             | Self::TooMany { .. }
+            | Self::TooOften { .. }
             | Self::Mint(_)
             | Self::Invalid(_) => 422,
         }
@@ -243,8 +260,15 @@ impl CaError {
 
 impl From<rusqlite::Error> for CaError {
     fn from(e: rusqlite::Error) -> Self {
+        Self::from(&e)
+    }
+}
+
+impl From<&rusqlite::Error> for CaError {
+    fn from(e: &rusqlite::Error) -> Self {
         match e.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => Self::DiskFull,
+            Some(rusqlite::ErrorCode::DatabaseBusy) => Self::Busy,
             _ => Self::Storage(e.to_string()),
         }
     }

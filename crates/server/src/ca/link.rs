@@ -4,12 +4,15 @@
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use countersign_authority::folder;
 use countersign_authority::keys::{KEY_STORE_FILE, KeyStore};
 use countersign_factory::request::pem;
 use countersign_identity::AuthorityId;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::protocol::{
     ANSWER_BYTES_MAX, Answer, Base64, Call, DescribedAuthority, ENDED_MAX, Ended, FrameError, IssueCall,
@@ -22,12 +25,39 @@ use crate::failure::Failure;
 pub struct CaLink {
     socket: PathBuf,
     timeout: Duration,
+    status: Arc<Semaphore>,
+    status_refused: Arc<AtomicU64>,
 }
 
 impl CaLink {
-    /// Nothing is opened yet.
-    pub fn new(socket: PathBuf, timeout: Duration) -> Self {
-        Self { socket, timeout }
+    /// Nothing is opened yet. `status_requests_max`: lists and OCSP answers that are asked for at once.
+    pub fn new(socket: PathBuf, timeout: Duration, status_requests_max: usize) -> Self {
+        Self {
+            socket,
+            timeout,
+            status: Arc::new(Semaphore::new(status_requests_max.min(Semaphore::MAX_PERMITS))),
+            status_refused: Arc::default(),
+        }
+    }
+
+    /// Leave to ask for a list or an OCSP answer, while it is held; `None` while as many as may are being asked for.
+    /// Anybody may want those, and the CA takes only so many connections: issuance must find one free.
+    pub fn status_leave(&self) -> Option<SemaphorePermit<'_>> {
+        let leave = self.status.try_acquire().ok();
+        if leave.is_none() {
+            self.status_refused.fetch_add(1, Ordering::Relaxed);
+        }
+        leave
+    }
+
+    /// How often [`Self::status_leave`] was refused.
+    pub fn status_refused(&self) -> u64 {
+        self.status_refused.load(Ordering::Relaxed)
+    }
+
+    /// How long one transfer may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Where the CA answers.

@@ -27,6 +27,7 @@ pub mod store;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_authority::{Hierarchy, IssuingAuthority};
 use countersign_identity::AuthorityId;
@@ -90,17 +91,23 @@ impl Ca {
     }
 }
 
-/// The CA's issuing keys, opened when they are first needed.
+/// How long one waits for another who opens the same key.
+const OPENING: Duration = Duration::from_secs(10);
+
+/// The key of one authority, once it is open.
+type Slot = Arc<Mutex<Option<Arc<IssuingAuthority>>>>;
+
+/// The CA's issuing keys, opened when they are first needed. A token that takes its time holds up its own authority only.
 pub struct Keys {
     folder: PathBuf,
-    open: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
+    slots: Mutex<HashMap<AuthorityId, Slot>>,
 }
 
 impl Keys {
     fn new(folder: &Path) -> Self {
         Self {
             folder: folder.join("authorities"),
-            open: Mutex::default(),
+            slots: Mutex::default(),
         }
     }
 
@@ -118,15 +125,22 @@ impl Keys {
     /// # Errors
     /// [`CaError::Keys`] if it cannot be reached.
     pub fn authority(&self, id: &AuthorityId) -> Result<Arc<IssuingAuthority>, CaError> {
-        let mut open = self.open.lock();
-        if let Some(authority) = open.get(id) {
+        // Kept only for an authority that there is: anybody may name others.
+        let slot = match self.has(id) {
+            true => self.slots.lock().entry(id.clone()).or_default().clone(),
+            false => Slot::default(),
+        };
+        let mut open = slot.try_lock_for(OPENING).ok_or_else(|| {
+            CaError::Keys(format!(
+                "the key of authority {id} is being opened, and does not answer; hint: look at its token"
+            ))
+        })?;
+        if let Some(authority) = &*open {
             return Ok(authority.clone());
         }
         let path = self.folder.join(id.as_str());
         let authority = IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)
             .map_err(|e| CaError::Keys(e.to_string()))?;
-        let authority = Arc::new(authority);
-        open.insert(id.clone(), authority.clone());
-        Ok(authority)
+        Ok(open.insert(Arc::new(authority)).clone())
     }
 }

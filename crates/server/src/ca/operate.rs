@@ -394,6 +394,26 @@ pub fn revoke(folder: &Path, fingerprint: &Fingerprint, reason: RevocationReason
     })
 }
 
+/// Takes the clock's time for right although later ones were seen: after the clock had been ahead by mistake. What was
+/// signed meanwhile keeps its dates. The latest time that was seen.
+///
+/// # Errors
+/// [`CaError::Invalid`] without a reason.
+pub fn clock_reset(folder: &Path, reason: &str) -> Result<Timestamp, CaError> {
+    if reason.trim().is_empty() {
+        return Err(CaError::Invalid(
+            "why is the later time the wrong one? hint: --reason TEXT, for the log".into(),
+        ));
+    }
+    let mut db = store::open_beside(folder)?;
+    store::write_beside(&mut db, &actor(), |scope| {
+        let before = scope.reset_clock()?;
+        let detail = json!({ "from": before.to_string(), "to": scope.now.to_string(), "reason": reason });
+        scope.log("clock.reset", "", &detail)?;
+        Ok(before)
+    })
+}
+
 /// The newest certificates, newest first.
 ///
 /// # Errors
@@ -461,10 +481,8 @@ pub fn status(folder: &Path) -> Result<Vec<Finding>, CaError> {
     let now = store::now();
     add(
         "clock".into(),
-        if now.plus(Duration::from_secs(30)) < seen {
-            Err(format!(
-                "it says {now}, and has said {seen} before; hint: set the clock"
-            ))
+        if now.plus(store::CLOCK_SLACK) < seen {
+            Err(CaError::ClockBehind { now, before: seen }.to_string())
         } else {
             Ok(now.to_string())
         },

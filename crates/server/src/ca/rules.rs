@@ -131,6 +131,27 @@ fn open_authority(db: &Connection, id: &AuthorityId) -> Result<TenantId, CaError
     }
 }
 
+/// How many certificates a device may have. By renewal, those that have ended count until their time is over: nothing
+/// else would bound a control process that says "it lapsed, another one". A batch has its quota, a secret is for one.
+fn need_room(
+    device: &DeviceId,
+    ground: &Ground,
+    of_device: &[Row],
+    settings: &Settings,
+    now: Timestamp,
+) -> Result<(), CaError> {
+    let (device, most) = (device.clone(), settings.certificates_per_device_max);
+    let count = |counts: &dyn Fn(&&Row) -> bool| of_device.iter().filter(counts).count();
+    if count(&|row| row.is_in_force(now)) >= most as usize {
+        return Err(CaError::TooMany { device, most });
+    }
+    let is_renewal = matches!(ground, Ground::Certificate { .. });
+    if is_renewal && count(&|row| now <= row.not_after) >= most as usize {
+        return Err(CaError::TooOften { device, most });
+    }
+    Ok(())
+}
+
 impl Asked {
     /// Reads a request and checks its signature; a batch's or a certificate's word is judged later.
     ///
@@ -351,10 +372,7 @@ impl Asked {
             return Err(CaError::NewKeyDemanded(self.profile.name.clone()));
         }
         self.fits_ground(scope, &device, &ground, &of_key, &of_device)?;
-        let most = settings.certificates_per_device_max;
-        if of_device.iter().filter(|row| row.is_in_force(scope.now)).count() >= most as usize {
-            return Err(CaError::TooMany { device, most });
-        }
+        need_room(&device, &ground, &of_device, settings, scope.now)?;
         self.mint(scope, keys, tenant, device, &ground)
     }
 

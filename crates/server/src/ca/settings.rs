@@ -29,7 +29,7 @@ pub struct Settings {
     pub replay_window_hours: u64,
     /// For so long after its expiry a certificate is still evidence for its device's next one, in days.
     pub renewal_lane_days: u64,
-    /// Certificates of one device in force at once.
+    /// Certificates of one device in force at once; by renewal, also those that have ended and are not expired count.
     pub certificates_per_device_max: u32,
     /// The longest that a revocation list or an OCSP answer is good, in hours.
     pub next_update_hours_max: u32,

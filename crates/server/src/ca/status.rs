@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_authority::status::{OcspError, Questions, Responder, Status};
+use countersign_authority::status::{IssuerHashes, OcspError, Questions, Responder, Status};
 use countersign_factory::{RevocationReason, Revoked};
 use countersign_identity::{AuthorityId, Timestamp};
 use parking_lot::Mutex;
@@ -13,23 +13,25 @@ use serde_json::json;
 
 use super::Ca;
 use super::error::CaError;
-use super::store::now;
+use super::store::{CLOCK_SLACK, now};
 
 /// A list is made anew at least so often.
 const LIST_AGE: Duration = Duration::from_secs(3600);
+/// One that is younger also answers whoever asks for another validity: asking alone must not make the CA sign and log.
+const LIST_AGE_MIN: Duration = Duration::from_secs(60);
 
 /// What is kept between requests.
 #[derive(Default)]
 pub struct Lists {
     lists: Mutex<HashMap<AuthorityId, List>>,
-    responders: Mutex<HashMap<AuthorityId, Arc<Responder>>>,
+    responders: Mutex<HashMap<AuthorityId, (Timestamp, Arc<Responder>)>>,
 }
 
 struct List {
     hours: u32,
     der: Vec<u8>,
     made: Timestamp,
-    /// The newest entry of the log that ended a certificate.
+    /// The newest entry of the log that makes older lists wrong.
     seq: i64,
 }
 
@@ -42,9 +44,10 @@ fn revoked(r: &rusqlite::Row<'_>) -> Result<Revoked, CaError> {
     })
 }
 
-fn newest_end(db: &Connection) -> Result<i64, CaError> {
+/// A certificate ended, or the dates of what was signed were of a wrong clock.
+fn newest_change(db: &Connection) -> Result<i64, CaError> {
     let newest: Option<i64> = db.query_row(
-        "SELECT max(seq) FROM log WHERE action = 'certificate.end'",
+        "SELECT max(seq) FROM log WHERE action IN ('certificate.end', 'clock.reset')",
         [],
         |r| r.get(0),
     )?;
@@ -63,11 +66,15 @@ impl Ca {
     /// [`CaError`].
     pub fn revocation_list(&self, actor: &str, id: &AuthorityId, hours: u32) -> Result<Vec<u8>, CaError> {
         let (hours, good_for) = self.good_for(hours);
-        let seq = self.store.read(newest_end)?;
+        let seq = self.store.read(newest_change)?;
         if let Some(list) = self.lists.lists.lock().get(id)
-            && list.hours == hours
             && list.seq == seq
-            && now().since(list.made) < LIST_AGE
+            && now().since(list.made)
+                < if list.hours == hours {
+                    LIST_AGE
+                } else {
+                    LIST_AGE_MIN
+                }
         {
             return Ok(list.der.clone());
         }
@@ -122,7 +129,9 @@ impl Ca {
         good_for: Duration,
     ) -> Result<Arc<Responder>, CaError> {
         let at = now();
-        if let Some(good) = self.lists.responders.lock().get(id)
+        // One of a time to come was made by a wrong clock: nobody would believe it.
+        if let Some((made, good)) = self.lists.responders.lock().get(id)
+            && *made <= at.plus(CLOCK_SLACK)
             && at.plus(good_for) < good.not_after()
         {
             return Ok(good.clone());
@@ -142,7 +151,10 @@ impl Ca {
                 &json!({ "not_after": until.to_string() }),
             )
         })?;
-        self.lists.responders.lock().insert(id.clone(), made.clone());
+        self.lists
+            .responders
+            .lock()
+            .insert(id.clone(), (at, made.clone()));
         Ok(made)
     }
 
@@ -157,28 +169,20 @@ impl Ca {
         };
         // A responder's certificate lasts a week: an answer must not outlive it.
         let (_, good_for) = self.good_for(hours.min(96));
-        let ids: Vec<String> = self.store.read(|db| {
-            let mut statement = db.prepare_cached("SELECT id FROM authorities")?;
-            let ids = statement.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
-            Ok(ids)
+        let authorities: Vec<(String, Vec<u8>)> = self.store.read(|db| {
+            let mut statement = db.prepare_cached("SELECT id, certificate FROM authorities")?;
+            let found = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+            Ok(found.collect::<Result<_, _>>()?)
         })?;
-        let mut failed = None;
-        for id in ids {
-            let id: AuthorityId = id
-                .parse()
-                .map_err(|e| CaError::Storage(format!("an entry cannot be read: {e}")))?;
-            // A key that cannot be reached must not silence the others.
-            let responder = match self.responder(actor, &id, good_for) {
-                Ok(responder) => responder,
-                Err(e) => {
-                    tracing::error!(authority = %id, cause = %e, "no OCSP responder");
-                    failed = Some(e);
-                    continue;
-                }
-            };
-            if !questions.list.iter().all(|q| responder.is_asked(q)) {
+        let damaged = |e: &dyn std::fmt::Display| CaError::Storage(format!("an entry cannot be read: {e}"));
+        for (id, certificate) in authorities {
+            // Whose answer it is, its certificate tells: no key of another authority is waited for.
+            let issuer = IssuerHashes::of(&certificate).map_err(|e| damaged(&e))?;
+            if !questions.list.iter().all(|q| issuer.is_asked(q)) {
                 continue;
             }
+            let id: AuthorityId = id.parse().map_err(|e| damaged(&e))?;
+            let responder = self.responder(actor, &id, good_for)?;
             let statuses = self.store.read(|db| {
                 questions
                     .list
@@ -191,10 +195,7 @@ impl Ca {
                 .answer(&questions, &statuses, at, at.plus(good_for))
                 .map_err(|e| CaError::Mint(e.to_string()));
         }
-        match failed {
-            Some(e) => Err(e),
-            None => Ok(OcspError::Unauthorized.to_der()),
-        }
+        Ok(OcspError::Unauthorized.to_der())
     }
 }
 

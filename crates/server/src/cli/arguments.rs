@@ -2,24 +2,27 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use countersign_authority::keys::PassphraseSource;
 use countersign_factory::RevocationReason;
-use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, IdentityRule, TenantId};
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, IdentityRule, TenantId, Timestamp};
 use countersign_policy::{ClientIdMode, DenialCode, ExchangeId, LifecycleState};
-use countersign_registry::Network;
+use countersign_registry::{Network, ReceiptId};
 
 use super::ca::CaCommand;
 pub use super::factory::arguments::FactoryCommand;
 use super::ledger::Moment;
+use super::service::ServiceCommand;
 
 /// The self-hosted front door of a device fleet: devices prove who they are by certificate and mutual TLS, policy says
 /// whether they may come in now, and every exchange can be looked at.
 ///
 /// Commands talk to the server that runs on the data directory; if none runs they work on it directly.
 ///
-/// Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not found, 4 refused, 5 storage, port or server not available.
+/// Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not found, 4 refused, 5 storage, port or server not available,
+/// 6 done in part: in force, and not confirmed by all.
 #[derive(Parser)]
 #[command(name = "countersign", version, propagate_version = true)]
 pub struct Arguments {
@@ -89,9 +92,18 @@ pub enum Command {
     /// The factory: batches, their identities in bulk, and claims
     #[command(subcommand)]
     Factory(FactoryCommand),
-    /// Live sessions
+    /// Live sessions, of connections and of tokens
     #[command(subcommand)]
     Session(SessionCommand),
+    /// Certificates whose key two seem to hold
+    #[command(subcommand)]
+    Clones(ClonesCommand),
+    /// Receipts: what changes did to live sessions
+    #[command(subcommand)]
+    Receipt(ReceiptCommand),
+    /// Services: backends of the fleet, which are no devices
+    #[command(subcommand)]
+    Service(ServiceCommand),
     /// Show exchanges as sequence diagrams, refused ones with cause and cure
     Explain {
         /// A device id, certificate fingerprint, serial number or exchange id
@@ -542,12 +554,48 @@ pub struct OneDevice {
 }
 
 #[derive(Args)]
-pub struct OneMove {
-    #[command(flatten)]
-    pub device: OneDevice,
+pub struct MoveArguments {
+    /// The device id; or name devices by what they have in common, all of which must hold
+    #[arg(required_unless_present_any = ["group", "model", "batch", "authority", "state"],
+          conflicts_with_all = ["group", "model", "batch", "authority", "state", "dry_run", "idempotency_key"])]
+    pub id: Option<DeviceId>,
+    /// The tenant
+    #[arg(long, default_value = "default")]
+    pub tenant: TenantId,
     /// Why, for the audit
     #[arg(long, default_value = "")]
     pub reason: String,
+    /// All devices in this group
+    #[arg(long)]
+    pub group: Option<String>,
+    /// All devices of this model
+    #[arg(long)]
+    pub model: Option<String>,
+    /// All devices that were made in this batch
+    #[arg(long)]
+    pub batch: Option<BatchId>,
+    /// All devices that this authority vouches for
+    #[arg(long)]
+    pub authority: Option<AuthorityId>,
+    /// All devices in this state
+    #[arg(long)]
+    pub state: Option<LifecycleState>,
+    /// Move none; say how many it would be, and list them
+    #[arg(long)]
+    pub dry_run: bool,
+    /// A name of yours for this bulk move: asked again, it is not done twice, and goes on if it was cut short
+    #[arg(long)]
+    pub idempotency_key: Option<String>,
+}
+
+#[derive(Args)]
+pub struct TimeBox {
+    /// When it ends by itself, such as 2026-11-23T20:00:00Z
+    #[arg(long, value_parser = super::moves::moment)]
+    pub until: Option<Timestamp>,
+    /// After how long it ends by itself, such as 90s, 30m, 2h or 7d
+    #[arg(long = "for", conflicts_with = "until", value_parser = super::moves::span)]
+    pub lasting: Option<Duration>,
 }
 
 #[derive(Subcommand)]
@@ -661,18 +709,52 @@ pub enum DeviceCommand {
     },
     /// Show a device with its credentials and sessions
     Show(OneDevice),
-    /// Let a pending device in
-    Activate(OneMove),
-    /// Keep a device out until it is resumed; ends its sessions
-    Suspend(OneMove),
-    /// Let a suspended device in again
-    Resume(OneMove),
-    /// Keep a device apart until it is released; ends its sessions
-    Quarantine(OneMove),
-    /// Return a quarantined device to where it was
-    Release(OneMove),
-    /// End a device for good
-    Decommission(OneMove),
+    /// Let pending devices in
+    Activate(MoveArguments),
+    /// Keep devices out until they are resumed, or until a time; ends their sessions
+    Suspend {
+        #[command(flatten)]
+        which: MoveArguments,
+        #[command(flatten)]
+        end: TimeBox,
+    },
+    /// Let suspended devices in again
+    Resume(MoveArguments),
+    /// Keep devices apart until they are released, or until a time; ends their sessions
+    Quarantine {
+        #[command(flatten)]
+        which: MoveArguments,
+        #[command(flatten)]
+        end: TimeBox,
+    },
+    /// Return quarantined devices to where they were
+    Release {
+        #[command(flatten)]
+        which: MoveArguments,
+        /// What the release is based on, for the audit
+        #[arg(long)]
+        after_evidence: Option<String>,
+    },
+    /// End devices for good
+    Decommission(MoveArguments),
+}
+
+#[derive(Subcommand)]
+pub enum ReceiptCommand {
+    /// Show a receipt
+    Show {
+        /// The receipt
+        id: ReceiptId,
+    },
+    /// List the newest receipts, newest first
+    List {
+        /// Only of this tenant
+        #[arg(long)]
+        tenant: Option<TenantId>,
+        /// At most so many
+        #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
 }
 
 #[derive(Subcommand)]
@@ -710,6 +792,16 @@ pub struct RevocationArguments {
 }
 
 #[derive(Subcommand)]
+pub enum ClonesCommand {
+    /// List who is suspected now, and why
+    List {
+        /// Only of this tenant
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
+}
+
+#[derive(Subcommand)]
 pub enum SessionCommand {
     /// List live sessions
     List {
@@ -717,6 +809,6 @@ pub enum SessionCommand {
         #[arg(long)]
         tenant: Option<TenantId>,
     },
-    /// End the sessions of a device; it may connect again at once
+    /// End the sessions of a device, its tokens too; it may connect again at once
     Disconnect(OneDevice),
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use countersign_authority::KeyStore;
 use countersign_identity::AuthorityId;
 use countersign_keystore_pkcs11::TokenUri;
+use countersign_policy::first_contact::Template;
 use serde_json::{Value, json};
 
 use super::arguments::{
@@ -384,8 +385,8 @@ fn admission_body(mode: AdmissionMode, template: Option<&Path>) -> Result<Value,
         (AdmissionMode::KnownDevice, None) => Ok(json!({ "mode": "known-device" })),
         (AdmissionMode::JustInTime, Some(path)) => {
             let wrong = |e: &dyn std::fmt::Display| Failure::invalid(format!("{}: {e}", path.display()));
-            let table: toml::Table = toml::from_str(&read(path)?).map_err(|e| wrong(&e))?;
-            let mut body = serde_json::to_value(table).map_err(|e| wrong(&e))?;
+            let template: Template = toml::from_str(&read(path)?).map_err(|e| wrong(&e))?;
+            let mut body = serde_json::to_value(template).map_err(|e| wrong(&e))?;
             body["mode"] = json!("just-in-time");
             Ok(body)
         }

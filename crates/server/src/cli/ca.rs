@@ -65,6 +65,9 @@ pub enum CaCommand {
         #[arg(long, default_value = "unspecified")]
         code: RevocationReason,
     },
+    /// The CA's clock
+    #[command(subcommand)]
+    Clock(CaClockCommand),
     /// List certificates, newest first
     Certificates {
         /// Only of this device
@@ -152,6 +155,17 @@ pub enum CaBatchCommand {
     },
 }
 
+#[derive(Subcommand)]
+pub enum CaClockCommand {
+    /// Take the clock's time for right although later ones were seen: after it had been ahead by mistake. What was signed
+    /// meanwhile keeps its dates
+    Reset {
+        /// Why, for the CA's log
+        #[arg(long)]
+        reason: String,
+    },
+}
+
 pub(super) async fn run(command: CaCommand, folder: &Path, out: Output) -> Result<(), Failure> {
     match command {
         CaCommand::Serve => serve(folder).await,
@@ -217,6 +231,14 @@ fn operate(command: CaCommand, folder: &Path, out: Output) -> Result<(), Failure
             out.say(&json!({ "fingerprint": fingerprint, "changed": changed }), |_| {
                 let text = if changed { "is revoked" } else { "was revoked before" };
                 format!("certificate {fingerprint} {text}; the registry learns it by countersign credential revoke")
+            })
+        }
+        CaCommand::Clock(CaClockCommand::Reset { reason }) => {
+            let before = operate::clock_reset(folder, &reason)?;
+            out.say(&json!({ "before": before }), |_| {
+                format!(
+                    "the clock's time is taken for right; the latest that was seen was {before}\nwhat was signed meanwhile keeps its dates: countersign ca certificates lists it"
+                )
             })
         }
         CaCommand::Certificates { device, limit } => {

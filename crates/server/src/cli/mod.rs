@@ -3,15 +3,21 @@
 
 mod arguments;
 mod authority;
+mod bulk;
 mod ca;
 mod ca_key;
 mod claim;
 mod commands;
+mod device;
+mod diagnosis;
 mod factory;
 mod import;
 mod keeping;
 mod ledger;
+mod moves;
 mod output;
+mod service;
+mod tenant;
 mod verify;
 
 use std::path::{Path, PathBuf};

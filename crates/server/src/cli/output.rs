@@ -27,11 +27,29 @@ fn line(text: &str) -> Result<(), Failure> {
 impl Output {
     /// An answer: as JSON, or in words.
     pub fn say(self, answer: &Value, words: impl FnOnce(&Value) -> String) -> Result<(), Failure> {
+        // An answer with a receipt names it; a receipt is an answer too.
+        let receipt = match &answer["receipt"] {
+            Value::Null if answer["nodes"].is_array() => answer,
+            receipt => receipt,
+        };
         if self.json {
-            line(&format!("{answer:#}"))
+            line(&format!("{answer:#}"))?;
+        } else if let Some(id) = answer["receipt"]["id"].as_str() {
+            line(&format!(
+                "{}\nreceipt {id}: {}",
+                words(answer),
+                cell(&receipt["state"])
+            ))?;
         } else {
-            line(&words(answer))
+            line(&words(answer))?;
         }
+        if receipt["state"] == "partial" {
+            let note = receipt["note"]
+                .as_str()
+                .unwrap_or("it is in force, and not every node has confirmed it; hint: countersign session list shows what is left");
+            return Err(Failure::partial(format!("partial: {note}")));
+        }
+        Ok(())
     }
 
     /// A list: as JSON, or as a table of some columns.

@@ -18,13 +18,13 @@ use crate::listeners::ClientCertificate;
 
 /// Lets any certificate through TLS, if its key is proven to be held; a client may also have none.
 #[derive(Debug)]
-pub(super) struct AnyCertificate {
+pub(crate) struct AnyCertificate {
     algorithms: WebPkiSupportedAlgorithms,
     certificate: ClientCertificate,
 }
 
 impl AnyCertificate {
-    pub(super) fn new(algorithms: WebPkiSupportedAlgorithms, certificate: ClientCertificate) -> Self {
+    pub(crate) fn new(algorithms: WebPkiSupportedAlgorithms, certificate: ClientCertificate) -> Self {
         Self {
             algorithms,
             certificate,

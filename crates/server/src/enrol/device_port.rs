@@ -1,5 +1,5 @@
-//! HTTP on the device listeners: an admitted device renews its certificate and fetches the CA certificates over the
-//! connection that it has a session on. When the session ends, so does this.
+//! HTTP on the device listeners: an admitted device renews its certificate, fetches the CA certificates, takes tokens and
+//! publishes over the connection that it has a session on. When the session ends, so does this.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use super::client::Peer;
 use super::est;
 use crate::service::Service;
+use crate::tokens::{discovery, endpoints, publish};
 
 /// Answers admitted devices.
 pub struct DevicePort(Arc<Service>);
@@ -31,6 +32,18 @@ impl DeviceHttp for DevicePort {
     ) -> Pin<Box<dyn Future<Output = countersign_gateway::http::Answer> + Send>> {
         let service = self.0.clone();
         Box::pin(async move {
+            let path = request.uri().path();
+            match path {
+                "/oauth2/token" => return endpoints::token(&service, &device, request).await,
+                "/oauth2/revoke" => return endpoints::revoke(&service, &device, request).await,
+                _ if path.starts_with(publish::PREFIX) => {
+                    return publish::publish(&service, &device, request).await;
+                }
+                _ => {}
+            }
+            if let Some(answer) = discovery::answer(&service, request.method(), path) {
+                return answer;
+            }
             let peer = Peer {
                 source: device.source,
                 // The session is bound to the certificate already.

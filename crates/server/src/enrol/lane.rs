@@ -16,7 +16,7 @@ use countersign_registry::{Actor, ExpiredRequester, IssueOutcome, RegistryError,
 
 use super::client::Peer;
 use crate::failure::Failure;
-use crate::service::{Service, Wanted};
+use crate::service::{Service, Shown, Wanted};
 
 /// A device in the lane.
 pub(super) struct RenewalLane {
@@ -24,6 +24,8 @@ pub(super) struct RenewalLane {
     tenant: TenantId,
     device: DeviceId,
     certificate: CertificateFacts,
+    /// For a CA that judges it anew.
+    shown: Shown,
 }
 
 /// Why a device does not get into the lane.
@@ -41,6 +43,7 @@ impl RenewalLane {
         service: &Arc<Service>,
         peer: &Peer,
         tenant: &TenantId,
+        shown: Shown,
         now: Timestamp,
     ) -> Result<Self, Outside> {
         if service.config().enrol.expired_days_max == 0 {
@@ -69,6 +72,7 @@ impl RenewalLane {
             tenant: tenant.clone(),
             device,
             certificate: chain.leaf().clone(),
+            shown,
         })
     }
 
@@ -109,6 +113,7 @@ impl RenewalLane {
         let wanted = Wanted {
             profile,
             requester: Requester::Expired(requester),
+            shown: self.shown,
             ..Wanted::new(self.tenant, self.device, request)
         };
         self.service.issue(actor, wanted).await

@@ -42,7 +42,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::failure::Failure;
 use crate::listeners::Listener;
 use crate::service::Service;
-use client::{AnyCertificate, Peer};
+pub(crate) use client::AnyCertificate;
+use client::Peer;
 
 /// From accept to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);

@@ -124,10 +124,11 @@ async fn by_certificate(
             })
         }
         Err(denial) if renews && denial.code == DenialCode::CertificateExpired => {
-            let lane = RenewalLane::enter(service, peer, &target.tenant, now).map_err(|e| match e {
-                Outside::Denied(denial) => denied(&denial),
-                Outside::Refused(refusal) => Refusal::new(StatusCode::FORBIDDEN, refusal.to_string()),
-            })?;
+            let lane =
+                RenewalLane::enter(service, peer, &target.tenant, shown, now).map_err(|e| match e {
+                    Outside::Denied(denial) => denied(&denial),
+                    Outside::Refused(refusal) => Refusal::new(StatusCode::FORBIDDEN, refusal.to_string()),
+                })?;
             same_subject(lane.certificate(), csr)?;
             Ok(Asker::Expired(Box::new(lane)))
         }

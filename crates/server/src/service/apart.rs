@@ -5,21 +5,26 @@
 //! waits for a socket. A cut in between leaves a certificate that only the CA knows: nobody is admitted by it, and asking
 //! again is answered with it.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use countersign_authority::KeyStore;
 use countersign_factory::{ProfileKind, RevocationReason};
-use countersign_identity::{AuthorityId, CertificateFacts, Timestamp, signed};
+use countersign_identity::{AuthorityId, CertificateFacts, signed};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{Admission, CredentialState, Custody, FactSource};
 use countersign_registry::{
-    Actor, IssueOutcome, IssueRequest, IssuedHere, NewAuthority, NewCredential, Origin, Registry, Requester,
+    Actor, EndedCredential, EndedCursor, IssueOutcome, IssueRequest, IssuedHere, NewAuthority, NewCredential,
+    Origin, Registry, Requester,
 };
+use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use super::issuance::Wanted;
 use super::{AuthorityDraft, Service};
 use crate::ca::link::{self, CaLink};
 use crate::ca::protocol::{
-    Base64, DescribedAuthority, End, Ended, Evidence, IssueCall, IssuedAnswer, SecretText,
+    Base64, DescribedAuthority, ENDED_MAX, End, Ended, Evidence, IssueCall, IssuedAnswer, SecretText,
 };
 use crate::failure::Failure;
 
@@ -140,19 +145,21 @@ impl Service {
                 secret: SecretText::new(text.to_string()),
             }),
             // A manufacturer's certificate is ours to judge, and says nothing to the CA: there a batch must cover the id.
-            (Requester::Certificate(_), Shown::Certificate { certificate, .. })
+            (Requester::Certificate(_) | Requester::Expired(_), Shown::Certificate { certificate, .. })
                 if !self.is_issued_by_ca(certificate)? =>
             {
                 Ok(Evidence::Batch { device, batch: None })
             }
-            (Requester::Certificate(_), Shown::Certificate { certificate, proof }) => {
-                Ok(Evidence::Certificate {
-                    certificate: Base64(certificate.clone()),
-                    proof: proof.clone().map(Base64),
-                })
-            }
-            // So is a claim, and an expired certificate in the renewal lane.
-            (Requester::Claim(_) | Requester::Expired(_), _) => Ok(Evidence::Batch { device, batch: None }),
+            // Also an expired one, in the renewal lane: the CA has a limit of its own for those.
+            (
+                Requester::Certificate(_) | Requester::Expired(_),
+                Shown::Certificate { certificate, proof },
+            ) => Ok(Evidence::Certificate {
+                certificate: Base64(certificate.clone()),
+                proof: proof.clone().map(Base64),
+            }),
+            // So is a claim.
+            (Requester::Claim(_), _) => Ok(Evidence::Batch { device, batch: None }),
             _ => Err(Failure::internal("what was shown cannot be handed on to the CA")),
         }
     }
@@ -284,39 +291,110 @@ impl Service {
     }
 }
 
-/// How far the CA knows what has ended, by authority: the newest moment, and how many ended in it. In memory: after a
-/// restart everything is told again.
+/// How far the CA knows what has ended, by authority. In memory: after a restart everything is told again, at once.
 #[derive(Debug, Default)]
-pub struct EndedTold(parking_lot::Mutex<std::collections::HashMap<AuthorityId, (Timestamp, usize)>>);
+pub struct EndedTold(Mutex<HashMap<AuthorityId, Arc<Mutex<EndedCursor>>>>);
 
 impl EndedTold {
+    /// Tells the CA what has ended since the last time. One at a time tells of an authority; whoever waited for it finds
+    /// told what it came for.
+    ///
+    /// # Errors
+    /// [`Failure`] if the CA cannot be reached, or another one has been telling it for longer than one answer may take.
     fn tell(&self, registry: &Registry, ca: &CaLink, authority: &AuthorityId) -> Result<(), Failure> {
-        let known = self.0.lock().get(authority).copied();
-        let (since, count) = known.unwrap_or((Timestamp::from_unix_ms(0), 0));
-        let ended = registry.ended_since(authority, since)?;
-        let Some(newest) = ended.last().map(|e| e.at) else {
+        let of_authority = self.0.lock().entry(authority.clone()).or_default().clone();
+        let mut cursor = of_authority.try_lock_for(ca.timeout()).ok_or_else(|| {
+            Failure::unavailable(
+                format!("the CA is still being told what has ended of authority {authority}"),
+                "ask again: this comes after a restart with a long history, or from a slow CA",
+            )
+        })?;
+        tell_from(
+            &mut cursor,
+            ENDED_MAX,
+            |after, limit| Ok(registry.ended_after(authority, after, limit)?),
+            |ended| ca.end(authority, ended),
+        )
+    }
+}
+
+/// Hands on page after page, and moves the cursor behind each that arrived.
+fn tell_from(
+    cursor: &mut EndedCursor,
+    page: usize,
+    read: impl Fn(&EndedCursor, usize) -> Result<Vec<EndedCredential>, Failure>,
+    mut tell: impl FnMut(&[Ended]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    loop {
+        let ended = read(cursor, page)?;
+        let Some(last) = ended.last() else {
             return Ok(());
         };
-        // Others may have ended in the moment that was told last: it is looked at again each time.
-        if newest == since && ended.len() == count {
+        let told: Vec<Ended> = ended.iter().map(as_told).collect();
+        tell(&told)?;
+        *cursor = EndedCursor {
+            revision: last.revision,
+            serial: last.serial.clone(),
+        };
+        if ended.len() < page {
             return Ok(());
         }
-        let told: Vec<Ended> = ended
-            .iter()
-            .map(|entry| Ended {
-                serial: entry.serial.clone(),
-                how: match entry.state {
-                    CredentialState::Lapsed => End::Lapsed,
-                    CredentialState::Superseded => End::Superseded,
-                    // Also what ended with its authority.
-                    _ => End::Revoked,
-                },
-                reason: entry.reason.unwrap_or(RevocationReason::Unspecified),
-            })
-            .collect();
-        ca.end(authority, &told)?;
-        let in_newest = ended.iter().filter(|e| e.at == newest).count();
-        self.0.lock().insert(authority.clone(), (newest, in_newest));
-        Ok(())
+    }
+}
+
+fn as_told(entry: &EndedCredential) -> Ended {
+    Ended {
+        serial: entry.serial.clone(),
+        how: match entry.state {
+            CredentialState::Lapsed => End::Lapsed,
+            CredentialState::Superseded => End::Superseded,
+            // Also what ended with its authority.
+            _ => End::Revoked,
+        },
+        reason: entry.reason.unwrap_or(RevocationReason::Unspecified),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(revision: u64, serial: &str) -> EndedCredential {
+        EndedCredential {
+            serial: serial.into(),
+            state: CredentialState::Revoked,
+            reason: None,
+            revision,
+        }
+    }
+
+    #[test]
+    fn what_arrived_is_not_told_again_and_what_did_not_is() {
+        let history: Vec<_> = [(1, "a"), (2, "b"), (2, "c"), (2, "d"), (5, "a")]
+            .map(|(revision, serial)| ended(revision, serial))
+            .into();
+        let read = |after: &EndedCursor, limit: usize| {
+            let after = (after.revision, after.serial.clone());
+            let rest = history.iter().filter(|e| (e.revision, e.serial.clone()) > after);
+            Ok(rest.take(limit).cloned().collect())
+        };
+        let (mut cursor, mut told) = (EndedCursor::default(), Vec::new());
+        let cut = tell_from(&mut cursor, 2, read, |page| {
+            if told.len() == 2 {
+                return Err(Failure::internal("cut"));
+            }
+            told.extend(page.iter().map(|e| e.serial.clone()));
+            Ok(())
+        });
+        assert!(cut.is_err());
+        assert_eq!(told, ["a", "b"]);
+        tell_from(&mut cursor, 2, read, |page| {
+            assert!(page.len() <= 2);
+            told.extend(page.iter().map(|e| e.serial.clone()));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(told, ["a", "b", "c", "d", "a"]);
+        tell_from(&mut cursor, 2, read, |_| panic!("nothing is left")).unwrap();
     }
 }

@@ -15,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
-use super::{Service, SessionsReport};
+use super::{Deed, Service, Told};
 use crate::failure::Failure;
 use crate::token_keys::Pkcs11Keys;
 
@@ -419,9 +419,10 @@ impl Service {
         id: AuthorityId,
         rule: Option<IdentityRule>,
         admission: Option<Admission>,
-    ) -> Result<SessionsReport, Failure> {
+    ) -> Result<Told, Failure> {
+        let deed = self.authority_deed(&actor, "configure", &id, String::new())?;
         Ok(self
-            .change(move |r| r.configure_authority(actor, id, rule, admission))
+            .deed(deed, move |r| r.configure_authority(actor, id, rule, admission))
             .await?
             .1)
     }
@@ -436,9 +437,28 @@ impl Service {
         id: AuthorityId,
         attempted: AuthorityMove,
         reason: String,
-    ) -> Result<(AnchorState, SessionsReport), Failure> {
-        self.change(move |r| r.move_authority(actor, id, attempted, reason))
+    ) -> Result<(AnchorState, Told), Failure> {
+        let deed = self.authority_deed(&actor, attempted.name(), &id, reason.clone())?;
+        self.deed(deed, move |r| r.move_authority(actor, id, attempted, reason))
             .await
+    }
+
+    fn authority_deed(
+        &self,
+        actor: &Actor,
+        what: &str,
+        id: &AuthorityId,
+        reason: String,
+    ) -> Result<Deed, Failure> {
+        let all = self.registry.authorities()?;
+        let tenant = all.into_iter().find(|a| a.id == *id).map(|a| a.tenant);
+        Ok(Deed {
+            actor: actor.clone(),
+            action: format!("authority.{what}"),
+            tenant,
+            subject: id.to_string(),
+            reason,
+        })
     }
 
     /// Keeps an intermediate for devices that send only their own certificate.

@@ -66,6 +66,7 @@ impl From<&RegistryError> for ItemRefusal {
         let code = match e {
             RegistryError::Batch(refusal) => refusal.code(),
             RegistryError::SharedKey(_) => "key.of-another-device",
+            RegistryError::RevokedBefore { .. } => "certificate.revoked-before",
             RegistryError::ClockBehind { .. } => "clock.behind",
             RegistryError::ClockUnsynchronised(_) => "clock.unsynchronised",
             _ => "refused",

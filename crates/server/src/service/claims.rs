@@ -10,7 +10,7 @@ use countersign_registry::{Actor, ClaimProof, NewClaim, Revocation};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::{Service, SessionsReport, now};
+use super::{Deed, Service, Told, now};
 use crate::failure::Failure;
 
 /// The longest that a claim may be good, in days.
@@ -122,15 +122,24 @@ impl Service {
         id: ClaimId,
         code: Option<RevocationReason>,
         reason: String,
-    ) -> Result<(u64, SessionsReport), Failure> {
+    ) -> Result<(u64, Told), Failure> {
         let (by, of, claim, why) = (actor.clone(), tenant.clone(), id.clone(), reason.clone());
-        self.change(move |r| r.revoke_claim(by, of, claim, why)).await?;
+        let deed = Deed {
+            actor: actor.clone(),
+            action: "claim.revoke".into(),
+            tenant: Some(tenant.clone()),
+            subject: id.to_string(),
+            reason: reason.clone(),
+        };
+        let (_, told) = self
+            .deed(deed, move |r| r.revoke_claim(by, of, claim, why))
+            .await?;
         match code {
             Some(code) => {
                 self.revoke(actor, Revocation::Claim(tenant, id), code, reason)
                     .await
             }
-            None => Ok((0, SessionsReport::default())),
+            None => Ok((0, told)),
         }
     }
 }

@@ -13,6 +13,9 @@ use crate::failure::Failure;
 /// Sessions, and exchanges, that one report lists at most.
 const LISTED_MAX: u32 = 5_000;
 
+/// The kind of session that every admitted exchange has.
+const CONNECTION: &str = "connection";
+
 /// What a device did between two moments.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Exposure {
@@ -139,13 +142,15 @@ impl Service {
         from: Timestamp,
         to: Timestamp,
     ) -> Result<(), Failure> {
-        let known: HashSet<ExchangeId> = sessions.iter().map(|s| s.record.exchange).collect();
+        // A token is of the exchange that admitted its connection: it says nothing of that one.
+        let connection = |r: &SessionRecord| (r.kind == CONNECTION).then_some(r.exchange);
+        let known: HashSet<ExchangeId> = sessions.iter().filter_map(|s| connection(&s.record)).collect();
         let ledger = self.registry.ledger();
         // No session is older than that.
         let age = self.config().limits.session_age_max_s;
         let early = from.minus(std::time::Duration::from_secs(age));
         let kept = ledger.doings(tenant, device, early, to, LISTED_MAX)?;
-        let recorded: HashSet<ExchangeId> = kept.sessions.iter().map(|s| s.exchange).collect();
+        let recorded: HashSet<ExchangeId> = kept.sessions.iter().filter_map(connection).collect();
         for exchange in kept.exchanges {
             let is_new = !known.contains(&exchange.id) && !recorded.contains(&exchange.id);
             if exchange.outcome == Outcome::Admitted
@@ -185,7 +190,7 @@ fn unrecorded(exchange: ExchangeRecord) -> Option<SessionRecord> {
         .plus(std::time::Duration::from_micros(took.unwrap_or(0)));
     Some(SessionRecord {
         exchange: exchange.id,
-        kind: "connection".into(),
+        kind: CONNECTION.into(),
         name: String::new(),
         tenant: exchange.tenant?,
         device: exchange.device?,

@@ -6,13 +6,13 @@ use countersign_factory::request::pem;
 use countersign_factory::{CertificateRequest, EnrolmentGrant, Profile, ProfileKind, RevocationReason};
 use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::facts::CredentialKind;
-use countersign_policy::{CredentialState, Custody};
+use countersign_policy::{CredentialState, Custody, FactSource};
 use countersign_registry::{
     Actor, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester, Revocation,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Service, SessionsReport, Shown};
+use super::{Deed, Service, Shown, Told};
 use crate::failure::Failure;
 
 /// A certificate that is asked for.
@@ -228,8 +228,25 @@ impl Service {
         whose: Revocation,
         code: RevocationReason,
         reason: String,
-    ) -> Result<(u64, SessionsReport), Failure> {
-        self.change(move |r| r.revoke(actor, whose, code, reason)).await
+    ) -> Result<(u64, Told), Failure> {
+        let (tenant, subject) = match &whose {
+            Revocation::Credential(fingerprint) => {
+                let known = self.registry.facts().credential(fingerprint);
+                (known.map(|c| c.tenant), fingerprint.to_string())
+            }
+            Revocation::Device(tenant, device) => (Some(tenant.clone()), device.to_string()),
+            Revocation::Batch(tenant, batch) => (Some(tenant.clone()), format!("batch {batch}")),
+            Revocation::Claim(tenant, claim) => (Some(tenant.clone()), format!("claim {claim}")),
+        };
+        let deed = Deed {
+            actor: actor.clone(),
+            action: "credential.revoke".into(),
+            tenant,
+            subject,
+            reason: reason.clone(),
+        };
+        self.deed(deed, move |r| r.revoke(actor, whose, code, reason))
+            .await
     }
 
     /// Lets lapse what was never used, and ends what was superseded.

@@ -3,6 +3,7 @@
 mod apart;
 mod authorities;
 mod batches;
+mod bulk_moves;
 mod claims;
 #[cfg(test)]
 mod clock_tests;
@@ -12,9 +13,12 @@ mod forecast;
 mod issuance;
 mod lists;
 mod manifest;
+mod receipts;
 mod rotation;
 mod server_certificate;
+mod services;
 mod stations;
+mod tokens;
 
 pub use apart::Shown;
 pub use authorities::AuthorityDraft;
@@ -22,7 +26,9 @@ pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmA
 pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
-pub use manifest::{ManifestImport, ManifestReport};
+pub use manifest::ManifestImport;
+pub(crate) use receipts::Deed;
+pub use receipts::Told;
 pub use stations::StationDraft;
 
 use std::collections::HashMap;
@@ -38,11 +44,13 @@ use countersign_gateway::{Cutoff, CutoffReport, Gateway, Touched};
 use countersign_identity::{
     AuthorityId, CertificateFacts, ChainFault, Clock, DeviceId, Fingerprint, TenantId, Timestamp,
 };
+use countersign_policy::lifecycle::Lifecycle;
 use countersign_policy::{
     ClientIdMode, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, Possession, TopicSpace,
 };
 use countersign_registry::{
-    Actor, Change, Committed, ImportReport, NewCredential, NewDevice, Registry, RegistryError, SystemClock,
+    Actor, Change, Committed, ImportReport, Move, NewCredential, NewDevice, Registry, RegistryError,
+    SystemClock,
 };
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
@@ -53,9 +61,7 @@ use crate::ca::link::CaLink;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::listeners::Purpose;
-
-/// How long a change waits for the sessions that it ends.
-const CUTOFF_PATIENCE: Duration = Duration::from_secs(5);
+use crate::tokens::Tokens;
 
 /// The machine's clock, where there is no service at hand: what is minted takes [`Service::minting_time`].
 pub fn now() -> Timestamp {
@@ -73,6 +79,16 @@ pub struct SessionsReport {
     pub kept: usize,
     /// From the change to the last close, in milliseconds.
     pub took_ms: f64,
+}
+
+impl SessionsReport {
+    /// Adds what another part of the change did; the slowest counts.
+    pub(crate) fn add(&mut self, part: Self) {
+        self.ended += part.ended;
+        self.open += part.open;
+        self.kept += part.kept;
+        self.took_ms = self.took_ms.max(part.took_ms);
+    }
 }
 
 impl From<CutoffReport> for SessionsReport {
@@ -111,9 +127,12 @@ pub struct Service {
     ca: Option<CaLink>,
     ended_told: Arc<apart::EndedTold>,
     gateway: OnceLock<Arc<Gateway>>,
+    tokens: OnceLock<Tokens>,
     /// Where the listeners are, once they are open.
     pub listeners: OnceLock<Vec<OpenListener>>,
     cutoffs: Arc<Cutoffs>,
+    /// Whether a bulk move is under way; one at a time.
+    bulk_running: Arc<AtomicBool>,
     /// Held while a backup is made.
     pub(crate) backup_running: Mutex<()>,
     forecast_kept: Mutex<Option<forecast::Kept>>,
@@ -173,12 +192,14 @@ impl Service {
         let platform = IssuingAuthority::open(&data.join("authorities/platform"), Hierarchy::Platform)?;
         registry.set_issuance_rules(config.issuance.to_rules());
         registry.set_clock_rules(config.issuance.to_clock_rules());
+        registry.set_receipts_max(config.receipts.keep_max);
+        registry.conclude_receipts()?;
         let timeout = Duration::from_secs(config.ca.timeout_s);
         let ca = config
             .ca
             .socket
             .clone()
-            .map(|socket| CaLink::new(socket, timeout));
+            .map(|socket| CaLink::new(socket, timeout, config.ca.status_requests_max));
         Ok(Self {
             data: data.to_owned(),
             config,
@@ -189,8 +210,10 @@ impl Service {
             ca,
             ended_told: Arc::default(),
             gateway: OnceLock::new(),
+            tokens: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
+            bulk_running: Arc::default(),
             backup_running: Mutex::default(),
             forecast_kept: Mutex::default(),
             forecast_running: AtomicBool::new(false),
@@ -270,22 +293,6 @@ impl Service {
         let _ = self.gateway.set(gateway);
     }
 
-    /// What a change did to live sessions: waits until they are closed.
-    async fn sessions_of<T>(&self, committed: &Committed<T>) -> SessionsReport {
-        let mut report = SessionsReport::default();
-        for change in &committed.changes {
-            let cutoff = self.cutoffs.lock().remove(&(committed.revision, change.clone()));
-            if let Some(cutoff) = cutoff {
-                let part = SessionsReport::from(cutoff.wait(CUTOFF_PATIENCE).await);
-                report.ended += part.ended;
-                report.open += part.open;
-                report.kept += part.kept;
-                report.took_ms = report.took_ms.max(part.took_ms);
-            }
-        }
-        report
-    }
-
     /// Runs a change off the async threads: it waits for the disk.
     pub(crate) async fn change<T: Send + 'static>(
         &self,
@@ -295,7 +302,8 @@ impl Service {
         let committed = tokio::task::spawn_blocking(move || run(&registry))
             .await
             .map_err(|e| Failure::internal(format!("the change failed: {e}")))??;
-        let report = self.sessions_of(&committed).await;
+        let patience = Duration::from_secs(self.config.receipts.wait_s);
+        let report = sessions_of(&self.cutoffs, committed.revision, &committed.changes, patience).await;
         Ok((committed.value, report))
     }
 
@@ -327,9 +335,18 @@ impl Service {
         mode: Option<ClientIdMode>,
         policies: Option<String>,
         spaces: Option<Vec<TopicSpace>>,
-    ) -> Result<SessionsReport, Failure> {
+    ) -> Result<Told, Failure> {
+        let deed = Deed {
+            actor: actor.clone(),
+            action: "tenant.configure".into(),
+            tenant: Some(id.clone()),
+            subject: id.to_string(),
+            reason: String::new(),
+        };
         Ok(self
-            .change(move |r| r.configure_tenant(actor, id, mode, policies, spaces))
+            .deed(deed, move |r| {
+                r.configure_tenant(actor, id, mode, policies, spaces)
+            })
             .await?
             .1)
     }
@@ -448,13 +465,38 @@ impl Service {
         actor: Actor,
         tenant: TenantId,
         device: DeviceId,
-        attempted: LifecycleMove,
-        reason: String,
-    ) -> Result<(LifecycleState, SessionsReport), Failure> {
-        let (lifecycle, report) = self
-            .change(move |r| r.move_device(actor, tenant, device, attempted, reason))
-            .await?;
-        Ok((lifecycle.state, report))
+        wanted: Move,
+    ) -> Result<(Lifecycle, Told), Failure> {
+        if matches!(
+            wanted.attempted,
+            LifecycleMove::Quarantine | LifecycleMove::Release | LifecycleMove::Decommission
+        ) {
+            receipts::need_reason(wanted.attempted.name(), &wanted.reason)?;
+        }
+        let deed = Deed {
+            actor: actor.clone(),
+            action: format!("device.{}", wanted.attempted.name()),
+            tenant: Some(tenant.clone()),
+            subject: device.to_string(),
+            reason: wanted.reason.clone(),
+        };
+        self.deed(deed, move |r| r.move_device_as(actor, tenant, device, wanted))
+            .await
+    }
+
+    /// Ends the suspensions and quarantines whose time is over.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn end_time_boxes(&self) -> Result<(), Failure> {
+        while self.registry.is_time_box_over(self.now())? {
+            let (ended, _) = self.change(|r| r.end_time_boxes()).await?;
+            if ended == 0 {
+                break;
+            }
+            tracing::info!(devices = ended, "time boxes ended");
+        }
+        Ok(())
     }
 
     /// Where devices connect.
@@ -487,7 +529,12 @@ impl Service {
     ///
     /// # Errors
     /// [`Failure`] if there is no such device, or this process does not serve.
-    pub async fn disconnect(&self, tenant: &TenantId, device: &DeviceId) -> Result<SessionsReport, Failure> {
+    pub async fn disconnect(
+        &self,
+        actor: Actor,
+        tenant: &TenantId,
+        device: &DeviceId,
+    ) -> Result<Told, Failure> {
         if self.registry.device(tenant, device)?.is_none() {
             return Err(RegistryError::NoDevice {
                 tenant: tenant.clone(),
@@ -495,14 +542,21 @@ impl Service {
             }
             .into());
         }
-        let Some(gateway) = self.gateway() else {
-            return Ok(SessionsReport::default());
+        let deed = Deed {
+            actor,
+            action: "session.disconnect".into(),
+            tenant: Some(tenant.clone()),
+            subject: device.to_string(),
+            reason: String::new(),
         };
-        Ok(gateway
-            .disconnect(tenant, device)
-            .wait(CUTOFF_PATIENCE)
-            .await
-            .into())
+        let sessions = match self.gateway() {
+            Some(gateway) => {
+                let patience = Duration::from_secs(self.config.receipts.wait_s);
+                gateway.disconnect(tenant, device).wait(patience).await.into()
+            }
+            None => SessionsReport::default(),
+        };
+        self.told(deed, sessions).await
     }
 
     // --- exchanges
@@ -583,6 +637,25 @@ fn starts(state: LifecycleState) -> Result<(), Failure> {
             "a device starts as pending or active, not {other}"
         ))),
     }
+}
+
+/// What a change did to live sessions: waits until they are closed, all in all at most `patience`.
+async fn sessions_of(
+    cutoffs: &Cutoffs,
+    revision: u64,
+    changes: &[Change],
+    patience: Duration,
+) -> SessionsReport {
+    let until = tokio::time::Instant::now() + patience;
+    let mut report = SessionsReport::default();
+    for change in changes {
+        let cutoff = cutoffs.lock().remove(&(revision, change.clone()));
+        if let Some(cutoff) = cutoff {
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            report.add(SessionsReport::from(cutoff.wait(left).await));
+        }
+    }
+    report
 }
 
 fn touched(change: &Change) -> Touched {

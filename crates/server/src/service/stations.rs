@@ -7,7 +7,7 @@ use countersign_factory::{CertificateRequest, RevocationReason};
 use countersign_identity::{AuthorityId, BatchId, StationId, TenantId, Timestamp};
 use countersign_registry::{Actor, MintedStation, Reconciled, RegistryError};
 
-use super::{Service, SessionsReport};
+use super::{Deed, Service, Told};
 use crate::failure::Failure;
 
 /// A station that is about to be granted.
@@ -119,9 +119,18 @@ impl Service {
         code: RevocationReason,
         reason: String,
         with_devices: bool,
-    ) -> Result<(u64, SessionsReport), Failure> {
-        self.change(move |r| r.revoke_station(actor, id, code, reason, with_devices))
-            .await
+    ) -> Result<(u64, Told), Failure> {
+        let deed = Deed {
+            actor: actor.clone(),
+            action: "station.revoke".into(),
+            tenant: Some(self.registry.station(&id)?.terms.tenant),
+            subject: id.to_string(),
+            reason: reason.clone(),
+        };
+        self.deed(deed, move |r| {
+            r.revoke_station(actor, id, code, reason, with_devices)
+        })
+        .await
     }
 
     /// Reconciles a station's journal. What is refused is in the report, with its code.

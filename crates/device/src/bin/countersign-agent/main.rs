@@ -370,7 +370,14 @@ async fn listen(
 }
 
 fn request(folder: &std::path::Path, id: &DeviceId) -> ExitCode {
-    use std::os::unix::fs::OpenOptionsExt;
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder);
+    if let Err(e) = made {
+        return fail(3, &format!("cannot make {}: {e}", folder.display()));
+    }
     let path = folder.join("device.key");
     let key = match SoftwareKey::generate() {
         Ok(key) => key,
@@ -387,13 +394,11 @@ fn request(folder: &std::path::Path, id: &DeviceId) -> ExitCode {
             .and_then(|()| file.sync_all())
     });
     if let Err(e) = written {
-        return fail(
-            3,
-            &format!(
-                "cannot write {}: {e}; hint: a key that exists is never overwritten",
-                path.display()
-            ),
-        );
+        let hint = match e.kind() {
+            std::io::ErrorKind::AlreadyExists => "; hint: a key that exists is never overwritten",
+            _ => "",
+        };
+        return fail(3, &format!("cannot write {}: {e}{hint}", path.display()));
     }
     match CertificateRequest::create(&key, id) {
         Ok(text) => {

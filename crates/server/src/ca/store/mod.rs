@@ -17,8 +17,8 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::error::CaError;
 pub use log::verify as verify_log;
-pub use writer::Scope;
 use writer::Writer;
+pub use writer::{CLOCK_SLACK, Scope};
 
 const FILE: &str = "ca.db";
 /// Marks our file among all SQLite files ("CSCA").

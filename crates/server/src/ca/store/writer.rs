@@ -15,7 +15,7 @@ use super::{log, now};
 /// The most jobs that share one sync.
 const GROUP_MAX: usize = 64;
 /// The clock may step back so far before nothing is signed any more: the correction of a running clock, no more.
-const CLOCK_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
+pub const CLOCK_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// What a job works with.
 pub struct Scope<'a> {
@@ -50,6 +50,17 @@ impl<'a> Scope<'a> {
         Ok(())
     }
 
+    /// Takes the time of the transaction for right, although later ones were seen. The latest one seen before.
+    ///
+    /// # Errors
+    /// [`CaError`].
+    pub fn reset_clock(&self) -> Result<Timestamp, CaError> {
+        self.db
+            .prepare_cached("UPDATE clock SET seen = ?1")?
+            .execute([self.now.unix_ms()])?;
+        Ok(self.seen)
+    }
+
     /// Nothing is signed at a time before what was signed.
     ///
     /// # Errors
@@ -73,10 +84,12 @@ impl<'a> Scope<'a> {
     }
 }
 
+type Run = Box<dyn FnOnce(&Scope<'_>) -> Result<(), CaError> + Send>;
+
 struct Job {
     actor: String,
-    /// Whether what it did is to be kept.
-    run: Box<dyn FnOnce(&Scope<'_>) -> bool + Send>,
+    /// An error undoes what it did.
+    run: Run,
     /// Told once it is durable, or why it is not.
     done: Box<dyn FnOnce(Result<(), CaError>) + Send>,
 }
@@ -111,9 +124,9 @@ impl Writer {
             actor,
             run: Box::new(move |scope| {
                 let result = job(scope);
-                let keep = result.is_ok();
+                let kept = result.as_ref().map(|_| ()).map_err(Clone::clone);
                 *filled.lock() = Some(result);
-                keep
+                kept
             }),
             done: Box::new(move |committed| {
                 // What a job refused stays its answer; what it achieved counts only once it is durable.
@@ -155,53 +168,156 @@ fn run(mut db: Connection, queue: &Receiver<Job>) {
             }
             continue;
         }
-        let (mut waiting, result) = (Vec::new(), commit(&mut db, group));
-        let outcome = match result {
-            Ok(done) => {
-                waiting.extend(done);
-                Ok(())
+        let (waiting, outcome) = commit(&mut db, group);
+        let answer = match outcome {
+            Outcome::Kept => Ok(()),
+            Outcome::Undone(e) => {
+                tracing::error!(error = %e, "the CA's store cannot be written now");
+                Err(e)
             }
-            Err((done, e)) => {
-                waiting.extend(done);
-                tracing::error!(error = %e, "the CA's store cannot be written");
-                if e != CaError::DiskFull {
-                    closed = Some(e.to_string());
-                }
+            Outcome::Lost(e) => {
+                tracing::error!(error = %e, "the CA's store cannot be written; nothing is taken until a restart");
+                closed = Some(e.to_string());
                 Err(e)
             }
         };
         for done in waiting {
-            done(outcome.clone());
+            done(answer.clone());
         }
     }
 }
 
 type Done = Box<dyn FnOnce(Result<(), CaError>) + Send>;
 
-fn commit(db: &mut Connection, group: Vec<Job>) -> Result<Vec<Done>, (Vec<Done>, CaError)> {
+/// What became of a group.
+enum Outcome {
+    /// It is on disk, but for the jobs that refused.
+    Kept,
+    /// None of it is kept, and the next group may fare better: somebody else was writing, or the disk is full.
+    Undone(CaError),
+    /// Nobody knows what is on disk.
+    Lost(CaError),
+}
+
+fn commit(db: &mut Connection, group: Vec<Job>) -> (Vec<Done>, Outcome) {
     let mut done = Vec::with_capacity(group.len());
     let mut jobs = group.into_iter();
-    let result = (|| -> Result<(), CaError> {
-        let tx: Transaction<'_> = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for job in jobs.by_ref() {
-            done.push(job.done);
-            tx.execute_batch("SAVEPOINT job")?;
-            let scope = Scope::begin(&tx, now(), job.actor)?;
-            if (job.run)(&scope) {
-                scope.finish()?;
-                tx.execute_batch("RELEASE job")?;
-            } else {
-                tx.execute_batch("ROLLBACK TO job; RELEASE job")?;
+    let ran = db
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .map_err(CaError::from)
+        .and_then(|tx| {
+            for job in jobs.by_ref() {
+                done.push(job.done);
+                run_one(&tx, job.actor, job.run)?;
             }
+            Ok(tx)
+        });
+    let outcome = match ran.map(Transaction::commit) {
+        Ok(Ok(())) => Outcome::Kept,
+        // SQLite has said so before it synced anything.
+        Ok(Err(e)) if CaError::from(&e) == CaError::DiskFull => Outcome::Undone(CaError::DiskFull),
+        Ok(Err(e)) => Outcome::Lost(CaError::from(&e)),
+        Err(e) => Outcome::Undone(e),
+    };
+    done.extend(jobs.map(|job| job.done));
+    // A transaction that can be neither kept nor undone is in the way of every other.
+    match outcome {
+        Outcome::Undone(e) if !db.is_autocommit() && db.execute_batch("ROLLBACK").is_err() => {
+            (done, Outcome::Lost(e))
         }
-        tx.commit()?;
-        Ok(())
-    })();
-    match result {
-        Ok(()) => Ok(done),
-        Err(e) => {
-            done.extend(jobs.map(|job| job.done));
-            Err((done, e))
-        }
+        outcome => (done, outcome),
+    }
+}
+
+/// One job, undone alone if it refuses. An error is one of the whole transaction.
+fn run_one(
+    tx: &Transaction<'_>,
+    actor: String,
+    run: impl FnOnce(&Scope<'_>) -> Result<(), CaError>,
+) -> Result<(), CaError> {
+    tx.execute_batch("SAVEPOINT job")?;
+    let scope = Scope::begin(tx, now(), actor)?;
+    let Err(refused) = run(&scope) else {
+        scope.finish()?;
+        return Ok(tx.execute_batch("RELEASE job")?);
+    };
+    tx.execute_batch("ROLLBACK TO job; RELEASE job")
+        .map_err(|e| match refused {
+            // Then SQLite has rolled back all of it already, and there is no savepoint any more.
+            CaError::DiskFull | CaError::Storage(_) => refused,
+            _ => e.into(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rusqlite::params;
+
+    use super::*;
+    use crate::ca::store::{create, path_in};
+
+    fn store() -> (tempfile::TempDir, Connection, Writer) {
+        let folder = tempfile::tempdir().unwrap();
+        let db = create(folder.path()).unwrap();
+        db.busy_timeout(Duration::from_millis(50)).unwrap();
+        let beside = Connection::open(path_in(folder.path())).unwrap();
+        (folder, beside, Writer::start(db).unwrap())
+    }
+
+    fn note(writer: &Writer) -> Result<(), CaError> {
+        writer.write("test".into(), |scope| scope.log("test", "", &Value::Null))
+    }
+
+    #[test]
+    fn who_waits_too_long_for_another_writer_is_told_to_ask_again_and_the_writer_goes_on() {
+        let (_folder, beside, writer) = store();
+        note(&writer).unwrap();
+        beside.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let busy = note(&writer).unwrap_err();
+        assert_eq!((busy.code(), busy.status()), ("busy", 503));
+        beside.execute_batch("ROLLBACK").unwrap();
+        note(&writer).unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_is_told_as_one_and_the_writer_goes_on() {
+        let (_folder, beside, writer) = store();
+        let limit = |pages: i64| {
+            writer.write("test".into(), move |scope| {
+                let sql = format!("PRAGMA max_page_count = {pages}");
+                Ok(scope.db.query_row(&sql, [], |r| r.get::<_, i64>(0))?)
+            })
+        };
+        // As small as it is: SQLite rolls back the whole transaction of whoever needs one page more.
+        limit(1).unwrap();
+        let full = writer.write("test".into(), |scope| {
+            let sql = "INSERT INTO log VALUES (1, 0, '', '', '', ?, x'')";
+            Ok(scope.db.execute(sql, params!["x".repeat(1 << 20)])?)
+        });
+        assert_eq!(full, Err(CaError::DiskFull));
+        limit(1 << 20).unwrap();
+        note(&writer).unwrap();
+        let kept: i64 = beside
+            .query_row("SELECT count(*) FROM log", [], |r| r.get(0))
+            .unwrap();
+        assert_eq!(kept, 1);
+    }
+
+    #[test]
+    fn a_commit_that_fails_closes_the_store_until_a_restart() {
+        let (_folder, _beside, writer) = store();
+        // Found out at the commit only, as a failed sync is.
+        let lost = writer.write("test".into(), |scope| {
+            scope.db.execute_batch("PRAGMA defer_foreign_keys = true")?;
+            scope.db.execute(
+                "INSERT INTO batches VALUES ('b', 'nobody', '', '', 1, 0, 0, 'open', 0)",
+                [],
+            )?;
+            Ok(())
+        });
+        assert!(matches!(lost, Err(CaError::Storage(_))), "{lost:?}");
+        assert!(matches!(note(&writer), Err(CaError::Closed(_))));
     }
 }

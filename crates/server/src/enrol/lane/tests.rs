@@ -8,7 +8,7 @@ use countersign_factory::request::pem;
 use countersign_factory::{CertificateRequest, Profile, RevocationReason};
 use countersign_identity::{DeviceId, Fingerprint, TenantId};
 use countersign_policy::{LifecycleMove, LifecycleState};
-use countersign_registry::{Actor, AuthorityMove, NewDevice, Revocation};
+use countersign_registry::{Actor, AuthorityMove, Move, NewDevice, Revocation};
 use countersign_testkit::client::{Attempt, connect};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 use rustls::pki_types::pem::PemObject;
@@ -288,7 +288,7 @@ async fn whatever_is_not_quite_the_case_is_refused_with_its_own_code() {
     ] {
         let device = format!("d-{}", attempted.name());
         place.device(&device, 1).await;
-        let moved = service.move_device(actor(), tenant(), id(&device), attempted, String::new());
+        let moved = service.move_device(actor(), tenant(), id(&device), Move::new(attempted, "a test"));
         moved.await.unwrap();
         place.refused(&device, &ask(&device), "403", "lane.device-state");
     }

@@ -1,0 +1,351 @@
+//! A token is a session without a connection: indexed and ended like any other, by the same events, for as long as it
+//! says. What it looks like on the wire is not the gateway's business; it knows its id, its scope and its end.
+//!
+//! Tokens are kept in memory. After a restart none is known, and what is not known is not active.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use countersign_identity::{DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_policy::{Denial, DenialCode, SpaceSet};
+
+use super::cutoff::reason_of;
+use super::entry::{Admission, EndReason, SessionEntry};
+use super::grant::{check, decide_anew};
+use super::index::TooMany;
+use crate::metrics::count;
+use crate::node::Node;
+
+/// The protocol's name in log and output.
+const PROTOCOL: &str = "oauth2";
+
+/// Names a token: 128 random bits, written as 32 hexadecimal digits. It is no secret: nobody is admitted by it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct TokenId([u8; 16]);
+
+impl TokenId {
+    fn random() -> Result<Self, Denial> {
+        let mut bytes = [0; 16];
+        SystemRandom::new()
+            .fill(&mut bytes)
+            .map_err(|_| Denial::new(DenialCode::RegistryUnavailable, "there are no random numbers"))?;
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl FromStr for TokenId {
+    type Err = &'static str;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let fits = s.len() == 32 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        fits.then(|| u128::from_str_radix(s, 16).ok())
+            .flatten()
+            .map(|n| Self(n.to_be_bytes()))
+            .ok_or("a token id has 32 hexadecimal digits in lower case")
+    }
+}
+
+/// What makes a session a token.
+#[derive(Debug)]
+pub(crate) struct TokenFacts {
+    pub(crate) id: TokenId,
+    pub(crate) expires: Timestamp,
+    /// The topic spaces that it may be used to publish to, by name: policies number them anew with each generation.
+    scope: Box<[Box<str>]>,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenWish<'a> {
+    /// Names of topic spaces; `None` asks for all that policy permits.
+    pub scope: Option<&'a [&'a str]>,
+    /// How long it is to last; it never outlasts the certificate.
+    pub lifetime: Duration,
+    /// The time to mint by.
+    pub now: Timestamp,
+}
+
+/// A token, granted or looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenView {
+    /// Its id.
+    pub id: TokenId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Whose it is.
+    pub device: DeviceId,
+    /// The certificate that it is bound to.
+    pub fingerprint: Fingerprint,
+    /// The topic spaces it may publish to now, by name.
+    pub scope: Vec<String>,
+    /// Since when, in whole seconds.
+    pub issued: Timestamp,
+    /// Until when, in whole seconds.
+    pub expires: Timestamp,
+}
+
+/// Why no token is granted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenRefusal {
+    /// This topic space does not exist, or policy does not let the device publish to it.
+    Scope(String),
+    /// Anything else.
+    Denied(Denial),
+}
+
+impl From<Denial> for TokenRefusal {
+    fn from(denial: Denial) -> Self {
+        Self::Denied(denial)
+    }
+}
+
+impl TokenFacts {
+    /// The spaces of its scope, as the policy of an admission numbers them.
+    pub(crate) fn spaces(&self, admission: &Admission) -> SpaceSet {
+        let mut found = SpaceSet::default();
+        for (n, space) in admission.policy.spaces().iter().enumerate() {
+            if self.scope.iter().any(|name| **name == *space.name) {
+                found.insert(n);
+            }
+        }
+        found
+    }
+
+    /// Whether it had a scope, and nothing of it is permitted any more.
+    pub(crate) fn is_void(&self, admission: &Admission, now: Timestamp) -> bool {
+        !self.scope.is_empty() && self.spaces(admission).and(publishable(admission, now)).is_empty()
+    }
+
+    fn view(&self, entry: &SessionEntry, admission: &Admission, now: Timestamp) -> TokenView {
+        let spaces = self.spaces(admission).and(publishable(admission, now));
+        TokenView {
+            id: self.id,
+            tenant: admission.device.tenant.clone(),
+            device: admission.device.id.clone(),
+            fingerprint: *admission.permit.fingerprint(),
+            scope: names(admission, spaces),
+            issued: entry.started,
+            expires: self.expires,
+        }
+    }
+}
+
+fn publishable(admission: &Admission, now: Timestamp) -> SpaceSet {
+    admission
+        .policy
+        .publishable(&admission.permit, &admission.device, now)
+        .unwrap_or_default()
+}
+
+fn names(admission: &Admission, spaces: SpaceSet) -> Vec<String> {
+    let all = admission.policy.spaces().iter().enumerate();
+    all.filter(|(n, _)| spaces.contains(*n))
+        .map(|(_, s)| s.name.clone())
+        .collect()
+}
+
+/// One counted token; dropping it counts it out.
+struct Slot(Arc<Node>);
+
+impl Slot {
+    fn take(node: &Arc<Node>) -> Option<Self> {
+        let max = node.options.limits.tokens_max as u64;
+        let more = |n: u64| (n < max).then_some(n + 1);
+        let tokens: &AtomicU64 = &node.metrics.tokens;
+        tokens
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
+            .ok()
+            .map(|_| Self(node.clone()))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.metrics.tokens.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Grants a token to the device of a live session: decided as if it connected now, indexed, then checked again.
+pub(crate) fn grant(
+    node: &Arc<Node>,
+    of: &SessionEntry,
+    expires: Timestamp,
+    wish: TokenWish<'_>,
+) -> Result<TokenView, TokenRefusal> {
+    let granted = try_grant(node, of, expires, wish);
+    match &granted {
+        Ok(_) => count(&node.metrics.tokens_granted),
+        Err(_) => count(&node.metrics.tokens_refused),
+    }
+    granted
+}
+
+fn try_grant(
+    node: &Arc<Node>,
+    of: &SessionEntry,
+    expires: Timestamp,
+    wish: TokenWish<'_>,
+) -> Result<TokenView, TokenRefusal> {
+    let admission = decide_anew(node, of)?;
+    let issued = Timestamp::from_unix_s(wish.now.unix_s());
+    let end = wish.now.plus(wish.lifetime).min(expires);
+    let expires = Timestamp::from_unix_s(end.unix_s());
+    if expires <= wish.now {
+        return Err(Denial::from(DenialCode::CertificateExpired).into());
+    }
+    let permitted = names(&admission, publishable(&admission, wish.now));
+    let scope = match wish.scope {
+        None => permitted,
+        Some(asked) => {
+            if let Some(beyond) = asked.iter().find(|name| !permitted.iter().any(|p| p == *name)) {
+                return Err(TokenRefusal::Scope((*beyond).to_owned()));
+            }
+            // Each once, however often it was asked for.
+            permitted
+                .into_iter()
+                .filter(|p| asked.contains(&p.as_str()))
+                .collect()
+        }
+    };
+    let full = |what: String| Denial::new(DenialCode::TokenLimit, what);
+    let limits = &node.options.limits;
+    let slot = Slot::take(node)
+        .ok_or_else(|| full(format!("this node holds {} tokens already", limits.tokens_max)))?;
+    let id = TokenId::random()?;
+    let entry = Arc::new(SessionEntry::token(
+        node.next_session(),
+        of,
+        PROTOCOL,
+        issued,
+        admission,
+        TokenFacts {
+            id,
+            expires,
+            scope: scope.into_iter().map(String::into_boxed_str).collect(),
+        },
+        node.wheel.timer(),
+    ));
+    let max = limits.tokens_per_device_max;
+    if let Err(TooMany) = node.sessions.insert(&entry, max) {
+        return Err(full(format!("the device already holds {max} tokens")).into());
+    }
+    let checked = check(node, &entry).and_then(|()| match of.ending() {
+        // Whoever ended the device's sessions may have looked before this one was indexed.
+        None => Ok(()),
+        Some(_) => Err(DenialCode::GrantStale.into()),
+    });
+    if let Err(denial) = checked {
+        node.sessions.remove(&entry);
+        return Err(denial.into());
+    }
+    node.wheel.set(&entry.timer, expires.since(node.now()));
+    let admission = entry.admission();
+    let Some(view) = entry.token_facts().map(|t| t.view(&entry, &admission, wish.now)) else {
+        return Err(Denial::from(DenialCode::GrantStale).into());
+    };
+    tracing::info!(
+        token.id = %id,
+        session.exchange = %entry.exchange,
+        tenant.id = %view.tenant,
+        device.id = %view.device,
+        certificate.fingerprint = %view.fingerprint,
+        token.lifetime_s = view.expires.since(view.issued).as_secs(),
+        "token granted"
+    );
+    entry.report_start(node);
+    tokio::spawn(keep(slot, entry));
+    Ok(view)
+}
+
+/// A token's connection is this: waits for its end, and takes it out of the index.
+async fn keep(slot: Slot, entry: Arc<SessionEntry>) {
+    let node = &slot.0;
+    let reason = std::future::poll_fn(|cx| {
+        entry.timer.register(cx.waker());
+        match entry.ending() {
+            Some(reason) => Poll::Ready(reason),
+            None if node.wheel.expired(&entry.timer) => Poll::Ready(EndReason::TokenExpired),
+            None => Poll::Pending,
+        }
+    })
+    .await;
+    entry.end(reason);
+    let reason = entry.ending().unwrap_or(reason);
+    node.metrics.ended(reason);
+    entry.report_end(reason, node);
+    let admission = entry.admission();
+    tracing::info!(
+        token.id = entry.token_facts().map(|t| t.id.to_string()).unwrap_or_default(),
+        session.exchange = %entry.exchange,
+        tenant.id = %admission.device.tenant,
+        device.id = %admission.device.id,
+        session.end = reason.name(),
+        "token ended"
+    );
+    node.sessions.remove(&entry);
+}
+
+/// A device's token that is live by its own word: neither ended nor expired.
+pub(crate) fn find(
+    node: &Node,
+    tenant: &TenantId,
+    device: &DeviceId,
+    id: &TokenId,
+) -> Option<Arc<SessionEntry>> {
+    let entry = node
+        .sessions
+        .of_device(tenant, device)
+        .into_iter()
+        .find(|e| e.token_facts().is_some_and(|t| t.id == *id))?;
+    let expired = entry.token_facts().is_none_or(|t| node.now() >= t.expires);
+    if expired {
+        entry.end(EndReason::TokenExpired);
+    }
+    entry.ending().is_none().then_some(entry)
+}
+
+/// Looks at a token as if it were granted now: decided anew over the facts as they are. One that is no longer permitted
+/// is ended.
+pub(crate) fn look(node: &Node, tenant: &TenantId, device: &DeviceId, id: &TokenId) -> Option<TokenView> {
+    let entry = find(node, tenant, device, id)?;
+    match decide_anew(node, &entry) {
+        Ok(admission) => entry.readmit(admission),
+        Err(denial) => {
+            // A registry that does not answer ends nothing; it is no answer either.
+            if denial.code != DenialCode::RegistryUnavailable {
+                entry.end(reason_of(denial.code));
+            }
+            return None;
+        }
+    }
+    let admission = entry.admission();
+    let view = entry.token_facts()?.view(&entry, &admission, node.now());
+    // Ended while it was decided.
+    entry.ending().is_none().then_some(view)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TokenId;
+
+    #[test]
+    fn an_id_is_read_as_it_is_written_and_in_no_other_way() {
+        let id = TokenId::random().unwrap();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        let zero = TokenId([0; 16]);
+        assert_eq!(zero.to_string(), "0".repeat(32));
+        for text in ["", "0", &"A".repeat(32), &"+".repeat(32), &"0".repeat(33)] {
+            assert!(text.parse::<TokenId>().is_err(), "{text}");
+        }
+    }
+}

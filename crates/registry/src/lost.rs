@@ -1,0 +1,41 @@
+//! Certificates that had ended and that this registry never saw: issued after the backup that it was restored from. Only
+//! the authority and the serial number of each are known, from a revocation list or from the registry that went on.
+
+use countersign_identity::AuthorityId;
+
+use crate::error::RegistryError;
+use crate::writer::Scope;
+
+impl Scope<'_> {
+    /// Whether the certificate of an authority is known to have ended, though it is not registered. `serial` is in
+    /// lower-case hex.
+    ///
+    /// To be asked before any certificate is registered that was not minted in this very transaction, or a restore would
+    /// bring back what had been revoked.
+    pub(crate) fn is_lost(&self, authority: &AuthorityId, serial: &str) -> Result<bool, RegistryError> {
+        Ok(self
+            .tx
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM lost_revocations WHERE authority = ? AND serial = ?)",
+            )?
+            .query_row([authority.as_str(), serial], |r| r.get(0))?)
+    }
+
+    /// Refuses such a certificate. One whose authority is not known is on nobody's list.
+    ///
+    /// # Errors
+    /// [`RegistryError::RevokedBefore`].
+    pub(crate) fn need_not_lost(
+        &self,
+        authority: Option<&AuthorityId>,
+        serial: &str,
+    ) -> Result<(), RegistryError> {
+        match authority {
+            Some(authority) if self.is_lost(authority, serial)? => Err(RegistryError::RevokedBefore {
+                authority: authority.clone(),
+                serial: serial.to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}

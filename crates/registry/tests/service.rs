@@ -1,0 +1,180 @@
+//! Services: never devices, asked for by certificate, and revoked in a restored registry too.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::path::Path;
+use std::sync::mpsc::channel;
+
+use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, ServiceId, TenantId};
+use countersign_policy::exchange::ExchangeSink;
+use countersign_policy::first_contact::{Contact, Template};
+use countersign_policy::{Admission, DenialCode, LifecycleState};
+use countersign_registry::{
+    Actor, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, RegistryError,
+};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
+
+fn actor() -> Actor {
+    Actor("test".into())
+}
+
+fn open(path: &Path) -> Registry {
+    Registry::create(path, LedgerLimits::default()).unwrap()
+}
+
+fn tenant() -> TenantId {
+    TenantId::default_tenant()
+}
+
+fn service(text: &str) -> ServiceId {
+    ServiceId::new(text).unwrap()
+}
+
+fn certificate(name: &str, key: &KeyPair) -> CertificateFacts {
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    CertificateFacts::parse(params.self_signed(key).unwrap().der()).unwrap()
+}
+
+fn device(registry: &Registry, name: &str, certificate: CertificateFacts) -> Result<(), RegistryError> {
+    let new = NewDevice {
+        id: DeviceId::new(name).unwrap(),
+        model: None,
+        groups: vec![],
+        state: LifecycleState::Active,
+        authority: None,
+    };
+    let credential = NewCredential::brought(certificate);
+    let report = registry.import_devices(actor(), tenant(), vec![(new, Some(credential))])?;
+    match report.value.refused.first() {
+        None => Ok(()),
+        Some((_, why)) => Err(RegistryError::Refused(why.clone())),
+    }
+}
+
+#[test]
+fn no_key_is_a_service_and_a_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let known = certificate("backend", &key);
+    let add = |id: &str, c: &CertificateFacts, tenants: Vec<TenantId>| {
+        registry.add_service(actor(), service(id), c.clone(), tenants)
+    };
+    add("backend", &known, vec![tenant()]).unwrap();
+    assert!(matches!(
+        add("none", &known, vec![]),
+        Err(RegistryError::Refused(_))
+    ));
+    let nowhere = TenantId::new("nowhere").unwrap();
+    assert!(matches!(
+        add("none", &known, vec![nowhere]),
+        Err(RegistryError::NoTenant(_))
+    ));
+    // Its name and its key are taken, by whatever certificate.
+    let again = certificate("again", &key);
+    for (id, c) in [
+        ("backend", &certificate("x", &other)),
+        ("x", &known),
+        ("x", &again),
+    ] {
+        assert!(
+            matches!(add(id, c, vec![tenant()]), Err(RegistryError::Exists(_))),
+            "{id}"
+        );
+    }
+    // A device with its key, by the operator and by itself.
+    let refused = device(&registry, "d1", again.clone()).unwrap_err().to_string();
+    assert!(refused.contains("no service is a device"), "{refused}");
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = AuthorityId::new("ca").unwrap();
+    let template = Template {
+        id_pattern: "*".parse().unwrap(),
+        model: None,
+        groups: vec![],
+        state: LifecycleState::Active,
+        quota: 10,
+    };
+    let new = NewAuthority {
+        id: ca.clone(),
+        tenant: tenant(),
+        origin: Origin::Managed,
+        rule: countersign_identity::IdentityRule::default(),
+        admission: Admission::JustInTime(template.into()),
+        certificate: params.self_signed(&other).unwrap().der().to_vec(),
+    };
+    registry.register_authority(actor(), new).unwrap();
+    let contact = Contact {
+        tenant: tenant(),
+        device: DeviceId::new("d2").unwrap(),
+        authority: ca,
+        certificate: again,
+    };
+    let (sender, answer) = channel();
+    registry.first_contact(contact, Box::new(move |learned| sender.send(learned).unwrap()));
+    let denial = answer.recv().unwrap().unwrap_err();
+    assert_eq!(denial.code, DenialCode::FirstContactSharedKey, "{denial}");
+    assert!(
+        registry
+            .device(&tenant(), &DeviceId::new("d2").unwrap())
+            .unwrap()
+            .is_none()
+    );
+    // And the other way round.
+    let own = KeyPair::generate().unwrap();
+    device(&registry, "d3", certificate("d3", &own)).unwrap();
+    let refused = add("d3", &certificate("y", &own), vec![tenant()])
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("no device is a service"), "{refused}");
+
+    let found = |c: &CertificateFacts| registry.service_of(&c.fingerprint).unwrap();
+    let view = found(&known).unwrap();
+    assert_eq!((view.id, view.introspects), (service("backend"), vec![tenant()]));
+    registry
+        .revoke_service(actor(), service("backend"), "test".into())
+        .unwrap();
+    assert_eq!(found(&known), None);
+    assert_eq!(registry.services().unwrap()[0].state, "revoked");
+    registry.remove_service(actor(), service("backend")).unwrap();
+    assert!(matches!(
+        registry.remove_service(actor(), service("backend")),
+        Err(RegistryError::NoService(_))
+    ));
+    device(&registry, "d1", known).unwrap();
+}
+
+#[test]
+fn a_service_that_was_revoked_since_the_backup_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["old", "backup", "new"] {
+        std::fs::create_dir(path(name)).unwrap();
+    }
+    let old = open(&path("old"));
+    for id in ["kept", "revoked", "removed"] {
+        let facts = certificate(id, &KeyPair::generate().unwrap());
+        old.add_service(actor(), service(id), facts, vec![tenant()])
+            .unwrap();
+    }
+    old.copy_to(&path("backup"), actor(), serde_json::json!({}))
+        .unwrap();
+    old.revoke_service(actor(), service("revoked"), String::new())
+        .unwrap();
+    old.remove_service(actor(), service("removed")).unwrap();
+    drop(old);
+    for name in countersign_registry::DATABASES {
+        std::fs::copy(path("backup").join(name), path("new").join(name)).unwrap();
+    }
+    let new = Registry::open(&path("new"), LedgerLimits::default()).unwrap();
+    let newer = new.newer_in_registry(&path("old").join("registry.db")).unwrap();
+    let told: Vec<_> = newer
+        .ends
+        .iter()
+        .map(|e| (e.kind.as_str(), e.id.as_str()))
+        .collect();
+    assert_eq!(told, [("service", "removed"), ("service", "revoked")]);
+    new.apply_newer(actor(), newer).unwrap();
+    let states: Vec<_> = new.services().unwrap().into_iter().map(|s| s.state).collect();
+    assert_eq!(states, ["active", "revoked", "revoked"]);
+}
