@@ -86,6 +86,29 @@ impl World {
         assert_eq!(seen.connack(), Some(0), "{seen:?}\n{}", self.server.log());
     }
 
+    /// A request of the device on a connection of its own.
+    fn post(&self, path: &str, body: &str, answer: &[u8]) {
+        let https = Attempt {
+            alpn: vec![b"http/1.1".to_vec()],
+            ..self.attempt(5_000)
+        };
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\n\r\n{body}",
+            body.len()
+        );
+        let seen = https.send(request).run();
+        assert!(seen.data.starts_with(answer), "{seen:?}");
+    }
+
+    /// The tokens among the sessions of the last minute, by what `exposure` says of them.
+    fn tokens(&self, from: i64) -> Vec<Value> {
+        let told = self.exposure(from, now());
+        let mut all = told["sessions"].as_array().unwrap().clone();
+        all.retain(|s| s["kind"] == "token");
+        all
+    }
+
     fn exposure(&self, from: i64, to: i64) -> Value {
         let path = format!("/tenants/default/devices/{DEVICE}/exposure?from={from}&to={to}");
         self.server.ask("GET", &path, None).unwrap()
@@ -124,13 +147,10 @@ fn the_window_is_what_the_device_did() {
     world.session(4, &[("telemetry/a", 3), ("status", 2)], false);
     world.session(5, &[("telemetry/a", 4), ("firmware/x", 5)], true);
     world.session(4, &[("firmware/x", 1), ("firmware/y", 2)], true);
-    let https = Attempt {
-        alpn: vec![b"http/1.1".to_vec()],
-        ..world.attempt(5_000)
-    };
-    let request = "GET /.well-known/est/cacerts HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    let seen = https.send(request).run();
-    assert!(seen.data.starts_with(b"HTTP/1.1 200"), "{seen:?}");
+    // One message over HTTPS: "hello" has as many bytes as those over MQTT.
+    let topic = format!("devices/{DEVICE}/status");
+    world.post(&format!("/v1/publish/{topic}"), "hello", b"HTTP/1.1 204");
+    *world.published.entry(topic).or_default() += 1;
     world.server.cli_ok(&["device", "suspend", DEVICE]).unwrap();
     let refused = world.attempt(5_000).send(connect(5, DEVICE)).run();
     assert_eq!(refused.connack(), Some(0x87));
@@ -204,6 +224,46 @@ fn the_window_is_what_the_device_did() {
         ])
         .unwrap();
     assert!(found.contains("device.suspended"), "{found}");
+}
+
+#[test]
+fn a_token_is_a_session_of_its_own() {
+    let mut world = World::new("");
+    let before = now();
+    let form = format!("grant_type=client_credentials&client_id={DEVICE}");
+    world.post("/oauth2/token", &form, b"HTTP/1.1 200");
+    let live = world.tokens(before);
+    assert_eq!(live.len(), 1, "{live:?}");
+    assert_eq!(live[0]["live"], true);
+    assert_eq!(live[0]["protocol"], "oauth2");
+    assert_eq!(live[0]["name"].as_str().unwrap().len(), 32);
+    world.server.cli_ok(&["device", "suspend", DEVICE]).unwrap();
+    let began = std::time::Instant::now();
+    let ended = loop {
+        let found = world.tokens(before);
+        if found.iter().all(|t| t["ended"].is_i64()) {
+            break found;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{found:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(ended.len(), 1, "{ended:?}");
+    assert_eq!(ended[0]["name"], live[0]["name"]);
+    assert_eq!(ended[0]["end"], "device-changed");
+    assert_eq!(ended[0]["live"], false);
+    // One that a killed server took with it is known all the same.
+    world.server.cli_ok(&["device", "resume", DEVICE]).unwrap();
+    world.post("/oauth2/token", &form, b"HTTP/1.1 200");
+    assert_eq!(world.tokens(before).len(), 2);
+    world.server.kill();
+    world.server = start(world.folder.path(), "");
+    let found = world.tokens(before);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(
+        found.iter().filter(|t| t["ended"].is_null()).count(),
+        1,
+        "{found:?}"
+    );
 }
 
 #[test]
