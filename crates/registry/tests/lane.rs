@@ -224,7 +224,8 @@ fn a_claim_counts_each_device_once_and_knows_what_it_enrolled_before_it_counted(
         "ALTER TABLE claims DROP COLUMN enrolled; ALTER TABLE station_journals DROP COLUMN begun;",
     )
     .unwrap();
-    db.execute_batch(include_str!("../src/migrations/registry_010.sql")).unwrap();
+    db.execute_batch(include_str!("../src/migrations/registry_010.sql"))
+        .unwrap();
     drop(db);
     let registry = open(place.path());
     assert_eq!(enrolled(&registry), 2);
