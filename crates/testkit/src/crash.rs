@@ -247,7 +247,7 @@ pub fn bulk(program: &Path, place: &Path, rounds: u64, seed: u64) -> Result<Bulk
         };
         // The first is not killed: it tells how long the others take.
         if round == 0 {
-            let started = std::time::Instant::now();
+            let started = Instant::now();
             ensure!(issue(&data).status()?.success(), "bulk issue fails");
             whole_ms = u64::try_from(started.elapsed().as_millis())?.max(20);
             std::fs::remove_dir_all(&out)?;

@@ -87,6 +87,13 @@ impl Loop {
                 let _ = done.send(());
             }
         }
+        // Readers may outlive this connection, and cannot write: the log would stay until the next start.
+        if let Err(e) = self
+            .db
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        {
+            tracing::warn!(error = %e, "the ledger's log stays until the next start");
+        }
     }
 
     fn reload(&mut self) {
