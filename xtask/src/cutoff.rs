@@ -53,7 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     let place = tempfile::tempdir()?;
     let config = format!(
-        "[limits]\nconnections_max = {0}\nconnections_per_source_max = {0}\n[receipts]\nwait_s = 30\n[log]\nfilter = \"warn\"\n",
+        "[limits]\nconnections_max = {0}\nconnections_per_source_max = {0}\nsource_connects_per_s = 100000\nsource_connect_burst = 100000\n[receipts]\nwait_s = 30\n[log]\nfilter = \"warn\"\n",
         options.sessions + 500
     );
     let server = Server::start(&program, place.path(), &config)?;

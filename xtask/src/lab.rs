@@ -251,16 +251,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let (policy_file, space_file) = (place.path().join("lab.cedar"), place.path().join("spaces.json"));
     fs::write(&policy_file, policy)?;
     fs::write(&space_file, spaces)?;
+    cli(&["tenant", "set", "default", "--client-id-mode", mode])?;
     cli(&[
-        "tenant",
+        "policy",
         "set",
-        "default",
-        "--client-id-mode",
-        mode,
-        "--policies",
         &path(&policy_file),
         "--spaces",
         &path(&space_file),
+        "--reason",
+        "lab",
     ])?;
     let bundle = place.path().join("devices.pem");
     fs::write(

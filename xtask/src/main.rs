@@ -1,4 +1,4 @@
-//! Project automation: `cargo xtask arrows | cutoff | decisions | issuance | lab | soak | storm`. Never part of the product's binary.
+//! Project automation: `cargo xtask arrows | cutoff | decisions | issuance | lab | ledger | soak | storm`. Never part of the product's binary.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line")]
 #![allow(clippy::disallowed_methods, reason = "a shell: it waits for processes")]
 
@@ -7,6 +7,7 @@ mod cutoff;
 mod decisions;
 mod issuance;
 mod lab;
+mod ledger;
 mod soak;
 mod storm;
 
@@ -30,6 +31,8 @@ enum Command {
     Issuance(issuance::Options),
     /// Start the release server with a load tool's PKI, for outside suites and benchmarks
     Lab(lab::Options),
+    /// Flood the ledger with refusals of strangers; it must stay small, and a known device's history must stay
+    Ledger(ledger::Options),
     /// Kill the server again and again while devices are provisioned and suspended; nothing acknowledged may be lost
     Soak(soak::Options),
     /// Replay ClientHellos at many times the handshake limit, and see what live and honest devices notice
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         Command::Cutoff(options) => cutoff::run(&options),
         Command::Issuance(options) => issuance::run(&options),
         Command::Lab(options) => lab::run(&options),
+        Command::Ledger(options) => ledger::run(&options),
         Command::Soak(options) => soak::run(&options),
         Command::Storm(options) => storm::run(&options),
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use countersign_identity::{Clock, DeviceId, TenantId, Timestamp};
 use countersign_policy::clones::Suspect;
 use countersign_policy::exchange::ExchangeSink;
-use countersign_policy::{ExchangeId, FactSource};
+use countersign_policy::{ExchangeId, FactSource, SessionRecord};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
@@ -24,6 +24,7 @@ use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
 use crate::session::sweep;
 use crate::session::token::{self, TokenId, TokenView};
+use crate::session::traffic::{self, Traffic};
 use crate::shaping::gate::Gate;
 use crate::timer::Wheel;
 
@@ -150,6 +151,8 @@ impl Gateway {
             return Err(BindError::None);
         }
         tokio::spawn(Wheel::run(Arc::downgrade(&node.wheel)));
+        let interval = node.options.limits.session_report_interval;
+        tokio::spawn(traffic::report(Arc::downgrade(&node), interval));
         tokio::spawn(Node::tidy(Arc::downgrade(&node)));
         tokio::spawn(Clones::run(Arc::downgrade(&node)));
         let pacing = tokio::spawn(Gate::run(Arc::downgrade(&node.gate)));
@@ -208,6 +211,13 @@ impl Gateway {
     /// How many sessions are live.
     pub fn session_count(&self) -> usize {
         self.node.sessions.len()
+    }
+
+    /// What the live sessions of a device did until now.
+    pub fn doings(&self, tenant: &TenantId, device: &DeviceId) -> Vec<SessionRecord> {
+        let mut entries = self.node.sessions.of_device(tenant, device);
+        entries.retain(|e| e.ending().is_none());
+        entries.iter().map(|e| Traffic::now(e, &self.node)).collect()
     }
 
     /// The live sessions, of one tenant if one is named, in order of tenant, device and client id.

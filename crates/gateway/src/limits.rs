@@ -64,6 +64,10 @@ pub struct Limits {
     pub outbox_bytes_max: usize,
     /// QoS 1 messages sent to one session and not yet acknowledged. Default 256; less if the device asks for less.
     pub inflight_max: u16,
+    /// Topics that the ledger names of one session, in each direction. Default 64; more are counted together.
+    pub session_topics_max: usize,
+    /// How often what a live session sent and received is handed to the ledger. Default 60 s: a crash costs so much of it.
+    pub session_report_interval: Duration,
     /// After a refusal: how long the last words may take to be read before the socket is closed. Default 1 s.
     pub drain_timeout: Duration,
     /// How often every live session is compared with the facts, in case a change missed one. Default 60 s.
@@ -103,6 +107,8 @@ impl Default for Limits {
             outbox_messages_max: 10_000,
             outbox_bytes_max: 4 * 1024 * 1024,
             inflight_max: 256,
+            session_topics_max: 64,
+            session_report_interval: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(1),
             session_sweep: Duration::from_secs(60),
             drain_bytes_max: 16 * 1024,

@@ -35,6 +35,8 @@ pub struct Metrics {
     pub subscriptions_denied: AtomicU64,
     /// Messages not delivered because the subscriber's own limit on packet size excludes them.
     pub messages_too_large: AtomicU64,
+    /// Messages whose topic was not named in the session's summary, which had as many as it may.
+    pub topics_unnamed: AtomicU64,
     /// Times that every live session was compared with the facts.
     pub sweeps: AtomicU64,
     /// Sessions that a change had missed: each is a bug.
@@ -68,6 +70,7 @@ impl Default for Metrics {
             publishes_denied: AtomicU64::default(),
             subscriptions_denied: AtomicU64::default(),
             messages_too_large: AtomicU64::default(),
+            topics_unnamed: AtomicU64::default(),
             sweeps: AtomicU64::default(),
             sweep_found: AtomicU64::default(),
             tokens: AtomicU64::default(),

@@ -24,6 +24,7 @@ use countersign_identity::{
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::facts::RegistryUnavailable;
 use countersign_policy::{Admission, ClientIdMode, CredentialFacts, DeviceFacts, FactSource, Possession};
+use countersign_testkit::client::anyone;
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
@@ -152,7 +153,7 @@ fn world(anchors: usize) -> World {
         .unwrap();
     client.resumption = rustls::client::Resumption::disabled();
     // The client's check of the server is not what is counted.
-    client.dangerous().set_certificate_verifier(Arc::new(Anyone));
+    client.dangerous().set_certificate_verifier(anyone());
     World {
         facts: Arc::new(Facts(Arc::new(index))),
         server: Arc::new(server),
@@ -268,42 +269,4 @@ fn a_handshake_costs_the_same_with_many_authorities() {
         growth < GROWTH_MAX,
         "with {many} authorities it costs {growth:.3} times as much"
     );
-}
-
-/// Trusts whoever answers.
-#[derive(Debug)]
-struct Anyone;
-
-impl rustls::client::danger::ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &[rustls::pki_types::CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider()
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }

@@ -28,7 +28,7 @@ use countersign_policy::facts::{CredentialKind, Custody, RegistryUnavailable};
 use countersign_policy::{
     Admission, ClientIdMode, CredentialFacts, CredentialState, DeviceFacts, FactSource,
 };
-use countersign_testkit::client::LastSession;
+use countersign_testkit::client::{LastSession, anyone};
 use countersign_testkit::pki::{Ca, Leaf};
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
@@ -141,7 +141,7 @@ fn world(mode: &str) -> World {
         .with_root_certificates(roots)
         .with_client_auth_cert(device.chain, device.key)
         .unwrap();
-    client.dangerous().set_certificate_verifier(Arc::new(Anyone));
+    client.dangerous().set_certificate_verifier(anyone());
     client.resumption = match mode {
         "resumed" => Resumption::store(Arc::new(LastSession::default())),
         _ => Resumption::disabled(),
@@ -271,43 +271,5 @@ fn what_a_handshake_costs() {
             "resumed" => assert!(ratio < 0.7, "{ratio}"),
             _ => {}
         }
-    }
-}
-
-/// Trusts whoever answers.
-#[derive(Debug)]
-struct Anyone;
-
-impl rustls::client::danger::ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &[rustls::pki_types::CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        default_provider()
-            .signature_verification_algorithms
-            .supported_schemes()
     }
 }

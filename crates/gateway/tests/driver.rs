@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use countersign_gateway::handshake::driver::{self, PassEnd};
+use countersign_testkit::client::anyone;
 use countersign_testkit::pki::{self, Ca, Identity, Leaf};
 use proptest::prelude::*;
 use rustls::server::{UnbufferedServerConnection, WebPkiClientVerifier};
@@ -174,7 +175,7 @@ fn play(scenario: &Scenario, server: &mut dyn Server) -> Outcome {
             builder.with_client_auth_cert(own.chain, own.key).unwrap()
         }
     };
-    config.dangerous().set_certificate_verifier(Arc::new(Anyone));
+    config.dangerous().set_certificate_verifier(anyone());
     config.alpn_protocols = scenario.alpn.iter().map(|a| a.to_vec()).collect();
     let mut client = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
     let mut outcome = Outcome {
@@ -333,42 +334,5 @@ fn data_is_let_through_only_after_a_good_certificate() {
                 "{unbuffered:?}"
             );
         }
-    }
-}
-
-#[derive(Debug)]
-struct Anyone;
-
-impl rustls::client::danger::ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &[rustls::pki_types::CertificateDer<'_>],
-        _: &rustls::pki_types::ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider()
-            .signature_verification_algorithms
-            .supported_schemes()
     }
 }

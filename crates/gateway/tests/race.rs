@@ -24,7 +24,7 @@ use countersign_registry::{
     Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, Revocation,
     SystemClock,
 };
-use countersign_testkit::client::{Attempt, connect};
+use countersign_testkit::client::{Attempt, anyone, connect};
 use countersign_testkit::hold::Held;
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 
@@ -202,7 +202,12 @@ fn world_with(limits: Limits) -> World {
             GatewayOptions {
                 host_names: vec!["localhost".into()],
                 clones: countersign_policy::clones::CloneRules::default(),
-                limits,
+                // One device comes here as often as it can.
+                limits: Limits {
+                    device_connects_per_minute: 1_000_000,
+                    source_connects_per_s: 1_000_000,
+                    ..limits
+                },
                 tickets: TicketSettings::default(),
             },
             Foundation {
@@ -309,7 +314,7 @@ fn a_thousand_suspensions_between_tls_end_and_connect() {
             .with_client_auth_cert(world.identity.chain.clone(), world.identity.key.clone_key())
             .unwrap();
         let mut config = config;
-        config.dangerous().set_certificate_verifier(Arc::new(Anyone));
+        config.dangerous().set_certificate_verifier(anyone());
         let mut tls =
             rustls::ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
         let mut socket = std::net::TcpStream::connect(world.gateway.local_addr()).unwrap();
@@ -454,41 +459,4 @@ fn a_token_outlives_its_connection_and_ends_when_it_said() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(world.gateway.metrics().ends().get("token-expired"), Some(&1));
-}
-
-#[derive(Debug)]
-struct Anyone;
-
-impl rustls::client::danger::ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &[rustls::pki_types::CertificateDer<'_>],
-        _: &rustls::pki_types::ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider()
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }

@@ -19,7 +19,7 @@ use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::{Answer, Contact};
 use countersign_policy::{
     Admission, ClientIdMode, ExchangeId, ExchangeRecord, LifecycleMove, LifecycleState, Outcome, Possession,
-    Stage, StageOutcome, StageRecord,
+    SessionRecord, Stage, StageOutcome, StageRecord,
 };
 use countersign_registry::{
     Actor, AuthorityMove, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, PolicyChange,
@@ -50,6 +50,7 @@ impl ExchangeSink for Records {
         self.0.lock().push(exchange);
     }
     fn first_data(&self, _: &TenantId, _: &DeviceId, _: ExchangeId, _: StageRecord) {}
+    fn session(&self, _: SessionRecord) {}
     fn credential_used(&self, _: Fingerprint, _: &AuthorityId) {}
     fn first_contact(&self, _: Contact, answer: Answer) {
         answer(Ok(()));

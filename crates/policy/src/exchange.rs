@@ -11,6 +11,7 @@ use crate::clones::Suspect;
 use crate::denial::Denial;
 use crate::facts::Generations;
 use crate::first_contact::{Answer, Contact};
+use crate::session_record::SessionRecord;
 
 /// The stages of an exchange, in order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -255,6 +256,10 @@ pub trait ExchangeSink: Send + Sync {
 
     /// The first publish of an admitted exchange was accepted: adds stage `first-data` to its record.
     fn first_data(&self, tenant: &TenantId, device: &DeviceId, exchange: ExchangeId, stage: StageRecord);
+
+    /// What a session did until now, or in all if it has ended. A later record of the same session takes the place of
+    /// an earlier one.
+    fn session(&self, session: SessionRecord);
 
     /// A credential in state `issued` was used for the first time, over a chain to `authority`; it becomes `active`.
     fn credential_used(&self, fingerprint: Fingerprint, authority: &AuthorityId);

@@ -12,6 +12,7 @@
 //! 8. [`denial`]: every way to be refused, each with a stable code, its wire form, a cause and a cure
 //! 9. [`clones`]: whether two hold one key: a score of what only two live holders can cause
 //! 10. [`exchange`]: the record of one connection attempt, from TCP accept to first publish
+//! 11. [`session_record`]: what the session that came of it did
 
 pub mod claim;
 pub mod clones;
@@ -27,6 +28,7 @@ mod permit;
 mod quarantine;
 pub mod renewal_lane;
 mod request;
+pub mod session_record;
 pub mod spaces;
 
 pub use claim::{ClaimId, ClaimRefusal};
@@ -40,4 +42,5 @@ pub use first_contact::Admission;
 pub use lifecycle::{LifecycleMove, LifecycleState};
 pub use permit::{AdmissionPermit, PublishPermit, SubscribePermit};
 pub use renewal_lane::{LaneRefusal, RenewalLane};
+pub use session_record::{SessionRecord, TopicSummary, TopicUse};
 pub use spaces::{SpaceSet, TopicSpace};

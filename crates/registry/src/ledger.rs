@@ -2,57 +2,123 @@
 //!
 //! A record is never waited for. What does not fit is counted: a ledger that could stop the door would be a way to
 //! close it.
+//!
+//! A record is a known device's if its certificate is registered, or names a registered device, and the key was proven.
+//! All others are strangers': whatever they do, they have their own part of the queue, their own limit by source and
+//! their own budget, so that nothing of a known device is lost for them.
+//!
+//! * `budget`: how much is kept of what, and what goes first
+//! * [`cause`]: refusals that have one cause, counted
+//! * `sketch`: how many different ones there were
+//! * [`search`]: refusals by what is known of them; what a device did between two moments
+//! * `writer`: the one thread that writes
+
+mod budget;
+pub mod cause;
+pub mod search;
+mod sketch;
+mod writer;
+
+pub use cause::{CauseGroup, CausePage, CauseQuery};
+pub use search::{Doings, Network, RefusalPage, RefusalQuery};
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::hash_map::{self, HashMap};
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use countersign_identity::{DeviceId, Fingerprint, TenantId, Timestamp};
-use countersign_policy::{ExchangeId, ExchangeRecord, Outcome, Possession, StageRecord};
+use countersign_policy::{ExchangeId, ExchangeRecord, Outcome, SessionRecord, StageRecord};
 use parking_lot::Mutex;
 use rusqlite::{Connection, params};
 
+use self::budget::{Budgets, Class};
+use self::writer::Loop;
 use crate::change::damaged;
 use crate::error::RegistryError;
 
 /// How much is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LedgerLimits {
-    /// The most rows. Default 200,000; the oldest go first, admitted ones before refused ones.
+    /// The most rows of known devices. Default 200,000; the oldest go first, admitted ones before refused ones. The last
+    /// exchange of each device and its last refusal are kept beside that.
     pub rows_max: u64,
+    /// The most bytes of these, indexes included. Default 512 MiB.
+    pub bytes_max: u64,
+    /// The most rows of strangers. Default 100,000; the oldest go first.
+    pub unproven_rows_max: u64,
+    /// The most bytes of these, indexes included. Default 128 MiB.
+    pub unproven_bytes_max: u64,
     /// The greatest age. Default 30 days.
     pub age_max: Duration,
-    /// Refused exchanges kept per source address and minute; more are only counted. Default 600.
+    /// Refused exchanges kept per minute, of each source address as to strangers and of each device as to known ones;
+    /// more are only counted. Default 600.
     pub refused_per_source_minute_max: u32,
+    /// Issuers, authorities, names and so on that causes of one code are told apart by, for each tenant. Default 200;
+    /// more are counted together.
+    pub subjects_per_code_max: u64,
+    /// Hours of causes that are kept, of known devices and of strangers each. Default 20,000; the oldest go first.
+    pub cause_hours_max: u64,
+    /// The most sessions. Default 200,000; the oldest go first.
+    pub sessions_rows_max: u64,
+    /// The most bytes of these, indexes included. Default 256 MiB.
+    pub sessions_bytes_max: u64,
+    /// The greatest age of a session, since it ended. Default 30 days.
+    pub sessions_age_max: Duration,
 }
 
 impl Default for LedgerLimits {
     fn default() -> Self {
+        let days = Duration::from_secs(30 * 24 * 3600);
         Self {
             rows_max: 200_000,
-            age_max: Duration::from_secs(30 * 24 * 3600),
+            bytes_max: 512 << 20,
+            unproven_rows_max: 100_000,
+            unproven_bytes_max: 128 << 20,
+            age_max: days,
             refused_per_source_minute_max: 600,
+            subjects_per_code_max: 200,
+            cause_hours_max: 20_000,
+            sessions_rows_max: 200_000,
+            sessions_bytes_max: 256 << 20,
+            sessions_age_max: days,
         }
     }
 }
 
-/// Records waiting to be written. More are dropped, and counted.
-const QUEUE_MAX: usize = 8_192;
+/// Records waiting to be written. More are dropped, and counted. All sessions of a node may end at once.
+const QUEUE_MAX: usize = 20_480;
+/// Of these, strangers' at most.
+const STRANGERS_WAITING_MAX: usize = QUEUE_MAX / 4;
+/// Sources or devices of one minute that are counted one by one; all others share one count.
+const COUNTED_MAX: usize = 65_536;
 /// How long the writer gathers before it writes.
 const GATHER: Duration = Duration::from_millis(100);
-/// Every so many batches the limits are applied.
-const PRUNE_EVERY: u32 = 64;
+
+/// A record, and the known device whose key was proven, if one was.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    record: ExchangeRecord,
+    owner: Option<(TenantId, DeviceId)>,
+}
 
 enum Entry {
-    Exchange(Box<ExchangeRecord>),
+    Exchange(Box<Kept>),
     FirstData(ExchangeId, StageRecord),
+    Session(Box<SessionRecord>),
     /// Answers when all before it is written.
     Flush(SyncSender<()>),
+}
+
+impl Entry {
+    fn is_strangers(&self) -> bool {
+        matches!(self, Self::Exchange(kept) if kept.owner.is_none())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -60,12 +126,82 @@ struct Counters {
     written: AtomicU64,
     dropped: AtomicU64,
     limited: AtomicU64,
+    crowded: AtomicU64,
+    unnamed: AtomicU64,
+    rows: [AtomicU64; Class::ALL.len()],
+    evicted: [AtomicU64; Class::ALL.len()],
+    strangers_waiting: AtomicUsize,
 }
 
-#[derive(Default)]
-struct Sources {
+impl Counters {
+    fn keep(&self, budgets: &Budgets) {
+        for class in Class::ALL {
+            self.rows[class as usize].store(budgets.of(class).rows, Ordering::Relaxed);
+        }
+    }
+
+    fn evict(&self, gone: &[u64; Class::ALL.len()]) {
+        for (counter, gone) in self.evicted.iter().zip(gone) {
+            counter.fetch_add(*gone, Ordering::Relaxed);
+        }
+    }
+}
+
+fn named(counters: &[AtomicU64; Class::ALL.len()]) -> BTreeMap<&'static str, u64> {
+    let all = Class::ALL.iter().zip(counters);
+    all.map(|(class, n)| (class.name(), n.load(Ordering::Relaxed)))
+        .collect()
+}
+
+/// Counts of one minute.
+struct Minute<K> {
     minute: i64,
-    counts: HashMap<IpAddr, u32>,
+    counts: HashMap<K, u32>,
+    others: u32,
+}
+
+impl<K> Default for Minute<K> {
+    fn default() -> Self {
+        Self {
+            minute: 0,
+            counts: HashMap::new(),
+            others: 0,
+        }
+    }
+}
+
+impl<K: Eq + Hash> Minute<K> {
+    /// Counts one, and says how many there are now.
+    fn count(&mut self, minute: i64, key: K) -> u32 {
+        if self.minute != minute {
+            *self = Self {
+                minute,
+                ..Self::default()
+            };
+        }
+        let full = self.counts.len() >= COUNTED_MAX;
+        let count = match self.counts.entry(key) {
+            hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            hash_map::Entry::Vacant(_) if full => &mut self.others,
+            hash_map::Entry::Vacant(entry) => entry.insert(0),
+        };
+        *count = count.saturating_add(1);
+        *count
+    }
+}
+
+/// An address as it is kept: IPv4 as `::ffff:a.b.c.d`.
+fn address(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+/// A serial number as it is kept.
+fn serial(text: &str) -> String {
+    let text = text.replace(':', "").to_ascii_lowercase();
+    text.trim_start_matches('0').to_owned()
 }
 
 /// The ledger.
@@ -74,7 +210,8 @@ pub struct Ledger {
     thread: Option<JoinHandle<()>>,
     reader: Mutex<Connection>,
     counters: Arc<Counters>,
-    sources: Mutex<Sources>,
+    sources: Mutex<Minute<IpAddr>>,
+    devices: Mutex<Minute<(TenantId, DeviceId)>>,
     limits: LedgerLimits,
 }
 
@@ -87,20 +224,22 @@ impl std::fmt::Debug for Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn start(db: Connection, reader: Connection, limits: LedgerLimits) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        db: Connection,
+        reader: Connection,
+        limits: LedgerLimits,
+    ) -> Result<Self, RegistryError> {
+        end_lost_sessions(&db)?;
         let (queue, entries) = sync_channel(QUEUE_MAX);
         let counters: Arc<Counters> = Arc::default();
-        let counted = counters.clone();
+        let writer = Loop::new(db, limits, counters.clone())?;
         let thread = std::thread::Builder::new()
             .name("ledger-writer".into())
-            .spawn(move || {
-                Loop {
-                    db,
-                    limits,
-                    counters: counted,
-                    failing: false,
-                }
-                .run(&entries)
+            .spawn(move || writer.run(&entries))
+            .map_err(|source| RegistryError::File {
+                what: "start the writer of",
+                path: reader.path().unwrap_or_default().into(),
+                source,
             })?;
         Ok(Self {
             queue: Some(queue),
@@ -108,17 +247,26 @@ impl Ledger {
             reader: Mutex::new(reader),
             counters,
             sources: Mutex::default(),
+            devices: Mutex::default(),
             limits,
         })
     }
 
-    /// Keeps a record, later.
-    pub fn record(&self, exchange: ExchangeRecord) {
-        if exchange.outcome != Outcome::Admitted && self.is_over_limit(&exchange) {
+    /// Keeps a record, later. `owner`: the known device whose key was proven, if one was.
+    pub fn record(&self, exchange: ExchangeRecord, owner: Option<(TenantId, DeviceId)>) {
+        if exchange.outcome != Outcome::Admitted && self.is_over_limit(&exchange, owner.as_ref()) {
             self.counters.limited.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        self.put(Entry::Exchange(Box::new(exchange)));
+        self.put(Entry::Exchange(Box::new(Kept {
+            record: exchange,
+            owner,
+        })));
+    }
+
+    /// Keeps what a session did until now, later.
+    pub fn session(&self, session: SessionRecord) {
+        self.put(Entry::Session(Box::new(session)));
     }
 
     /// Adds the stage `first-data` to a record.
@@ -128,24 +276,29 @@ impl Ledger {
 
     fn put(&self, entry: Entry) {
         let Some(queue) = &self.queue else { return };
+        let strangers = entry.is_strangers();
+        let waiting = &self.counters.strangers_waiting;
+        if strangers && waiting.fetch_add(1, Ordering::Relaxed) >= STRANGERS_WAITING_MAX {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            self.counters.crowded.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = queue.try_send(entry) {
+            if strangers {
+                waiting.fetch_sub(1, Ordering::Relaxed);
+            }
             self.counters.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// One source must not push everyone else's history out.
-    fn is_over_limit(&self, exchange: &ExchangeRecord) -> bool {
+    /// One source must not push everyone else's history out, nor one device that of the others.
+    fn is_over_limit(&self, exchange: &ExchangeRecord, owner: Option<&(TenantId, DeviceId)>) -> bool {
         let minute = exchange.started.unix_s() / 60;
-        let mut sources = self.sources.lock();
-        if sources.minute != minute {
-            *sources = Sources {
-                minute,
-                counts: HashMap::new(),
-            };
-        }
-        let count = sources.counts.entry(exchange.source.ip()).or_insert(0);
-        *count += 1;
-        *count > self.limits.refused_per_source_minute_max
+        let count = match owner {
+            None => self.sources.lock().count(minute, exchange.source.ip()),
+            Some(owner) => self.devices.lock().count(minute, owner.clone()),
+        };
+        count > self.limits.refused_per_source_minute_max
     }
 
     /// Waits until everything recorded before is written. For shutdown, tests and `explain`.
@@ -171,7 +324,27 @@ impl Ledger {
         self.counters.dropped.load(Ordering::Relaxed)
     }
 
-    /// Records that were left out because their source had too many.
+    /// Strangers' records that were left out because too many of them waited.
+    pub fn crowded(&self) -> u64 {
+        self.counters.crowded.load(Ordering::Relaxed)
+    }
+
+    /// Refusals whose cause was not told apart from others of its code, since start.
+    pub fn unnamed(&self) -> u64 {
+        self.counters.unnamed.load(Ordering::Relaxed)
+    }
+
+    /// How many rows there are of each class.
+    pub fn rows(&self) -> BTreeMap<&'static str, u64> {
+        named(&self.counters.rows)
+    }
+
+    /// How many rows of each class had to go for newer ones, since start.
+    pub fn evicted(&self) -> BTreeMap<&'static str, u64> {
+        named(&self.counters.evicted)
+    }
+
+    /// Records that were left out because their source had too many, or their device.
     pub fn limited(&self) -> u64 {
         self.counters.limited.load(Ordering::Relaxed)
     }
@@ -197,7 +370,7 @@ impl Ledger {
         limit: u32,
     ) -> Result<Vec<ExchangeRecord>, RegistryError> {
         self.select(
-            "device = ?1 AND (?2 IS NULL OR tenant = ?2)",
+            "(device = ?1 OR owner = ?1) AND (?2 IS NULL OR tenant = ?2)",
             params![device.as_str(), tenant.map(TenantId::as_str)],
             limit,
         )
@@ -224,10 +397,9 @@ impl Ledger {
     /// # Errors
     /// As for [`Ledger::exchange`].
     pub fn of_serial(&self, serial: &str, limit: u32) -> Result<Vec<ExchangeRecord>, RegistryError> {
-        let serial = serial.replace(':', "").to_ascii_lowercase();
         self.select(
             "outcome <> 'admitted' AND serial = ?1",
-            params![serial.trim_start_matches('0')],
+            params![self::serial(serial)],
             limit,
         )
     }
@@ -346,145 +518,14 @@ impl Drop for Ledger {
     }
 }
 
-struct Loop {
-    db: Connection,
-    limits: LedgerLimits,
-    counters: Arc<Counters>,
-    failing: bool,
-}
-
-impl Loop {
-    fn run(mut self, entries: &Receiver<Entry>) {
-        let mut batches = 0u32;
-        let mut batch = Vec::new();
-        while let Ok(first) = entries.recv() {
-            // Not woken by each record of a storm: it sleeps a moment, then takes all there is. A flush wakes it.
-            if !matches!(first, Entry::Flush(_)) {
-                std::thread::park_timeout(GATHER);
-            }
-            let mut flushes = Vec::new();
-            for entry in std::iter::once(first).chain(entries.try_iter().take(QUEUE_MAX)) {
-                match entry {
-                    Entry::Flush(done) => flushes.push(done),
-                    other => batch.push(other),
-                }
-            }
-            let size = batch.len() as u64;
-            match self.write(&mut batch) {
-                Ok(exchanges) => {
-                    self.counters.written.fetch_add(exchanges, Ordering::Relaxed);
-                    self.failing = false;
-                }
-                Err(e) => {
-                    self.counters.dropped.fetch_add(size, Ordering::Relaxed);
-                    if !std::mem::replace(&mut self.failing, true) {
-                        tracing::error!(error = %e, "the ledger cannot be written; exchanges are lost and counted");
-                    }
-                }
-            }
-            batch.clear();
-            for done in flushes {
-                let _ = done.send(());
-            }
-            batches += 1;
-            if batches.is_multiple_of(PRUNE_EVERY)
-                && let Err(e) = self.prune()
-            {
-                tracing::error!(error = %e, "the ledger's limits cannot be applied");
-            }
-        }
-    }
-
-    fn write(&mut self, batch: &mut Vec<Entry>) -> Result<u64, RegistryError> {
-        if batch.is_empty() {
-            return Ok(0);
-        }
-        let tx = self.db.transaction()?;
-        let mut exchanges = 0;
-        // A first publish usually follows its exchange within the batch: then it is one write.
-        let mut late = Vec::new();
-        let mut records: Vec<Box<ExchangeRecord>> = Vec::new();
-        let mut positions: HashMap<ExchangeId, usize> = HashMap::new();
-        for entry in batch.drain(..) {
-            match entry {
-                Entry::Exchange(record) => {
-                    positions.insert(record.id, records.len());
-                    records.push(record);
-                }
-                Entry::FirstData(id, stage) => match positions.get(&id).and_then(|n| records.get_mut(*n)) {
-                    Some(record) => record.stages.push(stage),
-                    None => late.push((id, stage)),
-                },
-                Entry::Flush(_) => {}
-            }
-        }
-        {
-            let mut insert = tx.prepare_cached(
-                "INSERT OR REPLACE INTO exchanges (id, outcome, code, tenant, device, fingerprint, serial, record)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            )?;
-            for r in &records {
-                // An unproven exchange says nothing about the device whose certificate was shown.
-                let device = r.device.as_ref().filter(|_| r.possession == Possession::Proven);
-                let shown = r.certificate.as_ref();
-                insert.execute(params![
-                    r.id.as_u64().cast_signed(),
-                    r.outcome.name(),
-                    r.denial.as_ref().map(|d| d.code.as_str()),
-                    r.tenant.as_ref().map(TenantId::as_str),
-                    device.map(DeviceId::as_str),
-                    shown.map(|s| *s.fingerprint.as_bytes()),
-                    shown.map(|s| s.serial.as_str()),
-                    damaged(serde_json::to_string(r))?,
-                ])?;
-                exchanges += 1;
-            }
-            let mut update = tx.prepare_cached(
-                "UPDATE exchanges SET record = json_insert(record, '$.stages[#]', json(?)) WHERE id = ?",
-            )?;
-            for (id, stage) in late {
-                update.execute(params![
-                    damaged(serde_json::to_string(&stage))?,
-                    id.as_u64().cast_signed()
-                ])?;
-            }
-        }
-        tx.commit()?;
-        Ok(exchanges)
-    }
-
-    /// Applies age and number.
-    fn prune(&mut self) -> Result<(), RegistryError> {
-        let newest: Option<i64> = self
-            .db
-            .query_row("SELECT max(id) FROM exchanges", [], |r| r.get(0))?;
-        let Some(newest) = newest else { return Ok(()) };
-        // An id starts with its time, so an age is an id.
-        let newest_ms = newest.cast_unsigned() >> 22;
-        let oldest =
-            Timestamp::from_unix_ms(i64::try_from(newest_ms).unwrap_or(0)).minus(self.limits.age_max);
-        let floor = ExchangeId::new(oldest, 0).as_u64().cast_signed();
-        self.db.execute("DELETE FROM exchanges WHERE id < ?", [floor])?;
-        let rows: i64 = self
-            .db
-            .query_row("SELECT count(*) FROM exchanges", [], |r| r.get(0))?;
-        let over = rows.cast_unsigned().saturating_sub(self.limits.rows_max);
-        if over > 0 {
-            // A tenth more than needed, so that it is not done for every batch.
-            let goal = (over + self.limits.rows_max / 10).cast_signed();
-            let admitted = self.db.execute(
-                "DELETE FROM exchanges WHERE id IN
-                 (SELECT id FROM exchanges WHERE outcome = 'admitted' ORDER BY id LIMIT ?)",
-                [goal],
-            )?;
-            let rest = goal - i64::try_from(admitted).unwrap_or(0);
-            if rest > 0 {
-                self.db.execute(
-                    "DELETE FROM exchanges WHERE id IN (SELECT id FROM exchanges ORDER BY id LIMIT ?)",
-                    [rest],
-                )?;
-            }
-        }
-        Ok(())
-    }
+/// Sessions whose server went away without a word: they ended no later than the last thing that it wrote.
+fn end_lost_sessions(db: &Connection) -> Result<(), RegistryError> {
+    db.execute(
+        "UPDATE sessions SET ended = newest.at, until = max(until, newest.at)
+         FROM (SELECT max(coalesce((SELECT max(id) >> 22 FROM exchanges), 0),
+                          coalesce((SELECT max(until) FROM sessions), 0)) AS at) AS newest
+         WHERE ended IS NULL",
+        [],
+    )?;
+    Ok(())
 }

@@ -82,7 +82,9 @@ pub use error::RegistryError;
 pub use forecast::{ForecastGroup, Windows};
 pub use import::ImportReport;
 pub use lane::ExpiredRequester;
-pub use ledger::{Ledger, LedgerLimits};
+pub use ledger::{
+    CauseGroup, CausePage, CauseQuery, Doings, Ledger, LedgerLimits, Network, RefusalPage, RefusalQuery,
+};
 pub use moves::{Move, MovedMany, Selected, Selector};
 pub use policies::{PolicyChange, PolicyVersion, check_policies};
 pub use receipt::{BulkCount, NodeReceipt, Receipt, ReceiptId, ReceiptKey, ReceiptState};

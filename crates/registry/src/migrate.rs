@@ -36,7 +36,10 @@ pub(crate) const REGISTRY: Schema = Schema {
 };
 /// The exchanges. Written behind.
 pub(crate) const LEDGER: Schema = Schema {
-    migrations: &[include_str!("migrations/ledger_001.sql")],
+    migrations: &[
+        include_str!("migrations/ledger_001.sql"),
+        include_str!("migrations/ledger_002.sql"),
+    ],
     synchronous: "NORMAL",
 };
 

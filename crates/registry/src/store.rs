@@ -6,11 +6,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use countersign_identity::{AuthorityId, Clock, Fingerprint, Generation, TenantId};
+use countersign_identity::{AuthorityId, Clock, DeviceId, Fingerprint, Generation, TenantId};
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::{Answer, Contact};
-use countersign_policy::{ClientIdMode, DeviceFacts, ExchangeId, ExchangeRecord, StageRecord};
+use countersign_policy::{
+    ClientIdMode, DeviceFacts, ExchangeId, ExchangeRecord, FactSource, Possession, SessionRecord, StageRecord,
+};
 use parking_lot::{Mutex, RwLock};
 use rusqlite::Connection;
 
@@ -128,7 +130,7 @@ impl Registry {
         };
         let time = Arc::new(Timekeeper::load(clock, &db)?);
         let writer = Writer::start(db, table.clone(), time.clone()).map_err(spawn)?;
-        let ledger = Ledger::start(ledger_db, migrate::open_reader(&ledger_file)?, limits).map_err(spawn)?;
+        let ledger = Ledger::start(ledger_db, migrate::open_reader(&ledger_file)?, limits)?;
         Ok(Self {
             writer,
             reader: Mutex::new(reader),
@@ -194,19 +196,37 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// The known device that an exchange is of: its key was proven, and its certificate is registered, or names a device
+    /// that is.
+    fn owner(&self, exchange: &ExchangeRecord) -> Option<(TenantId, DeviceId)> {
+        if exchange.possession != Possession::Proven {
+            return None;
+        }
+        let registered = exchange.certificate.as_ref().and_then(|shown| {
+            let credential = self.table.credential(&shown.fingerprint)?;
+            Some((credential.tenant, credential.device))
+        });
+        registered.or_else(|| {
+            let (tenant, device) = (exchange.tenant.clone()?, exchange.device.clone()?);
+            self.table.device(&tenant, &device)?;
+            Some((tenant, device))
+        })
+    }
+}
+
 impl ExchangeSink for Registry {
     fn record(&self, exchange: ExchangeRecord) {
-        self.ledger.record(exchange);
+        let owner = self.owner(&exchange);
+        self.ledger.record(exchange, owner);
     }
 
-    fn first_data(
-        &self,
-        _tenant: &TenantId,
-        _device: &countersign_identity::DeviceId,
-        exchange: ExchangeId,
-        stage: StageRecord,
-    ) {
+    fn first_data(&self, _tenant: &TenantId, _device: &DeviceId, exchange: ExchangeId, stage: StageRecord) {
         self.ledger.first_data(exchange, stage);
+    }
+
+    fn session(&self, session: SessionRecord) {
+        self.ledger.session(session);
     }
 
     fn credential_used(&self, fingerprint: Fingerprint, authority: &AuthorityId) {

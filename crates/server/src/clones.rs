@@ -6,7 +6,7 @@ use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId};
 use countersign_policy::clones::Suspect;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::{Answer, Contact};
-use countersign_policy::{ExchangeId, ExchangeRecord, LifecycleMove, StageRecord};
+use countersign_policy::{ExchangeId, ExchangeRecord, LifecycleMove, SessionRecord, StageRecord};
 use countersign_registry::{Actor, Move, Registry};
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,10 @@ impl ExchangeSink for Sink {
 
     fn first_data(&self, tenant: &TenantId, device: &DeviceId, exchange: ExchangeId, stage: StageRecord) {
         ExchangeSink::first_data(&*self.registry, tenant, device, exchange, stage);
+    }
+
+    fn session(&self, session: SessionRecord) {
+        ExchangeSink::session(&*self.registry, session);
     }
 
     fn credential_used(&self, fingerprint: Fingerprint, authority: &AuthorityId) {

@@ -275,6 +275,10 @@ limits! {
     outbox_bytes_max: usize => outbox_bytes_max, same, same;
     /// QoS 1 messages of one session that are not yet acknowledged.
     inflight_max: u16 => inflight_max, same, same;
+    /// Topics of one session that the ledger names, in each direction; more are counted together.
+    session_topics_max: usize => session_topics_max, same, same;
+    /// How often what a live session sent and received goes to the ledger, in seconds.
+    session_report_interval_s: u64 => session_report_interval, Duration::from_secs, seconds;
     /// After a refusal, how long the last words may take, in seconds.
     drain_timeout_s: u64 => drain_timeout, Duration::from_secs, seconds;
     /// How often every live session is compared with the registry's facts, in seconds.
@@ -395,21 +399,48 @@ impl ResumptionConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LedgerConfig {
-    /// The most exchanges kept.
+    /// The most exchanges of known devices kept; the last one and the last refusal of each device come on top.
     pub rows_max: u64,
+    /// The most MiB that these take.
+    pub mib_max: u64,
+    /// The most exchanges of strangers kept: no known device proved its key.
+    pub unproven_rows_max: u64,
+    /// The most MiB that these take.
+    pub unproven_mib_max: u64,
     /// The greatest age, in days.
     pub age_max_days: u64,
-    /// Refused exchanges kept per source address and minute; more are only counted.
+    /// Refused exchanges kept per minute of each source address, and of each known device; more are only counted.
     pub refused_per_source_minute_max: u32,
+    /// Issuers, authorities, names and so on that causes of one code are told apart by, in each tenant.
+    pub subjects_per_code_max: u64,
+    /// Hours of causes that are kept, of known devices and of strangers each.
+    pub cause_hours_max: u64,
+    /// The most sessions kept.
+    pub sessions_rows_max: u64,
+    /// The most MiB that these take.
+    pub sessions_mib_max: u64,
+    /// The greatest age of a session since its end, in days.
+    pub sessions_age_max_days: u64,
 }
+
+/// A day, in seconds.
+const DAY_S: u64 = 86_400;
 
 impl Default for LedgerConfig {
     fn default() -> Self {
         let limits = LedgerLimits::default();
         Self {
             rows_max: limits.rows_max,
-            age_max_days: limits.age_max.as_secs() / 86_400,
+            mib_max: limits.bytes_max >> 20,
+            unproven_rows_max: limits.unproven_rows_max,
+            unproven_mib_max: limits.unproven_bytes_max >> 20,
+            age_max_days: limits.age_max.as_secs() / DAY_S,
             refused_per_source_minute_max: limits.refused_per_source_minute_max,
+            subjects_per_code_max: limits.subjects_per_code_max,
+            cause_hours_max: limits.cause_hours_max,
+            sessions_rows_max: limits.sessions_rows_max,
+            sessions_mib_max: limits.sessions_bytes_max >> 20,
+            sessions_age_max_days: limits.sessions_age_max.as_secs() / DAY_S,
         }
     }
 }
@@ -417,10 +448,20 @@ impl Default for LedgerConfig {
 impl LedgerConfig {
     /// As the registry takes them.
     pub fn to_limits(&self) -> LedgerLimits {
+        let mib = |n: u64| n.saturating_mul(1 << 20);
+        let days = |n: u64| Duration::from_secs(n.saturating_mul(DAY_S));
         LedgerLimits {
             rows_max: self.rows_max,
-            age_max: Duration::from_secs(self.age_max_days * 86_400),
+            bytes_max: mib(self.mib_max),
+            unproven_rows_max: self.unproven_rows_max,
+            unproven_bytes_max: mib(self.unproven_mib_max),
+            age_max: days(self.age_max_days),
             refused_per_source_minute_max: self.refused_per_source_minute_max,
+            subjects_per_code_max: self.subjects_per_code_max,
+            cause_hours_max: self.cause_hours_max,
+            sessions_rows_max: self.sessions_rows_max,
+            sessions_bytes_max: mib(self.sessions_mib_max),
+            sessions_age_max: days(self.sessions_age_max_days),
         }
     }
 }

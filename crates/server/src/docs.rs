@@ -179,3 +179,10 @@ fn the_commands_that_cures_name_exist() {
         }
     }
 }
+
+/// Names that clash with each other, or with the flags that every command has, are found before a user finds them.
+#[test]
+fn no_command_has_two_arguments_of_one_name() {
+    use clap::CommandFactory;
+    crate::cli::Arguments::command().debug_assert();
+}

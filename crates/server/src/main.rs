@@ -17,6 +17,7 @@ mod config;
 mod diagram;
 mod enrol;
 mod failure;
+mod https;
 mod identity_folder;
 mod listeners;
 mod metrics;

@@ -267,6 +267,12 @@ impl Collector for Exported {
             )?;
             counter(
                 e,
+                "countersign_session_topics_unnamed",
+                "Messages whose topic is not named in their session's summary",
+                of(&m.topics_unnamed),
+            )?;
+            counter(
+                e,
                 "countersign_panics",
                 "Connection tasks that panicked; each is a bug",
                 of(&m.panics),
@@ -371,8 +377,34 @@ impl Collector for Exported {
         counter(
             e,
             "countersign_ledger_limited",
-            "Exchanges left out by source limit",
+            "Exchanges left out by source or device limit",
             ledger.limited(),
+        )?;
+        counter(
+            e,
+            "countersign_ledger_crowded",
+            "Exchanges of strangers left out because too many of them waited",
+            ledger.crowded(),
+        )?;
+        counter(
+            e,
+            "countersign_ledger_causes_unnamed",
+            "Refusals counted under the other subjects of their code",
+            ledger.unnamed(),
+        )?;
+        labelled(
+            e,
+            "countersign_ledger_evicted",
+            "Rows that went for newer ones, by class",
+            "class",
+            ledger.evicted(),
+        )?;
+        labelled_gauge(
+            e,
+            "countersign_ledger_rows",
+            "Rows, by class",
+            "class",
+            ledger.rows(),
         )
     }
 }

@@ -25,7 +25,8 @@ fn world() -> &'static World {
         let server = Server::start(
             Path::new(env!("CARGO_BIN_EXE_countersign")),
             &folder.path().join("data"),
-            "",
+            // One device comes here a hundred times in a row.
+            "[limits]\ndevice_connects_per_minute = 100000\n",
         )
         .unwrap();
         for id in ["good", "suspended", "foreign"] {

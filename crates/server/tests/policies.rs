@@ -127,7 +127,7 @@ fn versions_are_set_listed_compared_and_taken_back() {
         (&1.into(), &true.into(), &false.into())
     );
     assert_eq!(list[0]["sha256"], list[2]["sha256"]);
-    let output = place.server.cli(&["policy", "show", "--version", "9"]).unwrap();
+    let output = place.server.cli(&["policy", "show", "9"]).unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
     assert_eq!(place.connect("d1", &identity), Some(0));
 }

@@ -1,6 +1,10 @@
 //! A storm is held off before it costs anything, and nobody who is in, or honest, is shut out by it.
-#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
-#![allow(clippy::print_stdout, reason = "it prints its figures")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout
+)]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream};

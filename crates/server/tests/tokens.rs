@@ -39,7 +39,8 @@ fn a_device_takes_a_token_by_its_certificate_and_uses_it_on_other_connections() 
         matches!(answer["expires_in"].as_u64(), Some(599 | 600)),
         "{answer}"
     );
-    let scope = "publish:telemetry publish:command-results publish:firmware publish:status";
+    let scope =
+        "publish:telemetry publish:command-results publish:firmware publish:status publish:diagnostics";
     assert_eq!(answer["scope"], scope);
     let token = answer["access_token"].as_str().unwrap();
     assert!(token.len() < 4096);
@@ -352,8 +353,16 @@ fn a_token_is_ended_by_what_ends_any_session() {
             .status,
         401
     );
-    ended(&world, "quarantine", &["device", "quarantine", "DEVICE"]);
-    ended(&world, "decommission", &["device", "decommission", "DEVICE"]);
+    ended(
+        &world,
+        "quarantine",
+        &["device", "quarantine", "DEVICE", "--reason", "test"],
+    );
+    ended(
+        &world,
+        "decommission",
+        &["device", "decommission", "DEVICE", "--reason", "test"],
+    );
     ended(&world, "revoke", &["device", "revoke", "DEVICE"]);
     ended(&world, "disconnect", &["session", "disconnect", "DEVICE"]);
 

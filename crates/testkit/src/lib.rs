@@ -14,6 +14,7 @@ pub mod crash;
 pub mod decisions;
 pub mod hold;
 pub mod issuance;
+pub mod ledger;
 pub mod pki;
 pub mod server;
 pub mod station_crash;

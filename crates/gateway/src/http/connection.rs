@@ -186,6 +186,7 @@ impl Shared {
                 live.entry.end(reason);
                 let reason = live.entry.ending().unwrap_or(reason);
                 self.node.metrics.ended(reason);
+                live.entry.report_end(reason, &self.node);
                 let admission = live.entry.admission();
                 tracing::info!(
                     exchange.id = %live.entry.exchange,

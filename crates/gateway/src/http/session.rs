@@ -126,6 +126,7 @@ impl DeviceSession {
                 qos: publish.qos,
             });
         count(&node.metrics.publishes_in);
+        self.entry.published(topic.as_str(), publish.payload.len(), node);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use countersign_policy::{Denial, DeviceFacts, ExchangeId, PublishPermit, Subscri
 use parking_lot::Mutex;
 
 use super::token::TokenFacts;
+use super::traffic::Traffic;
 use crate::data::embedded::Delivery;
 use crate::timer::Timer;
 
@@ -184,6 +185,7 @@ pub struct SessionEntry {
     ending: AtomicU8,
     closed: AtomicBool,
     pub(crate) outbox: Mutex<Outbox>,
+    pub(crate) traffic: Traffic,
     pub(crate) timer: Arc<Timer>,
 }
 
@@ -220,6 +222,7 @@ impl SessionEntry {
             ending: AtomicU8::new(LIVE),
             closed: AtomicBool::new(false),
             outbox: Mutex::default(),
+            traffic: Traffic::default(),
             timer,
         }
     }

@@ -7,6 +7,7 @@
 //! * `mqtt`: what a session's packets do
 //! * `sweep`: the safety net under it
 //! * [`token`]: sessions without a connection
+//! * `traffic`: what a session sent and received, by topic, for the ledger
 //! * [`cutoff`]: changes end the sessions they touch, and say how many and how fast
 
 pub(crate) mod clones;
@@ -18,5 +19,6 @@ pub(crate) mod mqtt;
 pub(crate) mod spaces;
 pub(crate) mod sweep;
 pub mod token;
+pub(crate) mod traffic;
 
 pub use entry::{EndReason, SessionEntry};

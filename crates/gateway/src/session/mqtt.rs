@@ -287,6 +287,7 @@ impl Session {
                 qos: publish.qos,
             });
         count(&node.metrics.publishes_in);
+        self.entry.published(topic.as_str(), publish.payload.len(), node);
         if let Some(packet_id) = publish.packet_id {
             Ack {
                 packet_id,
@@ -470,6 +471,8 @@ impl Session {
             self.inflight.push(id);
         }
         count(&node.metrics.publishes_out);
+        self.entry
+            .received(&delivery.message.topic, delivery.message.payload.len(), node);
     }
 
     /// The next identifier that is not in flight. There is one: at most 256 of 65,535 are.
@@ -500,6 +503,7 @@ impl Session {
             Disconnect::encode(code, text, self.version, replies);
         }
         node.metrics.ended(reason);
+        self.entry.report_end(reason, node);
         tracing::info!(
             exchange.id = %self.entry.exchange,
             tenant.id = %admission.device.tenant,

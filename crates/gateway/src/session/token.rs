@@ -262,6 +262,7 @@ fn try_grant(
         token.lifetime_s = view.expires.since(view.issued).as_secs(),
         "token granted"
     );
+    entry.report_start(node);
     tokio::spawn(keep(slot, entry));
     Ok(view)
 }
@@ -281,6 +282,7 @@ async fn keep(slot: Slot, entry: Arc<SessionEntry>) {
     entry.end(reason);
     let reason = entry.ending().unwrap_or(reason);
     node.metrics.ended(reason);
+    entry.report_end(reason, node);
     let admission = entry.admission();
     tracing::info!(
         token.id = entry.token_facts().map(|t| t.id.to_string()).unwrap_or_default(),

@@ -17,7 +17,7 @@ use super::body::{
     BindBody, CertificateBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody,
     ProvisionBody, RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
-use super::{authorities, batches, claims, keeping, policies, receipts, services, stations};
+use super::{authorities, batches, claims, keeping, ledger, policies, receipts, services, stations};
 use crate::failure::Failure;
 use crate::service::{PolicyDraft, Service, Wanted};
 
@@ -122,6 +122,12 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/tenants/{tenant}/devices/{device}", get(device))
         .route("/tenants/{tenant}/devices/{device}/moves", post(move_device))
         .route("/tenants/{tenant}/devices/{device}/authority", put(bind_device))
+        .route(
+            "/tenants/{tenant}/devices/{device}/exposure",
+            get(ledger::exposure),
+        )
+        .route("/rejections", get(ledger::causes))
+        .route("/rejections/exchanges", get(ledger::refusals))
         .route("/tenants/{tenant}/devices/{device}/pins", post(pin))
         .route("/tenants/{tenant}/devices/{device}/secrets", post(new_secret))
         .route("/tenants/{tenant}/devices/{device}/revoke", post(revoke_device))

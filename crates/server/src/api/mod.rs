@@ -9,6 +9,7 @@ mod body;
 mod claims;
 mod handlers;
 mod keeping;
+mod ledger;
 #[cfg(test)]
 mod openapi;
 mod policies;

@@ -143,6 +143,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
         , query [("subject", "device id, certificate fingerprint, serial number or exchange id"), ("tenant", "tenant of the device"), ("refused", "true: only refused ones, if no subject is given"), ("limit", "1 to 1000, default 20")]),
     endpoint!("post" "/why" "every layer's verdict on an identity that is not connected: chain, dates, revocation, identify, lifecycle, credential, policy, client id, topic"
         body [("device?", "a registered device: each of its certificates, the one that it would come with first"), ("certificate?", "in place of a device: certificates, PEM, leaf first"), ("tenant?", "of a device: default `default`; of a certificate: default the one of its authority"), ("client_id?", "default: the device id"), ("topic?", "a topic, or with subscribe a filter"), ("action?", "publish (default) or subscribe"), ("at?", "milliseconds since 1970; default now"), ("source?", "the address it comes from; default: as last time")]),
+    endpoint!("get" "/rejections" "refusals grouped by cause, the most frequent first, with counts, an example and a cure"
+        , query [("since", "counted since the beginning of this hour: RFC 3339 or milliseconds since 1970; default: all that is kept"), ("tenant", "only of this tenant"), ("code", "only with this code"), ("after", "the `next` of the page before"), ("limit", "1 to 1000, default 100")]),
+    endpoint!("get" "/rejections/exchanges" "refused exchanges, newest first; what is given must all hold"
+        , query [("serial", "serial number of the certificate that was shown, hex"), ("fingerprint", "fingerprint of the certificate that was shown"), ("source", "address, or network such as 192.0.2.0/24"), ("code", "code of the denial"), ("device", "device that proved its key"), ("tenant", "only of this tenant"), ("since", "RFC 3339 or milliseconds since 1970"), ("before", "the `next` of the page before"), ("limit", "1 to 1000, default 100")]),
+    endpoint!("get" "/tenants/{tenant}/devices/{device}/exposure" "what a device did between two moments: sessions, topics published to and received from, exchanges, and what may be missing"
+        , query [("from", "RFC 3339 or milliseconds since 1970"), ("to", "the same")]),
     endpoint!("get" "/audit" "the newest 200 audit entries, newest first"),
     endpoint!("post" "/server-certificate/reload" "loads the server certificate and serves it from now on"),
 ];

@@ -8,11 +8,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use countersign_authority::keys::PassphraseSource;
 use countersign_factory::RevocationReason;
 use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, IdentityRule, TenantId, Timestamp};
-use countersign_policy::{ClientIdMode, LifecycleState};
-use countersign_registry::ReceiptId;
+use countersign_policy::{ClientIdMode, DenialCode, ExchangeId, LifecycleState};
+use countersign_registry::{Network, ReceiptId};
 
 use super::ca::CaCommand;
 pub use super::factory::arguments::FactoryCommand;
+use super::ledger::Moment;
 use super::policy::PolicyCommand;
 use super::service::ServiceCommand;
 
@@ -130,6 +131,10 @@ pub enum Command {
     },
     /// Ask every layer about an identity that is not connected: would it be let in, and if not, why; 0 only if it would
     Why(super::why::WhyArguments),
+    /// Refusals by cause, with what puts them right; `search` finds single ones
+    Rejections(RejectionsArguments),
+    /// What a device did between two moments: sessions, topics, exchanges; for the report of an incident
+    Exposure(ExposureArguments),
     /// Check a certificate as the gateway does, without a server and without a data directory; 0 only if accepted
     Verify(super::verify::VerifyArguments),
     /// Look at everything that is known to go wrong
@@ -174,6 +179,87 @@ pub enum Command {
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct RejectionsArguments {
+    #[command(subcommand)]
+    pub command: Option<RejectionsCommand>,
+    /// Counted since the beginning of this hour: RFC 3339, or how long ago, such as 90m, 24h or 7d
+    #[arg(long, default_value = "24h")]
+    pub since: Moment,
+    /// Only of this tenant
+    #[arg(long)]
+    pub tenant: Option<TenantId>,
+    /// Only with this code
+    #[arg(long)]
+    pub code: Option<DenialCode>,
+    /// Go on after this group
+    #[arg(long)]
+    pub after: Option<String>,
+    /// How many groups
+    #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+}
+
+#[derive(Subcommand)]
+pub enum RejectionsCommand {
+    /// Find refused exchanges; what is given must all hold
+    Search(RejectionSearch),
+}
+
+#[derive(Args)]
+pub struct RejectionSearch {
+    #[command(flatten)]
+    pub what: RejectionTerms,
+    /// Only of this tenant
+    #[arg(long)]
+    pub tenant: Option<TenantId>,
+    /// Only since this moment: RFC 3339, or how long ago, such as 90m, 24h or 7d
+    #[arg(long)]
+    pub since: Option<Moment>,
+    /// Go on with what is older than this exchange
+    #[arg(long)]
+    pub before: Option<ExchangeId>,
+    /// How many exchanges
+    #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = true)]
+pub struct RejectionTerms {
+    /// The serial number of the certificate that was shown, hex
+    #[arg(long)]
+    pub serial: Option<String>,
+    /// The fingerprint of the certificate that was shown
+    #[arg(long)]
+    pub fingerprint: Option<Fingerprint>,
+    /// The address that it came from, or a network: 192.0.2.0/24
+    #[arg(long)]
+    pub source: Option<Network>,
+    /// The code of the denial
+    #[arg(long)]
+    pub code: Option<DenialCode>,
+    /// The device, which proved its key: what only shows its certificate is not its
+    #[arg(long)]
+    pub device: Option<DeviceId>,
+}
+
+#[derive(Args)]
+pub struct ExposureArguments {
+    /// The device
+    pub device: DeviceId,
+    /// The beginning: RFC 3339, or how long ago, such as 90m, 24h or 7d
+    #[arg(long)]
+    pub from: Moment,
+    /// The end
+    #[arg(long, default_value = "now")]
+    pub to: Moment,
+    /// The device's tenant
+    #[arg(long, default_value = "default")]
+    pub tenant: TenantId,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::arguments::{ClonesCommand, Command, CredentialCommand, SessionCommand};
 use super::output::{Output, time};
-use super::{authority, device, diagnosis, factory, keeping, moves, policy, service, tenant, why};
+use super::{authority, device, diagnosis, factory, keeping, ledger, moves, policy, service, tenant, why};
 use crate::api::Token;
 use crate::client::Client;
 use crate::config::Config;
@@ -170,6 +170,8 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
             format,
             limit,
         } => diagnosis::explain(client, subject, refused, tenant, format, limit, out).await,
+        Command::Rejections(asked) => ledger::rejections(asked, client, out).await,
+        Command::Exposure(asked) => ledger::exposure(asked, client, out).await,
         Command::Receipt(command) => moves::receipt(command, client, out).await,
         Command::Doctor => diagnosis::doctor(client, data, out).await,
         Command::Clock(command) => keeping::clock(command, client, out).await,

@@ -13,6 +13,7 @@ mod diagnosis;
 mod factory;
 mod import;
 mod keeping;
+mod ledger;
 mod line_diff;
 mod moves;
 mod output;

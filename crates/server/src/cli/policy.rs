@@ -42,9 +42,8 @@ pub enum PolicyCommand {
     },
     /// Print the policies and topic spaces in force, or of a version
     Show {
-        /// A version
-        #[arg(long)]
-        version: Option<u64>,
+        /// A version [default: the one in force]
+        number: Option<u64>,
         #[command(flatten)]
         of: OfTenant,
     },
@@ -75,7 +74,7 @@ pub enum PolicyCommand {
     /// Take an earlier version up again, as a new version
     Revert {
         /// The version
-        version: u64,
+        number: u64,
         #[command(flatten)]
         change: ChangeArguments,
         #[command(flatten)]
@@ -194,8 +193,8 @@ fn told(file: &Path, fits: bool, problems: &[PolicyProblem]) -> String {
 pub(super) async fn run(command: PolicyCommand, client: &Client, out: Output) -> Result<(), Failure> {
     match command {
         PolicyCommand::Check { .. } | PolicyCommand::Schema | PolicyCommand::Test { .. } => Ok(()),
-        PolicyCommand::Show { version, of } => {
-            let which = version.map_or_else(|| "current".to_owned(), |v| v.to_string());
+        PolicyCommand::Show { number, of } => {
+            let which = number.map_or_else(|| "current".to_owned(), |v| v.to_string());
             let answer = client
                 .call("GET", &format!("/tenants/{}/policies/{which}", of.tenant), None)
                 .await?;
@@ -236,12 +235,12 @@ pub(super) async fn run(command: PolicyCommand, client: &Client, out: Output) ->
                 .await?;
             out.say(&answer, |a| in_force(&of.tenant, a))
         }
-        PolicyCommand::Revert { version, change, of } => {
+        PolicyCommand::Revert { number, change, of } => {
             let body = json!({ "reason": change.reason, "accept_lock_out": change.accept_lock_out });
-            let path = format!("/tenants/{}/policies/{version}/revert", of.tenant);
+            let path = format!("/tenants/{}/policies/{number}/revert", of.tenant);
             let answer = client.call("POST", &path, Some(body)).await?;
             out.say(&answer, |a| {
-                format!("{}\nit is version {version} again", in_force(&of.tenant, a))
+                format!("{}\nit is version {number} again", in_force(&of.tenant, a))
             })
         }
         PolicyCommand::Simulate {

@@ -1,7 +1,7 @@
 //! Enrolment: on listeners of their own, HTTPS with an optional client certificate and nothing on it but EST, trust bundle
 //! and time; and for admitted devices on the device listeners.
 //!
-//! 1. this module: accept, TLS, HTTP
+//! 1. this module: HTTP, on what [`crate::https`] accepted
 //! 2. [`client`]: who asks, judged after the handshake, when possession is proven
 //! 3. [`requester`]: on whose word a certificate is issued: certificate, one-time secret, claim, or the lane
 //! 4. [`lane`]: the renewal lane, for certificates that have expired
@@ -30,49 +30,25 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, server};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs;
-use rustls::server::NoServerSessionStorage;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::failure::Failure;
+use crate::https;
 use crate::listeners::Listener;
 use crate::service::Service;
 pub(crate) use client::AnyCertificate;
 use client::Peer;
 
-/// From accept to the end of the TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// One connection, whatever it asks.
 const CONNECTION: Duration = Duration::from_secs(60);
 /// The head of a request.
 const HEAD: Duration = Duration::from_secs(10);
 
-/// Builds the TLS configuration. Unlike on the device port a TLS 1.2 client needs no extended master secret: Debian's
-/// strongSwan has none. There are no tickets, so nothing is ever resumed.
-fn tls(listener: &Listener, identity: Arc<ServerIdentity>) -> Result<Arc<ServerConfig>, Failure> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = AnyCertificate::new(
-        provider.signature_verification_algorithms,
-        listener.client_certificate(),
-    );
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(listener.tls_minimum().versions())
-        .map_err(|e| Failure::internal(e.to_string()))?
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(identity);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.require_ems = false;
-    Ok(Arc::new(config))
-}
-
-/// Opens the listener.
+/// Opens the listener. Unlike on the device port a TLS 1.2 client needs no extended master secret: Debian's strongSwan has
+/// none.
 ///
 /// # Errors
 /// [`Failure`] if the address cannot be used.
@@ -82,41 +58,25 @@ pub async fn start(
     identity: Arc<ServerIdentity>,
     service: Arc<Service>,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
-    let acceptor = TlsAcceptor::from(tls(listener, identity)?);
-    let address = listener.listen;
-    let listener = TcpListener::bind(address).await.map_err(|e| {
-        Failure::unavailable(
-            format!("cannot listen on {address}: {e}"),
-            "another process has the port: stop it, or change the listener",
-        )
-    })?;
-    let address = listener
-        .local_addr()
-        .map_err(|e| Failure::internal(e.to_string()))?;
-    let slots = Arc::new(Semaphore::new(connections_max));
-    let accepting = tokio::spawn(async move {
-        loop {
-            let (socket, source) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(e) => {
-                    tracing::error!(error = %e, "cannot accept enrolments");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
-            // Full: closed at once, before any cryptography.
-            let Ok(slot) = slots.clone().try_acquire_owned() else {
-                tracing::warn!(source = %source, "enrolment refused: enrol.connections_max is reached");
-                continue;
-            };
-            let (acceptor, service) = (acceptor.clone(), service.clone());
-            tokio::spawn(async move {
-                let _slot = slot;
-                let _ = timeout(CONNECTION, serve(socket, source, acceptor, service)).await;
-            });
-        }
-    });
-    Ok((address, accepting))
+    let kind = https::Kind {
+        who: "enrolment",
+        limit: "enrol.connections_max",
+        certificate: listener.client_certificate(),
+        require_ems: false,
+    };
+    https::start(
+        listener,
+        kind,
+        connections_max,
+        identity,
+        move |stream, source| {
+            let service = service.clone();
+            async move {
+                let _ = timeout(CONNECTION, serve(stream, source, service)).await;
+            }
+        },
+    )
+    .await
 }
 
 /// tls-exporter (RFC 9266 section 3). TLS 1.2 without extended master secret has none that is safe.
@@ -129,16 +89,7 @@ fn binding(connection: &rustls::ServerConnection) -> Option<[u8; 32]> {
         .ok()
 }
 
-async fn serve(socket: TcpStream, source: SocketAddr, acceptor: TlsAcceptor, service: Arc<Service>) {
-    let _ = socket.set_nodelay(true);
-    let stream = match timeout(HANDSHAKE, acceptor.accept(socket)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(e)) => {
-            tracing::warn!(source = %source, error = %e, "enrolment refused: the TLS handshake failed");
-            return;
-        }
-        Err(_) => return,
-    };
+async fn serve(stream: TlsStream<TcpStream>, source: SocketAddr, service: Arc<Service>) {
     let (_, connection) = stream.get_ref();
     let peer = Peer {
         source,

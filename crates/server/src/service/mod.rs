@@ -8,6 +8,7 @@ mod claims;
 #[cfg(test)]
 mod clock_tests;
 mod doctor;
+mod exposure;
 mod forecast;
 mod issuance;
 mod lists;

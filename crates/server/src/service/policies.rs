@@ -80,10 +80,18 @@ pub struct Simulation {
     pub exchanges: Shifts,
 }
 
+/// What cases must have in common to be of one group.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct GroupKey {
+    shift: &'static str,
+    code: Option<&'static str>,
+    policies: Vec<String>,
+}
+
 #[derive(Default)]
 struct Counting {
     shifts: Shifts,
-    groups: BTreeMap<(bool, Option<&'static str>, Vec<String>), (u64, Vec<DeviceId>)>,
+    groups: BTreeMap<GroupKey, (u64, Vec<DeviceId>)>,
 }
 
 type Decided = Result<Vec<String>, (DenialCode, Vec<String>)>;
@@ -95,9 +103,20 @@ impl Counting {
             (false, Err(_)) => (&mut self.shifts.stay_out, None),
             (true, Err((code, policies))) => (
                 &mut self.shifts.locked_out,
-                Some((false, Some(code.as_str()), policies)),
+                Some(GroupKey {
+                    shift: "locked-out",
+                    code: Some(code.as_str()),
+                    policies,
+                }),
             ),
-            (false, Ok(policies)) => (&mut self.shifts.let_in, Some((true, None, policies))),
+            (false, Ok(policies)) => (
+                &mut self.shifts.let_in,
+                Some(GroupKey {
+                    shift: "let-in",
+                    code: None,
+                    policies,
+                }),
+            ),
         };
         *counter += 1;
         if let Some(key) = key {
@@ -113,10 +132,10 @@ impl Counting {
         self.shifts.groups = self
             .groups
             .into_iter()
-            .map(|((let_in, code, policies), (count, examples))| ShiftGroup {
-                shift: if let_in { "let-in" } else { "locked-out" }.into(),
-                code: code.and_then(|c| c.parse().ok()),
-                policies,
+            .map(|(key, (count, examples))| ShiftGroup {
+                shift: key.shift.into(),
+                code: key.code.and_then(|c| c.parse().ok()),
+                policies: key.policies,
                 count,
                 examples,
             })

@@ -12,44 +12,19 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, server};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
-use rustls::server::NoServerSessionStorage;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::{Answer, discovery, introspect};
-use crate::enrol::AnyCertificate;
 use crate::failure::Failure;
+use crate::https;
 use crate::listeners::{ClientCertificate, Listener};
 use crate::service::Service;
 
-/// From accept to the end of the TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// From one request to the head of the next.
 const IDLE: Duration = Duration::from_secs(300);
-
-/// There are no tickets, so nothing is ever resumed.
-fn tls(listener: &Listener, identity: Arc<ServerIdentity>) -> Result<Arc<ServerConfig>, Failure> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = AnyCertificate::new(
-        provider.signature_verification_algorithms,
-        ClientCertificate::Required,
-    );
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(listener.tls_minimum().versions())
-        .map_err(|e| Failure::internal(e.to_string()))?
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(identity);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
-}
 
 /// Opens the listener.
 ///
@@ -61,53 +36,19 @@ pub async fn start(
     identity: Arc<ServerIdentity>,
     service: Arc<Service>,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
-    let acceptor = TlsAcceptor::from(tls(listener, identity)?);
-    let address = listener.listen;
-    let listener = TcpListener::bind(address).await.map_err(|e| {
-        Failure::unavailable(
-            format!("cannot listen on {address}: {e}"),
-            "another process has the port: stop it, or change the listener",
-        )
-    })?;
-    let address = listener
-        .local_addr()
-        .map_err(|e| Failure::internal(e.to_string()))?;
-    let slots = Arc::new(Semaphore::new(connections_max));
-    let accepting = tokio::spawn(async move {
-        loop {
-            let (socket, source) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(e) => {
-                    tracing::error!(error = %e, "cannot accept services");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
-            // Full: closed at once, before any cryptography.
-            let Ok(slot) = slots.clone().try_acquire_owned() else {
-                tracing::warn!(source = %source, "a service was refused: tokens.service_connections_max is reached");
-                continue;
-            };
-            let (acceptor, service) = (acceptor.clone(), service.clone());
-            tokio::spawn(async move {
-                let _slot = slot;
-                serve(socket, source, acceptor, service).await;
-            });
-        }
-    });
-    Ok((address, accepting))
+    let kind = https::Kind {
+        who: "service",
+        limit: "tokens.service_connections_max",
+        certificate: ClientCertificate::Required,
+        require_ems: true,
+    };
+    https::start(listener, kind, connections_max, identity, move |stream, _| {
+        serve(stream, service.clone())
+    })
+    .await
 }
 
-async fn serve(socket: TcpStream, source: SocketAddr, acceptor: TlsAcceptor, service: Arc<Service>) {
-    let _ = socket.set_nodelay(true);
-    let stream = match timeout(HANDSHAKE, acceptor.accept(socket)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(e)) => {
-            tracing::warn!(source = %source, error = %e, "a service was refused: the TLS handshake failed");
-            return;
-        }
-        Err(_) => return,
-    };
+async fn serve(stream: TlsStream<TcpStream>, service: Arc<Service>) {
     let chain = stream.get_ref().1.peer_certificates();
     let leaf: Option<Arc<CertificateDer<'static>>> = chain
         .and_then(|c| c.first())

@@ -2,12 +2,11 @@ use countersign_identity::{AnchorIndex, AnchorState, AuthorityId, DeviceId, Gene
 use countersign_policy::Admission;
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::facts::RegistryUnavailable;
-use countersign_testkit::client::LastSession;
+use countersign_testkit::client::{LastSession, anyone};
 use countersign_testkit::pki::{Ca, Leaf};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, ServerConfig};
 
 use super::*;
 use crate::handshake::chains::VerifiedChains;
@@ -46,43 +45,6 @@ impl FactSource for Nobody {
     }
 }
 
-#[derive(Debug)]
-struct Anyone;
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, TlsError> {
-        Ok(ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        default_provider()
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
-}
-
 /// What the library does not stop: a session that was made where no certificate is asked for, resumed where one is. Our
 /// tickets cannot do that, so the configuration here is one with the library's own.
 #[test]
@@ -112,7 +74,7 @@ fn a_resumed_session_without_a_certificate_is_a_denial() {
             .with_protocol_versions(&[version])
             .unwrap()
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anyone))
+            .with_custom_certificate_verifier(anyone())
             .with_no_client_auth();
         client.resumption = rustls::client::Resumption::store(Arc::new(LastSession::default()));
         let client = Arc::new(client);
