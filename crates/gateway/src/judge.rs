@@ -229,9 +229,23 @@ pub fn anew(
     let device = facts
         .device(tenant, device)
         .ok_or_else(|| Denial::new(DenialCode::UnknownDevice, format!("device {device} is gone")))?;
+    of_device(facts, device, fingerprint, authority, circumstances)
+}
+
+/// The same of a device that is given, as it is or as it might be.
+///
+/// # Errors
+/// The [`Denial`].
+pub fn of_device(
+    facts: &dyn FactSource,
+    device: Arc<DeviceFacts>,
+    fingerprint: &Fingerprint,
+    authority: &AuthorityId,
+    circumstances: Circumstances,
+) -> Result<Admission, Denial> {
     let credential = facts
         .credential(fingerprint)
-        .filter(|c| c.tenant == *tenant && c.device == device.id)
+        .filter(|c| c.tenant == device.tenant && c.device == device.id)
         .ok_or(DenialCode::UnknownCredential)?;
     let (state, generation) = facts.authority(authority).ok_or(DenialCode::UnknownCa)?;
     if !state.admits() {
@@ -252,6 +266,32 @@ pub fn anew(
         circumstances,
     )?;
     admission(permit, device, policy)
+}
+
+/// Whether a device's tickets are declined for the sake of policies: these refuse it for coming by resumption, and let it in
+/// by a full handshake. Where they read key exchange or cipher suite as well, which are not agreed on when a ticket is
+/// opened, no ticket is taken.
+pub fn needs_full_handshake(
+    facts: &dyn FactSource,
+    tenant: &TenantId,
+    device: &DeviceId,
+    fingerprint: &Fingerprint,
+    authority: &AuthorityId,
+    circumstances: Circumstances,
+) -> bool {
+    let reads = facts
+        .policy(tenant)
+        .map(|p| p.connect_reads())
+        .unwrap_or_default();
+    if !reads.resumed || reads.agreed {
+        return reads.resumed;
+    }
+    let comes = |tls: TlsFacts| {
+        let circumstances = Circumstances { tls, ..circumstances };
+        anew(facts, tenant, device, fingerprint, authority, circumstances).is_ok()
+    };
+    let tls = circumstances.tls;
+    !comes(tls.as_resumed()) && comes(tls.as_full())
 }
 
 /// A permit with what data is decided by.

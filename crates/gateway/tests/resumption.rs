@@ -356,29 +356,57 @@ fn a_suspended_device_is_told_so_by_the_ticket_s_connection() {
 }
 
 #[test]
-fn a_policy_may_forbid_resumed_sessions() {
-    let world = World::new();
-    let device = world.device(&world.add("default", "d1", &Leaf::named("d1")), "d1");
-    admitted(&device.run(), false);
-    let policies = r#"
-        @id("all") permit (principal, action, resource);
-        @id("prove-it") forbid (principal, action == Action::"connect", resource) when { context.tls.resumed };
-    "#;
-    let change = PolicyChange {
-        policies: Some(policies.into()),
-        ..PolicyChange::default()
-    };
-    world
-        .registry
-        .configure_tenant(actor(), tenant("default"), None, Some(change))
-        .unwrap();
-    let seen = device.run();
-    assert_eq!((seen.connack(), seen.resumed), (Some(0x87), true), "{seen:?}");
-    let denial = world.last().denial.unwrap();
-    assert_eq!(denial.code.as_str(), "policy.forbidden");
-    assert_eq!(denial.policies, ["prove-it"]);
-    let fresh = world.add("default", "d2", &Leaf::named("d2"));
-    admitted(&world.device(&fresh, "d2").run(), false);
+fn who_policies_refuse_for_resuming_makes_a_full_handshake() {
+    for (versions, forbidden) in [
+        (TLS13, "context.tls.resumed"),
+        (TLS12, "context.tls.resumed"),
+        // The key exchange is not agreed on yet when a ticket is opened.
+        (
+            TLS13,
+            "context.tls.resumed && context.tls has group && context.tls.group != \"X\"",
+        ),
+    ] {
+        let world = World::new();
+        let set = |policies: String| {
+            let change = PolicyChange {
+                policies: Some(policies),
+                ..PolicyChange::default()
+            };
+            world
+                .registry
+                .configure_tenant(actor(), tenant("default"), None, Some(change))
+                .unwrap();
+        };
+        let device = Attempt {
+            versions,
+            ..world.device(&world.add("default", "d1", &Leaf::named("d1")), "d1")
+        }
+        .resuming();
+        admitted(&device.run(), false);
+        admitted(&device.run(), true);
+        let forbid = |action: &str| {
+            format!(
+                "@id(\"all\") permit (principal, action, resource);
+                 @id(\"prove-it\") forbid (principal, action == Action::\"{action}\", resource) when {{ {forbidden} }};"
+            )
+        };
+        set(forbid("connect"));
+        for _ in 0..3 {
+            admitted(&device.run(), false);
+            assert_eq!(fact(&world.last(), "ticket_declined"), Some("policy"));
+        }
+        // What policies hold against what is done, they hold against it then.
+        set(forbid("publish"));
+        admitted(&device.run(), true);
+        // Refused however it comes: the ticket is taken, and the refusal is in the words of the policies.
+        set(
+            "@id(\"nobody\") forbid (principal, action, resource) when { context.tls.resumed || true };"
+                .into(),
+        );
+        let seen = device.run();
+        assert_eq!((seen.connack(), seen.resumed), (Some(0x87), true), "{seen:?}");
+        assert_eq!(world.last().denial.unwrap().policies, ["nobody"]);
+    }
 }
 
 #[test]

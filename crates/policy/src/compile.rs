@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 use std::sync::LazyLock;
 
-use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use cedar_policy::{Effect, Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
 use serde_json::Value;
 
 use crate::decide::Action;
@@ -20,7 +20,28 @@ pub const SCHEMA_TEXT: &str = include_str!("schema.cedarschema");
 pub(crate) struct Compiled {
     pub(crate) policies: PolicySet,
     pub(crate) keepable: [bool; 3],
+    /// A policy permits `connect`.
+    pub(crate) may_admit: bool,
+    pub(crate) reads: ConnectReads,
     warnings: Vec<PolicyProblem>,
+}
+
+/// Whether policies must fit the schema.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// One that does not is no policy.
+    Required,
+    /// It was said that they need not: what fails when it is evaluated is a no.
+    Waived,
+}
+
+/// What policies on `connect` look at of the handshake, as far as a ticket's fate hangs on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ConnectReads {
+    /// Whether the session was resumed.
+    pub resumed: bool,
+    /// The key exchange or the cipher suite, which are agreed on after a ticket is opened.
+    pub agreed: bool,
 }
 
 /// The schema is part of the program: that it can be read is shown by the tests of this crate.
@@ -36,10 +57,10 @@ static SCHEMA: LazyLock<Result<Schema, String>> = LazyLock::new(|| {
 /// # Errors
 /// As for [`crate::decide::TenantPolicy::compile`].
 pub fn validate(policies: &str, spaces: &[TopicSpace]) -> Result<Vec<PolicyProblem>, PolicyFault> {
-    compile(policies, spaces).map(|c| c.warnings)
+    compile(policies, spaces, Fit::Required).map(|c| c.warnings)
 }
 
-pub(crate) fn compile(text: &str, spaces: &[TopicSpace]) -> Result<Compiled, PolicyFault> {
+pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Compiled, PolicyFault> {
     if spaces.len() > SPACES_MAX {
         return Err(PolicyFault::TooManySpaces(spaces.len()));
     }
@@ -82,7 +103,7 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace]) -> Result<Compiled, Pol
         }])
     })?;
     let result = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
-    if !result.validation_passed() {
+    if !result.validation_passed() && fit == Fit::Required {
         let mut all: Vec<_> = result
             .validation_errors()
             .map(|e| of_validation(e, text))
@@ -96,11 +117,24 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace]) -> Result<Compiled, Pol
         .map(|w| of_warning(w, text))
         .collect();
     let mut keepable = [true; 3];
+    let (mut may_admit, mut reads) = (false, ConnectReads::default());
     for policy in policies.policies() {
         let Ok(json) = policy.to_json() else {
             keepable = [false; 3];
+            may_admit = true;
+            reads = ConnectReads {
+                resumed: true,
+                agreed: true,
+            };
             continue;
         };
+        if applies(&json, Action::Connect) {
+            may_admit |= policy.effect() == Effect::Permit;
+            // Wherever the word stands, as an attribute or in a record that is compared with.
+            let speaks_of = |words: &[&str]| words.iter().any(|w| says(&json, w));
+            reads.resumed |= speaks_of(&["resumed"]);
+            reads.agreed |= speaks_of(&["group", "cipher_suite"]);
+        }
         let particular = is_particular(&json, None);
         for (keep, action) in keepable.iter_mut().zip(Action::ALL) {
             *keep &= !(particular && applies(&json, action));
@@ -119,6 +153,8 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace]) -> Result<Compiled, Pol
     Ok(Compiled {
         policies,
         keepable,
+        may_admit,
+        reads,
         warnings,
     })
 }
@@ -128,7 +164,7 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace]) -> Result<Compiled, Pol
 /// # Errors
 /// As for [`crate::decide::TenantPolicy::compile`].
 pub fn texts(policies: &str) -> Result<HashMap<String, String>, PolicyFault> {
-    let compiled = compile(policies, &[])?;
+    let compiled = compile(policies, &[], Fit::Waived)?;
     Ok(compiled
         .policies
         .policies()
@@ -138,9 +174,23 @@ pub fn texts(policies: &str) -> Result<HashMap<String, String>, PolicyFault> {
 
 fn applies(policy: &Value, action: Action) -> bool {
     let scope = &policy["action"];
-    match (scope["op"].as_str(), scope["entity"]["id"].as_str()) {
-        (Some("=="), Some(id)) => id == action.name(),
+    // The schema has no groups of actions: one is in itself alone.
+    match (scope["op"].as_str(), &scope["entity"]["id"], &scope["entities"]) {
+        (Some("==" | "in"), Value::String(id), _) => id == action.name(),
+        (Some("in"), _, Value::Array(all)) => all
+            .iter()
+            .any(|e| e["id"].as_str().is_none_or(|id| id == action.name())),
         _ => true,
+    }
+}
+
+/// Whether a key or a string of a policy is this word.
+fn says(value: &Value, word: &str) -> bool {
+    match value {
+        Value::Object(map) => map.iter().any(|(key, inner)| key == word || says(inner, word)),
+        Value::Array(list) => list.iter().any(|v| says(v, word)),
+        Value::String(s) => s == word,
+        _ => false,
     }
 }
 

@@ -13,8 +13,8 @@ use cedar_policy::{Authorizer, Decision, PolicySet};
 use countersign_identity::{AuthorityId, Generation, Timestamp};
 use parking_lot::RwLock;
 
-use crate::compile::{self, Compiled};
-pub use crate::compile::{PolicyFault, PolicyProblem, SCHEMA_TEXT, texts, validate};
+use crate::compile::{self, Compiled, Fit};
+pub use crate::compile::{ConnectReads, PolicyFault, PolicyProblem, SCHEMA_TEXT, texts, validate};
 use crate::denial::{Denial, DenialCode};
 use crate::facts::{
     ConnectFacts, CredentialKind, CredentialState, Custody, DeviceFacts, Generations, TlsFacts,
@@ -96,6 +96,8 @@ pub struct TenantPolicy {
     policies: PolicySet,
     /// Whether decisions on an action may be kept, in the order of [`Action::ALL`].
     keepable: [bool; 3],
+    may_admit: bool,
+    reads: ConnectReads,
     kept: RwLock<HashMap<FactClass, Verdict>>,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -124,14 +126,43 @@ impl TenantPolicy {
         policies: &str,
         spaces: Vec<TopicSpace>,
     ) -> Result<Self, PolicyFault> {
+        Self::compile_by(generation, policies, spaces, Fit::Required)
+    }
+
+    /// Compiles policies that need not fit the schema. A policy that speaks of what there is not fails when it is
+    /// evaluated, and a failed policy is a no: they may lock out whoever they are asked about, and let nobody in that
+    /// others do not permit.
+    ///
+    /// # Errors
+    /// [`PolicyFault`] for all else that [`TenantPolicy::compile`] refuses.
+    pub fn compile_unfit(
+        generation: Generation,
+        policies: &str,
+        spaces: Vec<TopicSpace>,
+    ) -> Result<Self, PolicyFault> {
+        Self::compile_by(generation, policies, spaces, Fit::Waived)
+    }
+
+    fn compile_by(
+        generation: Generation,
+        policies: &str,
+        spaces: Vec<TopicSpace>,
+        fit: Fit,
+    ) -> Result<Self, PolicyFault> {
         let Compiled {
-            policies, keepable, ..
-        } = compile::compile(policies, &spaces)?;
+            policies,
+            keepable,
+            may_admit,
+            reads,
+            ..
+        } = compile::compile(policies, &spaces, fit)?;
         Ok(Self {
             generation,
             spaces,
             policies,
             keepable,
+            may_admit,
+            reads,
             kept: RwLock::default(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -147,6 +178,16 @@ impl TenantPolicy {
     /// The topic spaces, in the order that [`SpaceSet`] counts them.
     pub fn spaces(&self) -> &[TopicSpace] {
         &self.spaces
+    }
+
+    /// Whether a policy permits `connect` to anybody at all; without one nobody is ever let in.
+    pub fn may_admit(&self) -> bool {
+        self.may_admit
+    }
+
+    /// What the policies on `connect` look at of the handshake.
+    pub fn connect_reads(&self) -> ConnectReads {
+        self.reads
     }
 
     /// How decisions were made so far.

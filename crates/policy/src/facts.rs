@@ -202,6 +202,35 @@ impl TlsFacts {
         resumed: false,
     };
 
+    /// What most devices agree on that have TLS 1.2 alone.
+    pub const ASSUMED_TLS12: Self = Self {
+        version: "TLSv1.2",
+        group: Some("X25519"),
+        cipher_suite: "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+        resumed: false,
+    };
+
+    /// The full handshake that a device makes where this one was resumed. TLS 1.2 resumes without a key exchange: the
+    /// one that it would make then is assumed.
+    #[must_use]
+    pub fn as_full(self) -> Self {
+        Self {
+            group: self.group.or(Self::ASSUMED_TLS12.group),
+            resumed: false,
+            ..self
+        }
+    }
+
+    /// The resumption of this handshake.
+    #[must_use]
+    pub fn as_resumed(self) -> Self {
+        Self {
+            group: self.group.filter(|_| self.version != Self::ASSUMED_TLS12.version),
+            resumed: true,
+            ..self
+        }
+    }
+
     /// A handshake from its record. A name that this program does not negotiate becomes `unknown`.
     pub fn recorded(version: &str, group: Option<&str>, cipher_suite: &str, resumed: bool) -> Self {
         let known = |name: &str| {

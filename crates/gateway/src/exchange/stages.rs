@@ -105,6 +105,7 @@ impl Accepted {
         };
         let mut context = HandshakeContext::new(facts.clone(), asked, version, node.now());
         context.attempts = Some(node.attempts.clone());
+        context.source = self.trace.source.ip();
         Ok(Handshaking {
             trace: self.trace,
             context: Some(Box::new(context)),

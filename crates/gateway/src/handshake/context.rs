@@ -4,6 +4,7 @@
 //! synchronous, so the connection's context is lent to the thread around each call into rustls, and taken back after.
 
 use std::cell::RefCell;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,6 +25,8 @@ pub struct HandshakeContext {
     pub asked: Option<TenantId>,
     /// When the handshake started.
     pub now: Timestamp,
+    /// Where it comes from: policies may look at it.
+    pub source: IpAddr,
     /// The version that is agreed on: the newest that the client offers.
     pub version: TicketVersion,
     /// The certificate that was shown.
@@ -64,6 +67,7 @@ impl HandshakeContext {
             facts,
             asked,
             now,
+            source: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             version,
             shown: None,
             verdict: None,

@@ -5,7 +5,8 @@
 //! everything that TLS skips is checked when it is opened: whose listener and tenant it is for, its age since the last
 //! full handshake, the authority, the credential, and the whole path at this moment but for its signatures. What does not
 //! hold declines the ticket, and a full handshake follows, which tells the device what is wrong in the words of TLS.
-//! Device and policies are asked on every connection anyway.
+//! Device and policies are asked on every connection anyway; a ticket whose taking policies would hold against the device
+//! is declined as well, or it would be refused until the ticket is too old.
 //!
 //! Tickets are stateless: sealed by keys of each listener and tenant ([`keys`]).
 
@@ -113,6 +114,8 @@ declines! {
     CredentialChanged = "credential-changed",
     /// The path does not hold now: dates, revocation lists, states.
     Chain = "chain",
+    /// Policies refuse the device for coming by resumption, and not for coming at all.
+    Policy = "policy",
     /// More tickets in one ClientHello than are looked at.
     TooMany = "too-many",
 }

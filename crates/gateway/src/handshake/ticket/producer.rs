@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{AuthorityId, CertificateFacts, Timestamp, VerifiedChain};
+use countersign_identity::{AuthorityId, CertificateFacts, TenantId, Timestamp, VerifiedChain};
+use countersign_policy::facts::TlsFacts;
 use countersign_policy::{CredentialFacts, CredentialState, Possession};
 use rustls::pki_types::CertificateDer;
 use rustls::server::ProducesTickets;
 
-use super::facts::{self, TicketFacts};
+use super::facts::{self, TicketFacts, TicketVersion};
 use super::{AGE_MAX, Decline, Resumed, TRIED_MAX, TicketCounts, TicketKeys, TicketSettings};
 use crate::handshake::context::{self, HandshakeContext};
+use crate::judge::{self, Circumstances};
 use crate::metrics::count;
 
 /// Makes and opens the tickets of one listener. Fails closed outside of a lent context: no ticket, none taken.
@@ -123,6 +125,9 @@ impl DeviceTickets {
         let chain_at = usize::try_from(facts.chain_at).map_err(|_| Decline::Malformed)?;
         let (leaf_der, above) = facts::certificates(&plain, chain_at).ok_or(Decline::Malformed)?;
         let chain = chain_again(context, &facts, credential, leaf_der, &above)?;
+        if is_held_against(context, &tenant, &chain) {
+            return Err(Decline::Policy);
+        }
         context.leaf_der = Some(leaf_der.into());
         context.resumed = Some(Resumed {
             chain,
@@ -173,6 +178,25 @@ fn chain_again(
         )
     };
     chain.map_err(|_| Decline::Chain)
+}
+
+/// Whether policies would refuse the session for being resumed. Of the handshake no more than the version is known yet.
+fn is_held_against(context: &HandshakeContext, tenant: &TenantId, chain: &VerifiedChain) -> bool {
+    let facts = context.facts.as_ref();
+    // One that names nobody is refused in its own words.
+    let Ok(device) = judge::device_id(chain) else {
+        return false;
+    };
+    let circumstances = Circumstances {
+        source: context.source,
+        tls: match context.version {
+            TicketVersion::Tls13 => TlsFacts::ASSUMED,
+            TicketVersion::Tls12 => TlsFacts::ASSUMED_TLS12,
+        },
+        now: context.now,
+    };
+    let (fingerprint, authority) = (&chain.leaf().fingerprint, &chain.anchor().authority);
+    judge::needs_full_handshake(facts, tenant, &device, fingerprint, authority, circumstances)
 }
 
 /// Who is at the other end, and since when that is known.
