@@ -12,12 +12,15 @@ use countersign_mqtt::QoS;
 use countersign_mqtt::topic::{TopicFilter, TopicName};
 use countersign_policy::decide::Action;
 use countersign_policy::first_contact::Contact;
-use countersign_policy::{CredentialFacts, Denial, DenialCode, DeviceFacts, FactSource, Stage};
+use countersign_policy::{
+    CredentialFacts, Denial, DenialCode, DeviceFacts, FactSource, LifecycleState, Stage,
+};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 
 use crate::judge::{self, Circumstances};
 use crate::session::entry::Admission;
+use crate::session::token;
 
 /// A layer of the decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -39,13 +42,15 @@ pub enum Layer {
     Policy,
     /// The client id.
     ClientId,
+    /// What a session token would be good for. It refuses nobody: a token narrows what its device may do.
+    Token,
     /// The tenant's policies on `publish` or `subscribe`, if a topic was asked about.
     Topic,
 }
 
 impl Layer {
     /// All of them, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Chain,
         Self::Dates,
         Self::Revocation,
@@ -54,6 +59,7 @@ impl Layer {
         Self::Credential,
         Self::Policy,
         Self::ClientId,
+        Self::Token,
         Self::Topic,
     ];
 
@@ -64,6 +70,7 @@ impl Layer {
             Self::Identify => Stage::Identify,
             Self::Lifecycle | Self::Credential | Self::Policy => Stage::Policy,
             Self::ClientId => Stage::Greet,
+            Self::Token => Stage::Grant,
             Self::Topic => Stage::FirstData,
         }
     }
@@ -316,20 +323,42 @@ fn ask(
         );
         (d, Stage::Policy)
     })?;
+    let quarantined = known.device.state == LifecycleState::Quarantined;
+    let lane = if quarantined {
+        ", and a policy opens the lane: diagnostics out, firmware in, nothing else"
+    } else {
+        ""
+    };
     answer.set(
         Layer::Lifecycle,
         Verdict::Passed,
-        format!("the device is {}", known.device.state),
+        format!("the device is {}{lane}", known.device.state),
     );
     answer.set(
         Layer::Credential,
         Verdict::Passed,
         credential_text(&known.credential),
     );
+    let full = judge::needs_full_handshake(
+        facts,
+        &known.device.tenant,
+        &known.device.id,
+        &known.credential.fingerprint,
+        &known.authority,
+        question.circumstances,
+    );
+    let tickets = if full {
+        "; its tickets are declined, for they refuse it as resumed"
+    } else {
+        ""
+    };
     answer.set(
         Layer::Policy,
         Verdict::Passed,
-        format!("connect is permitted by policies of {}", known.device.tenant),
+        format!(
+            "connect is permitted by policies of {}{tickets}",
+            known.device.tenant
+        ),
     );
     answer.policies(Layer::Policy, permit.policies());
     let mode = facts.client_id_mode(&known.device.tenant);
@@ -340,11 +369,23 @@ fn ask(
         Verdict::Passed,
         format!("client id {asked:?} fits mode {mode}"),
     );
+    let now = question.circumstances.now;
+    let admission = judge::admission(permit, known.device, policy).map_err(|d| (d, Stage::FirstData))?;
+    if quarantined {
+        let fact = "none: the lane is MQTT alone";
+        answer.set(Layer::Token, Verdict::NotReached, fact);
+    } else {
+        let spaces = token::names(&admission, token::publishable(&admission, now));
+        let fact = match spaces.as_slice() {
+            [] => "a token would be good for nothing: no topic space may be published in".to_owned(),
+            names => format!("a token would be good to publish in {}", names.join(", ")),
+        };
+        answer.set(Layer::Token, Verdict::Passed, fact);
+    }
     let Some((action, topic)) = question.data else {
         return Ok(());
     };
-    let admission = judge::admission(permit, known.device, policy).map_err(|d| (d, Stage::FirstData))?;
-    data(&admission, action, topic, question.circumstances.now, answer).map_err(|d| (d, Stage::FirstData))
+    data(&admission, action, topic, now, answer).map_err(|d| (d, Stage::FirstData))
 }
 
 fn shown(

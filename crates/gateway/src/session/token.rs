@@ -140,14 +140,15 @@ impl TokenFacts {
     }
 }
 
-fn publishable(admission: &Admission, now: Timestamp) -> SpaceSet {
+/// The spaces that a token may be used to publish in now, whatever was asked for.
+pub(crate) fn publishable(admission: &Admission, now: Timestamp) -> SpaceSet {
     admission
         .policy
         .publishable(&admission.permit, &admission.device, now)
         .unwrap_or_default()
 }
 
-fn names(admission: &Admission, spaces: SpaceSet) -> Vec<String> {
+pub(crate) fn names(admission: &Admission, spaces: SpaceSet) -> Vec<String> {
     let all = admission.policy.spaces().iter().enumerate();
     all.filter(|(n, _)| spaces.contains(*n))
         .map(|(_, s)| s.name.clone())

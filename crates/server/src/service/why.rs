@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use countersign_gateway::judge::Circumstances;
-use countersign_gateway::why::{Presented, Question, Why, why};
+use countersign_gateway::why::{Layer, Presented, Question, Why, why};
 use countersign_identity::{CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::decide::Action;
-use countersign_policy::{CredentialState, Denial, DenialCode, FactSource};
+use countersign_policy::{CredentialState, Denial, DenialCode, FactSource, LifecycleState};
 use countersign_registry::RegistryError;
 use countersign_registry::query::CredentialView;
 use rustls::pki_types::CertificateDer;
@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
 use super::Service;
-use super::policies::{assumed, circumstances_of};
+use super::simulation::{assumed, circumstances_of};
 use crate::failure::Failure;
 
 /// Who is asked about, and what.
@@ -185,11 +185,12 @@ impl Service {
             client_id: asked.client_id.as_deref(),
             data: asked.topic.as_deref().map(|topic| (action, topic)),
         };
-        let why = why(self.registry.facts().as_ref(), &question, &|contact| {
+        let mut why = why(self.registry.facts().as_ref(), &question, &|contact| {
             self.registry
                 .first_contact_check(contact)
                 .unwrap_or_else(|e| Err(Denial::new(DenialCode::RegistryUnavailable, e.to_string())))
         });
+        self.say_since_when(&mut why)?;
         Ok(WhyAnswer {
             source: circumstances.source,
             tls_version: circumstances.tls.version,
@@ -198,6 +199,37 @@ impl Service {
             exchange,
             why,
         })
+    }
+
+    /// Adds to what is said of the device's state who brought it there, why, and until when.
+    fn say_since_when(&self, why: &mut Why) -> Result<(), Failure> {
+        let (Some(tenant), Some(id)) = (&why.tenant, &why.device) else {
+            return Ok(());
+        };
+        let Some(device) = self.registry.device(tenant, id)? else {
+            return Ok(());
+        };
+        let lifecycle = why.layers.iter_mut().find(|l| l.layer == Layer::Lifecycle);
+        let Some(layer) = lifecycle.filter(|l| !l.fact.is_empty()) else {
+            return Ok(());
+        };
+        if let Some(moved) = &device.moved {
+            layer
+                .fact
+                .push_str(&format!(", since {} by {}", moved.since, moved.by));
+            if !moved.reason.is_empty() {
+                layer.fact.push_str(&format!(": {}", moved.reason));
+            }
+        }
+        let until = match device.state {
+            LifecycleState::Suspended => device.suspended_until,
+            LifecycleState::Quarantined => device.quarantined_until,
+            _ => None,
+        };
+        if let Some(until) = until {
+            layer.fact.push_str(&format!("; until {until}"));
+        }
+        Ok(())
     }
 
     /// Source and handshake of the device's last exchange, if one is kept.
@@ -214,7 +246,12 @@ impl Service {
         ledger.flush();
         let last = ledger.last_handshake(&credential.tenant, &credential.device)?;
         Ok(match last {
-            Some(record) => (circumstances_of(&record, now), Some(record.id.to_string())),
+            Some(record) => {
+                let mut found = circumstances_of(&record, now);
+                // Whoever resumes has come by a full handshake before, and soon must again.
+                found.tls = found.tls.as_full();
+                (found, Some(record.id.to_string()))
+            }
             None => (assumed(now), None),
         })
     }
