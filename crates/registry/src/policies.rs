@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use countersign_identity::{Fingerprint, TenantId, Timestamp};
+use countersign_identity::{Fingerprint, Generation, TenantId, Timestamp};
 use countersign_mqtt::topic::SpaceFilter;
 use countersign_policy::decide::{PolicyFault, PolicyProblem, TenantPolicy, validate};
 use countersign_policy::{ClientIdMode, TopicSpace};
@@ -53,6 +53,8 @@ pub struct PolicyChange {
     pub base: Option<u64>,
     /// The version that it takes up again.
     pub reverts: Option<u64>,
+    /// New policies need not fit the schema.
+    pub accept_unfit: bool,
 }
 
 /// Checks policies and topic spaces as they would be when they take effect; what looks wrong is returned.
@@ -107,7 +109,7 @@ impl Scope<'_> {
             reason: "built-in".into(),
             ..PolicyChange::default()
         };
-        let policy = self.compiled(id, policies, spaces)?;
+        let policy = self.compiled(id, policies, spaces, TenantPolicy::compile)?;
         self.tx
             .prepare_cached(
                 "INSERT INTO tenants (id, client_id_mode, policy_version, revision, created) VALUES (?, ?, 1, ?, ?)",
@@ -129,6 +131,7 @@ impl Scope<'_> {
         id: &TenantId,
         policies: &str,
         spaces: Vec<TopicSpace>,
+        compile: fn(Generation, &str, Vec<TopicSpace>) -> Result<TenantPolicy, PolicyFault>,
     ) -> Result<TenantPolicy, RegistryError> {
         for space in &spaces {
             SpaceFilter::parse(&space.filter).map_err(|e| {
@@ -139,7 +142,7 @@ impl Scope<'_> {
             })?;
         }
         let generation = self.revise("tenant", id.as_str(), id.as_str())?;
-        TenantPolicy::compile(generation, policies, spaces).map_err(|fault| refused(&fault))
+        compile(generation, policies, spaces).map_err(|fault| refused(&fault))
     }
 
     fn tenant_fact(&mut self, id: &TenantId, mode: ClientIdMode, policy: TenantPolicy) {
@@ -185,7 +188,8 @@ impl Registry {
     /// in force; policies and spaces that are in force already make none.
     ///
     /// # Errors
-    /// [`RegistryError::NoTenant`]; [`RegistryError::Refused`] if the policies do not compile;
+    /// [`RegistryError::NoTenant`]; [`RegistryError::Refused`] if the policies do not compile, or do not fit the schema and
+    /// that is not accepted;
     /// [`RegistryError::PolicyMoved`] if somebody else changed them meanwhile. Then nothing changes.
     pub fn configure_tenant(
         &self,
@@ -220,7 +224,13 @@ impl Registry {
                     Some(mode) => mode,
                     None => damaged(old_mode.parse())?,
                 };
-                let policy = scope.compiled(&id, policies, spaces.clone())?;
+                // What is in force was accepted as it is.
+                let may_be_unfit = change.accept_unfit || *policies == current.policies;
+                let compile = match may_be_unfit {
+                    true => TenantPolicy::compile_unfit,
+                    false => TenantPolicy::compile,
+                };
+                let policy = scope.compiled(&id, policies, spaces.clone(), compile)?;
                 if is_new {
                     scope.keep_version(&actor, &id, number, policies, spaces, &change)?;
                 }
@@ -248,6 +258,7 @@ impl Registry {
                     "reverts": change.reverts,
                     "policies_sha256": Fingerprint::of(policies.as_bytes()),
                     "spaces": change.spaces,
+                    "fits": validate(policies, spaces).is_ok(),
                 });
                 let action = if change.reverts.is_some() { "policy.revert" } else { "policy.set" };
                 scope.audit(&actor, action, id.as_str(), id.as_str(), &detail)?;

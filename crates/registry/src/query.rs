@@ -129,11 +129,13 @@ pub struct CredentialView {
     pub not_after: Timestamp,
 }
 
-/// An active device, and what it would come with now.
+/// A device that is not decommissioned, and what it would come with now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveDevice {
     /// Its id.
     pub id: DeviceId,
+    /// Where it stands.
+    pub state: LifecycleState,
     /// Its certificate's fingerprint; `None` if it has none that is in force.
     pub credential: Option<Fingerprint>,
     /// The authority that its chain ends in, if that is known.
@@ -339,7 +341,7 @@ impl Registry {
         })
     }
 
-    /// Every active device of a tenant in order of id, with the credential by which it would come now: its newest in
+    /// Every device of a tenant that is not decommissioned, in order of id, with the credential by which it would come now: its newest in
     /// use, or one that was issued and not used yet. Reads all of them: on a connection of its own.
     ///
     /// # Errors
@@ -358,11 +360,12 @@ impl Registry {
                 FROM credentials
                 WHERE tenant = ?1 AND state IN ('issued', 'active') AND not_before <= ?2 AND not_after >= ?2
                 GROUP BY device)
-             SELECT d.id, l.fingerprint, l.authority, l.kind
+             SELECT d.id, l.fingerprint, l.authority, l.kind, d.state
              FROM devices d LEFT JOIN live l ON l.device = d.id
-             WHERE d.tenant = ?1 AND d.state = 'active' ORDER BY d.id",
+             WHERE d.tenant = ?1 AND d.state <> ?3 ORDER BY d.id",
         )?;
-        let mut rows = statement.query(params![tenant.as_str(), now.unix_ms()])?;
+        let gone = LifecycleState::Decommissioned.name();
+        let mut rows = statement.query(params![tenant.as_str(), now.unix_ms(), gone])?;
         while let Some(r) = rows.next()? {
             let pinned = r.get::<_, Option<String>>(3)?.as_deref() == Some(CredentialKind::Pinned.name());
             let authority = match r.get::<_, Option<String>>(2)? {
@@ -371,6 +374,7 @@ impl Registry {
             };
             take(LiveDevice {
                 id: damaged(r.get::<_, String>(0)?.parse())?,
+                state: damaged(r.get::<_, String>(4)?.parse())?,
                 credential: r.get::<_, Option<[u8; 32]>>(1)?.map(Fingerprint::from_bytes),
                 authority,
             });

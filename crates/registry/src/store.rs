@@ -289,7 +289,13 @@ fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
         let id: TenantId = damaged(r.get::<_, String>(0)?.parse())?;
         let spaces = damaged(serde_json::from_str(&r.get::<_, String>(3)?))?;
         let generation = Generation(r.get::<_, i64>(4)?.cast_unsigned());
-        let policy = damaged(TenantPolicy::compile(generation, &r.get::<_, String>(2)?, spaces))?;
+        // They were held against the schema when they took effect; what does not fit it now fails as it is evaluated,
+        // which is a no.
+        let policy = damaged(TenantPolicy::compile_unfit(
+            generation,
+            &r.get::<_, String>(2)?,
+            spaces,
+        ))?;
         let mode = damaged(r.get::<_, String>(1)?.parse())?;
         facts.push(Fact::Tenant {
             id,

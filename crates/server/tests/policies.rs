@@ -164,7 +164,7 @@ fn what_locks_everybody_out_needs_a_word_and_is_simulated_first() {
         "active devices: 1 would be locked out, 0 newly let in; 1 stay in, 0 stay out",
         "locked-out 1 by policy.no-permit: d1",
         "recorded exchanges: 2 would be locked out",
-        "1 active device(s) have not been seen",
+        "1 device(s) have not been seen",
     ] {
         assert!(said.contains(part), "{part} is not in {said}");
     }
@@ -192,6 +192,179 @@ fn what_locks_everybody_out_needs_a_word_and_is_simulated_first() {
         .cli_ok(&["policy", "set", &open, "--reason", "morning"])
         .unwrap();
     assert_eq!(place.connect("d1", &one), Some(0));
+}
+
+#[test]
+fn a_policy_against_resumption_alone_locks_nobody_out() {
+    let place = Place::new("");
+    let identity = place.provision("d1");
+    let device = Attempt {
+        patience: Duration::from_secs(5),
+        then: vec![0xe0, 0],
+        ..Attempt::new(place.server.devices)
+    };
+    let device = device.identity(&identity).send(connect(5, "d1")).resuming();
+    // The first use of a certificate makes no ticket.
+    for resumed in [false, false, true] {
+        let seen = device.run();
+        assert_eq!((seen.connack(), seen.resumed), (Some(0), resumed), "{seen:?}");
+    }
+    let again = place.write(
+        "again.cedar",
+        &format!(
+            "{OPEN}@id(\"prove-it\") forbid (principal, action, resource) when {{ context.tls.resumed }};\n"
+        ),
+    );
+    let said = place.server.cli_ok(&["policy", "simulate", &again]).unwrap();
+    for part in [
+        "active devices: 0 would be locked out",
+        "recorded exchanges: 0 would be locked out, 0 newly let in; 3 stay in",
+        "1 recorded exchange(s) would have been full handshakes",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    place
+        .server
+        .cli_ok(&["policy", "set", &again, "--reason", "each time"])
+        .unwrap();
+    let seen = device.run();
+    assert_eq!((seen.connack(), seen.resumed), (Some(0), false), "{seen:?}");
+    let said = place.server.cli_ok(&["why", "d1"]).unwrap();
+    assert!(said.contains("its tickets are declined"), "{said}");
+}
+
+#[test]
+fn who_is_kept_out_by_its_state_is_not_locked_out_and_counts_where_nobody_is_in() {
+    let place = Place::new("");
+    let nobody = place.write(
+        "nobody.cedar",
+        "@id(\"night\") forbid (principal, action, resource);\n",
+    );
+    // Nobody is there yet, and nobody could ever come.
+    let said = place.refused(&["policy", "set", &nobody, "--reason", "night"]);
+    for part in [
+        "no policy would permit connect",
+        "no device that is registered now",
+        "--accept-lock-out",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    place.provision("d1");
+    place.provision("d2");
+    place.provision("d3");
+    let ask = |arguments: &[&str]| place.server.cli_ok(arguments).unwrap();
+    ask(&["device", "suspend", "d1", "--reason", "lost"]);
+    let others = place.write(
+        "others.cedar",
+        "@id(\"others\") permit (principal, action, resource) unless { principal.id == \"d1\" };\n",
+    );
+    // Not of two active devices, but of one that is suspended.
+    let said = ask(&["policy", "simulate", &others]);
+    for part in [
+        "active devices: 0 would be locked out, 0 newly let in; 2 stay in, 0 stay out",
+        "pending and suspended devices, once active: 1 would be locked out",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    ask(&["policy", "set", &others, "--reason", "without it"]);
+    ask(&["policy", "revert", "1", "--reason", "with it"]);
+    // The lane is closed to a quarantined device before and after.
+    ask(&["device", "quarantine", "d3", "--reason", "odd"]);
+    let said = ask(&["policy", "simulate", &nobody]);
+    assert!(
+        said.contains(
+            "quarantined devices (the lane): 0 would be locked out, 0 newly let in; 0 stay in, 1 stay out"
+        ),
+        "{said}"
+    );
+    let said = place.refused(&["policy", "set", &nobody, "--reason", "night"]);
+    assert!(
+        said.contains("would lock out 1 of the 1 devices that are admitted now"),
+        "{said}"
+    );
+    // Where no active device is in, those count that wait.
+    ask(&["device", "suspend", "d2", "--reason", "lost"]);
+    let shut = place.write(
+        "shut.cedar",
+        "permit (principal in Group::\"no\", action, resource);\n",
+    );
+    let said = place.refused(&["policy", "set", &shut, "--reason", "night"]);
+    assert!(
+        said.contains("would lock out 2 of the 2 devices that would be admitted once they are active"),
+        "{said}"
+    );
+    ask(&["policy", "set", &shut, "--reason", "night", "--accept-lock-out"]);
+    // That admits somebody who may come; this, nobody ever.
+    let said = place.refused(&["policy", "set", &nobody, "--reason", "night"]);
+    assert!(said.contains("no policy would permit connect"), "{said}");
+    ask(&["policy", "set", &nobody, "--reason", "night", "--accept-lock-out"]);
+    // Nothing is lost where nobody is admitted.
+    let none = place.write("none.cedar", "");
+    ask(&["policy", "set", &none, "--reason", "night"]);
+}
+
+#[test]
+fn what_does_not_fit_the_schema_needs_a_word_and_refuses_where_it_fails() {
+    let mut place = Place::new("");
+    let identity = place.provision("d1");
+    assert_eq!(place.connect("d1", &identity), Some(0));
+    let typo = place.write(
+        "typo.cedar",
+        &format!("{OPEN}@id(\"typo\")\nforbid (principal, action, resource)\nwhen {{ principal.modle == \"x\" }};\n"),
+    );
+    let said = place.refused(&["policy", "set", &typo, "--reason", "in a hurry"]);
+    for part in [
+        "does not fit the schema",
+        "modle",
+        "line 5",
+        "would lock out 1 of the 1 devices",
+        "policy schema",
+        "--accept-lock-out",
+        "nothing was changed",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    let said = place.server.cli_ok(&["policy", "simulate", &typo]).unwrap();
+    assert!(
+        said.contains("does not fit the schema: line 5") && said.contains("1 would be locked out"),
+        "{said}"
+    );
+    assert_eq!(place.connect("d1", &identity), Some(0));
+    place
+        .server
+        .cli_ok(&[
+            "policy",
+            "set",
+            &typo,
+            "--reason",
+            "in a hurry",
+            "--accept-lock-out",
+        ])
+        .unwrap();
+    assert_eq!(place.connect("d1", &identity), Some(0x88));
+    // What could never be evaluated does not take effect, whatever is said.
+    let broken = place.write("broken.cedar", "permit (principal;\n");
+    let said = place.refused(&["policy", "set", &broken, "--reason", "no", "--accept-lock-out"]);
+    assert!(said.contains("cannot take effect"), "{said}");
+    // What was accepted stays in force over a restart, and does not keep other settings from changing.
+    let data = place.path("data");
+    place.server.stop().unwrap();
+    place.server = Server::start(program(), &data, "").unwrap();
+    assert_eq!(place.connect("d1", &identity), Some(0x88));
+    let said = place.refused(&["why", "d1"]);
+    assert!(
+        said.contains("policy     FAILED") && said.contains("policy.error"),
+        "{said}"
+    );
+    place
+        .server
+        .cli_ok(&["tenant", "set", "default", "--client-id-mode", "prefix"])
+        .unwrap();
+    place
+        .server
+        .cli_ok(&["policy", "revert", "1", "--reason", "as it was"])
+        .unwrap();
+    assert_eq!(place.connect("d1", &identity), Some(0));
 }
 
 #[test]
@@ -294,6 +467,7 @@ fn why_asks_every_layer_of_who_is_not_connected() {
         "identify   passed",
         "policy     passed",
         "[active-devices-connect]",
+        "token      passed  a token would be good to publish in telemetry, command-results, firmware, status, diagnostics",
         "topic      passed",
         "[own-topics-publish]",
         "it has not been seen",
@@ -329,7 +503,7 @@ fn why_asks_every_layer_of_who_is_not_connected() {
     assert!(said.contains("client-id  FAILED"), "{said}");
     place
         .server
-        .cli_ok(&["device", "suspend", "d1", "--reason", "lost"])
+        .cli_ok(&["device", "suspend", "d1", "--reason", "lost", "--for", "1h"])
         .unwrap();
     let certificate = place.write("d1.pem", &identity.pem);
     for subject in ["d1", certificate.as_str()] {
@@ -337,12 +511,47 @@ fn why_asks_every_layer_of_who_is_not_connected() {
         for part in [
             "lifecycle  FAILED",
             "device.suspended",
+            "by cli",
+            ": lost; until 20",
             "countersign device resume",
             "client-id  -",
         ] {
             assert!(said.contains(part), "{part} is not in {said}");
         }
     }
+    place.server.cli_ok(&["device", "resume", "d1"]).unwrap();
+    place
+        .server
+        .cli_ok(&["device", "quarantine", "d1", "--reason", "odd"])
+        .unwrap();
+    let said = place.refused(&["why", "d1"]);
+    assert!(
+        said.contains("lifecycle  FAILED") && said.contains(": odd") && said.contains("device.quarantined"),
+        "{said}"
+    );
+    let lane = place.write(
+        "lane.cedar",
+        &format!("{OPEN}@id(\"lane\") @quarantine(\"open\") permit (principal, action, resource);\n"),
+    );
+    place
+        .server
+        .cli_ok(&["policy", "set", &lane, "--reason", "look at it"])
+        .unwrap();
+    let asked = ["why", "d1", "--topic", "devices/d1/diagnostics/log"];
+    let said = place.server.cli_ok(&asked).unwrap();
+    for part in [
+        "lifecycle  passed  the device is quarantined, and a policy opens the lane",
+        "token      -",
+        "the lane is MQTT alone",
+        "topic      passed",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    let said = place.refused(&["why", "d1", "--topic", "devices/d1/telemetry/t"]);
+    assert!(
+        said.contains("topic      FAILED") && said.contains("in the lane it may publish only"),
+        "{said}"
+    );
     let output = place.server.cli(&["why", "nobody"]).unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
 }

@@ -44,13 +44,13 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("post" "/tenants" "adds a tenant with an issuing authority of its own"
         body [("id", "tenant id"), ("client_id_mode?", "strict, prefix, assigned or free; default strict")]),
     endpoint!("patch" "/tenants/{tenant}" "replaces what is given of a tenant's settings, policies and topic spaces as a new version; live sessions are decided anew; policies that would lock out (nearly) everybody are refused (409)"
-        body [("client_id_mode?", "strict, prefix, assigned or free"), ("policies?", "Cedar policies"), ("spaces?", "topic spaces: a list of {name, filter}"), ("reason?", "why, for versions and audit"), ("accept_lock_out?", "true: it may lock out as many devices as it does")]),
+        body [("client_id_mode?", "strict, prefix, assigned or free"), ("policies?", "Cedar policies"), ("spaces?", "topic spaces: a list of {name, filter}"), ("reason?", "why, for versions and audit"), ("accept_lock_out?", "true: it need not fit the schema, and may lock out as many devices as it does")]),
     endpoint!("get" "/tenants/{tenant}/policies" "the versions of a tenant's policies and topic spaces, newest first"),
     endpoint!("post" "/tenants/{tenant}/policies/simulate" "what other policies would do to connect: which active devices, and which recorded exchanges, would be locked out or newly let in, by determining policy"
         body [("policies?", "Cedar policies; default: those in force"), ("spaces?", "topic spaces; default: those in force"), ("since?", "only exchanges since then, in milliseconds since 1970"), ("limit?", "the most exchanges that are replayed, newest first; default 10000")]),
     endpoint!("get" "/tenants/{tenant}/policies/{number}" "one version with its text; `current` is the one in force"),
     endpoint!("post" "/tenants/{tenant}/policies/{number}/revert" "takes an earlier version up again, as a new version"
-        body [("reason", "why, for versions and audit"), ("accept_lock_out?", "true: it may lock out as many devices as it does")]),
+        body [("reason", "why, for versions and audit"), ("accept_lock_out?", "true: it need not fit the schema, and may lock out as many devices as it does")]),
     endpoint!("post" "/tenants/{tenant}/hosts" "gives a host name (SNI) to a tenant" body [("host", "host name")]),
     endpoint!("delete" "/tenants/{tenant}/hosts/{host}" "takes a host name from a tenant"),
     endpoint!("get" "/authorities" "lists the authorities that may vouch for devices"),
@@ -141,7 +141,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("get" "/clones" "lists the credentials that two seem to hold, the clearest first: score in thousandths, evidence, addresses" , query [("tenant", "only of this tenant")]),
     endpoint!("get" "/exchanges" "the exchanges that a subject names, or the newest, newest first"
         , query [("subject", "device id, certificate fingerprint, serial number or exchange id"), ("tenant", "tenant of the device"), ("refused", "true: only refused ones, if no subject is given"), ("limit", "1 to 1000, default 20")]),
-    endpoint!("post" "/why" "every layer's verdict on an identity that is not connected: chain, dates, revocation, identify, lifecycle, credential, policy, client id, topic"
+    endpoint!("post" "/why" "every layer's verdict on an identity that is not connected: chain, dates, revocation, identify, lifecycle, credential, policy, client id, token, topic"
         body [("device?", "a registered device: each of its certificates, the one that it would come with first"), ("certificate?", "in place of a device: certificates, PEM, leaf first"), ("tenant?", "of a device: default `default`; of a certificate: default the one of its authority"), ("client_id?", "default: the device id"), ("topic?", "a topic, or with subscribe a filter"), ("action?", "publish (default) or subscribe"), ("at?", "milliseconds since 1970; default now"), ("source?", "the address it comes from; default: as last time")]),
     endpoint!("get" "/rejections" "refusals grouped by cause, the most frequent first, with counts, an example and a cure"
         , query [("since", "counted since the beginning of this hour: RFC 3339 or milliseconds since 1970; default: all that is kept"), ("tenant", "only of this tenant"), ("code", "only with this code"), ("after", "the `next` of the page before"), ("limit", "1 to 1000, default 100")]),

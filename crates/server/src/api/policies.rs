@@ -82,7 +82,13 @@ pub(super) async fn simulate(
 ) -> Answer {
     let limit = body.limit.unwrap_or(EXCHANGES);
     let simulated = tokio::task::spawn_blocking(move || {
-        service.simulate(&tenant, body.policies, body.spaces, body.since, limit)
+        service.simulate(
+            &tenant,
+            body.policies.as_deref(),
+            body.spaces.as_deref(),
+            body.since,
+            limit,
+        )
     });
     encode(
         simulated

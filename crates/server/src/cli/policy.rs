@@ -110,7 +110,7 @@ pub struct ChangeArguments {
     /// Why, for versions and audit
     #[arg(long)]
     reason: String,
-    /// It may lock out as many devices as it does
+    /// It need not fit the schema, and may lock out as many devices as it does
     #[arg(long)]
     accept_lock_out: bool,
 }
@@ -291,10 +291,23 @@ fn show(a: &Value) -> String {
 
 fn simulated(a: &Value) -> String {
     let mut lines = vec![format!("compared with version {} in force:", a["base"])];
-    for (what, shifts) in [
-        ("active devices", &a["devices"]),
-        ("recorded exchanges", &a["exchanges"]),
+    for problem in a["problems"].as_array().into_iter().flatten() {
+        lines.push(format!("does not fit the schema: {}", cell(problem)));
+    }
+    let is_empty = |shifts: &Value| {
+        ["stay_in", "stay_out", "locked_out", "let_in"]
+            .iter()
+            .all(|k| shifts[k] == 0)
+    };
+    for (what, shifts, always) in [
+        ("active devices", &a["devices"], true),
+        ("quarantined devices (the lane)", &a["quarantined"], false),
+        ("pending and suspended devices, once active", &a["waiting"], false),
+        ("recorded exchanges", &a["exchanges"], true),
     ] {
+        if !always && is_empty(shifts) {
+            continue;
+        }
         lines.push(format!(
             "{what}: {} would be locked out, {} newly let in; {} stay in, {} stay out",
             shifts["locked_out"], shifts["let_in"], shifts["stay_in"], shifts["stay_out"]
@@ -317,15 +330,19 @@ fn simulated(a: &Value) -> String {
     for (key, what) in [
         (
             "assumed",
-            "have not been seen: their source and handshake are assumed",
+            "device(s) have not been seen: their source and handshake are assumed",
         ),
         (
             "without_credential",
-            "have no certificate in force whose authority is known, and are left out",
+            "device(s) have no certificate in force whose authority is known, and are left out",
+        ),
+        (
+            "full_instead",
+            "recorded exchange(s) would have been full handshakes in place of resumptions",
         ),
     ] {
         if a[key].as_u64().unwrap_or(0) > 0 {
-            lines.push(format!("{} active device(s) {what}", a[key]));
+            lines.push(format!("{} {what}", a[key]));
         }
     }
     lines.join("\n")

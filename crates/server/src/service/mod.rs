@@ -18,6 +18,7 @@ mod receipts;
 mod rotation;
 mod server_certificate;
 mod services;
+mod simulation;
 mod stations;
 mod tokens;
 mod why;

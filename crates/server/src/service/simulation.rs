@@ -1,0 +1,410 @@
+//! What a change of policies would do, before it is made: `connect` is decided by the policies in force and by the
+//! proposed ones, for every device as it would come now and for the exchanges on record.
+//!
+//! Both sides are compiled for the occasion: live decisions are neither used nor crowded out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use countersign_gateway::judge::{self, Circumstances, Proposed};
+use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
+use countersign_policy::decide::TenantPolicy;
+use countersign_policy::facts::TlsFacts;
+use countersign_policy::{DenialCode, DeviceFacts, ExchangeRecord, FactSource, LifecycleState, TopicSpace};
+use countersign_registry::{PolicyVersion, check_policies};
+use serde::Serialize;
+
+use super::Service;
+use crate::failure::Failure;
+
+/// Devices that are named per group.
+const EXAMPLES_MAX: usize = 10;
+/// Exchanges that are read from the ledger at once.
+const PAGE: u32 = 1000;
+
+/// How the connect decisions of some cases change.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Shifts {
+    /// Admitted before and after.
+    pub stay_in: u64,
+    /// Refused before and after.
+    pub stay_out: u64,
+    /// Admitted before, refused after.
+    pub locked_out: u64,
+    /// Refused before, admitted after.
+    pub let_in: u64,
+    /// Those that change, by what determines it, the largest groups first.
+    pub groups: Vec<ShiftGroup>,
+}
+
+/// Cases that change in the same way for the same reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ShiftGroup {
+    /// `locked-out` or `let-in`.
+    pub shift: String,
+    /// The denial after the change; none for those that are let in.
+    pub code: Option<DenialCode>,
+    /// The policies that determine the decision after the change.
+    pub policies: Vec<String>,
+    /// How many.
+    pub count: u64,
+    /// The first of them.
+    pub examples: Vec<DeviceId>,
+}
+
+/// What a change of policies would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Simulation {
+    /// The version in force, that it is compared with.
+    pub base: u64,
+    /// What does not fit the schema; such policies take effect only if that is accepted.
+    pub problems: Vec<String>,
+    #[serde(flatten)]
+    pub(super) fleet: FleetShifts,
+    /// The exchanges that the ledger keeps, each as it was, over what is known of device and credential now. One that was
+    /// resumed would have been a full handshake where policies refuse it for that alone.
+    pub exchanges: Shifts,
+    /// Of these, admitted ones that would have been full handshakes in place of resumptions.
+    pub full_instead: u64,
+}
+
+/// Every device as it would come now, by a full handshake: its certificate in use; source, TLS version and key exchange of
+/// its last exchange.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(super) struct FleetShifts {
+    /// Active devices.
+    pub(super) devices: Shifts,
+    /// Quarantined devices, of which policies decide only whether the lane is open to them.
+    pub(super) quarantined: Shifts,
+    /// Devices that are kept out by their state, pending or suspended, as if they were active.
+    pub(super) waiting: Shifts,
+    /// Of all these, devices of which no exchange is kept: source and handshake are assumed.
+    pub(super) assumed: u64,
+    /// Devices that cannot come at all now: no certificate in force, or of an authority that is not known.
+    pub(super) without_credential: u64,
+}
+
+/// What cases must have in common to be of one group.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct GroupKey {
+    shift: &'static str,
+    code: Option<&'static str>,
+    policies: Vec<String>,
+}
+
+#[derive(Default)]
+struct Counting {
+    shifts: Shifts,
+    groups: BTreeMap<GroupKey, (u64, Vec<DeviceId>)>,
+}
+
+type Decided = Result<Vec<String>, (DenialCode, Vec<String>)>;
+
+impl Counting {
+    fn count(&mut self, device: &DeviceId, before: bool, after: Decided) {
+        let (counter, key) = match (before, after) {
+            (true, Ok(_)) => (&mut self.shifts.stay_in, None),
+            (false, Err(_)) => (&mut self.shifts.stay_out, None),
+            (true, Err((code, policies))) => (
+                &mut self.shifts.locked_out,
+                Some(GroupKey {
+                    shift: "locked-out",
+                    code: Some(code.as_str()),
+                    policies,
+                }),
+            ),
+            (false, Ok(policies)) => (
+                &mut self.shifts.let_in,
+                Some(GroupKey {
+                    shift: "let-in",
+                    code: None,
+                    policies,
+                }),
+            ),
+        };
+        *counter += 1;
+        if let Some(key) = key {
+            let (count, examples) = self.groups.entry(key).or_default();
+            *count += 1;
+            if examples.len() < EXAMPLES_MAX && !examples.contains(device) {
+                examples.push(device.clone());
+            }
+        }
+    }
+
+    fn finish(mut self) -> Shifts {
+        self.shifts.groups = self
+            .groups
+            .into_iter()
+            .map(|(key, (count, examples))| ShiftGroup {
+                shift: key.shift.into(),
+                code: key.code.and_then(|c| c.parse().ok()),
+                policies: key.policies,
+                count,
+                examples,
+            })
+            .collect();
+        self.shifts.groups.sort_by_key(|g| std::cmp::Reverse(g.count));
+        self.shifts
+    }
+}
+
+/// The handshake of an exchange, from its record.
+pub(crate) fn circumstances_of(record: &ExchangeRecord, now: Timestamp) -> Circumstances {
+    let fact = |name: &str| {
+        let found = record.facts.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.as_str())
+    };
+    let tls = match (fact("tls_version"), fact("cipher_suite")) {
+        (Some(version), Some(suite)) => {
+            TlsFacts::recorded(version, fact("group"), suite, fact("resumed_from").is_some())
+        }
+        // Refused before the handshake was complete.
+        _ => TlsFacts::ASSUMED,
+    };
+    Circumstances {
+        source: record.source.ip(),
+        tls,
+        now,
+    }
+}
+
+/// Where nothing is recorded.
+pub(crate) fn assumed(now: Timestamp) -> Circumstances {
+    Circumstances {
+        source: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        tls: TlsFacts::ASSUMED,
+        now,
+    }
+}
+
+/// Policies that are to take the place of others.
+pub(super) struct Draft {
+    pub(super) policy: Arc<TenantPolicy>,
+    /// What does not fit the schema.
+    pub(super) problems: Vec<String>,
+    /// What to do about the first of them.
+    pub(super) cure: String,
+}
+
+impl Draft {
+    /// Policies and spaces, each as given or else as they are in force.
+    ///
+    /// # Errors
+    /// [`Failure`] if they could never take effect.
+    pub(super) fn read(
+        current: &PolicyVersion,
+        policies: Option<&str>,
+        spaces: Option<&[TopicSpace]>,
+    ) -> Result<Self, Failure> {
+        let text = policies.unwrap_or(&current.policies);
+        let spaces = spaces.unwrap_or(&current.spaces);
+        let found = check_policies(text, spaces).err().unwrap_or_default();
+        let problems: Vec<String> = found.iter().map(ToString::to_string).collect();
+        let cure = found.first().map(|p| p.cure.clone()).unwrap_or_default();
+        // A generation of no revision: nothing that is decided by it is ever kept.
+        let policy = TenantPolicy::compile_unfit(Generation(u64::MAX), text, spaces.to_vec());
+        match policy {
+            Ok(policy) if super::policies::is_sound(spaces) => Ok(Self {
+                policy: Arc::new(policy),
+                problems,
+                cure,
+            }),
+            _ => Err(Failure::invalid(format!(
+                "the policies cannot take effect: {}; hint: {cure}",
+                problems.join("; ")
+            ))),
+        }
+    }
+}
+
+/// Present and proposed policies, side by side.
+struct Sides<'a> {
+    facts: &'a dyn FactSource,
+    before: Proposed<'a>,
+    after: Proposed<'a>,
+    tenant: &'a TenantId,
+}
+
+/// Who comes, with what.
+struct Comer {
+    device: Arc<DeviceFacts>,
+    fingerprint: Fingerprint,
+    authority: AuthorityId,
+}
+
+impl<'a> Sides<'a> {
+    fn new(
+        facts: &'a dyn FactSource,
+        tenant: &'a TenantId,
+        current: &PolicyVersion,
+        draft: &Draft,
+    ) -> Result<Self, Failure> {
+        let before = Draft::read(current, None, None)?.policy;
+        let with = |policy| Proposed {
+            facts,
+            tenant,
+            policy,
+        };
+        Ok(Self {
+            facts,
+            before: with(before),
+            after: with(draft.policy.clone()),
+            tenant,
+        })
+    }
+
+    /// Counts one case. Returns whether it would be a full handshake where it was a resumption.
+    fn count(&self, counting: &mut Counting, comer: &Comer, circumstances: Circumstances) -> bool {
+        let decide = |facts: &dyn FactSource, tls: TlsFacts| -> Decided {
+            let circumstances = Circumstances { tls, ..circumstances };
+            let (device, by) = (comer.device.clone(), &comer.fingerprint);
+            judge::of_device(facts, device, by, &comer.authority, circumstances)
+                .map(|a| a.permit.policies().iter().map(ToString::to_string).collect())
+                .map_err(|d| (d.code, d.policies))
+        };
+        let either = |facts: &dyn FactSource| -> (Decided, bool) {
+            let found = decide(facts, circumstances.tls);
+            if found.is_ok() || !circumstances.tls.resumed {
+                return (found, false);
+            }
+            let full = decide(facts, circumstances.tls.as_full());
+            let is_in = full.is_ok();
+            (full, is_in)
+        };
+        let (before, _) = either(&self.before);
+        let (after, full_instead) = either(&self.after);
+        counting.count(&comer.device.id, before.is_ok(), after);
+        full_instead
+    }
+}
+
+impl Service {
+    /// What a change would do: replayed over the devices as they would come now, and over the newest `limit` exchanges
+    /// since `since`.
+    ///
+    /// # Errors
+    /// [`Failure`] if the policies could never take effect, or the registry cannot be read.
+    pub fn simulate(
+        &self,
+        tenant: &TenantId,
+        policies: Option<&str>,
+        spaces: Option<&[TopicSpace]>,
+        since: Option<Timestamp>,
+        limit: u32,
+    ) -> Result<Simulation, Failure> {
+        let current = self.registry.policy_version(tenant, None)?;
+        let draft = Draft::read(&current, policies, spaces)?;
+        let fleet = self.over_fleet(tenant, &current, &draft)?;
+        let mut exchanges = Counting::default();
+        let sides = Sides::new(self.registry.facts().as_ref(), tenant, &current, &draft)?;
+        let full_instead = self.over_exchanges(&sides, since, limit, &mut exchanges)?;
+        Ok(Simulation {
+            base: current.number,
+            problems: draft.problems,
+            fleet,
+            exchanges: exchanges.finish(),
+            full_instead,
+        })
+    }
+
+    /// Every device that is not decommissioned, by its certificate in force.
+    pub(super) fn over_fleet(
+        &self,
+        tenant: &TenantId,
+        current: &PolicyVersion,
+        draft: &Draft,
+    ) -> Result<FleetShifts, Failure> {
+        let now = self.now();
+        self.registry.ledger().flush();
+        let mut last: HashMap<DeviceId, Circumstances> = HashMap::new();
+        self.registry.ledger().last_of_each(tenant, |record| {
+            let mut circumstances = circumstances_of(&record, now);
+            // A ticket is soon over, and then, or where policies hold it against the device, this is how it comes.
+            circumstances.tls = circumstances.tls.as_full();
+            if let Some(device) = record.device {
+                last.insert(device, circumstances);
+            }
+        })?;
+        let sides = Sides::new(self.registry.facts().as_ref(), tenant, current, draft)?;
+        let mut fleet = FleetShifts::default();
+        let mut active = Counting::default();
+        let (mut quarantined, mut waiting) = (Counting::default(), Counting::default());
+        self.registry.live_devices(tenant, now, |found| {
+            let known = sides.facts.device(tenant, &found.id);
+            let (Some(device), Some(fingerprint), Some(authority)) =
+                (known, found.credential, found.authority)
+            else {
+                fleet.without_credential += 1;
+                return;
+            };
+            let circumstances = last.get(&found.id).copied().unwrap_or_else(|| {
+                fleet.assumed += 1;
+                assumed(now)
+            });
+            let (counting, device) = match found.state {
+                LifecycleState::Active => (&mut active, device),
+                LifecycleState::Quarantined => (&mut quarantined, device),
+                _ => {
+                    let state = LifecycleState::Active;
+                    let device = DeviceFacts {
+                        state,
+                        ..(*device).clone()
+                    };
+                    (&mut waiting, Arc::new(device))
+                }
+            };
+            let comer = Comer {
+                device,
+                fingerprint,
+                authority,
+            };
+            sides.count(counting, &comer, circumstances);
+        })?;
+        fleet.devices = active.finish();
+        fleet.quarantined = quarantined.finish();
+        fleet.waiting = waiting.finish();
+        Ok(fleet)
+    }
+
+    /// Returns how many would be full handshakes in place of resumptions.
+    fn over_exchanges(
+        &self,
+        sides: &Sides<'_>,
+        since: Option<Timestamp>,
+        limit: u32,
+        counting: &mut Counting,
+    ) -> Result<u64, Failure> {
+        let since = since.unwrap_or(Timestamp::from_unix_ms(0));
+        let (mut before, mut left, mut full_instead) = (None, limit, 0);
+        while left > 0 {
+            let page = self
+                .registry
+                .ledger()
+                .proven(sides.tenant, since, before, left.min(PAGE))?;
+            let Some(oldest) = page.last() else { break };
+            before = Some(oldest.id);
+            left -= u32::try_from(page.len()).unwrap_or(left).min(left);
+            for record in &page {
+                let device = record
+                    .device
+                    .as_ref()
+                    .and_then(|d| sides.facts.device(sides.tenant, d));
+                let (Some(device), Some(authority), Some(shown)) =
+                    (device, &record.authority, &record.certificate)
+                else {
+                    continue;
+                };
+                let comer = Comer {
+                    device,
+                    fingerprint: shown.fingerprint,
+                    authority: authority.clone(),
+                };
+                let circumstances = circumstances_of(record, record.started);
+                full_instead += u64::from(sides.count(counting, &comer, circumstances));
+            }
+        }
+        Ok(full_instead)
+    }
+}
