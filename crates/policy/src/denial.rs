@@ -425,8 +425,8 @@ catalogue! {
         "the device holds as many sessions as it may",
         "close the device's other sessions, or raise limits.sessions_per_device_max";
     TokenLimit "token.limit" Grant Http(429),
-        "the device, or this node, holds as many session tokens as it may",
-        "use a token until it expires, or give it back (POST /oauth2/revoke); else raise limits.tokens_per_device_max or limits.tokens_max";
+        "the device, its tenant or this node holds as many session tokens as it may",
+        "use a token until it expires, or give it back (POST /oauth2/revoke); else raise limits.tokens_per_device_max, limits.tokens_per_tenant_max or limits.tokens_max";
     // --- first-data and after
     TopicForbidden "topic.forbidden" FirstData Session { v5: 0x87 },
         "no policy lets the device publish or subscribe there",

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use countersign_identity::{AuthorityId, Fingerprint, Timestamp};
+use countersign_identity::{AuthorityId, Fingerprint, HeldPath, Timestamp};
 use countersign_policy::decide::AdmissionPermit;
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::{DeviceFacts, ExchangeId};
@@ -54,7 +54,7 @@ end_reasons! {
     DeviceChanged = "device-changed", Some(0x98);
     /// The credential was revoked.
     CredentialChanged = "credential-changed", Some(0x98);
-    /// The authority was retired or revoked.
+    /// The authority was retired or revoked, or revoked a certificate between it and the device's.
     AuthorityChanged = "authority-changed", Some(0x98);
     /// The policies no longer permit it.
     PolicyChanged = "policy-changed", Some(0x87);
@@ -116,6 +116,8 @@ pub struct SessionEntry {
     pub(crate) started: Timestamp,
     pub(crate) protocol: &'static str,
     pub(crate) authority: AuthorityId,
+    /// What lies between certificate and authority, if anything does.
+    pub(crate) path: Option<Arc<HeldPath>>,
     pub(crate) tls: TlsFacts,
     /// A token, and so without a connection.
     token: Option<Box<TokenFacts>>,
@@ -141,6 +143,7 @@ impl SessionEntry {
         started: Timestamp,
         protocol: &'static str,
         authority: AuthorityId,
+        path: Option<Arc<HeldPath>>,
         tls: TlsFacts,
         admission: Admission,
         timer: Arc<Timer>,
@@ -154,6 +157,7 @@ impl SessionEntry {
             started,
             protocol,
             authority,
+            path,
             tls,
             token: None,
             admission: Mutex::new(Arc::new(admission)),
@@ -188,6 +192,7 @@ impl SessionEntry {
                 started,
                 protocol,
                 of.authority.clone(),
+                of.path.clone(),
                 of.tls,
                 admission,
                 timer,
