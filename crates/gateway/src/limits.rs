@@ -35,7 +35,8 @@ pub struct Limits {
     pub proxy_header_timeout: Duration,
     /// The largest PROXY protocol header, in bytes. Default 1,024; it must be at least 52 for TCP over IPv6.
     pub proxy_header_bytes_max: usize,
-    /// From accept to the end of the TLS handshake. Default 10 s.
+    /// From accept, or the PROXY protocol header, to the end of the TLS handshake. Default 10 s; begun anew when the turn of a
+    /// device that waited has come.
     pub handshake_timeout: Duration,
     /// From the end of the TLS handshake to a whole CONNECT. Default 10 s.
     pub connect_timeout: Duration,

@@ -185,7 +185,7 @@ catalogue! {
         "configure the device for TLS (mqtts, port 8883) with its certificate and key";
     NotTls "hello.not-tls" ClientHello Close,
         "the peer's first bytes are not a TLS ClientHello",
-        "check what connects to this port: only MQTT over TLS does";
+        "check what connects to this port: only MQTT and HTTPS over TLS do";
     HelloTimeout "hello.timeout" ClientHello Close,
         "the peer sent no complete ClientHello in time",
         "check the network path; port scanners and health checks by bare TCP look like this too";
@@ -366,7 +366,7 @@ catalogue! {
         "the device is suspended",
         "countersign device resume, once the reason for the suspension is gone";
     DeviceQuarantined "device.quarantined" Policy Connack { v311: 5, v5: 0x87 },
-        "the device is quarantined, and no policy opens a quarantine lane for it",
+        "the device is quarantined, and no policy opens the quarantine lane for it, or it came over HTTPS, which the lane does not have",
         "countersign device release, once it is clean; a policy with @quarantine(\"open\") opens the lane";
     DeviceDecommissioned "device.decommissioned" Policy Connack { v311: 5, v5: 0x8a },
         "the device was decommissioned; that is final",

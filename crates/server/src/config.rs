@@ -904,6 +904,12 @@ listen = "{listen}"
 # purpose = "enrol"
 # listen = "0.0.0.0:8443"
 
+# Where backends ask whether tokens are good (countersign service add). Closed while this is a comment.
+# [[listeners]]
+# name = "services"
+# purpose = "services"
+# listen = "0.0.0.0:8444"
+
 [server]
 # The names and addresses that devices connect to: they are in the server certificate.
 host_names = [{host_names}]
