@@ -44,6 +44,8 @@ use crate::timer::Timer;
 const TURNS_MAX: usize = 8;
 /// The most bytes of unfinished TLS records and handshake messages that are kept for a peer.
 const UNREAD_MAX: usize = 48 * 1024;
+/// What a peer may send beyond its ClientHello while it waits for its handshake: a change_cipher_spec, say.
+const WAITING_MORE_MAX: usize = 1024;
 /// A fatal alert as a plain record: what a peer is told before there is any TLS state (RFC 9846 section 6).
 const fn plain_alert(description: u8) -> [u8; 7] {
     [21, 3, 3, 0, 2, 2, description]
@@ -81,6 +83,8 @@ enum Phase {
 struct Waiting {
     handshaking: Handshaking,
     turn: Turn,
+    /// The bytes that it was counted with.
+    counted: usize,
 }
 
 struct Learning {
@@ -349,11 +353,7 @@ impl Connection {
             return;
         }
         if let Phase::Waiting(_) = self.phase {
-            // Nothing is to come before our answer but what the ClientHello began.
-            if end > UNREAD_MAX {
-                return self.lost();
-            }
-            return self.keep_input(b, 0, end);
+            return self.waiting(b, end);
         }
         let Some(mut tls) = self.tls.take() else { return };
         let pass = match &mut self.phase {
@@ -478,7 +478,7 @@ impl Connection {
                 return false;
             }
         };
-        let handshaking = match accepted.hello(hello, &node) {
+        let handshaking = match accepted.hello(hello, self.slot.port.tickets.as_deref(), &node) {
             Ok(handshaking) => handshaking,
             Err(refused) => {
                 if let Wire::Alert(description) = refused.denial().code.wire() {
@@ -493,7 +493,11 @@ impl Connection {
             Entry::Later(turn) => {
                 self.set_deadline(node.options.limits.handshake_queue_timeout);
                 self.keep_input(b, 0, end);
-                self.phase = Phase::Waiting(Box::new(Waiting { handshaking, turn }));
+                self.phase = Phase::Waiting(Box::new(Waiting {
+                    handshaking,
+                    turn,
+                    counted: end,
+                }));
                 false
             }
             Entry::Full => {
@@ -519,6 +523,28 @@ impl Connection {
         }
     }
 
+    /// Nothing is to come before our answer but what the ClientHello began: 0-RTT is never offered. So what a peer holds
+    /// while it waits stays what it was counted with.
+    fn waiting(&mut self, b: &mut Buffers, end: usize) {
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Waiting(waiting) if end > waiting.counted + WAITING_MORE_MAX => {
+                let denial = Denial::new(
+                    DenialCode::HandshakeProtocol,
+                    "the peer went on sending before it was answered",
+                );
+                let Waiting {
+                    handshaking, turn, ..
+                } = *waiting;
+                drop(turn);
+                self.refuse_wordless(handshaking.give_up(denial));
+            }
+            phase => {
+                self.phase = phase;
+                self.keep_input(b, 0, end);
+            }
+        }
+    }
+
     /// A connection that waited is let in, or had to go.
     fn turn_came(&mut self, b: &mut Buffers) {
         let Phase::Waiting(waiting) = std::mem::replace(&mut self.phase, Phase::Over) else {
@@ -527,6 +553,7 @@ impl Connection {
         let Waiting {
             mut handshaking,
             turn,
+            ..
         } = *waiting;
         if turn.standing() == Standing::Displaced {
             self.refuse_wordless(handshaking.give_up(DenialCode::QueueFull.into()));
@@ -859,7 +886,10 @@ impl Connection {
         if drain {
             self.phase = Phase::Draining {
                 left: self.slot.node.options.limits.drain_bytes_max,
-                replaced: left.filter(|entry| entry.ending() == Some(EndReason::TakenOver)),
+                // Behind a balancer it would be the balancer that answers, whether or not the device is there.
+                replaced: left.filter(|entry| {
+                    entry.ending() == Some(EndReason::TakenOver) && !self.slot.port.is_behind_proxies()
+                }),
             };
         } else {
             self.gone();

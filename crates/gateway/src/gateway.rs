@@ -120,18 +120,19 @@ impl Gateway {
         let mut addresses = Vec::with_capacity(listeners.len());
         for listener in listeners {
             let name: Arc<str> = listener.name.as_str().into();
-            let producer = DeviceTickets::new(
+            let producer = Arc::new(DeviceTickets::new(
                 name.clone(),
                 tickets.clone(),
                 node.options.tickets.clone(),
                 node.metrics.tickets.clone(),
-            );
+            ));
+            let tickets = (listener.resumption == Resumption::Offered).then_some(producer);
             let tls = server_config(
                 identity.clone(),
                 listener.tls_minimum,
                 &listener.protocols,
                 node.chains.clone(),
-                (listener.resumption == Resumption::Offered).then_some(producer),
+                tickets.clone(),
             )?;
             let failed = |source| BindError::Address {
                 address: listener.address,
@@ -143,6 +144,7 @@ impl Gateway {
             let port = Port {
                 name,
                 tls,
+                tickets,
                 proxy_from,
             };
             open.push((socket, Arc::new(port)));

@@ -35,7 +35,8 @@ pub struct Limits {
     pub proxy_header_timeout: Duration,
     /// The largest PROXY protocol header, in bytes. Default 1,024; it must be at least 52 for TCP over IPv6.
     pub proxy_header_bytes_max: usize,
-    /// From accept to the end of the TLS handshake. Default 10 s.
+    /// From accept, or the PROXY protocol header, to the end of the TLS handshake. Default 10 s; begun anew when the turn of a
+    /// device that waited has come.
     pub handshake_timeout: Duration,
     /// From the end of the TLS handshake to a whole CONNECT. Default 10 s.
     pub connect_timeout: Duration,
@@ -56,6 +57,8 @@ pub struct Limits {
     pub tokens_per_device_max: usize,
     /// Tokens of all devices at once. Default 50,000; each takes about 1 KiB.
     pub tokens_max: usize,
+    /// Of these, tokens of one tenant's devices. Default 40,000: no tenant takes all there are.
+    pub tokens_per_tenant_max: usize,
     /// Subscriptions of one session. Default 64.
     pub subscriptions_max: usize,
     /// Messages waiting for one session. Default 10,000; a session that lets more pile up is ended.
@@ -66,6 +69,9 @@ pub struct Limits {
     pub inflight_max: u16,
     /// Topics that the ledger names of one session, in each direction. Default 64; more are counted together.
     pub session_topics_max: usize,
+    /// Bytes of the topics that are named so, in each direction. Default 8 KiB; a topic that finds no room is counted with the
+    /// others.
+    pub session_topic_bytes_max: usize,
     /// How often what a live session sent and received is handed to the ledger. Default 60 s: a crash costs so much of it.
     pub session_report_interval: Duration,
     /// After a refusal: how long the last words may take to be read before the socket is closed. Default 1 s.
@@ -103,11 +109,13 @@ impl Default for Limits {
             sessions_per_device_max: 8,
             tokens_per_device_max: 8,
             tokens_max: 50_000,
+            tokens_per_tenant_max: 40_000,
             subscriptions_max: 64,
             outbox_messages_max: 10_000,
             outbox_bytes_max: 4 * 1024 * 1024,
             inflight_max: 256,
             session_topics_max: 64,
+            session_topic_bytes_max: 8 * 1024,
             session_report_interval: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(1),
             session_sweep: Duration::from_secs(60),

@@ -9,7 +9,7 @@ use countersign_identity::{Clock, Timestamp};
 use countersign_policy::clones::CloneRules;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{
-    Denial, DenialCode, ExchangeId, ExchangeRecord, FactSource, Outcome, Possession, Stage, StageOutcome,
+    Denial, DenialCode, ExchangeId, ExchangeRecord, FactSource, Outcome, Possession, StageOutcome,
     StageRecord,
 };
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use rustls::ServerConfig;
 use crate::data::embedded::Router;
 use crate::handshake::chains::VerifiedChains;
 use crate::handshake::config::{Protocol, TlsMinimum};
-use crate::handshake::ticket::{Resumption, TicketSettings};
+use crate::handshake::ticket::{DeviceTickets, Resumption, TicketSettings};
 use crate::http::DeviceHttp;
 use crate::limits::Limits;
 use crate::metrics::{Metrics, count};
@@ -26,6 +26,7 @@ use crate::network::Network;
 use crate::session::clones::Clones;
 use crate::session::entry::SessionEntry;
 use crate::session::index::SessionIndex;
+use crate::session::token::TokenCounts;
 use crate::shaping::Attempts;
 use crate::shaping::gate::Gate;
 use crate::shaping::rate::Rate;
@@ -57,6 +58,8 @@ pub struct DeviceListener {
 pub(crate) struct Port {
     pub(crate) name: Arc<str>,
     pub(crate) tls: Arc<ServerConfig>,
+    /// `None` where nothing is resumed.
+    pub(crate) tickets: Option<Arc<DeviceTickets>>,
     pub(crate) proxy_from: Vec<Network>,
 }
 
@@ -94,6 +97,7 @@ pub(crate) struct Node {
     pub(crate) metrics: Metrics,
     pub(crate) chains: Arc<VerifiedChains>,
     pub(crate) sessions: SessionIndex,
+    pub(crate) token_counts: TokenCounts,
     pub(crate) clones: Clones,
     pub(crate) router: Router,
     pub(crate) draining: AtomicBool,
@@ -132,6 +136,7 @@ impl Node {
             wheel: Arc::new(Wheel::new()),
             metrics: Metrics::default(),
             sessions: SessionIndex::default(),
+            token_counts: TokenCounts::default(),
             clones: Clones::new(options.clones),
             options,
             router: Router::default(),
@@ -208,7 +213,7 @@ impl Node {
             listener: entry.listener.to_string(),
             outcome: Outcome::Refused,
             stages: vec![StageRecord {
-                stage: Stage::FirstData,
+                stage: denial.code.stage(),
                 at_us,
                 took_us: 0,
                 outcome: StageOutcome::Failed,

@@ -123,7 +123,13 @@ fn world(mode: &str) -> World {
         Arc::new(config)
     } else {
         let keys = Arc::new(TicketKeys::in_memory(now()));
-        let tickets = DeviceTickets::new("devices".into(), keys, TicketSettings::default(), Arc::default());
+        let settings = TicketSettings::default();
+        let tickets = Arc::new(DeviceTickets::new(
+            "devices".into(),
+            keys,
+            settings,
+            Arc::default(),
+        ));
         server_config(
             Arc::new(ServerIdentity::new(own.chain, own.key).unwrap()),
             TlsMinimum::Tls13,

@@ -230,6 +230,19 @@ impl AnchorIndex {
             )
     }
 
+    /// The anchor of an authority, as it is now.
+    pub(crate) fn named(
+        &self,
+        subject_der: &[u8],
+        tenant: &TenantId,
+        authority: &AuthorityId,
+    ) -> Option<&Arc<Anchor>> {
+        let of_name = self.by_name.get(subject_der)?.iter();
+        of_name
+            .filter(|a| a.tenant == *tenant)
+            .find(|a| a.authority == *authority)
+    }
+
     /// How many anchors there are.
     pub fn len(&self) -> usize {
         self.count

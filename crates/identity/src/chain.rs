@@ -12,7 +12,7 @@ use rustls_pki_types::CertificateDer;
 use crate::anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
 use crate::certificate::{CertificateFacts, EKU_CLIENT_AUTH, EKU_SERVER_AUTH};
 use crate::id::{AuthorityId, DeviceId, Generation, TenantId};
-use crate::path::{INTERMEDIATES_MAX, Node, PathDigest, Search, Terms};
+use crate::path::{HeldPath, INTERMEDIATES_MAX, Node, PathDigest, Search, Terms};
 use crate::raw::RawCertificate;
 use crate::revocation::RevocationList;
 use crate::rule::IdentityRule;
@@ -213,6 +213,8 @@ pub struct VerifiedChain {
     anchor: Arc<Anchor>,
     intermediates: usize,
     path: PathDigest,
+    held: Option<Arc<HeldPath>>,
+    not_after: Timestamp,
     /// Registered by fingerprint: the device that it is registered for.
     pinned: Option<DeviceId>,
 }
@@ -335,13 +337,14 @@ impl VerifiedChain {
                 other => other,
             })?;
         check_leaf(&leaf)?;
-        let (anchor, intermediates, path) = (found.anchor, found.intermediates, found.digest);
         drop(above);
         Ok(Self {
+            not_after: leaf.not_after.min(found.above_ends),
             leaf,
-            anchor,
-            intermediates,
-            path,
+            anchor: found.anchor,
+            intermediates: found.intermediates,
+            path: found.digest,
+            held: found.held,
             pinned: None,
         })
     }
@@ -427,10 +430,12 @@ impl VerifiedChain {
             });
         }
         Ok(Self {
+            not_after: leaf.not_after,
             leaf,
             anchor: Arc::new(anchor),
             intermediates: 0,
             path,
+            held: None,
             pinned: Some(device),
         })
     }
@@ -453,6 +458,17 @@ impl VerifiedChain {
     /// The path, to be known again by [`VerifiedChain::verify_again`].
     pub fn path(&self) -> PathDigest {
         self.path
+    }
+
+    /// The last second at which all of the path is within its dates: the leaf's end, or an earlier one of what is above it.
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
+    /// What is to be held against revocation lists for as long as the peer is connected; `None` if the leaf was issued by
+    /// the anchor itself.
+    pub fn held(&self) -> Option<&Arc<HeldPath>> {
+        self.held.as_ref()
     }
 
     /// How many intermediates lie between leaf and anchor.

@@ -34,7 +34,7 @@ pub use clock::{Clock, Synchronisation};
 pub use id::{
     AuthorityId, BatchId, DeviceId, Fingerprint, Generation, IdError, ServiceId, StationId, TenantId,
 };
-pub use path::PathDigest;
+pub use path::{HeldPath, PathDigest};
 pub use pattern::IdPattern;
 pub use revocation::{KeptLists, ListFault, RevocationList, WhenStale};
 pub use rule::{IdentityFault, IdentityField, IdentityRule};

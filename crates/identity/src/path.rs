@@ -6,6 +6,7 @@
 //! TLS library. The tests hold it against webpki and against NIST's PKITS.
 
 mod digest;
+mod held;
 mod names;
 mod policy;
 
@@ -19,6 +20,7 @@ use crate::revocation::{CheckedLists, ListIssuer, Status};
 use crate::timestamp::Timestamp;
 
 pub use digest::PathDigest;
+pub use held::HeldPath;
 pub(crate) use names::NameRules;
 use names::Names;
 use policy::{PolicyFacts, PolicyState};
@@ -50,6 +52,9 @@ pub(crate) struct Found {
     pub(crate) anchor: Arc<Anchor>,
     pub(crate) intermediates: usize,
     pub(crate) digest: PathDigest,
+    pub(crate) held: Option<Arc<HeldPath>>,
+    /// The last moment at which all of it is within its dates, by what lies above the leaf.
+    pub(crate) above_ends: Timestamp,
 }
 
 /// What a search holds certificates against.
@@ -171,10 +176,15 @@ impl<'a> Search<'a> {
                 }),
                 Some(Ok(())) => match self.check(path, anchor) {
                     Ok(digest) => {
+                        let above = || path.iter().skip(1).map(|n| &self.nodes[*n]);
+                        let ends = above().map(|n| n.facts.not_after);
+                        let held = above().map(|n| (n.facts.issuer_der.as_slice(), n.raw.serial));
                         return Some(Found {
                             anchor: anchor.clone(),
                             intermediates: path.len() - 1,
                             digest,
+                            held: HeldPath::of(anchor, held).map(Arc::new),
+                            above_ends: ends.fold(anchor.facts.not_after, Timestamp::min),
                         });
                     }
                     Err(fault) => self.note(fault),

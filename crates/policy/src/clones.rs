@@ -10,8 +10,7 @@
 //! | who was replaced answered by closing its connection in order | 1 |
 //! | the same by a reset, from another address (a device that restarts resets too, from its own) | ½ |
 //! | who was replaced, and had closed in order, came back within a minute and replaced the other | 1 |
-//! | two sessions from two addresses were active within the same two seconds | ¾ |
-//! | a session ticket was used again that a later one had replaced | 1 |
+//! | two sessions from two addresses were active by turns, within the same moments | ¾ |
 //!
 //! The score is halved every minute. At three the credential is suspected, once; again only after it fell below one.
 
@@ -90,8 +89,6 @@ pub struct Suspicion {
     pub returned: u32,
     /// How often two sessions were active at a time.
     pub together: u32,
-    /// How often a replaced ticket was used.
-    pub tickets: u32,
     /// The first evidence.
     pub first: Timestamp,
     /// The latest evidence.
@@ -108,7 +105,6 @@ impl Suspicion {
             answered: 0,
             returned: 0,
             together: 0,
-            tickets: 0,
             first: now,
             last: now,
         }
@@ -126,12 +122,11 @@ impl Suspicion {
     pub fn evidence(&self) -> String {
         let sources: Vec<_> = self.sources.iter().map(ToString::to_string).collect();
         format!(
-            "{} sessions taken over, {} of them from a holder that was alive, {} came back, {} times two were active at once, {} old tickets; from {}",
+            "{} sessions taken over, {} of them from a holder that was alive, {} came back, {} times two were active at once; from {}",
             self.takeovers,
             self.answered,
             self.returned,
             self.together,
-            self.tickets,
             sources.join(", ")
         )
     }
@@ -243,19 +238,6 @@ impl CloneWatch {
         account.suspicion.saw(one);
         account.suspicion.saw(other);
         self.weigh(credential, ONE / 4 * 3, now)
-    }
-
-    /// A session ticket of `credential` was used from `source` though a later one had replaced it, and the later one had been used.
-    pub fn old_ticket(
-        &mut self,
-        credential: Fingerprint,
-        source: IpAddr,
-        now: Timestamp,
-    ) -> Option<Suspicion> {
-        let account = self.account(credential, now);
-        account.suspicion.tickets += 1;
-        account.suspicion.saw(source);
-        self.weigh(credential, ONE, now)
     }
 
     fn account(&mut self, credential: Fingerprint, now: Timestamp) -> &mut Account {

@@ -278,22 +278,45 @@ impl TenantPolicy {
         self.current(admission, device)?;
         let mut found = SpaceSet::default();
         for n in 0..self.spaces.len() {
-            let mut spaces = SpaceSet::default();
-            spaces.insert(n);
-            let permitted = [0, 1].into_iter().any(|qos| {
-                let asked = DataFacts {
-                    spaces,
-                    qos,
-                    retain: false,
-                    now,
-                };
-                self.publish(admission, device, "", asked).is_ok()
-            });
-            if permitted {
+            if self.may_publish_to(n, admission, device, now) {
                 found.insert(n);
             }
         }
         Ok(found)
+    }
+
+    /// Whether an admitted device may publish to any of `wanted`, each taken by itself: as [`TenantPolicy::publishable`], and
+    /// no longer looked for than until one is found.
+    pub fn is_publishable(
+        &self,
+        wanted: SpaceSet,
+        admission: &AdmissionPermit,
+        device: &DeviceFacts,
+        now: Timestamp,
+    ) -> bool {
+        self.current(admission, device).is_ok()
+            && (0..self.spaces.len())
+                .any(|n| wanted.contains(n) && self.may_publish_to(n, admission, device, now))
+    }
+
+    fn may_publish_to(
+        &self,
+        n: usize,
+        admission: &AdmissionPermit,
+        device: &DeviceFacts,
+        now: Timestamp,
+    ) -> bool {
+        let mut spaces = SpaceSet::default();
+        spaces.insert(n);
+        [0, 1].into_iter().any(|qos| {
+            let asked = DataFacts {
+                spaces,
+                qos,
+                retain: false,
+                now,
+            };
+            self.publish(admission, device, "", asked).is_ok()
+        })
     }
 
     /// Decides whether an admitted device may subscribe to `filter`.

@@ -185,7 +185,7 @@ catalogue! {
         "configure the device for TLS (mqtts, port 8883) with its certificate and key";
     NotTls "hello.not-tls" ClientHello Close,
         "the peer's first bytes are not a TLS ClientHello",
-        "check what connects to this port: only MQTT over TLS does";
+        "check what connects to this port: only MQTT and HTTPS over TLS do";
     HelloTimeout "hello.timeout" ClientHello Close,
         "the peer sent no complete ClientHello in time",
         "check the network path; port scanners and health checks by bare TCP look like this too";
@@ -366,7 +366,7 @@ catalogue! {
         "the device is suspended",
         "countersign device resume, once the reason for the suspension is gone";
     DeviceQuarantined "device.quarantined" Policy Connack { v311: 5, v5: 0x87 },
-        "the device is quarantined, and no policy opens a quarantine lane for it",
+        "the device is quarantined, and no policy opens the quarantine lane for it, or it came over HTTPS, which the lane does not have",
         "countersign device release, once it is clean; a policy with @quarantine(\"open\") opens the lane";
     DeviceDecommissioned "device.decommissioned" Policy Connack { v311: 5, v5: 0x8a },
         "the device was decommissioned; that is final",
@@ -425,8 +425,8 @@ catalogue! {
         "the device holds as many sessions as it may",
         "close the device's other sessions, or raise limits.sessions_per_device_max";
     TokenLimit "token.limit" Grant Http(429),
-        "the device, or this node, holds as many session tokens as it may",
-        "use a token until it expires, or give it back (POST /oauth2/revoke); else raise limits.tokens_per_device_max or limits.tokens_max";
+        "the device, its tenant or this node holds as many session tokens as it may",
+        "use a token until it expires, or give it back (POST /oauth2/revoke); else raise limits.tokens_per_device_max, limits.tokens_per_tenant_max or limits.tokens_max";
     // --- first-data and after
     TopicForbidden "topic.forbidden" FirstData Session { v5: 0x87 },
         "no policy lets the device publish or subscribe there",

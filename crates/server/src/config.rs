@@ -267,6 +267,8 @@ limits! {
     tokens_per_device_max: usize => tokens_per_device_max, same, same;
     /// Tokens of all devices at once.
     tokens_max: usize => tokens_max, same, same;
+    /// Tokens of one tenant's devices at once.
+    tokens_per_tenant_max: usize => tokens_per_tenant_max, same, same;
     /// Subscriptions of one session.
     subscriptions_max: usize => subscriptions_max, same, same;
     /// Messages waiting for one session.
@@ -277,6 +279,8 @@ limits! {
     inflight_max: u16 => inflight_max, same, same;
     /// Topics of one session that the ledger names, in each direction; more are counted together.
     session_topics_max: usize => session_topics_max, same, same;
+    /// Bytes of the topics that are named so, in each direction.
+    session_topic_bytes_max: usize => session_topic_bytes_max, same, same;
     /// How often what a live session sent and received goes to the ledger, in seconds.
     session_report_interval_s: u64 => session_report_interval, Duration::from_secs, seconds;
     /// After a refusal, how long the last words may take, in seconds.
@@ -797,6 +801,7 @@ impl Config {
             ("limits.handshakes_max", limits.handshakes_max),
             ("limits.tokens_per_device_max", limits.tokens_per_device_max),
             ("limits.tokens_max", limits.tokens_max),
+            ("limits.tokens_per_tenant_max", limits.tokens_per_tenant_max),
             (
                 "limits.connections_per_source_max",
                 limits.connections_per_source_max,
@@ -925,6 +930,12 @@ listen = "{listen}"
 # name = "enrol"
 # purpose = "enrol"
 # listen = "0.0.0.0:8443"
+
+# Where backends ask whether tokens are good (countersign service add). Closed while this is a comment.
+# [[listeners]]
+# name = "services"
+# purpose = "services"
+# listen = "0.0.0.0:8444"
 
 [server]
 # The names and addresses that devices connect to: they are in the server certificate.

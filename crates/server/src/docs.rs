@@ -15,7 +15,10 @@ fn read(path: &str) -> String {
 fn refusals() -> String {
     let mut out = String::from(
         "# Refusals\n\nMade from the catalogue in `crates/policy/src/denial.rs`. A code never changes its meaning. The device is told\n\
-         little, the operator everything: `countersign explain DEVICE|FINGERPRINT|SERIAL|EXCHANGE`.\n",
+         little, the operator everything: `countersign explain DEVICE|FINGERPRINT|SERIAL|EXCHANGE`.\n\n\
+         Over HTTPS what is refused after TLS is answered by a problem document with the code, and a status: the one in the table, or 429\n\
+         for `credential.rate`, 503 where CONNACK is 3, else 403. A publish has 400 for `topic.invalid`, `mqtt.qos` and `mqtt.retain`, and\n\
+         413 for `mqtt.too-large`. Once a device is let in, `/oauth2/token` answers by the errors of RFC 6749.\n",
     );
     let mut stage = None;
     for code in DenialCode::ALL {

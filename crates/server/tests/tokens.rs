@@ -141,7 +141,7 @@ fn a_device_takes_a_token_by_its_certificate_and_uses_it_on_other_connections() 
 
 #[test]
 fn what_is_no_request_for_a_token_is_told_why() {
-    let world = World::new("[limits]\ntokens_per_device_max = 2");
+    let world = World::new("[limits]\ntokens_per_device_max = 2\ntokens_per_tenant_max = 3");
     world.device("d1");
     world.device("d2");
     let check = |name: &str, arguments: &[&str], status: u16, error: &str| {
@@ -224,6 +224,10 @@ fn what_is_no_request_for_a_token_is_told_why() {
     assert!(world.refusals("d1").contains(&"token.limit".to_owned()));
     assert_eq!(world.metric("countersign_tokens_refused_total"), 4);
     world.token("d2");
+    // Its tenant has three now.
+    let reply = world.at("d2", "/oauth2/token", &[TOKEN, &["client_id=d2"]].concat());
+    assert_eq!((reply.status, &reply.json()["error"]), (429, &json!("slow_down")));
+    assert!(world.refusals("d2").contains(&"token.limit".to_owned()));
     // RFC 7009: another device cannot, what is none is taken back already, and the device itself can.
     let form = format!("token={first}");
     let reply = world.at("d2", "/oauth2/revoke", &["-d", &form]);

@@ -132,6 +132,19 @@ impl Ca {
         }
     }
 
+    /// A CA below this one that expires so many seconds from now.
+    pub fn below_for_seconds(&self, name: &str, seconds: i64) -> Self {
+        let (mut params, key) = (ca_params(name, None), key());
+        params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
+        let certificate = params.signed_by(&key, &self.issuer()).expect("a CA");
+        Self {
+            pem: certificate.pem(),
+            certificate: certificate.der().clone(),
+            params,
+            key,
+        }
+    }
+
     /// Another CA of the same name and another key.
     pub fn twin(&self) -> Self {
         let (params, key) = (self.params.clone(), key());

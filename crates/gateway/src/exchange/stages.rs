@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use countersign_identity::{Anchor, CertificateFacts, Fingerprint, TenantId, Timestamp, VerifiedChain};
+use countersign_identity::{Anchor, Fingerprint, HeldPath, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::decide::AdmissionPermit;
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::first_contact::Contact;
@@ -20,8 +20,8 @@ use super::trace::Trace;
 use crate::handshake::context::{self, HandshakeContext};
 use crate::handshake::driver::{self, Pass};
 use crate::handshake::hello::ClientHello;
-use crate::handshake::ticket::Resumed;
 use crate::handshake::ticket::facts::TicketVersion;
+use crate::handshake::ticket::{DeviceTickets, Resumed};
 use crate::judge::{self, Circumstances};
 use crate::node::Node;
 use crate::shaping::attempts::Standing;
@@ -69,7 +69,12 @@ impl Accepted {
     ///
     /// # Errors
     /// [`Refused`] if the server name belongs to nobody.
-    pub(crate) fn hello(mut self, hello: ClientHello, node: &Node) -> Result<Handshaking, Box<Refused>> {
+    pub(crate) fn hello(
+        mut self,
+        hello: ClientHello,
+        tickets: Option<&DeviceTickets>,
+        node: &Node,
+    ) -> Result<Handshaking, Box<Refused>> {
         // rustls would look for what TLS 1.2 needs first, and answer an older client that it lacks that.
         if !hello.offers.tls12 && !hello.offers.tls13 {
             return Err(Box::new(self.refuse(DenialCode::TlsVersion.into())));
@@ -103,12 +108,19 @@ impl Accepted {
             true => TicketVersion::Tls13,
             false => TicketVersion::Tls12,
         };
+        let resumes = tickets
+            .zip(hello.ticket.as_deref())
+            .is_some_and(|(tickets, ticket)| tickets.opens(ticket, asked.as_ref()));
         let mut context = HandshakeContext::new(facts.clone(), asked, version, node.now());
         context.attempts = Some(node.attempts.clone());
         context.source = self.trace.source.ip();
         Ok(Handshaking {
             trace: self.trace,
             context: Some(Box::new(context)),
+            class: match resumes {
+                true => Class::Resumption,
+                false => Class::Full,
+            },
             flight_sent: false,
         })
     }
@@ -118,6 +130,7 @@ impl Accepted {
 pub struct Handshaking {
     trace: Trace,
     context: Option<Box<HandshakeContext>>,
+    class: Class,
     flight_sent: bool,
 }
 
@@ -126,8 +139,7 @@ impl Handshaking {
     pub(crate) fn place(&self, bytes: usize) -> Place {
         Place {
             tenant: self.trace.tenant.clone(),
-            // Until tickets are opened before this every handshake is a full one.
-            class: Class::Full,
+            class: self.class,
             source: account_of(self.trace.source.ip()),
             bytes,
         }
@@ -380,11 +392,13 @@ impl Handshaken {
         match self.look_up(facts) {
             Ok(Some((device, credential))) => {
                 self.trace.passed(Stage::Identify);
-                let (leaf, anchor) = self.chain.into_parts();
+                let (not_after, path) = (self.chain.not_after(), self.chain.held().cloned());
+                let (_, anchor) = self.chain.into_parts();
                 Ok(Identification::Known(Box::new(Identified {
                     trace: self.trace,
-                    leaf,
                     anchor,
+                    not_after,
+                    path,
                     device,
                     credential,
                     tls: self.tls,
@@ -438,8 +452,9 @@ impl Handshaken {
 #[derive(Debug)]
 pub struct Identified {
     trace: Trace,
-    leaf: CertificateFacts,
     anchor: Arc<Anchor>,
+    not_after: Timestamp,
+    path: Option<Arc<HeldPath>>,
     device: Arc<DeviceFacts>,
     credential: CredentialFacts,
     tls: TlsFacts,
@@ -474,7 +489,8 @@ impl Identified {
                     device: self.device,
                     credential: self.credential,
                     anchor: self.anchor,
-                    not_after: self.leaf.not_after,
+                    not_after: self.not_after,
+                    path: self.path,
                     tls: self.tls,
                 };
                 Ok(Authorised {
@@ -500,7 +516,9 @@ pub(crate) struct Connected {
     pub(crate) device: Arc<DeviceFacts>,
     pub(crate) credential: CredentialFacts,
     pub(crate) anchor: Arc<Anchor>,
+    /// The last second at which all of the path is within its dates.
     pub(crate) not_after: Timestamp,
+    pub(crate) path: Option<Arc<HeldPath>>,
     pub(crate) tls: TlsFacts,
 }
 

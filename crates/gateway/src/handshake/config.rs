@@ -149,7 +149,7 @@ pub fn server_config(
     minimum: TlsMinimum,
     protocols: &[Protocol],
     chains: Arc<VerifiedChains>,
-    tickets: Option<DeviceTickets>,
+    tickets: Option<Arc<DeviceTickets>>,
 ) -> Result<Arc<ServerConfig>, ServerIdentityError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = Arc::new(DeviceVerifier::new(
@@ -173,7 +173,7 @@ pub fn server_config(
     config.send_tls13_tickets = usize::from(tickets.is_some());
     config.max_tls13_tickets = 0;
     if let Some(tickets) = tickets {
-        config.ticketer = Arc::new(tickets);
+        config.ticketer = tickets;
     }
     // 0-RTT can be replayed before possession is proven: off for ever.
     config.max_early_data_size = 0;

@@ -13,6 +13,8 @@ const RECORD_HANDSHAKE: u8 = 22;
 const HANDSHAKE_CLIENT_HELLO: u8 = 1;
 const EXTENSION_SERVER_NAME: u16 = 0;
 const EXTENSION_ALPN: u16 = 16;
+const EXTENSION_SESSION_TICKET: u16 = 35;
+const EXTENSION_PRE_SHARED_KEY: u16 = 41;
 const EXTENSION_SUPPORTED_VERSIONS: u16 = 43;
 
 /// What a ClientHello says, as far as admission and ledger use it.
@@ -24,6 +26,8 @@ pub struct ClientHello {
     pub alpn: Vec<String>,
     /// Whether it offers TLS 1.3 or, by its legacy version, TLS 1.2.
     pub offers: OfferedVersions,
+    /// The first ticket that it offers to be resumed by, as bytes of whatever kind.
+    pub ticket: Option<Box<[u8]>>,
 }
 
 /// The TLS versions a ClientHello offers.
@@ -135,6 +139,11 @@ fn body_read(body: &[u8]) -> Option<ClientHello> {
         match kind {
             EXTENSION_SERVER_NAME => hello.server_name = server_name(&mut data)?,
             EXTENSION_ALPN => hello.alpn = alpn(&mut data)?,
+            // RFC 5077 section 3.2: the ticket itself; empty asks for one.
+            EXTENSION_SESSION_TICKET if hello.ticket.is_none() && !data.0.is_empty() => {
+                hello.ticket = Some(data.0.into());
+            }
+            EXTENSION_PRE_SHARED_KEY => hello.ticket = Some(first_identity(&mut data)?.into()),
             EXTENSION_SUPPORTED_VERSIONS => {
                 let length = usize::from(data.u8()?);
                 let list = data.take(length)?;
@@ -176,6 +185,14 @@ fn alpn(data: &mut Reader<'_>) -> Option<Vec<String>> {
         names.push(list.take(length)?.escape_ascii().to_string());
     }
     Some(names)
+}
+
+/// RFC 9846 section 4.3.11: identities, each with its age; then binders, which are not read here.
+fn first_identity<'a>(data: &mut Reader<'a>) -> Option<&'a [u8]> {
+    let length = usize::from(data.u16()?);
+    let mut identities = Reader(data.take(length)?);
+    let length = usize::from(identities.u16()?);
+    identities.take(length)
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -249,6 +266,7 @@ mod tests {
                         tls13: true,
                         tls12: true
                     },
+                    ticket: None,
                 })
             );
         }

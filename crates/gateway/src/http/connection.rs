@@ -238,19 +238,12 @@ impl Shared {
         });
         match granted {
             Ok(granted) => {
-                let limits = &self.node.options.limits;
-                let age_end = self.node.now().plus(limits.session_age_max);
-                let (hard_end, hard_end_reason) = if granted.expires < age_end {
-                    (granted.expires, EndReason::CertificateExpired)
-                } else {
-                    (age_end, EndReason::SessionAge)
-                };
                 let live = Live {
                     entry: granted.entry,
                     accepted: granted.accepted,
                     expires: granted.expires,
-                    hard_end,
-                    hard_end_reason,
+                    hard_end: granted.hard_end,
+                    hard_end_reason: granted.hard_end_reason,
                     answered: false,
                 };
                 let session = self.session(&live);

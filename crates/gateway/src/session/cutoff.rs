@@ -84,19 +84,16 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
     };
     let mut ended = Vec::new();
     let mut kept = 0;
+    let mut tokens = Vec::new();
     for entry in sessions {
         match decide_anew(node, &entry) {
-            // A token whose whole scope was withdrawn is good for nothing that it was asked for.
-            Ok(admission)
-                if entry
-                    .token_facts()
-                    .is_some_and(|t| t.is_void(&admission, node.now())) =>
-            {
-                if entry.end(EndReason::PolicyChanged) {
-                    ended.push(entry);
-                }
-            }
             Ok(admission) => {
+                // What a token's scope is worth is asked of the policies once more: last, so that nobody who is to go waits.
+                if entry.token_facts().is_some()
+                    && entry.admission().permit.generations() != admission.permit.generations()
+                {
+                    tokens.push(entry.clone());
+                }
                 entry.readmit(admission);
                 // An idle one looks at its subscriptions now, not when something comes.
                 entry.timer.wake();
@@ -108,6 +105,17 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
                     ended.push(entry);
                 }
             }
+        }
+    }
+    // A token whose whole scope was withdrawn is good for nothing that it was asked for.
+    for entry in tokens {
+        let admission = entry.admission();
+        let is_void = entry
+            .token_facts()
+            .is_some_and(|t| t.is_void(&admission, node.now()));
+        if is_void && entry.end(EndReason::PolicyChanged) {
+            kept -= 1;
+            ended.push(entry);
         }
     }
     Cutoff {
@@ -134,13 +142,16 @@ pub(crate) fn end(node: &Arc<Node>, entries: Vec<Arc<SessionEntry>>, reason: End
 
 pub(super) fn reason_of(code: DenialCode) -> EndReason {
     match code {
-        DenialCode::CredentialRevoked | DenialCode::CredentialLapsed | DenialCode::UnknownCredential => {
-            EndReason::CredentialChanged
-        }
+        DenialCode::CredentialRevoked
+        | DenialCode::CredentialSuperseded
+        | DenialCode::CredentialLapsed
+        | DenialCode::CredentialOfOther
+        | DenialCode::UnknownCredential => EndReason::CredentialChanged,
         DenialCode::CertificateExpired => EndReason::CertificateExpired,
-        DenialCode::AuthorityRevoked | DenialCode::AuthorityRetired | DenialCode::UnknownCa => {
-            EndReason::AuthorityChanged
-        }
+        DenialCode::AuthorityRevoked
+        | DenialCode::AuthorityRetired
+        | DenialCode::ChainRevoked
+        | DenialCode::UnknownCa => EndReason::AuthorityChanged,
         DenialCode::PolicyForbids | DenialCode::PolicyNoPermit | DenialCode::PolicyError => {
             EndReason::PolicyChanged
         }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use countersign_identity::{AuthorityId, Fingerprint, Timestamp};
+use countersign_identity::{AuthorityId, Fingerprint, HeldPath, Timestamp};
 use countersign_mqtt::QoS;
 use countersign_mqtt::topic::{TopicFilter, TopicName};
 use countersign_policy::decide::{AdmissionPermit, DataFacts, SpaceSet};
@@ -56,7 +56,7 @@ end_reasons! {
     DeviceChanged = "device-changed", Some(0x98);
     /// The credential was revoked.
     CredentialChanged = "credential-changed", Some(0x98);
-    /// The authority was retired or revoked.
+    /// The authority was retired or revoked, or revoked a certificate between it and the device's.
     AuthorityChanged = "authority-changed", Some(0x98);
     /// The policies no longer permit it.
     PolicyChanged = "policy-changed", Some(0x87);
@@ -178,6 +178,8 @@ pub struct SessionEntry {
     pub(crate) started: Timestamp,
     pub(crate) protocol: &'static str,
     pub(crate) authority: AuthorityId,
+    /// What lies between certificate and authority, if anything does.
+    pub(crate) path: Option<Arc<HeldPath>>,
     pub(crate) tls: TlsFacts,
     /// A token, and so without a connection.
     token: Option<Box<TokenFacts>>,
@@ -203,6 +205,7 @@ impl SessionEntry {
         started: Timestamp,
         protocol: &'static str,
         authority: AuthorityId,
+        path: Option<Arc<HeldPath>>,
         tls: TlsFacts,
         admission: Admission,
         timer: Arc<Timer>,
@@ -216,6 +219,7 @@ impl SessionEntry {
             started,
             protocol,
             authority,
+            path,
             tls,
             token: None,
             admission: Mutex::new(Arc::new(admission)),
@@ -250,6 +254,7 @@ impl SessionEntry {
                 started,
                 protocol,
                 of.authority.clone(),
+                of.path.clone(),
                 of.tls,
                 admission,
                 timer,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use countersign_identity::Timestamp;
 use countersign_policy::{CredentialState, Denial, DenialCode, Generations, LifecycleState};
 
-use super::entry::{Admission, SessionEntry};
+use super::entry::{Admission, EndReason, SessionEntry};
 use super::spaces;
 use crate::exchange::{Greeted, Refused};
 use crate::judge::{self, Circumstances};
@@ -25,8 +25,12 @@ const ATTEMPTS_MAX: usize = 4;
 pub(crate) struct Granted {
     pub(crate) entry: Arc<SessionEntry>,
     pub(crate) accepted: Instant,
-    /// The first moment at which the certificate does not hold: the session never outlives it.
+    /// The first moment at which the certificate, or what is above it, does not hold: the session never outlives it.
     pub(crate) expires: Timestamp,
+    /// When the session ends at the latest.
+    pub(crate) hard_end: Timestamp,
+    /// Why it does then.
+    pub(crate) hard_end_reason: EndReason,
     /// The client sent no client id and must be told the one it has.
     pub(crate) assigned: bool,
 }
@@ -62,6 +66,7 @@ pub(crate) fn grant(
         node.now(),
         protocol,
         connected.anchor.authority.clone(),
+        connected.path,
         connected.tls,
         Admission {
             permit,
@@ -91,10 +96,17 @@ pub(crate) fn grant(
             if first_use {
                 node.sink.credential_used(entry.fingerprint(), &entry.authority);
             }
+            let age_end = node.now().plus(node.options.limits.session_age_max);
+            let (hard_end, hard_end_reason) = match expires < age_end {
+                true => (expires, EndReason::CertificateExpired),
+                false => (age_end, EndReason::SessionAge),
+            };
             Ok(Granted {
                 entry,
                 accepted,
                 expires,
+                hard_end,
+                hard_end_reason,
                 assigned,
             })
         }
@@ -161,7 +173,7 @@ pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission
             format!("device {id} was quarantined; its session was opened before"),
         ));
     }
-    judge::anew(
+    let admission = judge::anew(
         facts,
         tenant,
         id,
@@ -172,5 +184,14 @@ pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission
             tls: entry.tls,
             now: node.now(),
         },
-    )
+    )?;
+    if let Some(path) = &entry.path
+        && path.is_revoked(&facts.anchors(), node.now())
+    {
+        return Err(Denial::new(
+            DenialCode::ChainRevoked,
+            "a certificate between the device's and its authority was revoked",
+        ));
+    }
+    Ok(admission)
 }

@@ -91,13 +91,6 @@ impl Session {
         } else {
             asked
         };
-        let now = node.now();
-        let age_end = now.plus(limits.session_age_max);
-        let (hard_end, hard_end_reason) = if granted.expires < age_end {
-            (granted.expires, EndReason::CertificateExpired)
-        } else {
-            (age_end, EndReason::SessionAge)
-        };
         let properties = &connect.properties;
         let packet_bytes_max = properties.maximum_packet_size.map_or(usize::MAX, |n| n as usize);
         let session = Self {
@@ -106,8 +99,8 @@ impl Session {
             version: connect.version,
             // MQTT-3.1.2-22: one and a half times the keep-alive.
             quiet_max: keep_alive + keep_alive / 2,
-            hard_end,
-            hard_end_reason,
+            hard_end: granted.hard_end,
+            hard_end_reason: granted.hard_end_reason,
             packet_bytes_max,
             inflight_max: properties
                 .receive_maximum

@@ -45,7 +45,10 @@ fn missed(node: &Node) -> Vec<Arc<SessionEntry>> {
     if node.facts.health().is_err() {
         return vec![];
     }
-    node.sessions.filter(|entry| is_stale(node, entry))
+    // Facts are looked up outside of the index's locks: whoever connects or closes meanwhile waits for none of it.
+    let mut live = node.sessions.filter(|entry| entry.ending().is_none());
+    live.retain(|entry| is_stale(node, entry));
+    live
 }
 
 fn is_stale(node: &Node, entry: &SessionEntry) -> bool {

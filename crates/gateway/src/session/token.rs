@@ -3,6 +3,7 @@
 //!
 //! Tokens are kept in memory. After a restart none is known, and what is not known is not active.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_identity::{DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::{Denial, DenialCode, SpaceSet};
+use parking_lot::Mutex;
 
 use super::cutoff::reason_of;
 use super::entry::{Admission, EndReason, SessionEntry};
@@ -123,7 +125,11 @@ impl TokenFacts {
 
     /// Whether it had a scope, and nothing of it is permitted any more.
     pub(crate) fn is_void(&self, admission: &Admission, now: Timestamp) -> bool {
-        !self.scope.is_empty() && self.spaces(admission).and(publishable(admission, now)).is_empty()
+        let wanted = self.spaces(admission);
+        !self.scope.is_empty()
+            && !admission
+                .policy
+                .is_publishable(wanted, &admission.permit, &admission.device, now)
     }
 
     fn view(&self, entry: &SessionEntry, admission: &Admission, now: Timestamp) -> TokenView {
@@ -155,24 +161,52 @@ pub(crate) fn names(admission: &Admission, spaces: SpaceSet) -> Vec<String> {
         .collect()
 }
 
+/// How many tokens each tenant's devices hold.
+#[derive(Debug, Default)]
+pub(crate) struct TokenCounts(Mutex<HashMap<TenantId, usize>>);
+
 /// One counted token; dropping it counts it out.
-struct Slot(Arc<Node>);
+struct Slot {
+    node: Arc<Node>,
+    tenant: TenantId,
+}
 
 impl Slot {
-    fn take(node: &Arc<Node>) -> Option<Self> {
-        let max = node.options.limits.tokens_max as u64;
-        let more = |n: u64| (n < max).then_some(n + 1);
+    fn take(node: &Arc<Node>, tenant: &TenantId) -> Result<Self, Denial> {
+        let limits = &node.options.limits;
+        let full = |who: &str, max: usize| {
+            let what = format!("{who} holds {max} tokens already");
+            Denial::new(DenialCode::TokenLimit, what)
+        };
+        let mut counts = node.token_counts.0.lock();
+        // All that grant and end hold this lock: the sum does not move meanwhile.
         let tokens: &AtomicU64 = &node.metrics.tokens;
-        tokens
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
-            .ok()
-            .map(|_| Self(node.clone()))
+        if tokens.load(Ordering::Acquire) >= limits.tokens_max as u64 {
+            return Err(full("this node", limits.tokens_max));
+        }
+        let own = counts.entry(tenant.clone()).or_default();
+        if *own >= limits.tokens_per_tenant_max {
+            return Err(full("the tenant", limits.tokens_per_tenant_max));
+        }
+        *own += 1;
+        tokens.fetch_add(1, Ordering::AcqRel);
+        Ok(Self {
+            node: node.clone(),
+            tenant: tenant.clone(),
+        })
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.metrics.tokens.fetch_sub(1, Ordering::AcqRel);
+        let mut counts = self.node.token_counts.0.lock();
+        if let Some(own) = counts.get_mut(&self.tenant) {
+            *own = own.saturating_sub(1);
+            if *own == 0 {
+                counts.remove(&self.tenant);
+            }
+        }
+        self.node.metrics.tokens.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -218,10 +252,7 @@ fn try_grant(
                 .collect()
         }
     };
-    let full = |what: String| Denial::new(DenialCode::TokenLimit, what);
-    let limits = &node.options.limits;
-    let slot = Slot::take(node)
-        .ok_or_else(|| full(format!("this node holds {} tokens already", limits.tokens_max)))?;
+    let slot = Slot::take(node, &admission.device.tenant)?;
     let id = TokenId::random()?;
     let entry = Arc::new(SessionEntry::token(
         node.next_session(),
@@ -236,24 +267,35 @@ fn try_grant(
         },
         node.wheel.timer(),
     ));
-    let max = limits.tokens_per_device_max;
+    let max = node.options.limits.tokens_per_device_max;
     if let Err(TooMany) = node.sessions.insert(&entry, max) {
-        return Err(full(format!("the device already holds {max} tokens")).into());
+        let what = format!("the device already holds {max} tokens");
+        return Err(Denial::new(DenialCode::TokenLimit, what).into());
     }
     let checked = check(node, &entry).and_then(|()| match of.ending() {
         // Whoever ended the device's sessions may have looked before this one was indexed.
         None => Ok(()),
         Some(_) => Err(DenialCode::GrantStale.into()),
     });
-    if let Err(denial) = checked {
-        node.sessions.remove(&entry);
-        return Err(denial.into());
-    }
-    node.wheel.set(&entry.timer, expires.since(node.now()));
+    // The check may have readmitted it under other policies, which permit nothing of its scope.
     let admission = entry.admission();
-    let Some(view) = entry.token_facts().map(|t| t.view(&entry, &admission, wish.now)) else {
-        return Err(Denial::from(DenialCode::GrantStale).into());
+    let view = checked
+        .map_err(TokenRefusal::from)
+        .and_then(|()| match entry.token_facts() {
+            Some(token) if token.is_void(&admission, wish.now) => {
+                Err(TokenRefusal::Scope(token.scope.join(" ")))
+            }
+            Some(token) => Ok(token.view(&entry, &admission, wish.now)),
+            None => Err(Denial::from(DenialCode::GrantStale).into()),
+        });
+    let view = match view {
+        Ok(view) => view,
+        Err(refusal) => {
+            node.sessions.remove(&entry);
+            return Err(refusal);
+        }
     };
+    node.wheel.set(&entry.timer, expires.since(node.now()));
     tracing::info!(
         token.id = %id,
         session.exchange = %entry.exchange,
@@ -270,7 +312,7 @@ fn try_grant(
 
 /// A token's connection is this: waits for its end, and takes it out of the index.
 async fn keep(slot: Slot, entry: Arc<SessionEntry>) {
-    let node = &slot.0;
+    let node = &slot.node;
     let reason = std::future::poll_fn(|cx| {
         entry.timer.register(cx.waker());
         match entry.ending() {
@@ -319,8 +361,10 @@ pub(crate) fn find(
 /// is ended.
 pub(crate) fn look(node: &Node, tenant: &TenantId, device: &DeviceId, id: &TokenId) -> Option<TokenView> {
     let entry = find(node, tenant, device, id)?;
-    match decide_anew(node, &entry) {
-        Ok(admission) => entry.readmit(admission),
+    // What is decided here is for this answer alone: a change that comes meanwhile readmits the session, and must not be
+    // overwritten by what was before it.
+    let admission = match decide_anew(node, &entry) {
+        Ok(admission) => admission,
         Err(denial) => {
             // A registry that does not answer ends nothing; it is no answer either.
             if denial.code != DenialCode::RegistryUnavailable {
@@ -328,9 +372,13 @@ pub(crate) fn look(node: &Node, tenant: &TenantId, device: &DeviceId, id: &Token
             }
             return None;
         }
+    };
+    let token = entry.token_facts()?;
+    if token.is_void(&admission, node.now()) {
+        entry.end(EndReason::PolicyChanged);
+        return None;
     }
-    let admission = entry.admission();
-    let view = entry.token_facts()?.view(&entry, &admission, node.now());
+    let view = token.view(&entry, &admission, node.now());
     // Ended while it was decided.
     entry.ending().is_none().then_some(view)
 }

@@ -39,6 +39,13 @@ struct Direction {
     other: Option<Box<Use>>,
 }
 
+/// What may be named: so many topics, which have so many bytes together. A topic alone may have 64 KiB.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    topics: usize,
+    bytes: usize,
+}
+
 #[derive(Debug)]
 struct Use {
     topic: Box<str>,
@@ -72,9 +79,13 @@ impl Use {
 
 impl Direction {
     /// Counts a message. `false` if its topic found no room and was counted among the others.
-    fn add(&mut self, topic: &str, bytes: usize, now: Timestamp, topics_max: usize) -> bool {
+    fn add(&mut self, topic: &str, bytes: usize, now: Timestamp, room: Room) -> bool {
         let known = self.topics.iter().position(|u| *u.topic == *topic);
-        let named = known.is_some() || self.topics.len() < topics_max;
+        let has_room = || {
+            let taken: usize = self.topics.iter().map(|u| u.topic.len()).sum();
+            self.topics.len() < room.topics && taken + topic.len() <= room.bytes
+        };
+        let named = known.is_some() || has_room();
         let at = match known {
             Some(n) => self.topics.get_mut(n),
             None if named => {
@@ -118,11 +129,15 @@ impl SessionEntry {
         node: &Node,
         direction: impl FnOnce(&mut Summary) -> &mut Direction,
     ) {
-        let max = node.options.limits.session_topics_max;
+        let limits = &node.options.limits;
+        let room = Room {
+            topics: limits.session_topics_max,
+            bytes: limits.session_topic_bytes_max,
+        };
         let mut traffic = self.traffic.0.lock();
         let summary = traffic.get_or_insert_default();
         summary.dirty = true;
-        if !direction(summary).add(topic, bytes, node.now(), max) {
+        if !direction(summary).add(topic, bytes, node.now(), room) {
             count(&node.metrics.topics_unnamed);
         }
     }
@@ -233,11 +248,15 @@ mod tests {
     fn topics_beyond_the_limit_are_counted_together_and_known_ones_go_on() {
         let at = Timestamp::from_unix_s;
         let mut direction = Direction::default();
-        assert!(direction.add("a", 5, at(1), 2));
-        assert!(direction.add("b", 5, at(2), 2));
-        assert!(!direction.add("c", 7, at(3), 2));
-        assert!(!direction.add("d", 7, at(4), 2));
-        assert!(direction.add("a", 1, at(5), 2));
+        let room = Room {
+            topics: 2,
+            bytes: 100,
+        };
+        assert!(direction.add("a", 5, at(1), room));
+        assert!(direction.add("b", 5, at(2), room));
+        assert!(!direction.add("c", 7, at(3), room));
+        assert!(!direction.add("d", 7, at(4), room));
+        assert!(direction.add("a", 1, at(5), room));
         let view = direction.view();
         let names: Vec<_> = view
             .all()
@@ -247,6 +266,22 @@ mod tests {
         assert_eq!((view.topics[0].first, view.topics[0].last), (at(1), at(5)));
         let other = view.other.unwrap();
         assert_eq!((other.first, other.last), (at(3), at(4)));
+    }
+
+    #[test]
+    fn long_topics_take_no_more_room_than_short_ones() {
+        let at = Timestamp::from_unix_s(1);
+        let mut direction = Direction::default();
+        let room = Room {
+            topics: 64,
+            bytes: 8192,
+        };
+        let long = |n: usize| format!("{n}/{}", "x".repeat(4000));
+        let named = (0..64).filter(|n| direction.add(&long(*n), 5, at, room)).count();
+        assert_eq!(named, 2);
+        assert!(direction.add("short", 5, at, room));
+        assert!(!direction.add(&"x".repeat(65_000), 5, at, room));
+        assert_eq!(direction.view().other.unwrap().messages, 63);
     }
 
     #[test]

@@ -16,11 +16,7 @@ const ENTRY_BYTES: usize = 2048;
 /// What a handshake will cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// A session ticket of ours was opened: the peer proved itself before, and costs no signature.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "resumption is off until tickets carry generations")
-    )]
+    /// A session ticket of ours was opened: it costs no signature.
     Resumption,
     /// All of it.
     Full,

@@ -156,15 +156,6 @@ fn a_suspicion_is_told_once_and_again_after_it_was_gone() {
 }
 
 #[test]
-fn an_old_ticket_counts() {
-    let mut watch = watch();
-    assert!(watch.old_ticket(key(1), ip(1), at(0)).is_none());
-    assert!(watch.old_ticket(key(1), ip(1), at(1)).is_none());
-    assert!(watch.answered(key(1), ip(1), Answer::Closed, at(2)).is_none());
-    assert!(watch.old_ticket(key(1), ip(1), at(3)).is_some());
-}
-
-#[test]
 fn memory_is_bounded_and_the_highest_scores_stay() {
     let mut watch = CloneWatch::new(CloneRules {
         accounts_max: 1_000,

@@ -96,6 +96,7 @@ fn a_resumed_session_without_a_certificate_is_a_denial() {
                     offered,
                     started,
                 ))),
+                class: Class::Full,
                 flight_sent: false,
             };
             let (mut input, mut plaintext) = (Vec::new(), Vec::new());

@@ -45,13 +45,21 @@ impl DeviceTickets {
         &self.counts
     }
 
+    /// Whether it is a ticket of ours for this listener, and of the tenant that was asked for. It says nothing of what the
+    /// ticket is worth now: only where a handshake stands that waits.
+    pub(crate) fn opens(&self, ticket: &[u8], asked: Option<&TenantId>) -> bool {
+        self.keys
+            .unseal(&self.listener, ticket)
+            .is_ok_and(|(tenant, _)| asked.is_none_or(|asked| *asked == tenant))
+    }
+
     fn age_max(&self) -> Duration {
         self.settings.age_max.min(AGE_MAX)
     }
 
     /// How long a ticket of what `proven` says is still good; `None` if it is not.
     fn remaining(&self, context: &HandshakeContext, proven: &Proven<'_>) -> Option<Duration> {
-        let (now, not_after) = (context.now, proven.chain.leaf().not_after);
+        let (now, not_after) = (context.now, proven.chain.not_after());
         if now < proven.at || not_after < now {
             return None;
         }
@@ -161,23 +169,21 @@ fn chain_again(
         return Err(Decline::Malformed);
     }
     let (leaf_der, tenant) = (CertificateDer::from(leaf_der), &credential.tenant);
+    // As in a full handshake: without a server name the anchor chooses, and one that two tenants have chooses none.
+    let asked = context.asked.as_ref();
     let chain = if facts.authority == AuthorityId::pinned() {
         let device = credential.device;
-        VerifiedChain::pinned_again(tenant, None, device, leaf, &leaf_der, context.now, facts.path)
+        VerifiedChain::pinned_again(tenant, asked, device, leaf, &leaf_der, context.now, facts.path)
     } else {
         let above: Vec<_> = above.iter().map(|der| CertificateDer::from(*der)).collect();
         let anchors = context.facts.anchors();
-        VerifiedChain::verify_again(
-            &anchors,
-            Some(tenant),
-            leaf,
-            &leaf_der,
-            &above,
-            context.now,
-            facts.path,
-        )
+        VerifiedChain::verify_again(&anchors, asked, leaf, &leaf_der, &above, context.now, facts.path)
     };
-    chain.map_err(|_| Decline::Chain)
+    let chain = chain.map_err(|_| Decline::Chain)?;
+    if chain.anchor().tenant != *tenant {
+        return Err(Decline::Chain);
+    }
+    Ok(chain)
 }
 
 /// Whether policies would refuse the session for being resumed. Of the handshake no more than the version is known yet.

@@ -1,251 +1,23 @@
 //! Resumption under policy, over real TLS: what TLS skips is checked all the same, and what changed declines the ticket.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod path;
+mod queue;
+mod world;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use countersign_factory::RevocationReason;
-use countersign_gateway::{
-    Clock, DeviceListener, Foundation, Gateway, GatewayOptions, Limits, NoHttp, Protocol, Resumption,
-    ServerIdentity, TicketKeys, TicketSettings, TlsMinimum,
-};
-use countersign_identity::{
-    AuthorityId, CertificateFacts, DeviceId, Fingerprint, IdentityRule, TenantId, Timestamp,
-};
-use countersign_policy::exchange::ExchangeSink;
-use countersign_policy::first_contact::{Answer, Contact};
-use countersign_policy::{
-    Admission, ClientIdMode, ExchangeId, ExchangeRecord, LifecycleMove, LifecycleState, Outcome, Possession,
-    SessionRecord, Stage, StageOutcome, StageRecord,
-};
-use countersign_registry::{
-    Actor, AuthorityMove, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, PolicyChange,
-    Registry, Revocation,
-};
-use countersign_testkit::client::{Attempt, Seen, TLS12, TLS13, connect};
+use countersign_gateway::TicketSettings;
+use countersign_identity::{CertificateFacts, Fingerprint};
+use countersign_policy::{LifecycleMove, LifecycleState, Outcome, Possession, Stage, StageOutcome};
+use countersign_registry::{AuthorityMove, NewDevice, PolicyChange, Revocation};
+use countersign_testkit::client::{Attempt, TLS12, TLS13, connect};
 use countersign_testkit::pki::{Ca, Identity, Leaf, self_signed};
-use parking_lot::Mutex;
 
-/// The machine's clock, moved.
-struct Moved(AtomicI64);
-
-impl Clock for Moved {
-    fn now(&self) -> Timestamp {
-        let since = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap();
-        let now = i64::try_from(since.as_millis()).unwrap();
-        Timestamp::from_unix_ms(now + self.0.load(Ordering::Acquire))
-    }
-}
-
-#[derive(Default)]
-struct Records(Mutex<Vec<ExchangeRecord>>);
-
-impl ExchangeSink for Records {
-    fn record(&self, exchange: ExchangeRecord) {
-        self.0.lock().push(exchange);
-    }
-    fn first_data(&self, _: &TenantId, _: &DeviceId, _: ExchangeId, _: StageRecord) {}
-    fn session(&self, _: SessionRecord) {}
-    fn credential_used(&self, _: Fingerprint, _: &AuthorityId) {}
-    fn first_contact(&self, _: Contact, answer: Answer) {
-        answer(Ok(()));
-    }
-}
-
-struct World {
-    folder: tempfile::TempDir,
-    runtime: tokio::runtime::Runtime,
-    clock: Arc<Moved>,
-    registry: Arc<Registry>,
-    records: Arc<Records>,
-    ca: Ca,
-    other_ca: Ca,
-    server: Identity,
-    gateway: Option<Gateway>,
-}
-
-fn actor() -> Actor {
-    Actor("test".into())
-}
-
-fn tenant(name: &str) -> TenantId {
-    TenantId::new(name).unwrap()
-}
-
-fn id(name: &str) -> DeviceId {
-    DeviceId::new(name).unwrap()
-}
-
-impl World {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let clock = Arc::new(Moved(AtomicI64::new(0)));
-        let registry =
-            Registry::create_with_clock(folder.path(), LedgerLimits::default(), clock.clone()).unwrap();
-        let registry = Arc::new(registry);
-        registry
-            .add_tenant(actor(), tenant("other"), ClientIdMode::Strict)
-            .unwrap();
-        for (host, owner) in [("default.test", "default"), ("other.test", "other")] {
-            registry.add_host(actor(), tenant(owner), host.into()).unwrap();
-        }
-        let ca = Ca::root("resumption root", None);
-        let other_ca = Ca::root("resumption other", None);
-        for (name, owner, ca) in [("ca", "default", &ca), ("other-ca", "other", &other_ca)] {
-            let new = NewAuthority {
-                id: name.parse().unwrap(),
-                tenant: tenant(owner),
-                origin: Origin::Managed,
-                rule: IdentityRule::default(),
-                admission: Admission::RegisteredOnly,
-                certificate: ca.certificate().to_vec(),
-            };
-            registry.register_authority(actor(), new).unwrap();
-        }
-        let mut world = Self {
-            folder,
-            runtime: tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .unwrap(),
-            clock,
-            registry,
-            records: Arc::default(),
-            ca,
-            other_ca,
-            server: Ca::root("server", None).issue(&Leaf::named("localhost"), &[]),
-            gateway: None,
-        };
-        world.start(TicketSettings::default());
-        world
-    }
-
-    fn keys(&self) -> PathBuf {
-        self.folder.path().join("ticket.keys")
-    }
-
-    /// Starts the gateway, again if there is one: what it remembers is what is on disk.
-    fn start(&mut self, settings: TicketSettings) {
-        self.gateway = None;
-        let listener = |name: &str, resumption| DeviceListener {
-            name: name.into(),
-            address: "127.0.0.1:0".parse().unwrap(),
-            tls_minimum: TlsMinimum::Tls12,
-            protocols: Protocol::ALL.to_vec(),
-            resumption,
-            proxy_from: vec![],
-        };
-        let _inside = self.runtime.enter();
-        let (keys, _) = TicketKeys::open(self.keys(), TicketKeys::ROTATION, 3, self.clock.now());
-        let gateway = Gateway::start(
-            &[
-                listener("one", Resumption::Offered),
-                listener("two", Resumption::Offered),
-                listener("never", Resumption::Off),
-            ],
-            GatewayOptions {
-                host_names: vec!["localhost".into()],
-                limits: Limits {
-                    connections_per_source_max: 10_000,
-                    ..Limits::default()
-                },
-                tickets: settings,
-                clones: countersign_policy::clones::CloneRules::default(),
-            },
-            Foundation {
-                identity: Arc::new(
-                    ServerIdentity::new(self.server.chain.clone(), self.server.key.clone_key()).unwrap(),
-                ),
-                tickets: Arc::new(keys),
-                facts: self.registry.facts().clone(),
-                sink: self.records.clone(),
-                http: Arc::new(NoHttp),
-                clock: self.clock.clone(),
-            },
-        )
-        .unwrap();
-        self.gateway = Some(gateway);
-    }
-
-    fn gateway(&self) -> &Gateway {
-        self.gateway.as_ref().unwrap()
-    }
-
-    fn attempt(&self, listener: usize) -> Attempt {
-        Attempt {
-            patience: Duration::from_millis(300),
-            ..Attempt::new(self.gateway().local_addrs()[listener].1)
-        }
-    }
-
-    /// A device that remembers its session.
-    fn device(&self, identity: &Identity, name: &str) -> Attempt {
-        self.attempt(0)
-            .identity(identity)
-            .send(connect(5, name))
-            .resuming()
-    }
-
-    fn add(&self, owner: &str, name: &str, leaf: &Leaf) -> Identity {
-        let ca = if owner == "other" {
-            &self.other_ca
-        } else {
-            &self.ca
-        };
-        let identity = ca.issue(leaf, &[]);
-        self.import(owner, name, &identity);
-        identity
-    }
-
-    fn import(&self, owner: &str, name: &str, identity: &Identity) {
-        let new = NewDevice {
-            id: id(name),
-            model: None,
-            groups: vec![],
-            state: LifecycleState::Active,
-            authority: None,
-        };
-        let credential = NewCredential::brought(CertificateFacts::parse(&identity.chain[0]).unwrap());
-        self.registry
-            .import_devices(actor(), tenant(owner), vec![(new, Some(credential))])
-            .unwrap();
-    }
-
-    fn pass(&self, time: Duration) {
-        let ms = i64::try_from(time.as_millis()).unwrap();
-        self.clock.0.fetch_add(ms, Ordering::AcqRel);
-    }
-
-    fn last(&self) -> ExchangeRecord {
-        self.records.0.lock().last().cloned().unwrap()
-    }
-
-    fn declines(&self) -> BTreeMap<&'static str, u64> {
-        self.gateway().metrics().tickets.declines()
-    }
-}
-
-fn fact<'a>(record: &'a ExchangeRecord, name: &str) -> Option<&'a str> {
-    record
-        .facts
-        .iter()
-        .find(|(key, _)| key == name)
-        .map(|(_, value)| value.as_str())
-}
-
-fn hours(n: u64) -> Duration {
-    Duration::from_secs(n * 3600)
-}
-
-fn admitted(seen: &Seen, resumed: bool) {
-    assert_eq!((seen.connack(), seen.resumed), (Some(0), resumed), "{seen:?}");
-}
+use world::*;
 
 #[test]
 fn each_protocol_and_version_resumes_and_says_so() {
@@ -605,23 +377,7 @@ fn revocation_lists_are_asked_on_each_resumption() {
     use rustls::pki_types::pem::PemObject;
     let world = World::new();
     let ca = Ca::root("of somebody else", None);
-    let authority: AuthorityId = "brought".parse().unwrap();
-    let new = NewAuthority {
-        id: authority.clone(),
-        tenant: tenant("default"),
-        origin: Origin::Registered {
-            code: "prove-me".into(),
-        },
-        rule: IdentityRule::default(),
-        admission: Admission::RegisteredOnly,
-        certificate: ca.certificate().to_vec(),
-    };
-    world.registry.register_authority(actor(), new).unwrap();
-    let proof = ca.issue(&Leaf::named("prove-me"), &[]).chain[0].to_vec();
-    world
-        .registry
-        .prove_authority(actor(), authority.clone(), proof)
-        .unwrap();
+    let authority = world.brought(&ca);
     let identities = ["l1", "l2"].map(|name| {
         let identity = ca.issue(&Leaf::named(name), &[]);
         world.import("default", name, &identity);

@@ -1,0 +1,115 @@
+//! Who waits for a handshake, and who goes first.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use countersign_gateway::{Limits, TicketSettings};
+use countersign_testkit::client::{Attempt, TLS12, TLS13, connect};
+use countersign_testkit::pki::Leaf;
+
+use super::world::*;
+
+fn waiting(world: &World, count: u64) {
+    let began = Instant::now();
+    while world.gateway().handshakes_waiting().0 != count {
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            world.gateway().handshakes_waiting()
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_resumption_goes_first() {
+    let mut world = World::new();
+    let identity = world.add("default", "d1", &Leaf::named("d1"));
+    for versions in [TLS13, TLS12] {
+        world.limits = Limits {
+            connections_per_source_max: 10_000,
+            ..Limits::default()
+        };
+        world.start(TicketSettings::default());
+        let device = |world: &World| Attempt {
+            versions,
+            name: "default.test".into(),
+            patience: Duration::from_secs(20),
+            ..world
+                .attempt(0)
+                .identity(&identity)
+                .send([connect(5, "d1"), vec![0xe0, 0]].concat())
+        };
+        let back = device(&world).resuming();
+        let seen = Attempt {
+            patience: Duration::from_millis(300),
+            ..back.clone()
+        }
+        .run();
+        admitted(&seen, false);
+        // The keys are on disk: the ticket is good after the start. From now on the gate lets in one a second.
+        world.limits.handshakes_per_s = 1;
+        world.limits.handshake_burst = 1;
+        world.start(TicketSettings::default());
+        let hello = device(&world).hello();
+        let storm: Vec<TcpStream> = (0..20)
+            .map(|_| {
+                let mut socket = TcpStream::connect(world.gateway().local_addrs()[0].1).unwrap();
+                socket.write_all(&hello).unwrap();
+                socket
+            })
+            .collect();
+        waiting(&world, 19);
+        let back = Attempt {
+            server: world.gateway().local_addrs()[0].1,
+            ..back
+        };
+        let began = Instant::now();
+        let seen = back.run();
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(4), "{took:?}");
+        admitted(&seen, true);
+        drop(storm);
+    }
+}
+
+#[test]
+fn who_goes_on_sending_while_it_waits_is_refused() {
+    let mut world = World::new();
+    world.limits.handshakes_per_s = 1;
+    world.limits.handshake_burst = 1;
+    world.start(TicketSettings::default());
+    let attempt = world.attempt(0);
+    let hello = attempt.hello();
+    let open = || {
+        let mut socket = TcpStream::connect(attempt.server).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.write_all(&hello).unwrap();
+        socket
+    };
+    let _first = open();
+    let sockets: Vec<TcpStream> = (0..5).map(|_| open()).collect();
+    waiting(&world, 5);
+    let mut patient = open();
+    let mut loud = open();
+    waiting(&world, 7);
+    // What middlebox compatibility sends along is let pass (RFC 9846 appendix E.4).
+    patient.write_all(&[20, 3, 3, 0, 1, 1]).unwrap();
+    let began = Instant::now();
+    let _ = loud.write_all(&[0; 4096]);
+    let mut rest = Vec::new();
+    let _ = loud.read_to_end(&mut rest);
+    assert!(
+        rest.is_empty() && began.elapsed() < Duration::from_millis(900),
+        "{rest:?}"
+    );
+    let record = world.last();
+    let denial = record.denial.unwrap();
+    assert_eq!(denial.code.as_str(), "handshake.protocol", "{denial:?}");
+    assert!(denial.detail.contains("before it was answered"), "{denial:?}");
+    drop(sockets);
+    let mut answer = [0; 5];
+    patient.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[0], 22);
+}
