@@ -44,6 +44,8 @@ const PERMITS: &[&str] = &[
     r#"@id("field") permit (principal in Group::"field", action, resource);"#,
     r#"@id("m1") permit (principal, action, resource) when { principal has model && principal.model == "m1" };"#,
     r#"@id("connect") permit (principal, action == Action::"connect", resource);"#,
+    r#"@id("lane") @quarantine("open") permit (principal, action, resource) when { principal.state == "quarantined" };"#,
+    r#"@id("open") @quarantine("open") permit (principal, action == Action::"connect", resource);"#,
     r#"@id("own") permit (principal, action == Action::"publish", resource) when { context.spaces.contains("telemetry") };"#,
     r#"@id("cmd") permit (principal, action == Action::"subscribe", resource) when { context.spaces.contains("commands") };"#,
 ];
@@ -306,7 +308,7 @@ fn why_and_simulate_agree_with_the_gateway() {
         really(&server, case, &case.id, None);
     }
     let mut before: BTreeMap<String, bool> = BTreeMap::new();
-    let (mut asked, mut admitted, mut topics) = (0, 0, 0);
+    let (mut asked, mut admitted, mut topics, mut refused, mut lane) = (0, 0, 0, 0, 0);
     let mut codes: BTreeMap<String, usize> = BTreeMap::new();
     for round in 0..ROUNDS {
         let mut policies: Vec<&str> = (0..=random.next(3)).map(|_| *random.one(PERMITS)).collect();
@@ -329,11 +331,13 @@ fn why_and_simulate_agree_with_the_gateway() {
                 0 => format!("{}x", case.id),
                 _ => case.id.clone(),
             };
-            let topic = match random.next(5) {
+            let topic = match random.next(8) {
                 0 => Some(("publish", format!("devices/{}/telemetry/t", case.id))),
                 1 => Some(("publish", format!("devices/{}/commands/c", case.id))),
                 2 => Some(("subscribe", format!("devices/{}/commands/#", case.id))),
                 3 => Some(("subscribe", "devices/+/telemetry/#".to_owned())),
+                4 => Some(("publish", format!("devices/{}/diagnostics/log", case.id))),
+                5 => Some(("subscribe", format!("devices/{}/firmware/#", case.id))),
                 _ => None,
             };
             let question = json!({
@@ -354,6 +358,13 @@ fn why_and_simulate_agree_with_the_gateway() {
             asked += 1;
             admitted += usize::from(found.0.is_none());
             topics += usize::from(found.1.is_some());
+            refused += usize::from(found.1 == Some(true));
+            let state = answer["answers"][0]["layers"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|l| l["layer"] == "lifecycle" && l["fact"].as_str().unwrap().contains("opens the lane"));
+            lane += usize::from(state && found.0.is_none());
             *codes.entry(found.0.clone().unwrap_or_default()).or_default() += 1;
             if case.counted {
                 after.insert(case.id.clone(), is_in(&found));
@@ -364,7 +375,8 @@ fn why_and_simulate_agree_with_the_gateway() {
             }
         }
         if round > 0 {
-            let shifts = &simulated["devices"];
+            // Those that are quarantined stand apart; whoever is pending or suspended is out before and after.
+            let shifts = [&simulated["devices"], &simulated["quarantined"]];
             let count = |was: bool, is: bool| {
                 after
                     .iter()
@@ -372,10 +384,9 @@ fn why_and_simulate_agree_with_the_gateway() {
                     .count()
             };
             let named = |shift: &str| -> Vec<String> {
-                let groups = shifts["groups"]
-                    .as_array()
-                    .unwrap()
+                let groups = shifts
                     .iter()
+                    .flat_map(|s| s["groups"].as_array().unwrap())
                     .filter(|g| g["shift"] == shift);
                 let mut all: Vec<String> = groups
                     .flat_map(|g| g["examples"].as_array().unwrap())
@@ -395,8 +406,8 @@ fn why_and_simulate_agree_with_the_gateway() {
                 }
             }
             // Devices that were learned in the rounds are counted by the simulation, and not here.
-            let learned =
-                shifts["locked_out"].as_u64().unwrap() as usize + shifts["let_in"].as_u64().unwrap() as usize;
+            let sum = |key: &str| shifts.iter().map(|s| s[key].as_u64().unwrap() as usize).sum::<usize>();
+            let learned = sum("locked_out") + sum("let_in");
             assert!(
                 learned >= count(true, false) + count(false, true),
                 "round {round}: {simulated}"
@@ -408,9 +419,12 @@ fn why_and_simulate_agree_with_the_gateway() {
         }
         before = after;
     }
-    println!("{asked} cases over TLS: {admitted} admitted, {topics} topics decided; {codes:?}");
+    println!(
+        "{asked} cases over TLS: {admitted} admitted, {lane} of them into the lane, {topics} topics decided, {refused} refused; {codes:?}"
+    );
     assert!(
         asked >= 1_000 && admitted >= 150 && topics >= 100 && codes.len() >= 10,
         "{codes:?}"
     );
+    assert!(refused >= 20 && topics - refused >= 20 && lane >= 5, "{refused} {lane}");
 }
