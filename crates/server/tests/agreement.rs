@@ -406,7 +406,12 @@ fn why_and_simulate_agree_with_the_gateway() {
                 }
             }
             // Devices that were learned in the rounds are counted by the simulation, and not here.
-            let sum = |key: &str| shifts.iter().map(|s| s[key].as_u64().unwrap() as usize).sum::<usize>();
+            let sum = |key: &str| {
+                shifts
+                    .iter()
+                    .map(|s| s[key].as_u64().unwrap() as usize)
+                    .sum::<usize>()
+            };
             let learned = sum("locked_out") + sum("let_in");
             assert!(
                 learned >= count(true, false) + count(false, true),
@@ -426,5 +431,8 @@ fn why_and_simulate_agree_with_the_gateway() {
         asked >= 1_000 && admitted >= 150 && topics >= 100 && codes.len() >= 10,
         "{codes:?}"
     );
-    assert!(refused >= 20 && topics - refused >= 20 && lane >= 5, "{refused} {lane}");
+    assert!(
+        refused >= 20 && topics - refused >= 20 && lane >= 5,
+        "{refused} {lane}"
+    );
 }

@@ -2,7 +2,7 @@
 use countersign_policy::decide::{AdmissionPermit, PublishPermit};
 
 fn forge(admission: &AdmissionPermit) -> PublishPermit<'_> {
-    PublishPermit { admission, topic: "devices/d1/telemetry" }
+    PublishPermit { admission, topic: "devices/d1/telemetry", policies: Default::default() }
 }
 
 fn main() {
