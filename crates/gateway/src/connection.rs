@@ -37,6 +37,7 @@ use crate::proxy::{self, Header};
 use crate::session::entry::EndReason;
 use crate::session::grant;
 use crate::session::mqtt::{End, Session};
+use crate::session::will::Will;
 use crate::shaping::gate::{Entry, Standing, Turn};
 use crate::timer::Timer;
 
@@ -715,7 +716,7 @@ impl Connection {
                 client_id: connect.client_id,
                 // In MQTT 5 a longer session is answered with Session Expiry 0; 3.1.1 has no such word.
                 persistent: version == Version::V311 && !connect.clean,
-                will: connect.will.is_some(),
+                will: connect.will.as_ref().map(|will| Will::take(will, version)),
                 auth_method: connect.properties.auth_method,
             };
             authorised

@@ -31,6 +31,10 @@ pub struct Metrics {
     pub publishes_out: AtomicU64,
     /// PUBLISH packets refused by policy.
     pub publishes_denied: AtomicU64,
+    /// Wills that were published.
+    pub wills_published: AtomicU64,
+    /// Wills that were due and not published, for the device may not publish them any more.
+    pub wills_withheld: AtomicU64,
     /// Subscriptions refused by policy.
     pub subscriptions_denied: AtomicU64,
     /// Messages not delivered because the subscriber's own limit on packet size excludes them.
@@ -68,6 +72,8 @@ impl Default for Metrics {
             publishes_in: AtomicU64::default(),
             publishes_out: AtomicU64::default(),
             publishes_denied: AtomicU64::default(),
+            wills_published: AtomicU64::default(),
+            wills_withheld: AtomicU64::default(),
             subscriptions_denied: AtomicU64::default(),
             messages_too_large: AtomicU64::default(),
             topics_unnamed: AtomicU64::default(),

@@ -170,6 +170,27 @@ impl<'a> Properties<'a> {
         Ok(p)
     }
 
+    /// The will's properties as they stand in the PUBLISH that it becomes: without the Will Delay Interval, which is not for
+    /// receivers (section 3.1.3.2).
+    pub fn without_will_delay(&self) -> Vec<u8> {
+        let mut kept = Vec::with_capacity(self.raw.len());
+        let mut r = Reader(self.raw);
+        // It was read before, so it reads.
+        while !r.0.is_empty() {
+            let property = r.0;
+            let Ok(id) = r.variable() else { break };
+            let Some((kind, _)) = definition(id) else { break };
+            let mut ignored = Self::default();
+            if ignored.take(id, kind, &mut r).is_err() {
+                break;
+            }
+            if id != 0x18 {
+                kept.extend_from_slice(&property[..property.len() - r.0.len()]);
+            }
+        }
+        kept
+    }
+
     fn take(&mut self, id: u32, kind: Kind, r: &mut Reader<'a>) -> Result<(), DecodeError> {
         let (mut number, mut text, mut binary) = (0, "", &[][..]);
         match kind {
@@ -305,5 +326,22 @@ impl PropertyWriter {
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         put_variable(out, self.0.len());
         out.extend_from_slice(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_will_s_properties_are_those_of_its_publish_but_for_the_delay() {
+        let all = b"\x26\x00\x01k\x00\x01v\x18\x00\x00\x00\x1e\x02\x00\x00\x00\x09\x03\x00\x01t";
+        let mut raw = vec![all.len() as u8];
+        raw.extend_from_slice(all);
+        let properties = Properties::read(&mut Reader(&raw), WILL).unwrap();
+        assert_eq!(properties.will_delay_s, Some(30));
+        let kept = properties.without_will_delay();
+        assert_eq!(kept, b"\x26\x00\x01k\x00\x01v\x02\x00\x00\x00\x09\x03\x00\x01t");
+        assert!(Properties::default().without_will_delay().is_empty());
     }
 }

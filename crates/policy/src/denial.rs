@@ -408,9 +408,12 @@ catalogue! {
     PersistentSession "greet.persistent-session" Greet Connack { v311: 3, v5: 0x83 },
         "the device asks for a session that outlives the connection (CleanSession 0), which is not offered here",
         "connect with CleanSession 1; a session that persists comes with a later version";
-    WillNotSupported "greet.will" Greet Connack { v311: 3, v5: 0x83 },
-        "the device asks for a will message, which is not offered here",
-        "connect without a will";
+    WillQos "greet.will-qos" Greet Connack { v311: 3, v5: 0x9b },
+        "the device asks for a will of QoS 2, which is not offered here",
+        "set the will's QoS to 0 or 1";
+    WillRetain "greet.will-retain" Greet Connack { v311: 3, v5: 0x9a },
+        "the device asks for a will that is to be retained, which is not offered here",
+        "set a will without RETAIN";
     AuthMethod "greet.auth-method" Greet Connack { v311: 5, v5: 0x8c },
         "the device asks for an enhanced authentication method, and none is offered",
         "connect without Authentication Method: the certificate is the authentication";
@@ -421,6 +424,9 @@ catalogue! {
     GrantStale "grant.stale" Grant Connack { v311: 3, v5: 0x88 },
         "device, credential, authority or policy changed while the device was connecting",
         "connect again: the decision is then made on the new facts";
+    WillForbidden "grant.will" Grant Connack { v311: 5, v5: 0x87 },
+        "no policy lets the device publish where its will is to go",
+        "set the will to one of the device's own topics, or open a topic space to it by policy";
     SessionLimit "grant.session-limit" Grant Connack { v311: 3, v5: 0x97 },
         "the device holds as many sessions as it may",
         "close the device's other sessions, or raise limits.sessions_per_device_max";
@@ -443,6 +449,9 @@ catalogue! {
     RetainNotSupported "mqtt.retain" FirstData Session { v5: 0x9a },
         "the device publishes a retained message, which is announced as not supported",
         "publish without RETAIN";
+    WillWithheld "will.withheld" FirstData Close,
+        "the session ended without the device's word, and its will was not published: as the device stands now it may not publish it",
+        "none is needed if the device was suspended, quarantined or revoked on purpose; else the detail says what keeps the device out";
     TokenInvalid "token.invalid" FirstData Http(401),
         "the bearer token is none of this platform for this purpose, or it is expired, revoked or ended",
         "let the device ask for a new token (POST /oauth2/token) and send it as it is";

@@ -242,6 +242,18 @@ impl Collector for Exported {
             )?;
             counter(
                 e,
+                "countersign_wills_published",
+                "Wills published when a session ended without its client's word",
+                of(&m.wills_published),
+            )?;
+            counter(
+                e,
+                "countersign_wills_withheld",
+                "Wills that were due and withheld: the device may not publish them any more",
+                of(&m.wills_withheld),
+            )?;
+            counter(
+                e,
                 "countersign_subscriptions_denied",
                 "Subscriptions refused by policy",
                 of(&m.subscriptions_denied),

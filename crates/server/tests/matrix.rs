@@ -3,12 +3,14 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use countersign_testkit::client::{Attempt, Seen, connect};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 use countersign_testkit::server::Server;
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/matrix.txt");
@@ -43,14 +45,16 @@ impl Protocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Handshake {
     Full,
+    Resumed,
 }
 
 impl Handshake {
-    const ALL: [Self; 1] = [Self::Full];
+    const ALL: [Self; 2] = [Self::Full, Self::Resumed];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Full => "full",
+            Self::Resumed => "resumed",
         }
     }
 }
@@ -137,11 +141,16 @@ impl Change {
     }
 }
 
+/// A state, a protocol, and how TLS comes about.
+type Case = (State, Protocol, Handshake);
+
 /// One device with an authority of its own, in a state.
 struct Subject {
     id: String,
     authority: String,
     identity: Identity,
+    /// Remembers the session of when it was active; `None`: each of its handshakes is a full one.
+    client: Option<Arc<ClientConfig>>,
 }
 
 struct World {
@@ -170,7 +179,11 @@ impl World {
         self.server.ask("PATCH", "/tenants/default", Some(&body)).unwrap()
     }
 
-    fn subject(&mut self, state: State, issue: impl FnOnce(&Ca, &str) -> Identity) -> Subject {
+    fn subject(
+        &mut self,
+        (state, protocol, handshake): Case,
+        issue: impl FnOnce(&Ca, &str) -> Identity,
+    ) -> Subject {
         self.next += 1;
         let (id, authority) = (format!("m{:03}", self.next), format!("ca-{:03}", self.next));
         let ca = Ca::root(&authority, None);
@@ -194,14 +207,20 @@ impl World {
             .ask("POST", "/tenants/default/devices/import", Some(&body))
             .unwrap();
         assert_eq!(report["added"], 1, "{report}");
-        if let Some(name) = state.moved_by() {
-            self.moved(&id, name).unwrap();
-        }
-        Subject {
+        let mut subject = Subject {
             id,
             authority,
             identity,
+            client: None,
+        };
+        if handshake == Handshake::Resumed {
+            subject.client = self.attempt(&subject, protocol, false).resuming().client;
+            assert_eq!(self.comes_in(&subject, protocol), "yes");
         }
+        if let Some(name) = state.moved_by() {
+            self.moved(&subject.id, name).unwrap();
+        }
+        subject
     }
 
     fn moved(&self, id: &str, name: &str) -> Result<Value, u16> {
@@ -213,8 +232,7 @@ impl World {
         }
     }
 
-    fn attempt(&self, subject: &Subject, protocol: Protocol, handshake: Handshake, stays: bool) -> Attempt {
-        assert_eq!(handshake, Handshake::Full);
+    fn attempt(&self, subject: &Subject, protocol: Protocol, stays: bool) -> Attempt {
         let mut send = match protocol {
             Protocol::Mqtt311 => connect(4, &subject.id),
             Protocol::Mqtt5 => connect(5, &subject.id),
@@ -234,15 +252,21 @@ impl World {
                 vec![]
             },
             patience: Duration::from_secs(20),
+            client: subject.client.clone(),
             ..Attempt::new(self.server.devices)
         }
         .identity(&subject.identity)
         .send(send)
     }
 
-    /// Whether it is let in, and what it is told if not.
-    fn comes_in(&self, subject: &Subject, protocol: Protocol, handshake: Handshake) -> String {
-        let seen = self.attempt(subject, protocol, handshake, false).run();
+    /// Whether it is let in, and what it is told if not; and whether its session was taken up again.
+    fn comes_in(&self, subject: &Subject, protocol: Protocol) -> String {
+        let seen = self.attempt(subject, protocol, false).run();
+        let how = if seen.resumed { ", resumed" } else { "" };
+        self.told(&seen, protocol) + how
+    }
+
+    fn told(&self, seen: &Seen, protocol: Protocol) -> String {
         if let Some(alert) = seen.alert {
             return format!("alert {alert}");
         }
@@ -262,8 +286,8 @@ impl World {
         }
     }
 
-    fn live(&self, subject: &Subject, protocol: Protocol, handshake: Handshake) -> JoinHandle<Seen> {
-        let attempt = self.attempt(subject, protocol, handshake, true);
+    fn live(&self, subject: &Subject, protocol: Protocol) -> JoinHandle<Seen> {
+        let attempt = self.attempt(subject, protocol, true);
         let thread = std::thread::spawn(move || attempt.run());
         let started = Instant::now();
         while !self.is_live(subject) {
@@ -354,10 +378,10 @@ fn sees(seen: &Seen, protocol: Protocol) -> String {
     }
 }
 
-fn row(state: State, protocol: Protocol, handshake: Handshake, change: &str, outcome: [&str; 3]) -> String {
+fn row((state, protocol, handshake): Case, change: &str, outcome: [&str; 3]) -> String {
     let [sees, reason, back] = outcome;
     format!(
-        "{:22} {:10} {:5} {change:20} {sees:16} {reason:19} {back}",
+        "{:22} {:10} {:7} {change:20} {sees:16} {reason:19} {back}",
         state.name(),
         protocol.name(),
         handshake.name()
@@ -365,26 +389,21 @@ fn row(state: State, protocol: Protocol, handshake: Handshake, change: &str, out
 }
 
 /// One row of a state in which no session can be: the change, and whether the device comes in before and after.
-fn without_session(world: &mut World, state: State, protocol: Protocol, handshake: Handshake) -> Vec<String> {
-    let subject = world.subject(state, |ca, id| ca.issue(&Leaf::named(id), &[]));
-    let before = world.comes_in(&subject, protocol, handshake);
+fn without_session(world: &mut World, case: Case) -> Vec<String> {
+    let (state, protocol, _) = case;
+    let subject = world.subject(case, |ca, id| ca.issue(&Leaf::named(id), &[]));
+    let before = world.comes_in(&subject, protocol);
     assert_ne!(before, "yes", "{state:?} {protocol:?}");
-    let mut rows = vec![row(state, protocol, handshake, "(none)", ["-", "-", &before])];
+    let mut rows = vec![row(case, "(none)", ["-", "-", &before])];
     for change in Change::ALL {
-        let subject = world.subject(state, |ca, id| ca.issue(&Leaf::named(id), &[]));
+        let subject = world.subject(case, |ca, id| ca.issue(&Leaf::named(id), &[]));
         let outcome = world.change(&subject, change);
         if let Ok(node) = &outcome {
             assert_eq!((&node["ended"], &node["kept"]), (&json!(0), &json!(0)), "{node}");
         }
         let sees = if outcome.is_ok() { "-" } else { "refused by table" };
-        let back = world.comes_in(&subject, protocol, handshake);
-        rows.push(row(
-            state,
-            protocol,
-            handshake,
-            &change.name(),
-            [sees, "-", &back],
-        ));
+        let back = world.comes_in(&subject, protocol);
+        rows.push(row(case, &change.name(), [sees, "-", &back]));
         if change == Change::PolicyForbids {
             world.policies(POLICIES);
         }
@@ -392,11 +411,12 @@ fn without_session(world: &mut World, state: State, protocol: Protocol, handshak
     rows
 }
 
-fn with_session(world: &mut World, state: State, protocol: Protocol, handshake: Handshake) -> Vec<String> {
+fn with_session(world: &mut World, case: Case) -> Vec<String> {
+    let (state, protocol, handshake) = case;
     let mut rows = Vec::new();
     for change in Change::ALL {
-        let subject = world.subject(state, |ca, id| ca.issue(&Leaf::named(id), &[]));
-        let session = world.live(&subject, protocol, handshake);
+        let subject = world.subject(case, |ca, id| ca.issue(&Leaf::named(id), &[]));
+        let session = world.live(&subject, protocol);
         let outcome = world.change(&subject, change);
         let kept = world.is_live(&subject);
         if let Ok(node) = &outcome {
@@ -408,33 +428,27 @@ fn with_session(world: &mut World, state: State, protocol: Protocol, handshake: 
             );
         }
         if kept {
-            let back = world.comes_in(&subject, protocol, handshake);
+            let back = world.comes_in(&subject, protocol);
             let sees = if outcome.is_ok() {
                 "stays"
             } else {
                 "refused by table"
             };
-            rows.push(row(
-                state,
-                protocol,
-                handshake,
-                &change.name(),
-                [sees, "-", &back],
-            ));
+            rows.push(row(case, &change.name(), [sees, "-", &back]));
             world.change(&subject, Change::Disconnect).unwrap();
-            session.join().unwrap();
+            assert_eq!(session.join().unwrap().resumed, handshake == Handshake::Resumed);
         } else {
-            let sees = sees(&session.join().unwrap(), protocol);
+            let seen = session.join().unwrap();
+            assert_eq!(
+                seen.resumed,
+                handshake == Handshake::Resumed,
+                "{case:?} {change:?}"
+            );
+            let sees = sees(&seen, protocol);
             // Before it comes in again: that is another session, and ends too.
             let reason = world.end_reason(&subject);
-            let back = world.comes_in(&subject, protocol, handshake);
-            rows.push(row(
-                state,
-                protocol,
-                handshake,
-                &change.name(),
-                [&sees, &reason, &back],
-            ));
+            let back = world.comes_in(&subject, protocol);
+            rows.push(row(case, &change.name(), [&sees, &reason, &back]));
         }
         if change == Change::PolicyForbids {
             world.policies(POLICIES);
@@ -445,23 +459,28 @@ fn with_session(world: &mut World, state: State, protocol: Protocol, handshake: 
 
 /// Sessions that time ends: all at once, for they have to be waited for.
 fn by_time(world: &mut World, change: &str, issue: impl Fn(&Ca, &str) -> Identity) -> Vec<String> {
-    let handshake = Handshake::Full;
     let mut open = Vec::new();
-    for state in [State::Active, State::QuarantinedOpen] {
-        for protocol in Protocol::ALL {
-            if state == State::Active || protocol != Protocol::Https {
-                let subject = world.subject(state, &issue);
-                let session = world.live(&subject, protocol, handshake);
-                open.push((state, protocol, subject, session));
+    for handshake in Handshake::ALL {
+        for state in [State::Active, State::QuarantinedOpen] {
+            for protocol in Protocol::ALL {
+                if state == State::Active || protocol != Protocol::Https {
+                    let case = (state, protocol, handshake);
+                    let subject = world.subject(case, &issue);
+                    let session = world.live(&subject, protocol);
+                    open.push((case, subject, session));
+                }
             }
         }
     }
     open.into_iter()
-        .map(|(state, protocol, subject, session)| {
-            let sees = sees(&session.join().unwrap(), protocol);
+        .map(|(case, subject, session)| {
+            let (_, protocol, handshake) = case;
+            let seen = session.join().unwrap();
+            assert_eq!(seen.resumed, handshake == Handshake::Resumed, "{case:?}");
+            let sees = sees(&seen, protocol);
             let reason = world.end_reason(&subject);
-            let back = world.comes_in(&subject, protocol, handshake);
-            row(state, protocol, handshake, change, [&sees, &reason, &back])
+            let back = world.comes_in(&subject, protocol);
+            row(case, change, [&sees, &reason, &back])
         })
         .collect()
 }
@@ -470,24 +489,29 @@ fn by_time(world: &mut World, change: &str, issue: impl Fn(&Ca, &str) -> Identit
 fn every_state_protocol_and_change_has_the_committed_outcome() {
     let mut rows = vec![
         "# Of a session in a state, when something changes: what the client sees, why the session ended, and whether the device comes in again.".to_owned(),
-        "# state                protocol   TLS   change               client sees      end reason          comes in".to_owned(),
+        "# state                protocol   TLS     change               client sees      end reason          comes in".to_owned(),
     ];
     let mut world = World::new("");
     for handshake in Handshake::ALL {
         for state in State::ALL {
             for protocol in Protocol::ALL {
+                let case = (state, protocol, handshake);
+                // A device that was never let in was given no ticket.
+                if (state, handshake) == (State::Pending, Handshake::Resumed) {
+                    continue;
+                }
                 let lives = state == State::Active
                     || (state == State::QuarantinedOpen && protocol != Protocol::Https);
                 rows.extend(if lives {
-                    with_session(&mut world, state, protocol, handshake)
+                    with_session(&mut world, case)
                 } else {
-                    without_session(&mut world, state, protocol, handshake)
+                    without_session(&mut world, case)
                 });
             }
         }
     }
     rows.extend(by_time(&mut world, "certificate expires", |ca, id| {
-        ca.issue_for_seconds(id, 12)
+        ca.issue_for_seconds(id, 15)
     }));
     drop(world);
     let mut world = World::new("[limits]\nsession_age_max_s = 4\n");

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use countersign_testkit::client::{self, Attempt, Seen, TLS12, connect, connect_with, publish};
+use countersign_testkit::client::{
+    self, Attempt, Seen, TLS12, connect, connect_with, connect_with_will, publish,
+};
 use countersign_testkit::pki::{self, Ca, Identity, Leaf};
 use countersign_testkit::server::Server;
 use serde::Deserialize;
@@ -301,11 +303,15 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
         }
         "identity with wildcard characters" => leaf(&world.root, "dev-+/#", &[]).run(),
         "CleanSession 0" => good().send(connect_with(level, "good", 0, &[])).run(),
-        "will" => {
-            let mut will = if level == 5 { vec![0] } else { vec![] };
-            will.extend(b"\x00\x01t\x00\x01m");
-            good().send(connect_with(level, "good", 0x06, &will)).run()
-        }
+        "will of QoS 2" => good()
+            .send(connect_with_will(level, "good", 0x16, "devices/good/status"))
+            .run(),
+        "retained will" => good()
+            .send(connect_with_will(level, "good", 0x26, "devices/good/status"))
+            .run(),
+        "will to a foreign topic" => good()
+            .send(connect_with_will(level, "good", 0x06, "devices/other/status"))
+            .run(),
         "MQTT version that is not served" => {
             good().send(connect(if level == 5 { 6 } else { 3 }, "good")).run()
         }

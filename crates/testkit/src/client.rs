@@ -531,6 +531,17 @@ pub fn connect_with(level: u8, client_id: &str, flags: u8, rest: &[u8]) -> Vec<u
     packet(0x10, &body)
 }
 
+/// A CONNECT with these flags and a will to `topic`; in MQTT 5 with a Will Delay Interval and a user property.
+pub fn connect_with_will(level: u8, client_id: &str, flags: u8, topic: &str) -> Vec<u8> {
+    let mut rest = Vec::new();
+    if level >= 5 {
+        rest.extend([12, 0x18, 0, 0, 0, 30, 0x26, 0, 1, b'k', 0, 1, b'v']);
+    }
+    text(&mut rest, topic);
+    text(&mut rest, "gone");
+    connect_with(level, client_id, flags, &rest)
+}
+
 /// A PUBLISH; QoS 1 with packet identifier 1 if `qos` is 1. `first_flags` are ORed into the first byte.
 pub fn publish(level: u8, topic: &str, qos: u8, first_flags: u8) -> Vec<u8> {
     let mut body = Vec::new();

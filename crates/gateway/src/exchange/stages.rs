@@ -24,6 +24,7 @@ use crate::handshake::ticket::facts::TicketVersion;
 use crate::handshake::ticket::{DeviceTickets, Resumed};
 use crate::judge::{self, Circumstances};
 use crate::node::Node;
+use crate::session::will::Will;
 use crate::shaping::attempts::Standing;
 use crate::shaping::queue::{Class, Place};
 use crate::shaping::sources::account_of;
@@ -531,12 +532,12 @@ pub struct Authorised {
 }
 
 /// What a CONNECT asks for, as far as admission looks at it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Greeting<'a> {
     pub(crate) protocol: &'static str,
     pub(crate) client_id: &'a str,
     pub(crate) persistent: bool,
-    pub(crate) will: bool,
+    pub(crate) will: Option<Result<Will, Denial>>,
     pub(crate) auth_method: Option<&'a str>,
 }
 
@@ -561,10 +562,13 @@ impl Authorised {
             Some(DenialCode::AuthMethod.into())
         } else if greeting.persistent {
             Some(DenialCode::PersistentSession.into())
-        } else if greeting.will {
-            Some(DenialCode::WillNotSupported.into())
         } else {
             None
+        };
+        let (will, fault) = match (greeting.will, fault) {
+            (Some(Ok(will)), None) => (Some(will), None),
+            (Some(Err(denial)), None) => (None, Some(denial)),
+            (_, fault) => (None, fault),
         };
         if let Some(denial) = fault {
             return Err(Box::new(Refused {
@@ -583,6 +587,7 @@ impl Authorised {
             permit: self.permit,
             client_id,
             assigned,
+            will,
         })
     }
 
@@ -599,6 +604,7 @@ impl Authorised {
             permit: self.permit,
             client_id: Some(client_id.into()),
             assigned: false,
+            will: None,
         }
     }
 
@@ -636,6 +642,7 @@ pub struct Greeted {
     pub(crate) client_id: Option<Box<str>>,
     /// The client sent none, so it must be told.
     pub(crate) assigned: bool,
+    pub(crate) will: Option<Will>,
 }
 
 impl Greeted {

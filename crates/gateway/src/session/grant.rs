@@ -11,6 +11,7 @@ use countersign_policy::{CredentialState, Denial, DenialCode, Generations, Lifec
 
 use super::entry::{Admission, EndReason, SessionEntry};
 use super::spaces;
+use super::will::Will;
 use crate::exchange::{Greeted, Refused};
 use crate::judge::{self, Circumstances};
 use crate::metrics::count;
@@ -33,6 +34,7 @@ pub(crate) struct Granted {
     pub(crate) hard_end_reason: EndReason,
     /// The client sent no client id and must be told the one it has.
     pub(crate) assigned: bool,
+    pub(crate) will: Option<Will>,
 }
 
 /// Grants a session, or refuses at the last moment.
@@ -50,7 +52,7 @@ pub(crate) fn grant(
         Err(denial) => return Err(Box::new(greeted.refuse(denial))),
     };
     let client_id = greeted.client_id.take();
-    let assigned = greeted.assigned;
+    let (assigned, will) = (greeted.assigned, greeted.will.take());
     let (source, listener) = (greeted.trace().source(), greeted.trace().listener().clone());
     let (trace, connected, permit) = greeted.into_parts();
     // All of the second that notAfter names is still valid (RFC 5280 section 4.1.2.5): ended before, the device would be
@@ -76,6 +78,9 @@ pub(crate) fn grant(
         },
         timer,
     ));
+    if let Some(Err(denial)) = will.as_ref().map(|will| will.check(&entry.admission(), node)) {
+        return Err(Box::new(trace.refuse(denial)));
+    }
     let Ok(indexed) = node
         .sessions
         .insert(&entry, node.options.limits.sessions_per_device_max)
@@ -108,6 +113,7 @@ pub(crate) fn grant(
                 hard_end,
                 hard_end_reason,
                 assigned,
+                will,
             })
         }
         Err(denial) => {

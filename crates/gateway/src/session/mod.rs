@@ -20,5 +20,6 @@ pub(crate) mod spaces;
 pub(crate) mod sweep;
 pub mod token;
 pub(crate) mod traffic;
+pub(crate) mod will;
 
 pub use entry::{EndReason, SessionEntry};

@@ -19,6 +19,7 @@ use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord};
 
 use super::entry::{Admission, EndReason, SessionEntry};
 use super::grant::Granted;
+use super::will::Will;
 use crate::data::embedded::{Delivery, Message, SubscriptionOptions};
 use crate::metrics::count;
 use crate::node::Node;
@@ -79,6 +80,7 @@ pub(crate) struct Session {
     reason_strings: bool,
     published: bool,
     refusals_shown: u8,
+    will: Option<Box<Will>>,
 }
 
 impl Session {
@@ -112,6 +114,7 @@ impl Session {
             reason_strings: properties.request_problem != Some(0) && packet_bytes_max >= REASON_STRING_ROOM,
             published: false,
             refusals_shown: 0,
+            will: granted.will.map(Box::new),
             entry: granted.entry,
         };
         match connect.version {
@@ -380,10 +383,14 @@ impl Session {
         server::encode_suback(0xb0, unsubscribe.packet_id, &codes, self.version, replies);
     }
 
-    fn disconnect(&self, disconnect: &Disconnect) -> End {
+    fn disconnect(&mut self, disconnect: &Disconnect) -> End {
         // MQTT-3.1.2-23: the expiry was answered 0, and cannot be raised now.
         if disconnect.session_expiry_s.is_some_and(|s| s > 0) {
             return End::protocol(ReasonCode::PROTOCOL_ERROR);
+        }
+        // Only a normal disconnection takes the will back (MQTT-3.14.4-3).
+        if disconnect.reason == ReasonCode::SUCCESS {
+            self.will = None;
         }
         EndReason::ClientDisconnect.into()
     }
@@ -490,6 +497,11 @@ impl Session {
                 .unsubscribe(&admission.device.tenant, &filter, self.entry.id);
         }
         *self.entry.outbox.lock() = super::entry::Outbox::default();
+        if let Some(will) = self.will.take()
+            && let Err(denial) = will.publish(&self.entry, node)
+        {
+            self.refuse(node, denial, Some(will.topic()));
+        }
         if let (Version::V5, Some(code)) = (self.version, end.code) {
             let text = end.text.unwrap_or(reason.name());
             let text = (self.packet_bytes_max >= REASON_STRING_ROOM).then_some(text);
