@@ -19,6 +19,7 @@ refused_per_source_minute_max = 1000000
 [limits]
 connections_per_source_max = 1000
 "#;
+/// Rounds of policies taken at random, after one of each policy that forbids.
 const ROUNDS: usize = 13;
 const DEVICES: usize = 84;
 
@@ -310,11 +311,12 @@ fn why_and_simulate_agree_with_the_gateway() {
     let mut before: BTreeMap<String, bool> = BTreeMap::new();
     let (mut asked, mut admitted, mut topics, mut refused, mut lane) = (0, 0, 0, 0, 0);
     let mut codes: BTreeMap<String, usize> = BTreeMap::new();
-    for round in 0..ROUNDS {
+    for round in 0..=FORBIDS.len() + ROUNDS {
         let mut policies: Vec<&str> = (0..=random.next(3)).map(|_| *random.one(PERMITS)).collect();
         policies.extend((0..random.next(4)).map(|_| *random.one(FORBIDS)));
-        if round == 0 {
+        if round <= FORBIDS.len() {
             policies = vec![PERMITS[0]];
+            policies.extend(round.checked_sub(1).map(|n| FORBIDS[n]));
         }
         policies.sort_unstable();
         policies.dedup();
