@@ -64,6 +64,12 @@ pub struct NewerState {
     /// What it was before a quarantine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before_quarantine: Option<String>,
+    /// Of a device: when its suspension ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_until: Option<Timestamp>,
+    /// Of a device: when its quarantine ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined_until: Option<Timestamp>,
 }
 
 /// What may let devices in, and had ended.
@@ -415,20 +421,28 @@ impl Scope<'_> {
     fn apply_device(&mut self, actor: &Actor, device: &NewerState) -> Result<(), RegistryError> {
         let generation = self.revise("device", &device.tenant, &device.id)?;
         self.tx.execute(
-            "INSERT INTO devices (tenant, id, groups, state, before_quarantine, revision, created)
-             VALUES (?1, ?2, '[]', ?3, ?4, ?5, ?6)
+            "INSERT INTO devices (tenant, id, groups, state, before_quarantine, revision, created,
+             suspended_until, quarantined_until)
+             VALUES (?1, ?2, '[]', ?3, ?4, ?5, ?6, ?7, ?8)
              ON CONFLICT (tenant, id) DO UPDATE SET state = ?3, before_quarantine = ?4, revision = ?5,
-             suspended_until = NULL, quarantined_until = NULL",
+             suspended_until = ?7, quarantined_until = ?8",
             params![
                 device.tenant,
                 device.id,
                 device.is,
                 device.before_quarantine,
                 generation.0.cast_signed(),
-                self.now.unix_ms()
+                self.now.unix_ms(),
+                device.suspended_until.map(Timestamp::unix_ms),
+                device.quarantined_until.map(Timestamp::unix_ms)
             ],
         )?;
-        let detail = json!({ "from": device.was, "to": device.is, "source": "restore" });
+        let text = |end: Option<Timestamp>| end.map(|t| t.to_string());
+        let detail = json!({
+            "from": device.was, "to": device.is, "returns_to": device.before_quarantine,
+            "suspended_until": text(device.suspended_until), "quarantined_until": text(device.quarantined_until),
+            "source": "restore",
+        });
         self.audit(actor, "device.restore", &device.tenant, &device.id, &detail)
     }
 }
@@ -536,27 +550,34 @@ fn compare(db: &Connection) -> Result<Newer, RegistryError> {
         }
     }
     let state = |r: &rusqlite::Row<'_>| {
+        let time = |n| Ok::<_, rusqlite::Error>(r.get::<_, Option<i64>>(n)?.map(Timestamp::from_unix_ms));
         Ok(NewerState {
             tenant: r.get(0)?,
             id: r.get(1)?,
             was: r.get(2)?,
             is: r.get(3)?,
             before_quarantine: r.get(4)?,
+            suspended_until: time(5)?,
+            quarantined_until: time(6)?,
         })
     };
-    // An id that is decommissioned stays so, also if the backup never heard of it: it must not be born again.
+    // An id that is decommissioned stays so, also if the backup never heard of it: it must not be born again. In the same
+    // state the ends count too: by the backup's, a device would be let in again before its time.
     newer.devices = db
         .prepare(
-            "SELECT l.tenant, l.id, m.state, l.state, l.before_quarantine
+            "SELECT l.tenant, l.id, m.state, l.state, l.before_quarantine, l.suspended_until, l.quarantined_until
              FROM later.devices l LEFT JOIN main.devices m ON m.tenant = l.tenant AND m.id = l.id
-             WHERE l.state IN ('suspended', 'quarantined', 'decommissioned') AND l.state IS NOT m.state
+             WHERE l.state IN ('suspended', 'quarantined', 'decommissioned')
+             AND m.state IS NOT 'decommissioned'
+             AND (l.state IS NOT m.state OR l.before_quarantine IS NOT m.before_quarantine
+                  OR l.suspended_until IS NOT m.suspended_until OR l.quarantined_until IS NOT m.quarantined_until)
              AND l.tenant IN (SELECT id FROM main.tenants) ORDER BY l.tenant, l.id",
         )?
         .query_map([], state)?
         .collect::<Result<_, _>>()?;
     newer.authorities = db
         .prepare(
-            "SELECT l.tenant, l.id, m.state, l.state, NULL
+            "SELECT l.tenant, l.id, m.state, l.state, NULL, NULL, NULL
              FROM later.authorities l JOIN main.authorities m ON m.id = l.id
              WHERE l.state IN ('retired', 'revoked') AND l.state <> m.state ORDER BY l.id",
         )?

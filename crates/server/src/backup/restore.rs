@@ -423,8 +423,16 @@ impl Restored {
                 text.push_str(&format!("\n{} {what} since; {done}:", list.len()));
             }
             for s in list {
-                let was = s.was.as_deref().unwrap_or("not in the backup");
-                text.push_str(&format!("\n  {}/{}  {} (was: {was})", s.tenant, s.id, s.is));
+                let was = match s.was.as_deref() {
+                    None => "not in the backup",
+                    Some(was) if was == s.is => "the same, with another end",
+                    Some(was) => was,
+                };
+                text.push_str(&format!("\n  {}/{}  {}", s.tenant, s.id, s.is));
+                if let Some(end) = s.quarantined_until.or(s.suspended_until) {
+                    text.push_str(&format!(" until {end}"));
+                }
+                text.push_str(&format!(" (was: {was})"));
             }
         }
         if !self.ends.is_empty() {
