@@ -4,12 +4,14 @@
 use std::path::Path;
 use std::sync::mpsc::channel;
 
-use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, ServiceId, TenantId};
+use countersign_factory::{Batch, DeviceStart, SigningWindow};
+use countersign_identity::{AuthorityId, BatchId, CertificateFacts, DeviceId, ServiceId, TenantId};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::{Contact, Template};
 use countersign_policy::{Admission, DenialCode, LifecycleState};
 use countersign_registry::{
-    Actor, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, RegistryError,
+    Actor, BulkIssue, BulkItem, IssueRequest, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin,
+    Registry, RegistryError, Requester,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 
@@ -142,6 +144,61 @@ fn no_key_is_a_service_and_a_device() {
         Err(RegistryError::NoService(_))
     ));
     device(&registry, "d1", known).unwrap();
+}
+
+#[test]
+fn nothing_is_minted_for_the_key_of_a_service_and_its_device_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let known = certificate("backend", &KeyPair::generate().unwrap());
+    registry
+        .add_service(actor(), service("backend"), known.clone(), vec![tenant()])
+        .unwrap();
+    let batch = Batch {
+        id: BatchId::new("B-1").unwrap(),
+        tenant: tenant(),
+        model: "pump".into(),
+        profile: "factory".into(),
+        groups: vec![],
+        devices_start: DeviceStart::Active,
+        authority: None,
+        id_pattern: "SN-*".parse().unwrap(),
+        quota: 2,
+        window: SigningWindow::default(),
+    };
+    registry.add_batch(actor(), batch.clone()).unwrap();
+    let request = BulkIssue {
+        tenant: tenant(),
+        batch: batch.id,
+        demands_new_key: false,
+        replace: false,
+        items: vec![BulkItem {
+            device: DeviceId::new("SN-1").unwrap(),
+            key: known.public_key_sha256,
+        }],
+    };
+    let answers = registry
+        .issue_in_batch(actor(), request, |_, _| panic!("nothing is minted"))
+        .unwrap()
+        .value;
+    let refused = answers[0].as_ref().unwrap_err().to_string();
+    assert!(refused.contains("no service is a device"), "{refused}");
+    let there = |name: &str| registry.device(&tenant(), &DeviceId::new(name).unwrap()).unwrap();
+    assert!(there("SN-1").is_none());
+
+    device(&registry, "d1", certificate("d1", &KeyPair::generate().unwrap())).unwrap();
+    let request = IssueRequest {
+        tenant: tenant(),
+        device: DeviceId::new("d1").unwrap(),
+        key: known.public_key_sha256,
+        profile: "factory".into(),
+        demands_new_key: false,
+        idempotency_key: None,
+        requester: Requester::Operator,
+    };
+    // With a CA apart, this is what is asked before the CA is.
+    let refused = registry.issue_check(actor(), request).unwrap_err().to_string();
+    assert!(refused.contains("no service is a device"), "{refused}");
 }
 
 #[test]
