@@ -218,7 +218,9 @@ impl Registry {
             let max = i64::try_from(retention.max.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
             let forgotten = scope
                 .tx
-                .prepare_cached("DELETE FROM receipts WHERE seq <= (SELECT max(seq) FROM receipts) - ?")?
+                .prepare_cached(
+                    "DELETE FROM receipts WHERE seq <= (SELECT max(seq) FROM receipts) - ? AND state <> 'running'",
+                )?
                 .execute([max])?;
             retention.forgotten.fetch_add(forgotten as u64, Ordering::Relaxed);
             Ok(())
