@@ -44,7 +44,7 @@ async fn move_many(
             tenant,
             body.selector,
             wanted,
-            idempotency_key(&headers),
+            idempotency_key(&headers)?,
         )
         .await?;
     encode(json!({ "receipt": receipt }))
@@ -52,9 +52,9 @@ async fn move_many(
 
 async fn receipts(State(service): App, Asked(q): Asked<ReceiptQuery>) -> Answer {
     let limit = q.limit.unwrap_or(100).clamp(1, 1000);
-    encode(service.registry().receipts(q.tenant.as_ref(), limit)?)
+    encode(service.receipts(q.tenant.as_ref(), limit)?)
 }
 
 async fn receipt(State(service): App, In(id): In<ReceiptId>) -> Answer {
-    encode(service.registry().receipt(&id)?)
+    encode(service.receipt(&id)?)
 }

@@ -3,7 +3,10 @@
 mod apart;
 mod authorities;
 mod batches;
+#[cfg(test)]
+mod bulk_move_tests;
 mod bulk_moves;
+mod bulk_place;
 mod claims;
 #[cfg(test)]
 mod clock_tests;
@@ -131,8 +134,8 @@ pub struct Service {
     /// Where the listeners are, once they are open.
     pub listeners: OnceLock<Vec<OpenListener>>,
     cutoffs: Arc<Cutoffs>,
-    /// Whether a bulk move is under way; one at a time.
-    bulk_running: Arc<AtomicBool>,
+    /// The place of the one bulk move.
+    bulk: Arc<bulk_place::BulkPlace>,
     /// Held while a backup is made.
     pub(crate) backup_running: Mutex<()>,
     forecast_kept: Mutex<Option<forecast::Kept>>,
@@ -213,7 +216,7 @@ impl Service {
             tokens: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
-            bulk_running: Arc::default(),
+            bulk: Arc::default(),
             backup_running: Mutex::default(),
             forecast_kept: Mutex::default(),
             forecast_running: AtomicBool::new(false),
