@@ -57,7 +57,7 @@ pub struct Restored {
     pub devices: Vec<NewerState>,
     /// Authorities that were retired or revoked since.
     pub authorities: Vec<NewerState>,
-    /// Stations and claims that were revoked since, batches that were closed.
+    /// Stations, claims and services that were revoked since, batches that were closed, permissions that were taken back.
     pub ends: Vec<NewerEnd>,
     /// Certificates that were issued since: they are not known here.
     pub issued: Vec<String>,
@@ -437,12 +437,13 @@ impl Restored {
         }
         if !self.ends.is_empty() {
             text.push_str(&format!(
-                "\n{} station(s), claim(s) or batch(es) had ended since; {done}:",
+                "\n{} station(s), claim(s), batch(es), service(s) or permission(s) had ended since; {done}:",
                 self.ends.len()
             ));
         }
         for e in &self.ends {
-            text.push_str(&format!("\n  {} {}/{}", e.kind, e.tenant, e.id));
+            let slash = if e.tenant.is_empty() { "" } else { "/" };
+            text.push_str(&format!("\n  {} {}{slash}{}", e.kind, e.tenant, e.id));
         }
         if !self.issued.is_empty() {
             text.push_str(&format!(
