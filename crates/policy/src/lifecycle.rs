@@ -54,7 +54,7 @@ pub enum LifecycleMove {
 
 /// A move that the table does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a device that is {from} cannot {attempted}; {}", allowed_text(*from))]
+#[error("a device that is {from} cannot be {}; {}", attempted.done(), allowed_text(*from))]
 pub struct IllegalMove {
     /// The state the device is in.
     pub from: LifecycleState,
@@ -233,6 +233,18 @@ impl LifecycleMove {
             Self::Decommission => "decommission",
         }
     }
+
+    /// As in "cannot be suspended".
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Activate => "activated",
+            Self::Suspend => "suspended",
+            Self::Resume => "resumed",
+            Self::Quarantine => "quarantined",
+            Self::Release => "released",
+            Self::Decommission => "decommissioned",
+        }
+    }
 }
 
 fn allowed_text(from: LifecycleState) -> String {
@@ -395,6 +407,25 @@ mod tests {
             after.apply(LifecycleMove::Release),
             Ok(Lifecycle::new(LifecycleState::Active))
         );
+    }
+
+    #[test]
+    fn a_move_that_is_none_is_told_in_words() {
+        for (from, attempted, words) in [
+            (
+                LifecycleState::Decommissioned,
+                LifecycleMove::Suspend,
+                "a device that is decommissioned cannot be suspended; ",
+            ),
+            (
+                LifecycleState::Active,
+                LifecycleMove::Resume,
+                "a device that is active cannot be resumed; ",
+            ),
+        ] {
+            let told = Lifecycle::new(from).apply(attempted).unwrap_err().to_string();
+            assert!(told.starts_with(words), "{told}");
+        }
     }
 
     #[test]
