@@ -12,6 +12,8 @@ mod claims;
 mod clock_tests;
 mod doctor;
 mod exposure;
+#[cfg(test)]
+mod exposure_tests;
 mod forecast;
 mod issuance;
 mod lists;
@@ -30,8 +32,8 @@ pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
 pub use manifest::ManifestImport;
-pub(crate) use receipts::Deed;
 pub use receipts::Told;
+pub(crate) use receipts::Deed;
 pub use stations::StationDraft;
 
 use std::collections::HashMap;
