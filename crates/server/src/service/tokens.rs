@@ -17,9 +17,11 @@ impl Service {
         let rules = KeyRules {
             period: Duration::from_secs(self.config.tokens.key_days * 86_400),
         };
-        let tokens = Tokens::open(&self.data, rules, self.now())?;
+        // New keys are dated by the time to mint by, if it is known. Their turn comes by that time alone.
+        let now = self.minting_time().unwrap_or_else(|_| self.now());
+        let tokens = Tokens::open(&self.data, rules, now)?;
         let _ = self.tokens.set(tokens);
-        Ok(())
+        self.turn_token_keys()
     }
 
     /// What signs and reads tokens, if this process serves.
@@ -27,7 +29,7 @@ impl Service {
         self.tokens.get()
     }
 
-    /// Takes the next key into use if it is time; not by a clock that is behind.
+    /// Takes the next key into use if it is time; not by a clock that is behind, or not known to be right though it must be.
     ///
     /// # Errors
     /// [`Failure`] if the file of the keys cannot be written.
