@@ -9,7 +9,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_testkit::client::{Attempt, connect, subscribe};
-use countersign_testkit::pki::{self, Leaf};
+use countersign_testkit::pki::{self, Ca, Leaf};
 use countersign_testkit::server::http;
 use serde_json::{Value, json};
 
@@ -616,4 +616,23 @@ fn a_message_over_https_is_under_the_same_permit_as_over_mqtt() {
     };
     assert!(newest("devices/d1/telemetry/t").contains("first-data"));
     assert!(!newest("devices/d2/telemetry/t").contains("first-data"));
+}
+
+#[test]
+fn a_certificate_of_a_ca_is_no_service() {
+    let world = World::new("");
+    let certificate = world.write("ca.pem", &Ca::root("a service's own CA", None).pem);
+    let output = world
+        .server
+        .cli(&["service", "add", "x", "--certificate", &certificate])
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    assert!(text.contains("is a CA's") && text.contains("CA:FALSE"), "{text}");
+    // An empty list says that it is one.
+    let output = world.server.cli(&["service", "list"]).unwrap();
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("nothing to list"),
+        "{output:?}"
+    );
 }
