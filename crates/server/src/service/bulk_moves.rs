@@ -81,7 +81,7 @@ impl Service {
     ///
     /// # Errors
     /// [`Failure`] if it names nothing, or makes no sense.
-    pub fn plan_moves(
+    pub async fn plan_moves(
         &self,
         tenant: &TenantId,
         selector: &Selector,
@@ -93,25 +93,9 @@ impl Service {
             check(selector, wanted)?;
         }
         self.registry.check_move(wanted)?;
-        self.registry.check_selector(tenant, selector)?;
-        let counts = self.registry.count_selected(tenant, selector)?;
-        let selected = counts.iter().map(|(_, n)| n).sum();
-        let moves = counts
-            .iter()
-            .filter(|(state, _)| has_move(*state, wanted))
-            .map(|(_, n)| n)
-            .sum();
-        let devices = self.registry.select_devices(tenant, selector, after, limit)?;
-        let next = (devices.len() == limit as usize)
-            .then(|| devices.last().map(|d| d.id.clone()))
-            .flatten();
-        Ok(BulkPlan {
-            selected,
-            moves,
-            refused: selected - moves,
-            devices,
-            next,
-        })
+        let (registry, tenant, selector) = (self.registry.clone(), tenant.clone(), selector.clone());
+        let (wanted, after) = (wanted.clone(), after.cloned());
+        blocking(move || plan(&registry, &tenant, &selector, &wanted, after.as_ref(), limit)).await
     }
 
     /// Begins a bulk move, and answers with its receipt; it goes on by itself, and the receipt tells how far it is.
@@ -132,7 +116,7 @@ impl Service {
         let content = content(&selector, &wanted)?;
         let key = key.map(|key| ReceiptKey { key, content });
         // One that was cut short goes on under its receipt; what is done is not done again.
-        if let Some(known) = self.asked_before(&tenant, key.as_ref())?
+        if let Some(known) = self.asked_before(&tenant, key.as_ref()).await?
             && !known.is_cut_short()
         {
             return Ok(known);
@@ -144,7 +128,7 @@ impl Service {
             ));
         };
         // With the place taken nobody else begins it, or goes on with it, any more.
-        let before = self.asked_before(&tenant, key.as_ref())?;
+        let before = self.asked_before(&tenant, key.as_ref()).await?;
         let desk = self.desk();
         let (mut receipt, key) = match before {
             Some(known) if !known.is_cut_short() => return Ok(known),
@@ -158,15 +142,19 @@ impl Service {
                     subject: selector.to_string(),
                     reason: wanted.reason.clone(),
                 };
-                let selected = self.plan_moves(&tenant, &selector, &wanted, None, 1)?.selected;
-                let new = Receipt {
-                    devices: Some(BulkCount {
-                        selected,
-                        ..BulkCount::default()
-                    }),
-                    ..desk.receipt(deed, self.registry.revision()?, SessionsReport::default())?
-                };
-                (new, key)
+                let (registry, desk, of) = (self.registry.clone(), desk.clone(), tenant.clone());
+                let (which, how) = (selector.clone(), wanted.clone());
+                let new = blocking(move || {
+                    let selected = plan(&registry, &of, &which, &how, None, 1)?.selected;
+                    Ok(Receipt {
+                        devices: Some(BulkCount {
+                            selected,
+                            ..BulkCount::default()
+                        }),
+                        ..desk.receipt(deed, registry.revision()?, SessionsReport::default())?
+                    })
+                });
+                (new.await?, key)
             }
         };
         receipt.state = ReceiptState::Running;
@@ -182,50 +170,91 @@ impl Service {
     }
 
     /// The receipt that was given for a key.
-    fn asked_before(&self, tenant: &TenantId, key: Option<&ReceiptKey>) -> Result<Option<Receipt>, Failure> {
-        let Some(key) = key else { return Ok(None) };
-        let found = self.told_apart(|r| Ok(r.receipt_of_key(tenant, key)?.into_iter().collect()))?;
-        Ok(found.into_iter().next())
+    async fn asked_before(
+        &self,
+        tenant: &TenantId,
+        key: Option<&ReceiptKey>,
+    ) -> Result<Option<Receipt>, Failure> {
+        let Some(key) = key.cloned() else {
+            return Ok(None);
+        };
+        let tenant = tenant.clone();
+        let found = self.told_apart(move |r| Ok(r.receipt_of_key(&tenant, &key)?.into_iter().collect()));
+        Ok(found.await?.into_iter().next())
     }
 
     /// A receipt by its id.
     ///
     /// # Errors
     /// [`Failure`] if there is none, or none any more.
-    pub fn receipt(&self, id: &ReceiptId) -> Result<Receipt, Failure> {
-        let found = self.told_apart(|r| Ok(vec![r.receipt(id)?]))?;
-        let found = found.into_iter().next();
-        found.ok_or_else(|| RegistryError::NoReceipt(id.to_string()).into())
+    pub async fn receipt(&self, id: ReceiptId) -> Result<Receipt, Failure> {
+        let gone = RegistryError::NoReceipt(id.to_string());
+        let found = self.told_apart(move |r| Ok(vec![r.receipt(&id)?])).await?;
+        found.into_iter().next().ok_or_else(|| gone.into())
     }
 
     /// The newest receipts, newest first, of one tenant if one is named.
     ///
     /// # Errors
     /// [`Failure`] if they cannot be read.
-    pub fn receipts(&self, tenant: Option<&TenantId>, limit: u32) -> Result<Vec<Receipt>, Failure> {
-        self.told_apart(|r| r.receipts(tenant, limit))
+    pub async fn receipts(&self, tenant: Option<TenantId>, limit: u32) -> Result<Vec<Receipt>, Failure> {
+        self.told_apart(move |r| r.receipts(tenant.as_ref(), limit)).await
     }
 
     /// Reads receipts, and says of none that it runs if nothing runs: its last word may never have come to the disk, and
     /// whoever follows it would do so for ever.
-    fn told_apart(
+    async fn told_apart(
         &self,
-        read: impl Fn(&Registry) -> Result<Vec<Receipt>, RegistryError>,
+        read: impl Fn(&Registry) -> Result<Vec<Receipt>, RegistryError> + Send + 'static,
     ) -> Result<Vec<Receipt>, Failure> {
-        loop {
-            let holding = self.bulk.holding();
-            let mut found = read(&self.registry)?;
-            let is_stale = |r: &Receipt| r.state == ReceiptState::Running && !holding.runs(&r.id);
-            // A move that began or ended meanwhile: it is not known what was read.
-            if found.iter().any(is_stale) && self.bulk.holding() != holding {
-                continue;
+        let (registry, bulk) = (self.registry.clone(), self.bulk.clone());
+        blocking(move || {
+            loop {
+                let holding = bulk.holding();
+                let mut found = read(&registry)?;
+                let is_stale = |r: &Receipt| r.state == ReceiptState::Running && !holding.runs(&r.id);
+                // A move that began or ended meanwhile: it is not known what was read.
+                if found.iter().any(is_stale) && bulk.holding() != holding {
+                    continue;
+                }
+                for receipt in found.iter_mut().filter(|r| is_stale(r)) {
+                    receipt.cut_short("it ended without a last word");
+                }
+                return Ok(found);
             }
-            for receipt in found.iter_mut().filter(|r| is_stale(r)) {
-                receipt.cut_short("it ended without a last word");
-            }
-            return Ok(found);
-        }
+        })
+        .await
     }
+}
+
+/// What a move of these devices would do. It waits for the registry's reader.
+fn plan(
+    registry: &Registry,
+    tenant: &TenantId,
+    selector: &Selector,
+    wanted: &Move,
+    after: Option<&DeviceId>,
+    limit: u32,
+) -> Result<BulkPlan, RegistryError> {
+    registry.check_selector(tenant, selector)?;
+    let counts = registry.count_selected(tenant, selector)?;
+    let selected = counts.iter().map(|(_, n)| n).sum();
+    let moves = counts
+        .iter()
+        .filter(|(state, _)| has_move(*state, wanted))
+        .map(|(_, n)| n)
+        .sum();
+    let devices = registry.select_devices(tenant, selector, after, limit)?;
+    let next = (devices.len() == limit as usize)
+        .then(|| devices.last().map(|d| d.id.clone()))
+        .flatten();
+    Ok(BulkPlan {
+        selected,
+        moves,
+        refused: selected - moves,
+        devices,
+        next,
+    })
 }
 
 /// Keeps the receipt, answers with it, and has the move run to its end, or to its fault.

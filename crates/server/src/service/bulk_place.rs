@@ -18,6 +18,12 @@ impl Holding {
     pub(super) fn runs(&self, id: &ReceiptId) -> bool {
         self.receipt.as_ref() == Some(id)
     }
+
+    /// Whether any runs, or is about to.
+    #[cfg(test)]
+    pub(super) fn has_receipt(&self) -> bool {
+        self.receipt.is_some()
+    }
 }
 
 /// The place.

@@ -33,7 +33,7 @@ pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
 pub use manifest::ManifestImport;
 pub use receipts::Told;
-pub(crate) use receipts::Deed;
+pub(crate) use receipts::{Deed, blocking};
 pub use stations::StationDraft;
 
 use std::collections::HashMap;

@@ -161,7 +161,7 @@ impl Desk {
 }
 
 /// Runs off the async threads what waits for the disk.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     run: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
 ) -> Result<T, Failure> {
     tokio::task::spawn_blocking(run)
@@ -206,7 +206,8 @@ impl Service {
     /// The receipt of what ended sessions without a change of facts.
     pub(super) async fn told(&self, deed: Deed, sessions: SessionsReport) -> Result<Told, Failure> {
         let desk = self.desk();
-        let receipt = desk.receipt(deed, self.registry.revision()?, sessions)?;
+        let by = desk.clone();
+        let receipt = blocking(move || by.receipt(deed, by.registry.revision()?, sessions)).await?;
         let receipt = desk.keep(receipt).await?;
         Ok(Told { sessions, receipt })
     }
