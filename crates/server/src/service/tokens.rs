@@ -17,11 +17,14 @@ impl Service {
         let rules = KeyRules {
             period: Duration::from_secs(self.config.tokens.key_days * 86_400),
         };
-        // New keys are dated by the time to mint by, if it is known. Their turn comes by that time alone.
-        let now = self.minting_time().unwrap_or_else(|_| self.now());
-        let tokens = Tokens::open(&self.data, rules, now)?;
+        // Looked at, not asked for: nothing is minted here, so nothing is refused if the clock is not right.
+        let clock = self.registry.clock_view();
+        let tokens = Tokens::open(&self.data, rules, clock.now)?;
+        if clock.refusal.is_none() {
+            tokens.turn(clock.now)?;
+        }
         let _ = self.tokens.set(tokens);
-        self.turn_token_keys()
+        Ok(())
     }
 
     /// What signs and reads tokens, if this process serves.
