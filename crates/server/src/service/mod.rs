@@ -3,12 +3,17 @@
 mod apart;
 mod authorities;
 mod batches;
+#[cfg(test)]
+mod bulk_move_tests;
 mod bulk_moves;
+mod bulk_place;
 mod claims;
 #[cfg(test)]
 mod clock_tests;
 mod doctor;
 mod exposure;
+#[cfg(test)]
+mod exposure_tests;
 mod forecast;
 mod issuance;
 mod lists;
@@ -27,8 +32,8 @@ pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
 pub use manifest::ManifestImport;
-pub(crate) use receipts::Deed;
 pub use receipts::Told;
+pub(crate) use receipts::{Deed, blocking};
 pub use stations::StationDraft;
 
 use std::collections::HashMap;
@@ -131,8 +136,8 @@ pub struct Service {
     /// Where the listeners are, once they are open.
     pub listeners: OnceLock<Vec<OpenListener>>,
     cutoffs: Arc<Cutoffs>,
-    /// Whether a bulk move is under way; one at a time.
-    bulk_running: Arc<AtomicBool>,
+    /// The place of the one bulk move.
+    bulk: Arc<bulk_place::BulkPlace>,
     /// Held while a backup is made.
     pub(crate) backup_running: Mutex<()>,
     forecast_kept: Mutex<Option<forecast::Kept>>,
@@ -213,7 +218,7 @@ impl Service {
             tokens: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
-            bulk_running: Arc::default(),
+            bulk: Arc::default(),
             backup_running: Mutex::default(),
             forecast_kept: Mutex::default(),
             forecast_running: AtomicBool::new(false),
