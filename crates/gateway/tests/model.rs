@@ -12,6 +12,8 @@
 
 #[path = "model/client.rs"]
 mod client;
+#[path = "grants/mod.rs"]
+mod grants;
 #[path = "model/platform.rs"]
 mod platform;
 
@@ -29,6 +31,8 @@ const BOUND: Duration = Duration::from_secs(2);
 const DUSK: Duration = Duration::from_millis(1_500);
 /// Devices that are not decommissioned; beyond it none is added.
 const FLEET: usize = 12;
+/// Tokens of one device.
+const TOKENS: usize = 6;
 const STEPS: u32 = 2_500;
 
 /// Numbers that look random and are the same in every run (SplitMix64).
@@ -56,6 +60,7 @@ struct Device {
     /// Its certificates, the newest last.
     credentials: Vec<Credential>,
     sessions: Vec<Session>,
+    tokens: Vec<Token>,
     tickets: Tickets,
 }
 
@@ -69,6 +74,13 @@ struct Credential {
 
 struct Session {
     live: Live,
+    credential: usize,
+    resumed: bool,
+}
+
+/// A token that was granted: a session without a connection.
+struct Token {
+    id: String,
     credential: usize,
     resumed: bool,
 }
@@ -100,6 +112,8 @@ struct Counts {
     cut: u32,
     expired: u32,
     published: u32,
+    tokens: u32,
+    tokens_ended: u32,
     restarts: u32,
     slowest: Duration,
 }
@@ -147,23 +161,25 @@ impl Walk {
         let n = alive[self.dice.below(alive.len())];
         match self.dice.below(100) {
             0..=2 if alive.len() < FLEET => self.provision(),
-            0..=34 => self.connect(n, false),
-            35..=49 => self.connect(n, true),
-            50..=69 => self.publish(n),
-            70..=74 => self.moved(n, Move::Suspend),
-            75..=80 => self.moved(n, Move::Resume),
-            81..=82 => self.moved(n, Move::Quarantine),
-            83..=85 => self.moved(n, Move::Release),
-            86 => self.moved(n, Move::Decommission),
-            87..=88 => self.revoke(n),
-            89..=92 => self.renew(n, None),
+            0..=24 => self.connect(n, false),
+            25..=49 => self.connect(n, true),
+            50..=61 => self.publish(n),
+            62..=69 => self.token(n),
+            70..=72 => self.moved(n, Move::Suspend),
+            73..=79 => self.moved(n, Move::Resume),
+            80 => self.moved(n, Move::Quarantine),
+            81..=84 => self.moved(n, Move::Release),
+            85 => self.moved(n, Move::Decommission),
+            86 => self.revoke(n),
+            87..=92 => self.renew(n, None),
             93 => self.renew(n, Some(Duration::from_secs(4))),
             94 if self.dice.below(6) == 0 => self.revoke_authority(),
             94..=96 => self.change_policy(),
-            97 if self.dice.below(6) == 0 => self.restart(),
+            97 if self.dice.below(3) == 0 => self.restart(),
             _ => self.disconnect(n),
         }
         self.check();
+        self.check_tokens();
     }
 
     fn provision(&mut self) {
@@ -181,6 +197,7 @@ impl Walk {
                 ends: None,
             }],
             sessions: vec![],
+            tokens: vec![],
             tickets: Tickets::default(),
         });
     }
@@ -242,6 +259,75 @@ impl Walk {
         }
     }
 
+    fn token(&mut self, n: usize) {
+        let device = &self.devices[n];
+        if device.tokens.len() >= TOKENS {
+            return;
+        }
+        let resume = self.dice.below(2) == 0;
+        let device = &self.devices[n];
+        let credential = device.credentials.len() - 1;
+        let identity = &device.credentials[credential].identity;
+        let tickets = resume.then_some((&device.tickets, credential));
+        let (granted, resumed) = client::token(self.platform.address(), identity, tickets);
+        match (self.may(device, credential, resumed), granted) {
+            (May::Yes, None) => panic!("{}: {} got no token (resumed: {resumed})", self.told(), device.id),
+            (May::No, Some(_)) => panic!("{}: {} got a token (resumed: {resumed})", self.told(), device.id),
+            (_, Some(id)) => {
+                self.counts.tokens += 1;
+                self.devices[n].tokens.push(Token {
+                    id,
+                    credential,
+                    resumed,
+                });
+            }
+            (_, None) => self.counts.refused += 1,
+        }
+    }
+
+    /// As for sessions: what may not be is told as none at once, and out of the index within the bound.
+    fn check_tokens(&mut self) {
+        let mut listed = self.platform.tokens();
+        for n in 0..self.devices.len() {
+            let mut kept = Vec::new();
+            for token in std::mem::take(&mut self.devices[n].tokens) {
+                let device = &self.devices[n];
+                let key = (device.id.clone(), token.id.clone());
+                let is_good = self.platform.is_good(&device.id, &token.id);
+                match self.may(device, token.credential, token.resumed) {
+                    May::Yes => {
+                        let there = is_good && listed.contains(&key);
+                        assert!(there, "{}: a token of {} was cut", self.told(), device.id);
+                        kept.push(token);
+                    }
+                    May::Unsure if is_good => kept.push(token),
+                    May::Unsure => self.counts.expired += 1,
+                    May::No => {
+                        assert!(
+                            !is_good,
+                            "{}: a token of {} is told as good",
+                            self.told(),
+                            device.id
+                        );
+                        let started = Instant::now();
+                        while listed.contains(&key) {
+                            let late = started.elapsed() > BOUND;
+                            assert!(
+                                !late,
+                                "{}: a token of {} outlived its permission",
+                                self.told(),
+                                device.id
+                            );
+                            listed = self.platform.tokens();
+                        }
+                        self.counts.tokens_ended += 1;
+                    }
+                }
+            }
+            self.devices[n].tokens = kept;
+        }
+    }
+
     fn publish(&mut self, n: usize) {
         let topic = format!("devices/{}/telemetry/t", self.devices[n].id);
         let may: Vec<May> = self.permissions(n);
@@ -293,10 +379,11 @@ impl Walk {
     }
 
     fn renew(&mut self, n: usize, lifetime: Option<Duration>) {
-        let device = &mut self.devices[n];
-        if device.credentials.len() > 6 {
-            return;
+        // Enough of this one: another will take its place.
+        if self.devices[n].credentials.len() > 6 {
+            return self.moved(n, Move::Decommission);
         }
+        let device = &mut self.devices[n];
         let (identity, authority, ends) = self.platform.renew(&device.id, lifetime);
         device.credentials.push(Credential {
             identity,
@@ -330,6 +417,8 @@ impl Walk {
         self.counts.restarts += 1;
         for device in &mut self.devices {
             device.sessions.clear();
+            // Tokens are kept in memory.
+            device.tokens.clear();
         }
         self.platform.restart();
     }
@@ -392,7 +481,14 @@ fn walk(seed: u64) {
     let c = &walk.counts;
     // A walk that met none of this would have shown nothing.
     assert!(
-        c.admitted > 100 && c.refused > 50 && c.cut > 50 && c.published > 50 && c.restarts > 0,
+        c.admitted > 300
+            && c.resumed > 60
+            && c.refused > 50
+            && c.cut > 50
+            && c.published > 50
+            && c.restarts > 0
+            && c.tokens > 50
+            && c.tokens_ended > 30,
         "{c:?}"
     );
     assert_eq!(walk.platform.panics(), 0);

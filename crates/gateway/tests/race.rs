@@ -2,14 +2,17 @@
 //! while a token is granted a live token.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
+#[path = "grants/mod.rs"]
+mod grants;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use countersign_factory::RevocationReason;
 use countersign_gateway::{
-    AdmittedDevice, DeviceHttp, DeviceListener, Foundation, Gateway, GatewayOptions, Limits, Protocol,
-    Resumption, ServerIdentity, TicketKeys, TicketSettings, TlsMinimum, TokenId, TokenWish, Touched,
+    DeviceListener, Foundation, Gateway, GatewayOptions, Limits, Protocol, Resumption, ServerIdentity,
+    TicketKeys, TicketSettings, TlsMinimum, TokenId, Touched,
 };
 use countersign_identity::{
     AnchorIndex, AnchorState, AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint, Generation,
@@ -106,35 +109,6 @@ impl FactSource for Meddling {
     }
 }
 
-/// Answers `/SECONDS` with the id of a token of that lifetime.
-struct Grants;
-
-type Answer = hyper::Response<http_body_util::Full<hyper::body::Bytes>>;
-
-impl DeviceHttp for Grants {
-    fn answer(
-        &self,
-        device: AdmittedDevice,
-        request: hyper::Request<hyper::body::Incoming>,
-    ) -> std::pin::Pin<Box<dyn Future<Output = Answer> + Send>> {
-        Box::pin(async move {
-            let seconds = request.uri().path()[1..].parse().unwrap();
-            let wish = TokenWish {
-                scope: None,
-                lifetime: Duration::from_secs(seconds),
-                now: Clock::now(&SystemClock),
-            };
-            let (status, text) = match device.session.grant_token(wish) {
-                Ok(view) => (200, view.id.to_string()),
-                Err(_) => (403, String::new()),
-            };
-            let mut answer = hyper::Response::new(http_body_util::Full::from(text));
-            *answer.status_mut() = hyper::StatusCode::from_u16(status).unwrap();
-            answer
-        })
-    }
-}
-
 struct World {
     _folder: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
@@ -215,7 +189,7 @@ fn world_with(limits: Limits) -> World {
                 tickets: Arc::new(TicketKeys::in_memory(SystemClock.now())),
                 facts: facts.clone(),
                 sink: registry.clone(),
-                http: Arc::new(Grants),
+                http: Arc::new(grants::Grants),
                 clock: Arc::new(SystemClock),
             },
         )

@@ -54,7 +54,7 @@ pub enum LifecycleMove {
 
 /// A move that the table does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a device that is {from} cannot {attempted}; {}", allowed_text(*from))]
+#[error("a device that is {from} cannot be {}; {}", attempted.done(), allowed_text(*from))]
 pub struct IllegalMove {
     /// The state the device is in.
     pub from: LifecycleState,
@@ -233,6 +233,18 @@ impl LifecycleMove {
             Self::Decommission => "decommission",
         }
     }
+
+    /// As in "cannot be suspended".
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Activate => "activated",
+            Self::Suspend => "suspended",
+            Self::Resume => "resumed",
+            Self::Quarantine => "quarantined",
+            Self::Release => "released",
+            Self::Decommission => "decommissioned",
+        }
+    }
 }
 
 fn allowed_text(from: LifecycleState) -> String {
@@ -336,14 +348,14 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             e.to_string(),
-            "a device that is active cannot resume; possible: suspend, quarantine, decommission"
+            "a device that is active cannot be resumed; possible: suspend, quarantine, decommission"
         );
         let e = Lifecycle::new(LifecycleState::Decommissioned)
             .apply(LifecycleMove::Resume)
             .unwrap_err();
         assert_eq!(
             e.to_string(),
-            "a device that is decommissioned cannot resume; that state is final"
+            "a device that is decommissioned cannot be resumed; that state is final"
         );
     }
 

@@ -94,6 +94,16 @@ impl AuthorityMove {
         }
     }
 
+    /// As in "cannot be closed".
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Retire => "retired",
+            Self::Reopen => "reopened",
+            Self::Close { .. } => "closed",
+            Self::Revoke => "revoked",
+        }
+    }
+
     fn from(self, state: AnchorState) -> Option<AnchorState> {
         use AnchorState as S;
         match (state, self) {
@@ -460,9 +470,9 @@ impl Registry {
             let Row { new, state, .. } = scope.authority(&id)?;
             let Some(to) = attempted.from(state) else {
                 return Err(RegistryError::Refused(format!(
-                    "authority {id} is {}: it cannot {}; hint: active → retire → close, or revoke",
+                    "authority {id} is {}: it cannot be {}; hint: active → retire → close, or revoke",
                     state.name(),
-                    attempted.name()
+                    attempted.done()
                 )));
             };
             let (count, examples) = dependents(scope.tx, &id, scope.now, 5)?;

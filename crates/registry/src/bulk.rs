@@ -92,6 +92,7 @@ impl Run<'_> {
         if !self.seen.insert(item.device.clone()) {
             return Err(BatchRefusal::Twice(item.device.clone()).into());
         }
+        scope.refuse_key_of_service(&item.key)?;
         let tenant = &self.request.tenant;
         let key_is_known = scope.knows_key(&item.key)?;
         if key_is_known

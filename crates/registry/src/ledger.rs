@@ -190,6 +190,57 @@ impl<K: Eq + Hash> Minute<K> {
     }
 }
 
+/// Refusals of a known device that were only counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitedRefusals {
+    /// How many, since the server started.
+    pub count: u64,
+    /// When the first of them began.
+    pub first: Timestamp,
+    /// When the last of them began.
+    pub last: Timestamp,
+}
+
+impl LimitedRefusals {
+    fn add(of: Option<Self>, at: Timestamp) -> Self {
+        match of {
+            None => Self {
+                count: 1,
+                first: at,
+                last: at,
+            },
+            Some(of) => Self {
+                count: of.count + 1,
+                first: of.first.min(at),
+                last: of.last.max(at),
+            },
+        }
+    }
+}
+
+/// Of which known devices; those that come after as many as are told apart share one count.
+#[derive(Default)]
+struct Limited {
+    of: HashMap<(TenantId, DeviceId), LimitedRefusals>,
+    others: Option<LimitedRefusals>,
+}
+
+impl Limited {
+    fn count(&mut self, owner: (TenantId, DeviceId), at: Timestamp) {
+        let full = self.of.len() >= COUNTED_MAX;
+        match self.of.entry(owner) {
+            hash_map::Entry::Occupied(mut entry) => {
+                let more = LimitedRefusals::add(Some(*entry.get()), at);
+                entry.insert(more);
+            }
+            hash_map::Entry::Vacant(_) if full => self.others = Some(LimitedRefusals::add(self.others, at)),
+            hash_map::Entry::Vacant(entry) => {
+                entry.insert(LimitedRefusals::add(None, at));
+            }
+        }
+    }
+}
+
 /// An address as it is kept: IPv4 as `::ffff:a.b.c.d`.
 fn address(ip: IpAddr) -> [u8; 16] {
     match ip {
@@ -212,6 +263,7 @@ pub struct Ledger {
     counters: Arc<Counters>,
     sources: Mutex<Minute<IpAddr>>,
     devices: Mutex<Minute<(TenantId, DeviceId)>>,
+    limited: Mutex<Limited>,
     limits: LedgerLimits,
 }
 
@@ -248,6 +300,7 @@ impl Ledger {
             counters,
             sources: Mutex::default(),
             devices: Mutex::default(),
+            limited: Mutex::default(),
             limits,
         })
     }
@@ -256,6 +309,9 @@ impl Ledger {
     pub fn record(&self, exchange: ExchangeRecord, owner: Option<(TenantId, DeviceId)>) {
         if exchange.outcome != Outcome::Admitted && self.is_over_limit(&exchange, owner.as_ref()) {
             self.counters.limited.fetch_add(1, Ordering::Relaxed);
+            if let Some(owner) = owner {
+                self.limited.lock().count(owner, exchange.started);
+            }
             return;
         }
         self.put(Entry::Exchange(Box::new(Kept {
@@ -299,6 +355,14 @@ impl Ledger {
             Some(owner) => self.devices.lock().count(minute, owner.clone()),
         };
         count > self.limits.refused_per_source_minute_max
+    }
+
+    /// The refusals of a known device that were only counted since the server started; of one that came after as many as
+    /// are told apart: of all of those.
+    pub fn limited_of(&self, tenant: &TenantId, device: &DeviceId) -> Option<LimitedRefusals> {
+        let limited = self.limited.lock();
+        let of = limited.of.get(&(tenant.clone(), device.clone())).copied();
+        of.or(limited.others)
     }
 
     /// Waits until everything recorded before is written. For shutdown, tests and `explain`.

@@ -83,7 +83,8 @@ pub use forecast::{ForecastGroup, Windows};
 pub use import::ImportReport;
 pub use lane::ExpiredRequester;
 pub use ledger::{
-    CauseGroup, CausePage, CauseQuery, Doings, Ledger, LedgerLimits, Network, RefusalPage, RefusalQuery,
+    CauseGroup, CausePage, CauseQuery, Doings, Ledger, LedgerLimits, LimitedRefusals, Network, RefusalPage,
+    RefusalQuery,
 };
 pub use moves::{Move, MovedMany, Selected, Selector};
 pub use policies::{PolicyChange, PolicyVersion, check_policies};

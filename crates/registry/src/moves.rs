@@ -293,6 +293,48 @@ impl Registry {
         Ok(())
     }
 
+    /// Refuses a selector that names what the tenant does not have: a mistyped name would select nothing, and look like a
+    /// success.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoTenant`]; [`RegistryError::NoBatch`]; [`RegistryError::NoAuthority`].
+    pub fn check_selector(&self, tenant: &TenantId, selector: &Selector) -> Result<(), RegistryError> {
+        let is_there = |sql: &str, values: &[&str]| {
+            self.read(|db| {
+                let values = rusqlite::params_from_iter(values);
+                Ok(db
+                    .prepare_cached(sql)?
+                    .query_row(values, |r| r.get::<_, bool>(0))?)
+            })
+        };
+        if !is_there(
+            "SELECT EXISTS (SELECT 1 FROM tenants WHERE id = ?)",
+            &[tenant.as_str()],
+        )? {
+            return Err(RegistryError::NoTenant(tenant.clone()));
+        }
+        if let Some(batch) = &selector.batch
+            && !is_there(
+                "SELECT EXISTS (SELECT 1 FROM batches WHERE tenant = ? AND id = ?)",
+                &[tenant.as_str(), batch.as_str()],
+            )?
+        {
+            return Err(RegistryError::NoBatch {
+                tenant: tenant.clone(),
+                batch: batch.clone(),
+            });
+        }
+        if let Some(authority) = &selector.authority
+            && !is_there(
+                "SELECT EXISTS (SELECT 1 FROM authorities WHERE tenant = ? AND id = ?)",
+                &[tenant.as_str(), authority.as_str()],
+            )?
+        {
+            return Err(RegistryError::NoAuthority(authority.to_string()));
+        }
+        Ok(())
+    }
+
     /// The devices that a selector finds after `after` in order of id, at most `limit`.
     ///
     /// # Errors

@@ -152,6 +152,21 @@ pub struct Receipt {
     pub note: Option<String>,
 }
 
+impl Receipt {
+    /// Makes it that of a bulk move that did not come to its end: whoever asks for the same again has it go on.
+    pub fn cut_short(&mut self, why: &str) {
+        self.state = ReceiptState::Partial;
+        self.note = Some(format!(
+            "{why}; what was moved stays moved; hint: ask for the same again, with the same idempotency key if it had one"
+        ));
+    }
+
+    /// Whether it is of a bulk move that did not come to its end.
+    pub fn is_cut_short(&self) -> bool {
+        self.state == ReceiptState::Partial && self.note.is_some()
+    }
+}
+
 /// A requester's own key for a request: the same key with other content is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceiptKey {
@@ -218,7 +233,9 @@ impl Registry {
             let max = i64::try_from(retention.max.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
             let forgotten = scope
                 .tx
-                .prepare_cached("DELETE FROM receipts WHERE seq <= (SELECT max(seq) FROM receipts) - ?")?
+                .prepare_cached(
+                    "DELETE FROM receipts WHERE seq <= (SELECT max(seq) FROM receipts) - ? AND state <> 'running'",
+                )?
                 .execute([max])?;
             retention.forgotten.fetch_add(forgotten as u64, Ordering::Relaxed);
             Ok(())
@@ -295,11 +312,7 @@ impl Registry {
     pub fn conclude_receipts(&self) -> Result<(), RegistryError> {
         let running: Vec<Receipt> = self.read(running)?;
         for mut receipt in running {
-            receipt.state = ReceiptState::Partial;
-            receipt.note = Some(
-                "the server stopped before it was done; what was moved stays moved; hint: ask for the same again, with the same idempotency key if it had one"
-                    .into(),
-            );
+            receipt.cut_short("the server stopped before it was done");
             self.keep_receipt(receipt, None)?;
         }
         Ok(())

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
-use countersign_factory::Revoked;
-use countersign_identity::{AuthorityId, Fingerprint, Timestamp};
+use countersign_factory::{RevocationReason, Revoked};
+use countersign_identity::{AnchorState, AuthorityId, Fingerprint, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -64,16 +64,25 @@ pub struct NewerState {
     /// What it was before a quarantine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before_quarantine: Option<String>,
+    /// Of a device: when its suspension ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_until: Option<Timestamp>,
+    /// Of a device: when its quarantine ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined_until: Option<Timestamp>,
+    /// Of a revoked authority: since when the certificates it issued are on the lists, if it issued any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Timestamp>,
 }
 
 /// What may let devices in, and had ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewerEnd {
-    /// `station`, `claim`, `batch` or `service`.
+    /// `station`, `claim`, `batch`, `service`, or `service-permission`: a service may ask about one tenant less.
     pub kind: String,
     /// The tenant; empty for a service.
     pub tenant: String,
-    /// Its id.
+    /// Its id; of a permission, that of the service.
     pub id: String,
     /// Since when, if that is kept.
     pub at: Option<Timestamp>,
@@ -291,12 +300,26 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`] if it is none of ours.
     pub fn newer_in_registry(&self, other: &Path) -> Result<Newer, RegistryError> {
+        // Asked before it is brought to the newest schema: a registry of before there were services has none of ours.
+        let knows_services: Result<bool, _> = Connection::open(other)?.query_row(
+            "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'services')",
+            [],
+            |r| r.get(0),
+        );
+        let knows_services = knows_services.map_err(|e| match e.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase) => RegistryError::Foreign(other.to_owned()),
+            _ => e.into(),
+        })?;
         drop(migrate::open_writer(other, REGISTRY)?);
         // A connection of its own: it needs the other database beside this one.
         let db = Connection::open(self.path().join("registry.db"))?;
         let other = other.to_string_lossy();
         db.execute("ATTACH ? AS later", [&*other])?;
-        compare(&db)
+        let mut newer = compare(&db)?;
+        if knows_services {
+            newer.ends.extend(ended_services(&db)?);
+        }
+        Ok(newer)
     }
 
     /// Makes it so here too: what had ended has ended, whoever was kept out is kept out.
@@ -312,14 +335,7 @@ impl Registry {
                 scope.apply_device(&actor, device)?;
             }
             for authority in &newer.authorities {
-                let generation = scope.revise("authority", &authority.tenant, &authority.id)?;
-                scope.tx.execute(
-                    "UPDATE authorities SET state = ?2, revision = ?3 WHERE id = ?1",
-                    params![authority.id, authority.is, generation.0.cast_signed()],
-                )?;
-                let detail = json!({ "from": authority.was, "to": authority.is, "source": "restore" });
-                let action = format!("authority.{}", authority.is);
-                scope.audit(&actor, &action, &authority.tenant, &authority.id, &detail)?;
+                scope.apply_authority(&actor, authority)?;
             }
             for end in &newer.ends {
                 scope.apply_end(&actor, end)?;
@@ -374,6 +390,30 @@ impl Scope<'_> {
         self.audit(actor, &action, tenant.0, tenant.1, &detail)
     }
 
+    fn apply_authority(&mut self, actor: &Actor, authority: &NewerState) -> Result<(), RegistryError> {
+        let generation = self.revise("authority", &authority.tenant, &authority.id)?;
+        self.tx.execute(
+            "UPDATE authorities SET state = ?2, revision = ?3 WHERE id = ?1",
+            params![authority.id, authority.is, generation.0.cast_signed()],
+        )?;
+        if authority.is == AnchorState::Revoked.name() {
+            // As when it was revoked: what it issued is on the lists, and a CA that runs apart is told.
+            self.tx.execute(
+                "UPDATE credentials SET ended = ?2, reason = ?3, ended_revision = ?4
+                 WHERE authority = ?1 AND ended IS NULL",
+                params![
+                    authority.id,
+                    authority.ended.unwrap_or(self.now).unix_ms(),
+                    RevocationReason::CaCompromise.code(),
+                    generation.0.cast_signed()
+                ],
+            )?;
+        }
+        let detail = json!({ "from": authority.was, "to": authority.is, "source": "restore" });
+        let action = format!("authority.{}", authority.is);
+        self.audit(actor, &action, &authority.tenant, &authority.id, &detail)
+    }
+
     fn apply_end(&mut self, actor: &Actor, end: &NewerEnd) -> Result<(), RegistryError> {
         let at = end.at.unwrap_or(self.now).unix_ms();
         let (action, key) = match end.kind.as_str() {
@@ -399,6 +439,13 @@ impl Scope<'_> {
                 )?;
                 ("service.revoke", &end.id)
             }
+            "service-permission" => {
+                self.tx.execute(
+                    "DELETE FROM service_permissions WHERE service = ?1 AND tenant = ?2",
+                    params![end.id, end.tenant],
+                )?;
+                ("service.narrow", &end.id)
+            }
             _ => {
                 let generation = self.revise("batch", &end.tenant, &end.id)?;
                 self.tx.execute(
@@ -415,20 +462,28 @@ impl Scope<'_> {
     fn apply_device(&mut self, actor: &Actor, device: &NewerState) -> Result<(), RegistryError> {
         let generation = self.revise("device", &device.tenant, &device.id)?;
         self.tx.execute(
-            "INSERT INTO devices (tenant, id, groups, state, before_quarantine, revision, created)
-             VALUES (?1, ?2, '[]', ?3, ?4, ?5, ?6)
+            "INSERT INTO devices (tenant, id, groups, state, before_quarantine, revision, created,
+             suspended_until, quarantined_until)
+             VALUES (?1, ?2, '[]', ?3, ?4, ?5, ?6, ?7, ?8)
              ON CONFLICT (tenant, id) DO UPDATE SET state = ?3, before_quarantine = ?4, revision = ?5,
-             suspended_until = NULL, quarantined_until = NULL",
+             suspended_until = ?7, quarantined_until = ?8",
             params![
                 device.tenant,
                 device.id,
                 device.is,
                 device.before_quarantine,
                 generation.0.cast_signed(),
-                self.now.unix_ms()
+                self.now.unix_ms(),
+                device.suspended_until.map(Timestamp::unix_ms),
+                device.quarantined_until.map(Timestamp::unix_ms)
             ],
         )?;
-        let detail = json!({ "from": device.was, "to": device.is, "source": "restore" });
+        let text = |end: Option<Timestamp>| end.map(|t| t.to_string());
+        let detail = json!({
+            "from": device.was, "to": device.is, "returns_to": device.before_quarantine,
+            "suspended_until": text(device.suspended_until), "quarantined_until": text(device.quarantined_until),
+            "source": "restore",
+        });
         self.audit(actor, "device.restore", &device.tenant, &device.id, &detail)
     }
 }
@@ -478,6 +533,16 @@ fn compare(db: &Connection) -> Result<Newer, RegistryError> {
     for revoked in lost {
         newer.revoked.push(revoked?);
     }
+    // What ended with its authority, and was issued after the backup.
+    let mut statement = db.prepare(
+        "SELECT l.authority, l.serial, l.ended, l.reason FROM later.credentials l
+         WHERE l.ended IS NOT NULL AND l.state NOT IN ('revoked', 'superseded', 'lapsed')
+         AND NOT EXISTS (SELECT 1 FROM main.credentials m WHERE m.fingerprint = l.fingerprint)",
+    )?;
+    let with_authority = statement.query_map([], lost_entry)?;
+    for revoked in with_authority {
+        newer.revoked.push(revoked?);
+    }
     // A station that was granted after the backup is known by its certificate alone.
     let mut statement = db.prepare(
         "SELECT l.authority, l.serial, l.ended, l.reason FROM later.stations l
@@ -510,53 +575,37 @@ fn compare(db: &Connection) -> Result<Newer, RegistryError> {
             })
         })?
         .collect::<Result<_, _>>()?;
-    // A registry of before there were services has none.
-    let knows_services: bool = db.query_row(
-        "SELECT EXISTS (SELECT 1 FROM later.sqlite_schema WHERE name = 'services')",
-        [],
-        |r| r.get(0),
-    )?;
-    if knows_services {
-        let mut statement = db.prepare(
-            "SELECT m.id, l.revoked FROM main.services m LEFT JOIN later.services l ON l.id = m.id
-             WHERE m.revoked IS NULL AND (l.id IS NULL OR l.revoked IS NOT NULL OR l.certificate <> m.certificate)
-             ORDER BY m.id",
-        )?;
-        let ended = statement.query_map([], |r| {
-            Ok(NewerEnd {
-                kind: "service".into(),
-                tenant: String::new(),
-                id: r.get(0)?,
-                at: r.get::<_, Option<i64>>(1)?.map(Timestamp::from_unix_ms),
-                reason: None,
-            })
-        })?;
-        for end in ended {
-            newer.ends.push(end?);
-        }
-    }
     let state = |r: &rusqlite::Row<'_>| {
+        let time = |n| Ok::<_, rusqlite::Error>(r.get::<_, Option<i64>>(n)?.map(Timestamp::from_unix_ms));
         Ok(NewerState {
             tenant: r.get(0)?,
             id: r.get(1)?,
             was: r.get(2)?,
             is: r.get(3)?,
             before_quarantine: r.get(4)?,
+            suspended_until: time(5)?,
+            quarantined_until: time(6)?,
+            ended: time(7)?,
         })
     };
-    // An id that is decommissioned stays so, also if the backup never heard of it: it must not be born again.
+    // An id that is decommissioned stays so, also if the backup never heard of it: it must not be born again. In the same
+    // state the ends count too: by the backup's, a device would be let in again before its time.
     newer.devices = db
         .prepare(
-            "SELECT l.tenant, l.id, m.state, l.state, l.before_quarantine
+            "SELECT l.tenant, l.id, m.state, l.state, l.before_quarantine, l.suspended_until, l.quarantined_until, NULL
              FROM later.devices l LEFT JOIN main.devices m ON m.tenant = l.tenant AND m.id = l.id
-             WHERE l.state IN ('suspended', 'quarantined', 'decommissioned') AND l.state IS NOT m.state
+             WHERE l.state IN ('suspended', 'quarantined', 'decommissioned')
+             AND m.state IS NOT 'decommissioned'
+             AND (l.state IS NOT m.state OR l.before_quarantine IS NOT m.before_quarantine
+                  OR l.suspended_until IS NOT m.suspended_until OR l.quarantined_until IS NOT m.quarantined_until)
              AND l.tenant IN (SELECT id FROM main.tenants) ORDER BY l.tenant, l.id",
         )?
         .query_map([], state)?
         .collect::<Result<_, _>>()?;
     newer.authorities = db
         .prepare(
-            "SELECT l.tenant, l.id, m.state, l.state, NULL
+            "SELECT l.tenant, l.id, m.state, l.state, NULL, NULL, NULL,
+             (SELECT max(c.ended) FROM later.credentials c WHERE c.authority = l.id AND c.state NOT IN ('revoked', 'superseded', 'lapsed'))
              FROM later.authorities l JOIN main.authorities m ON m.id = l.id
              WHERE l.state IN ('retired', 'revoked') AND l.state <> m.state ORDER BY l.id",
         )?
@@ -575,4 +624,29 @@ fn compare(db: &Connection) -> Result<Newer, RegistryError> {
         .query_map([], |r| Ok((r.get(0)?, r.get::<_, i64>(1)?.cast_unsigned())))?
         .collect::<Result<_, _>>()?;
     Ok(newer)
+}
+
+/// Services that may ask less than `main` says, or nothing.
+fn ended_services(db: &Connection) -> Result<Vec<NewerEnd>, RegistryError> {
+    let mut statement = db.prepare(
+        "SELECT 'service', '', m.id, l.revoked FROM main.services m LEFT JOIN later.services l ON l.id = m.id
+         WHERE m.revoked IS NULL AND (l.id IS NULL OR l.revoked IS NOT NULL OR l.certificate <> m.certificate)
+         UNION ALL SELECT DISTINCT 'service-permission', p.tenant, p.service, NULL
+         FROM main.service_permissions p JOIN main.services m ON m.id = p.service
+         JOIN later.services l ON l.id = m.id
+         WHERE m.revoked IS NULL AND l.revoked IS NULL AND l.certificate = m.certificate
+         AND NOT EXISTS (SELECT 1 FROM later.service_permissions q
+                         WHERE q.service = p.service AND q.tenant = p.tenant AND q.permission = p.permission)
+         ORDER BY 1, 3, 2",
+    )?;
+    let ended = statement.query_map([], |r| {
+        Ok(NewerEnd {
+            kind: r.get(0)?,
+            tenant: r.get(1)?,
+            id: r.get(2)?,
+            at: r.get::<_, Option<i64>>(3)?.map(Timestamp::from_unix_ms),
+            reason: None,
+        })
+    })?;
+    Ok(ended.collect::<Result<_, _>>()?)
 }

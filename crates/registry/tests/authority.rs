@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::mpsc::channel;
 
+use countersign_factory::RevocationReason;
 use countersign_identity::{AnchorState, AuthorityId, CertificateFacts, DeviceId, IdentityRule, TenantId};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::{Contact, Template};
@@ -11,8 +12,8 @@ use countersign_policy::{
     Admission, CredentialState, Denial, DenialCode, FactSource, LifecycleMove, LifecycleState,
 };
 use countersign_registry::{
-    Actor, AuthorityMove, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry,
-    RegistryError,
+    Actor, AuthorityMove, EndedCursor, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin,
+    Registry, RegistryError,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
@@ -314,4 +315,72 @@ fn just_in_time_makes_what_never_existed_and_nothing_else() {
         code_of(contact(&registry, "ca", &ca.device("SN-4"))),
         Some(DenialCode::FirstContactQuota)
     );
+}
+
+#[test]
+fn an_authority_that_was_revoked_since_the_backup_takes_along_what_it_issued() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["old", "backup", "new"] {
+        std::fs::create_dir(path(name)).unwrap();
+    }
+    let old = open(&path("old"));
+    let ca = Ca::new("ca");
+    ca.register(&old, "ca", Origin::Managed, Admission::RegisteredOnly);
+    let import = |name: &str| {
+        let certificate = ca.device(name);
+        let serial = certificate.serial.clone();
+        let device = NewDevice {
+            id: id(name),
+            model: None,
+            groups: vec![],
+            state: LifecycleState::Active,
+            authority: None,
+        };
+        let credential = NewCredential {
+            authority: Some(authority("ca")),
+            ..NewCredential::brought(certificate)
+        };
+        old.import_devices(actor(), tenant(), vec![(device, Some(credential))])
+            .unwrap();
+        serial
+    };
+    let known = import("known");
+    old.copy_to(&path("backup"), actor(), serde_json::json!({}))
+        .unwrap();
+    let later = import("later");
+    old.move_authority(actor(), authority("ca"), AuthorityMove::Revoke, String::new())
+        .unwrap();
+    let start = countersign_identity::Timestamp::from_unix_ms(0);
+    let listed = |registry: &Registry| {
+        let mut all = registry.revoked_by(&authority("ca"), start).unwrap();
+        all.sort_by(|a, b| a.serial.cmp(&b.serial));
+        all
+    };
+    let there = listed(&old);
+    assert_eq!(there.len(), 2);
+    drop(old);
+    for name in countersign_registry::DATABASES {
+        std::fs::copy(path("backup").join(name), path("new").join(name)).unwrap();
+    }
+    let new = Registry::open(&path("new"), LedgerLimits::default()).unwrap();
+    let newer = new.newer_in_registry(&path("old").join("registry.db")).unwrap();
+    assert_eq!(newer.issued, Vec::<String>::new());
+    new.apply_newer(actor(), newer).unwrap();
+    // The same serial numbers, since when and why.
+    assert_eq!(listed(&new), there);
+    // And a CA that runs apart hears of both: also of the one that this registry never saw.
+    let mut told = Vec::new();
+    let mut cursor = EndedCursor::default();
+    loop {
+        let page = new.ended_after(&authority("ca"), &cursor, 1).unwrap();
+        let Some(last) = page.last() else { break };
+        cursor = EndedCursor {
+            revision: last.revision,
+            serial: last.serial.clone(),
+        };
+        told.extend(page.into_iter().map(|e| (e.serial, e.reason)));
+    }
+    let why = Some(RevocationReason::CaCompromise);
+    assert_eq!(told, [(later, why), (known, why)]);
 }

@@ -286,3 +286,31 @@ fn receipts_are_kept_over_a_restart_up_to_their_limit_and_a_key_names_one() {
         Err(RegistryError::NoReceipt(_))
     ));
 }
+
+#[test]
+fn a_receipt_that_is_running_is_not_forgotten_before_it_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path(), &Arc::new(Moved(AtomicI64::new(START))));
+    let key = ReceiptKey {
+        key: "k".into(),
+        content: Fingerprint::of(b"one"),
+    };
+    let mut first = receipt(&registry, ReceiptState::Running);
+    registry.keep_receipt(first.clone(), Some(key.clone())).unwrap();
+    registry.set_receipts_max(2);
+    let more = || {
+        for _ in 0..3 {
+            registry
+                .keep_receipt(receipt(&registry, ReceiptState::Complete), None)
+                .unwrap();
+        }
+    };
+    more();
+    let known = registry.receipt_of_key(&tenant(), &key).unwrap();
+    assert_eq!(known.as_ref(), Some(&first));
+    first.state = ReceiptState::Complete;
+    registry.keep_receipt(first.clone(), None).unwrap();
+    more();
+    assert!(registry.receipt(&first.id).is_err());
+    assert_eq!(registry.receipts(None, 10).unwrap().len(), 2);
+}

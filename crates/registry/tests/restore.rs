@@ -9,7 +9,7 @@ use countersign_factory::{RevocationReason, Revoked};
 use countersign_identity::{AuthorityId, Clock, DeviceId, Generation, TenantId, Timestamp};
 use countersign_policy::{FactSource, LifecycleMove, LifecycleState};
 use countersign_registry::{
-    Actor, BackwardClock, LedgerLimits, NewDevice, Registry, RegistryError, RegistryFacts,
+    Actor, BackwardClock, LedgerLimits, Move, NewDevice, Registry, RegistryError, RegistryFacts,
 };
 
 struct Moved(AtomicI64);
@@ -287,4 +287,68 @@ fn what_had_ended_since_the_backup_is_told_and_ends_here_too() {
     assert!(new.next_list_number(&ca).unwrap().value > number + 7);
     assert!(new.newer_in_list(&ca, 0, &list).unwrap().revoked.is_empty());
     new.verify_audit().unwrap().unwrap();
+}
+
+#[test]
+fn who_is_kept_out_in_the_same_state_is_not_let_in_by_an_end_that_was_lifted_since() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(path("old")).unwrap();
+    std::fs::create_dir_all(path("backup")).unwrap();
+    let old = create(&path("old"), START);
+    let at = |seconds: i64| Some(Timestamp::from_unix_ms(START + seconds * 1000));
+    let go_until = |name: &str, attempted, until| {
+        let wanted = Move {
+            until,
+            ..Move::new(attempted, "")
+        };
+        old.move_device_as(actor(), tenant(), id(name), wanted).unwrap();
+    };
+    for name in ["lifted", "longer", "same", "apart", "active"] {
+        add(&old, name);
+    }
+    for name in ["lifted", "longer", "same"] {
+        go_until(name, LifecycleMove::Suspend, at(60));
+    }
+    go_until("apart", LifecycleMove::Quarantine, at(60));
+    let facts = old
+        .copy_to(&path("backup"), actor(), serde_json::json!({}))
+        .unwrap();
+    for name in ["lifted", "longer"] {
+        go(&old, name, LifecycleMove::Resume);
+    }
+    go_until("lifted", LifecycleMove::Suspend, None);
+    go_until("longer", LifecycleMove::Suspend, at(7200));
+    // Now a release leads to a suspension, and by itself nowhere.
+    go(&old, "apart", LifecycleMove::Release);
+    go_until("apart", LifecycleMove::Suspend, at(9000));
+    go_until("apart", LifecycleMove::Quarantine, None);
+    go_until("active", LifecycleMove::Suspend, at(7200));
+    drop(old);
+
+    let new = restored(&path("backup"), &facts, &path("new"), START + 1);
+    let newer = new.newer_in_registry(&path("old").join("registry.db")).unwrap();
+    let told: Vec<_> = newer.devices.iter().map(|d| d.id.as_str()).collect();
+    assert_eq!(told, ["active", "apart", "lifted", "longer"]);
+    new.apply_newer(actor(), newer).unwrap();
+    drop(new);
+
+    let open = |ms| Registry::open_with_clock(&path("new"), LedgerLimits::default(), clock(ms)).unwrap();
+    let new = open(START + 100_000);
+    assert_eq!(new.end_time_boxes().unwrap().value, 1);
+    let state = |r: &Registry, name: &str| r.facts().device(&tenant(), &id(name)).unwrap().state;
+    assert_eq!(state(&new, "same"), LifecycleState::Active);
+    for name in ["lifted", "longer", "active"] {
+        assert_eq!(state(&new, name), LifecycleState::Suspended, "{name}");
+    }
+    assert_eq!(state(&new, "apart"), LifecycleState::Quarantined);
+    go(&new, "apart", LifecycleMove::Release);
+    assert_eq!(state(&new, "apart"), LifecycleState::Suspended);
+    drop(new);
+    let new = open(START + 10_000_000);
+    new.end_time_boxes().unwrap();
+    assert_eq!(state(&new, "lifted"), LifecycleState::Suspended);
+    for name in ["longer", "active", "apart"] {
+        assert_eq!(state(&new, name), LifecycleState::Active, "{name}");
+    }
 }

@@ -4,12 +4,14 @@
 use std::path::Path;
 use std::sync::mpsc::channel;
 
-use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, ServiceId, TenantId};
+use countersign_factory::{Batch, DeviceStart, SigningWindow};
+use countersign_identity::{AuthorityId, BatchId, CertificateFacts, DeviceId, ServiceId, TenantId};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::{Contact, Template};
-use countersign_policy::{Admission, DenialCode, LifecycleState};
+use countersign_policy::{Admission, ClientIdMode, DenialCode, LifecycleState};
 use countersign_registry::{
-    Actor, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, RegistryError,
+    Actor, BulkIssue, BulkItem, IssueRequest, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin,
+    Registry, RegistryError, Requester,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 
@@ -145,6 +147,61 @@ fn no_key_is_a_service_and_a_device() {
 }
 
 #[test]
+fn nothing_is_minted_for_the_key_of_a_service_and_its_device_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let known = certificate("backend", &KeyPair::generate().unwrap());
+    registry
+        .add_service(actor(), service("backend"), known.clone(), vec![tenant()])
+        .unwrap();
+    let batch = Batch {
+        id: BatchId::new("B-1").unwrap(),
+        tenant: tenant(),
+        model: "pump".into(),
+        profile: "factory".into(),
+        groups: vec![],
+        devices_start: DeviceStart::Active,
+        authority: None,
+        id_pattern: "SN-*".parse().unwrap(),
+        quota: 2,
+        window: SigningWindow::default(),
+    };
+    registry.add_batch(actor(), batch.clone()).unwrap();
+    let request = BulkIssue {
+        tenant: tenant(),
+        batch: batch.id,
+        demands_new_key: false,
+        replace: false,
+        items: vec![BulkItem {
+            device: DeviceId::new("SN-1").unwrap(),
+            key: known.public_key_sha256,
+        }],
+    };
+    let answers = registry
+        .issue_in_batch(actor(), request, |_, _| panic!("nothing is minted"))
+        .unwrap()
+        .value;
+    let refused = answers[0].as_ref().unwrap_err().to_string();
+    assert!(refused.contains("no service is a device"), "{refused}");
+    let there = |name: &str| registry.device(&tenant(), &DeviceId::new(name).unwrap()).unwrap();
+    assert!(there("SN-1").is_none());
+
+    device(&registry, "d1", certificate("d1", &KeyPair::generate().unwrap())).unwrap();
+    let request = IssueRequest {
+        tenant: tenant(),
+        device: DeviceId::new("d1").unwrap(),
+        key: known.public_key_sha256,
+        profile: "factory".into(),
+        demands_new_key: false,
+        idempotency_key: None,
+        requester: Requester::Operator,
+    };
+    // With a CA apart, this is what is asked before the CA is.
+    let refused = registry.issue_check(actor(), request).unwrap_err().to_string();
+    assert!(refused.contains("no service is a device"), "{refused}");
+}
+
+#[test]
 fn a_service_that_was_revoked_since_the_backup_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
@@ -177,4 +234,51 @@ fn a_service_that_was_revoked_since_the_backup_is_told() {
     new.apply_newer(actor(), newer).unwrap();
     let states: Vec<_> = new.services().unwrap().into_iter().map(|s| s.state).collect();
     assert_eq!(states, ["active", "revoked", "revoked"]);
+}
+
+#[test]
+fn what_a_service_may_not_ask_any_more_is_told_and_an_older_registry_takes_nothing_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["old", "backup", "new"] {
+        std::fs::create_dir(path(name)).unwrap();
+    }
+    let old = open(&path("old"));
+    let other = TenantId::new("other").unwrap();
+    old.add_tenant(actor(), other.clone(), ClientIdMode::Strict)
+        .unwrap();
+    let facts = certificate("backend", &KeyPair::generate().unwrap());
+    let add = |tenants: Vec<TenantId>| {
+        old.add_service(actor(), service("backend"), facts.clone(), tenants)
+            .unwrap();
+    };
+    add(vec![tenant(), other]);
+    old.copy_to(&path("backup"), actor(), serde_json::json!({}))
+        .unwrap();
+    old.remove_service(actor(), service("backend")).unwrap();
+    add(vec![tenant()]);
+    drop(old);
+    for name in countersign_registry::DATABASES {
+        std::fs::copy(path("backup").join(name), path("new").join(name)).unwrap();
+    }
+    let new = Registry::open(&path("new"), LedgerLimits::default()).unwrap();
+    let newer = new.newer_in_registry(&path("old").join("registry.db")).unwrap();
+    let told: Vec<_> = newer
+        .ends
+        .iter()
+        .map(|e| (e.kind.as_str(), e.tenant.as_str(), e.id.as_str()))
+        .collect();
+    assert_eq!(told, [("service-permission", "other", "backend")]);
+    new.apply_newer(actor(), newer).unwrap();
+    let view = new.service_of(&facts.fingerprint).unwrap().unwrap();
+    assert_eq!(view.introspects, [tenant()]);
+
+    // One of before there were services says nothing about them, also when it is brought to the newest schema for it.
+    let before = path("old").join("registry.db");
+    let db = rusqlite::Connection::open(&before).unwrap();
+    db.execute_batch("DROP TABLE service_permissions; DROP TABLE services; PRAGMA user_version = 10")
+        .unwrap();
+    drop(db);
+    let newer = new.newer_in_registry(&before).unwrap();
+    assert_eq!(newer.ends, []);
 }

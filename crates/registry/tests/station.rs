@@ -10,7 +10,8 @@ use std::time::Duration;
 use countersign_factory::station::{Account, Entry, Head, Terms};
 use countersign_factory::{Batch, DeviceStart, Profile, RevocationReason, Revoked};
 use countersign_identity::{
-    AuthorityId, BatchId, CertificateFacts, Clock, DeviceId, Fingerprint, StationId, TenantId, Timestamp,
+    AuthorityId, BatchId, CertificateFacts, Clock, DeviceId, Fingerprint, ServiceId, StationId, TenantId,
+    Timestamp,
 };
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::Contact;
@@ -433,4 +434,31 @@ fn an_import_that_is_refused_leaves_no_device_behind_and_takes_nothing_of_the_qu
     for name in ["SN-0001", "SN-0003"] {
         assert!(!place.is_there(name), "{name}");
     }
+}
+
+#[test]
+fn one_entry_with_a_key_of_a_service_does_not_hold_up_a_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path(), 10);
+    let (taken, good) = (certificate("SN-0001"), certificate("SN-0002"));
+    place
+        .registry
+        .add_service(
+            actor(),
+            ServiceId::new("backend").unwrap(),
+            CertificateFacts::parse(&taken).unwrap(),
+            vec![tenant()],
+        )
+        .unwrap();
+    let entries = vec![entry(1, "SN-0001", &taken), entry(2, "SN-0002", &good)];
+    let report = place
+        .reconcile(account(entries, &["open", "one", "two"]))
+        .unwrap();
+    assert_eq!(codes(&report), [(1, "station.key-of-other")]);
+    assert!(
+        report.refused[0].message.contains("service backend"),
+        "{report:?}"
+    );
+    assert_eq!((report.verdict, report.registered), (Verdict::Partial, 1));
+    assert!(!place.is_there("SN-0001") && place.is_there("SN-0002"));
 }

@@ -75,7 +75,10 @@ impl Client {
         let user = std::env::var("USER").unwrap_or_else(|_| "unknown".into());
         let mut request = Request::builder();
         if let Some(key) = key {
-            request = request.header("idempotency-key", key);
+            let value = header::HeaderValue::from_str(key).map_err(|_| {
+                Failure::invalid("the idempotency key has control characters; hint: take a UUID")
+            })?;
+            request = request.header("idempotency-key", value);
         }
         let request = request
             .method(method)

@@ -852,6 +852,13 @@ impl Config {
                 );
             }
         }
+        if self.receipts.keep_max == 0 {
+            return value(
+                "receipts.keep_max",
+                "it is 0, so no receipt could be asked for again".into(),
+                "leave it out for the default",
+            );
+        }
         if self.issuance.clock_tolerance_s > 86_400 {
             return value(
                 "issuance.clock_tolerance_s",
@@ -1036,6 +1043,7 @@ mod tests {
             ("[resumption]\nkey_rotation_s = 59", "resumption.key_rotation_s"),
             ("[resumption]\nkeys_kept = 0", "resumption.keys_kept"),
             ("[limits]\nidle_max_s = 70000", "limits.idle_max_s"),
+            ("[receipts]\nkeep_max = 0", "receipts.keep_max"),
             ("[ca]\nstatus_requests_max = 0", "ca.status_requests_max"),
             ("[limits]\ntokens_max = 0", "limits.tokens_max"),
             ("[tokens]\nlifetime_s = 901", "tokens.lifetime_s"),

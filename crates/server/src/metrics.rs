@@ -302,6 +302,12 @@ impl Collector for Exported {
                     ("unauthorised", of(&tokens.unauthorised)),
                 ],
             )?;
+            counter(
+                e,
+                "countersign_service_strangers",
+                "Connections to the listeners for services by who is no registered service",
+                of(&tokens.strangers),
+            )?;
         }
         let registry = self.0.registry();
         let facts = registry.facts();

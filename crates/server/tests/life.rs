@@ -372,6 +372,158 @@ fn many_are_moved_by_what_they_have_in_common_after_a_dry_run_under_one_receipt(
     assert_eq!(state(&server, "d002"), "active");
 }
 
+/// What the database says no to, as a full disk does, while this is there.
+fn fault(place: &Place, sql: &str) {
+    let db = rusqlite::Connection::open(place.folder.path().join("data/registry.db")).unwrap();
+    db.busy_timeout(Duration::from_secs(10)).unwrap();
+    db.execute_batch(sql).unwrap();
+}
+
+#[test]
+fn a_bulk_move_that_is_cut_in_mid_way_is_partial_and_goes_on_when_it_is_asked_for_again() {
+    let place = Place::new();
+    let server = place.server("");
+    let devices: Vec<Value> = (0..450)
+        .map(|n| json!({ "id": format!("d{n:03}"), "model": "pump" }))
+        .collect();
+    let import = json!({ "devices": devices });
+    server
+        .ask("POST", "/tenants/default/devices/import", Some(&import))
+        .unwrap();
+    let identity = place.add(&server, "a-live", "pump", &[]);
+    let mut session = Held::open(server.devices, &identity, "a-live").unwrap();
+    for gone in ["d001", "d449"] {
+        server
+            .cli_ok(&["device", "decommission", gone, "--reason", "broken"])
+            .unwrap();
+    }
+    fault(
+        &place,
+        "CREATE TRIGGER fault BEFORE UPDATE ON devices WHEN NEW.id = 'd300' BEGIN SELECT RAISE(ABORT, 'fault'); END",
+    );
+    let suspend = [
+        "device",
+        "suspend",
+        "--model",
+        "pump",
+        "--reason",
+        "recall",
+        "--idempotency-key",
+        "recall-8",
+    ];
+    let (code, answer) = cli_json(&server, &suspend);
+    let receipt = &answer["receipt"];
+    assert_eq!(
+        (code, &receipt["state"]),
+        (Some(6), &json!("partial")),
+        "{answer}"
+    );
+    // The first chunk stands; what was not come to was neither moved nor refused.
+    assert_eq!(
+        receipt["devices"],
+        json!({ "selected": 451, "moved": 199, "refused": 1 }),
+        "{receipt}"
+    );
+    assert_eq!(receipt["nodes"][0]["ended"], 1, "{receipt}");
+    let note = receipt["note"].as_str().unwrap();
+    assert!(
+        note.contains("cut short") && note.contains("ask for the same again"),
+        "{note}"
+    );
+    session.closed().unwrap();
+    let id = receipt["id"].as_str().unwrap();
+    let shown = server.cli(&["receipt", "show", id]).unwrap();
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(
+        shown.status.code() == Some(6) && text.contains("cut short"),
+        "{text}"
+    );
+    assert_eq!(state(&server, "d300"), "active");
+
+    fault(&place, "DROP TRIGGER fault");
+    let (code, answer) = cli_json(&server, &suspend);
+    let receipt = &answer["receipt"];
+    assert_eq!(
+        (code, &receipt["state"], &receipt["id"]),
+        (Some(0), &json!("complete"), &json!(id)),
+        "{answer}"
+    );
+    assert_eq!(
+        receipt["devices"],
+        json!({ "selected": 451, "moved": 449, "refused": 2 }),
+        "{receipt}"
+    );
+    // The session of the first part is still told.
+    assert_eq!(receipt["nodes"][0]["ended"], 1, "{receipt}");
+    assert_eq!(state(&server, "d300"), "suspended");
+}
+
+#[test]
+fn the_last_word_of_a_receipt_is_tried_again_and_the_command_that_follows_it_ends() {
+    let place = Place::new();
+    let server = place.server("");
+    place.add(&server, "d1", "pump", &[]);
+    fault(
+        &place,
+        "CREATE TRIGGER fault BEFORE UPDATE ON receipts WHEN NEW.state <> 'running' BEGIN SELECT RAISE(ABORT, 'fault'); END",
+    );
+    std::thread::scope(|scope| {
+        let following = scope.spawn(|| {
+            cli_json(
+                &server,
+                &["device", "suspend", "--model", "pump", "--reason", "recall"],
+            )
+        });
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(!following.is_finished());
+        fault(&place, "DROP TRIGGER fault");
+        let (code, answer) = following.join().unwrap();
+        assert_eq!(
+            (code, &answer["receipt"]["state"]),
+            (Some(0), &json!("complete")),
+            "{answer}"
+        );
+    });
+}
+
+#[test]
+fn a_bulk_move_says_what_it_cannot_find_and_that_it_found_nothing() {
+    let place = Place::new();
+    let server = place.server("");
+    place.add(&server, "d1", "pump", &[]);
+    let suspend = |more: &[&str]| {
+        let output = server
+            .cli(&[&["device", "suspend", "--reason", "x"], more].concat())
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    for (more, word) in [
+        (["--batch", "B-9", "--model", "pump"], "B-9"),
+        (["--authority", "nobody", "--model", "pump"], "nobody"),
+        (["--tenant", "nowhere", "--model", "pump"], "nowhere"),
+    ] {
+        for dry_run in [&[][..], &["--dry-run"]] {
+            let (code, text) = suspend(&[&more, dry_run].concat());
+            assert!(
+                code == Some(3) && text.contains(word),
+                "{more:?}: {code:?} {text}"
+            );
+        }
+    }
+    let (code, text) = suspend(&["--model", "valve"]);
+    assert!(code == Some(0) && text.contains("nothing was moved"), "{text}");
+    let key = "k".repeat(129);
+    for key in ["", "clé", &key] {
+        let (code, text) = suspend(&["--model", "pump", "--idempotency-key", key]);
+        assert!(
+            code == Some(4) && text.contains("idempotency key"),
+            "{key:?}: {text}"
+        );
+    }
+    assert_eq!(state(&server, "d1"), "active");
+}
+
 const LANE: &str = r#"
 permit (principal, action, resource);
 @id("fix-them") @quarantine("open") permit (principal, action == Action::"connect", resource);

@@ -9,7 +9,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_testkit::client::{Attempt, connect, subscribe};
-use countersign_testkit::pki::{self, Leaf};
+use countersign_testkit::pki::{self, Ca, Leaf};
 use countersign_testkit::server::http;
 use serde_json::{Value, json};
 
@@ -620,4 +620,67 @@ fn a_message_over_https_is_under_the_same_permit_as_over_mqtt() {
     };
     assert!(newest("devices/d1/telemetry/t").contains("first-data"));
     assert!(!newest("devices/d2/telemetry/t").contains("first-data"));
+}
+
+#[test]
+fn who_is_no_service_keeps_no_place_and_a_service_has_some_time_for_its_form() {
+    let world = World::new("[tokens]\nservice_connections_max = 2\n");
+    world.device("d1");
+    let backend = pki::self_signed("backend");
+    world.keep("backend", &backend);
+    let certificate = world.text("backend.pem");
+    world
+        .server
+        .cli_ok(&["service", "add", "backend", "--certificate", &certificate])
+        .unwrap();
+    let token = world.token("d1");
+    let services = world.server.listener("services").unwrap();
+    let open = |identity: &pki::Identity, send: &'static str| {
+        let attempt = Attempt {
+            alpn: vec![b"http/1.1".to_vec()],
+            patience: Duration::from_secs(20),
+            ..Attempt::new(services)
+        };
+        let started = Instant::now();
+        let seen = attempt.identity(identity).send(send).run();
+        (seen, started.elapsed())
+    };
+    // They say nothing, and are closed long before anybody would give up waiting.
+    let nobody = pki::self_signed("nobody");
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let (seen, took) = open(&nobody, "");
+                assert!(seen.handshake && !seen.silent, "{seen:?}");
+                assert!(took < Duration::from_secs(10), "{took:?}");
+            });
+        }
+    });
+    assert!(world.metric("countersign_service_strangers_total") >= 2);
+    assert!(world.is_active("backend", &token));
+
+    let half = "POST /oauth2/introspect HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\ntoken=";
+    let (seen, took) = open(&backend, half);
+    let text = String::from_utf8_lossy(&seen.data).into_owned();
+    assert!(text.starts_with("HTTP/1.1 408"), "{text}");
+    assert!(took >= Duration::from_secs(9), "{took:?}");
+}
+
+#[test]
+fn a_certificate_of_a_ca_is_no_service() {
+    let world = World::new("");
+    let certificate = world.write("ca.pem", &Ca::root("a service's own CA", None).pem);
+    let output = world
+        .server
+        .cli(&["service", "add", "x", "--certificate", &certificate])
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    assert!(text.contains("is a CA's") && text.contains("CA:FALSE"), "{text}");
+    // An empty list says that it is one.
+    let output = world.server.cli(&["service", "list"]).unwrap();
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("nothing to list"),
+        "{output:?}"
+    );
 }

@@ -8,21 +8,27 @@ use std::time::{Duration, Instant};
 
 use countersign_testkit::client::{Attempt, connect as connect_packet, publish};
 use countersign_testkit::pki::Identity;
-use rustls::client::{ClientSessionMemoryCache, Resumption};
-use rustls::{ClientConnection, HandshakeKind};
+use rustls::client::Resumption;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind};
 
-/// The tickets of one device, for each of its certificates.
+/// The tickets of one device, for each of its certificates and protocols. They are the client's configuration: the library
+/// takes no session up under another one.
 #[derive(Default)]
-pub(crate) struct Tickets(Mutex<HashMap<usize, Arc<ClientSessionMemoryCache>>>);
+pub(crate) struct Tickets(Mutex<HashMap<Key, Arc<ClientConfig>>>);
+
+/// Certificate and ALPN.
+type Key = (usize, Vec<Vec<u8>>);
 
 impl Tickets {
-    fn of(&self, credential: usize) -> Arc<ClientSessionMemoryCache> {
-        self.0
-            .lock()
-            .unwrap()
-            .entry(credential)
-            .or_insert_with(|| Arc::new(ClientSessionMemoryCache::new(4)))
-            .clone()
+    fn of(&self, credential: usize, attempt: &Attempt) -> Arc<ClientConfig> {
+        let mut known = self.0.lock().unwrap();
+        let key = (credential, attempt.alpn.clone());
+        let made = known.entry(key).or_insert_with(|| {
+            let mut config = attempt.config();
+            config.resumption = Resumption::in_memory_sessions(4);
+            Arc::new(config)
+        });
+        made.clone()
     }
 }
 
@@ -47,11 +53,12 @@ pub(crate) fn connect(
     tickets: Option<(&Tickets, usize)>,
     level: u8,
 ) -> Answer {
-    let mut config = Attempt::new(server).identity(identity).config();
-    if let Some((tickets, credential)) = tickets {
-        config.resumption = Resumption::store(tickets.of(credential));
-    }
-    let tls = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+    let attempt = Attempt::new(server).identity(identity);
+    let config = match tickets {
+        Some((tickets, credential)) => tickets.of(credential, &attempt),
+        None => Arc::new(attempt.config()),
+    };
+    let tls = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
     let socket = TcpStream::connect(server).unwrap();
     socket.set_nodelay(true).unwrap();
     let mut live = Live {
@@ -81,6 +88,31 @@ pub(crate) fn connect(
     } else {
         Answer::Refused { resumed }
     }
+}
+
+/// Asks for a token that lasts an hour: its id, if it is granted, and whether the session was resumed.
+pub(crate) fn token(
+    server: SocketAddr,
+    identity: &Identity,
+    tickets: Option<(&Tickets, usize)>,
+) -> (Option<String>, bool) {
+    let mut attempt = Attempt {
+        alpn: vec![b"http/1.1".to_vec()],
+        patience: Duration::from_secs(20),
+        ..Attempt::new(server)
+    }
+    .identity(identity)
+    .send("GET /3600 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    if let Some((tickets, credential)) = tickets {
+        attempt.client = Some(tickets.of(credential, &attempt));
+    }
+    let seen = attempt.run();
+    let text = String::from_utf8_lossy(&seen.data).into_owned();
+    let id = match text.split_once("\r\n\r\n") {
+        Some((head, id)) if head.starts_with("HTTP/1.1 200") => Some(id.to_owned()),
+        _ => None,
+    };
+    (id, seen.resumed)
 }
 
 impl Live {

@@ -1,5 +1,6 @@
 //! The platform of the walk: a registry on disk and a gateway, which can be taken away and come back.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -7,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use countersign_factory::RevocationReason;
 use countersign_gateway::{
-    Clock, DeviceListener, Foundation, Gateway, GatewayOptions, Limits, NoHttp, Protocol, Resumption,
-    ServerIdentity, TicketKeys, TicketSettings, TlsMinimum, Touched,
+    Clock, DeviceListener, Foundation, Gateway, GatewayOptions, Limits, Protocol, Resumption, ServerIdentity,
+    TicketKeys, TicketSettings, TlsMinimum, Touched,
 };
 use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, IdentityRule, TenantId};
 use countersign_policy::clones::CloneRules;
@@ -19,6 +20,8 @@ use countersign_registry::{
     Registry, RegistryError, Revocation, SystemClock,
 };
 use countersign_testkit::pki::{Ca, Identity, Leaf};
+
+use super::grants::Grants;
 
 /// The policies that the walk changes between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +88,28 @@ impl Platform {
         self.running.as_ref().unwrap().2.local_addr()
     }
 
+    /// The tokens that are in the index, as `DEVICE ID`.
+    pub(crate) fn tokens(&self) -> HashSet<(String, String)> {
+        let gateway = &self.running.as_ref().unwrap().2;
+        gateway
+            .sessions(None)
+            .into_iter()
+            .filter(|s| s.kind == "token")
+            .filter_map(|s| {
+                let id = s.client_id.strip_prefix("token:")?.to_owned();
+                Some((s.device.to_string(), id))
+            })
+            .collect()
+    }
+
+    /// Whether a service is told that the token is good.
+    pub(crate) fn is_good(&self, id: &str, token: &str) -> bool {
+        let gateway = &self.running.as_ref().unwrap().2;
+        gateway
+            .token(&tenant(), &device(id), &token.parse().unwrap())
+            .is_some()
+    }
+
     pub(crate) fn panics(&self) -> u64 {
         self.running
             .as_ref()
@@ -140,7 +165,7 @@ impl Platform {
                     tickets: Arc::new(tickets),
                     facts: registry.facts().clone(),
                     sink: registry.clone(),
-                    http: Arc::new(NoHttp),
+                    http: Arc::new(Grants),
                     clock: Arc::new(SystemClock),
                 },
             )

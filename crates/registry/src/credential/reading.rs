@@ -31,7 +31,8 @@ impl Scope<'_> {
 
 impl Registry {
     /// The next certificates of an authority that have ended, at most `limit`, for telling others: in the order of the
-    /// changes that ended them, whatever the clock said. One that ends once more, harder, comes once more.
+    /// changes that ended them, whatever the clock said. One that ends once more, harder, comes once more. First come those
+    /// that a restore lost: a CA that runs apart still knows them as good.
     ///
     /// # Errors
     /// [`RegistryError`] if the database cannot be read.
@@ -43,9 +44,13 @@ impl Registry {
     ) -> Result<Vec<EndedCredential>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(
+                // What was lost has no revision: it is of before the first of this epoch, and nothing is added to it while
+                // anybody is being told.
                 "SELECT serial, state, reason, ended_revision FROM credentials
                  WHERE authority = ?1 AND ended_revision IS NOT NULL AND (ended_revision, serial) > (?2, ?3)
-                 ORDER BY ended_revision, serial LIMIT ?4",
+                 UNION ALL SELECT serial, 'revoked', reason, 0 FROM lost_revocations
+                 WHERE authority = ?1 AND (0, serial) > (?2, ?3)
+                 ORDER BY 4, 1 LIMIT ?4",
             )?;
             let mut rows = statement.query(params![
                 authority.as_str(),

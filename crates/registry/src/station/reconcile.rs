@@ -434,6 +434,12 @@ impl Merge<'_> {
                 other: format!("device {d} of tenant {t}"),
             }));
         }
+        // A fault of this entry alone: as an error it would hold up the whole journal, each time it is brought.
+        if let Some(service) = scope.service_of_key(&entry.facts.public_key_sha256)? {
+            return Ok(Some(StationFault::KeyOfOther {
+                other: format!("service {service}"),
+            }));
+        }
         // The factory CA's id stands for its stations too: their certificates' serial numbers are kept under it.
         if scope.is_lost(&self.authority, &entry.facts.serial)? {
             return Ok(Some(StationFault::RevokedBefore {

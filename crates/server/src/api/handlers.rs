@@ -183,10 +183,22 @@ pub(super) fn actor(headers: &HeaderMap) -> Actor {
     Actor(name.chars().take(64).collect())
 }
 
-/// The requester's own key for the request, if it gives one.
-pub(super) fn idempotency_key(headers: &HeaderMap) -> Option<String> {
-    let key = headers.get("idempotency-key").and_then(|v| v.to_str().ok())?;
-    Some(key.chars().take(128).collect())
+/// The most characters of an idempotency key.
+const KEY_MAX: usize = 128;
+
+/// The requester's own key for the request, if it gives one. One that is not taken as it is would be no promise at all.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Failure> {
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let key = value.to_str().unwrap_or_default();
+    if key.is_empty() || key.len() > KEY_MAX || values.next().is_some() {
+        return Err(Failure::invalid(format!(
+            "the idempotency key is not one value of 1 to {KEY_MAX} printable ASCII characters; hint: take a UUID"
+        )));
+    }
+    Ok(Some(key.to_owned()))
 }
 
 pub(super) fn encode(value: impl serde::Serialize) -> Answer {
@@ -392,7 +404,7 @@ async fn provision(
     let wanted = Wanted {
         profile: body.profile,
         authority: body.authority,
-        idempotency_key: idempotency_key(&headers),
+        idempotency_key: idempotency_key(&headers)?,
         ..Wanted::new(tenant, device, request)
     };
     encode(service.provision(actor(&headers), wanted).await?)

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::handlers::{Answer, App, Body, In, actor, encode};
 use crate::failure::Failure;
-use crate::service::WhyAsked;
+use crate::service::{WhyAsked, blocking};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,9 +36,8 @@ pub(super) struct SimulateBody {
 const EXCHANGES: u32 = 10_000;
 
 pub(super) async fn versions(State(service): App, In(tenant): In<TenantId>) -> Answer {
-    let all: Vec<_> = service
-        .registry()
-        .policy_versions(&tenant)?
+    let all: Vec<_> = blocking(move || service.registry().policy_versions(&tenant))
+        .await?
         .into_iter()
         .map(|v| {
             json!({
@@ -59,7 +58,7 @@ pub(super) async fn version(State(service): App, In((tenant, number)): In<(Tenan
             ))
         })?),
     };
-    encode(service.registry().policy_version(&tenant, number)?)
+    encode(blocking(move || service.registry().policy_version(&tenant, number)).await?)
 }
 
 pub(super) async fn revert(

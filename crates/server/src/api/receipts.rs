@@ -34,9 +34,8 @@ async fn move_many(
     };
     if body.dry_run {
         let limit = body.limit.unwrap_or(100).clamp(1, 10_000);
-        return encode(tokio::task::block_in_place(|| {
-            service.plan_moves(&tenant, &body.selector, &wanted, body.after.as_ref(), limit)
-        })?);
+        let plan = service.plan_moves(&tenant, &body.selector, &wanted, body.after.as_ref(), limit);
+        return encode(plan.await?);
     }
     let receipt = service
         .move_many(
@@ -44,7 +43,7 @@ async fn move_many(
             tenant,
             body.selector,
             wanted,
-            idempotency_key(&headers),
+            idempotency_key(&headers)?,
         )
         .await?;
     encode(json!({ "receipt": receipt }))
@@ -52,9 +51,9 @@ async fn move_many(
 
 async fn receipts(State(service): App, Asked(q): Asked<ReceiptQuery>) -> Answer {
     let limit = q.limit.unwrap_or(100).clamp(1, 1000);
-    encode(service.registry().receipts(q.tenant.as_ref(), limit)?)
+    encode(service.receipts(q.tenant, limit).await?)
 }
 
 async fn receipt(State(service): App, In(id): In<ReceiptId>) -> Answer {
-    encode(service.registry().receipt(&id)?)
+    encode(service.receipt(id).await?)
 }

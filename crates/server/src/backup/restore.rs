@@ -57,7 +57,7 @@ pub struct Restored {
     pub devices: Vec<NewerState>,
     /// Authorities that were retired or revoked since.
     pub authorities: Vec<NewerState>,
-    /// Stations and claims that were revoked since, batches that were closed.
+    /// Stations, claims and services that were revoked since, batches that were closed, permissions that were taken back.
     pub ends: Vec<NewerEnd>,
     /// Certificates that were issued since: they are not known here.
     pub issued: Vec<String>,
@@ -423,18 +423,27 @@ impl Restored {
                 text.push_str(&format!("\n{} {what} since; {done}:", list.len()));
             }
             for s in list {
-                let was = s.was.as_deref().unwrap_or("not in the backup");
-                text.push_str(&format!("\n  {}/{}  {} (was: {was})", s.tenant, s.id, s.is));
+                let was = match s.was.as_deref() {
+                    None => "not in the backup",
+                    Some(was) if was == s.is => "the same, with another end",
+                    Some(was) => was,
+                };
+                text.push_str(&format!("\n  {}/{}  {}", s.tenant, s.id, s.is));
+                if let Some(end) = s.quarantined_until.or(s.suspended_until) {
+                    text.push_str(&format!(" until {end}"));
+                }
+                text.push_str(&format!(" (was: {was})"));
             }
         }
         if !self.ends.is_empty() {
             text.push_str(&format!(
-                "\n{} station(s), claim(s) or batch(es) had ended since; {done}:",
+                "\n{} station(s), claim(s), batch(es), service(s) or permission(s) had ended since; {done}:",
                 self.ends.len()
             ));
         }
         for e in &self.ends {
-            text.push_str(&format!("\n  {} {}/{}", e.kind, e.tenant, e.id));
+            let slash = if e.tenant.is_empty() { "" } else { "/" };
+            text.push_str(&format!("\n  {} {}{slash}{}", e.kind, e.tenant, e.id));
         }
         if !self.issued.is_empty() {
             text.push_str(&format!(

@@ -112,6 +112,9 @@ pub(super) async fn run(
     let receipt = followed(client, begun["receipt"].clone()).await?;
     out.say(&json!({ "receipt": receipt }), |a| {
         let n = |key: &str| a["receipt"]["devices"][key].as_u64().unwrap_or(0);
+        if n("selected") == 0 {
+            return "no device has all of that in common: nothing was moved".into();
+        }
         format!(
             "{} device(s) moved of {}{}",
             n("moved"),

@@ -9,7 +9,7 @@ use axum::http::Request;
 use countersign_factory::{CertificateRequest, SoftwareKey};
 use countersign_identity::{AuthorityId, Clock, DeviceId, TenantId, Timestamp};
 use countersign_policy::{ClientIdMode, LifecycleState};
-use countersign_registry::{Actor, NewDevice, SystemClock};
+use countersign_registry::{Actor, ClockRules, NewDevice, SystemClock};
 use http_body_util::BodyExt;
 use tower::ServiceExt;
 
@@ -215,4 +215,27 @@ async fn a_clock_that_must_be_synchronised_and_is_not_mints_nothing() {
     );
     assert!(refused.hint.unwrap().contains("require_clock_sync off"));
     assert!(!folder.path().join("authorities/platform/issuing.crt").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_not_known_to_be_right_turns_no_key_that_signs_tokens() {
+    let place = Place::new();
+    place.service.open_tokens().unwrap();
+    let keys = || std::fs::read(place.folder.path().join("tokens/keys.json")).unwrap();
+    let first = keys();
+    let rules = |require_sync| {
+        place.service.registry().set_clock_rules(ClockRules {
+            require_sync,
+            ..ClockRules::default()
+        });
+    };
+    // Far ahead, as after a battery that ran out; at a start, and while it serves.
+    place.set(1000 * DAY);
+    rules(true);
+    place.service.open_tokens().unwrap();
+    place.service.turn_token_keys().unwrap();
+    assert_eq!(keys(), first);
+    rules(false);
+    place.service.open_tokens().unwrap();
+    assert_ne!(keys(), first);
 }

@@ -73,6 +73,17 @@ impl Service {
         from: Timestamp,
         to: Timestamp,
     ) -> Result<Exposure, Failure> {
+        self.exposure_of(tenant, device, (from, to), LISTED_MAX)
+    }
+
+    /// The same, with another limit on what is listed.
+    pub(super) fn exposure_of(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        (from, to): (Timestamp, Timestamp),
+        listed_max: u32,
+    ) -> Result<Exposure, Failure> {
         if to < from {
             return Err(Failure::invalid("the window ends before it begins"));
         }
@@ -90,14 +101,25 @@ impl Service {
             .map(|g| g.doings(tenant, device))
             .unwrap_or_default();
         ledger.flush();
-        let kept = ledger.doings(tenant, device, from, to, LISTED_MAX)?;
+        let kept = ledger.doings(tenant, device, from, to, listed_max)?;
         let mut sessions = with_live(kept.sessions, live, to);
-        self.add_unrecorded(&mut sessions, tenant, device, from, to)?;
+        let all_known = self.add_unrecorded(&mut sessions, tenant, device, (from, to), listed_max)?;
         sessions.sort_by_key(|s| (s.record.started, s.record.exchange));
         let mut gaps = Vec::new();
         if kept.more {
             gaps.push(format!(
-                "there are more than {LISTED_MAX} sessions or exchanges: the oldest are listed; ask for a shorter window"
+                "there are more than {listed_max} sessions or exchanges: the oldest are listed; ask for a shorter window"
+            ));
+        } else if !all_known {
+            gaps.push(format!(
+                "there are more than {listed_max} sessions or exchanges of before the window that may reach into it: a session of which there is nothing but its admission may be missing"
+            ));
+        }
+        let limited = ledger.limited_of(tenant, device);
+        if let Some(limited) = limited.filter(|l| l.first <= to && l.last >= from) {
+            gaps.push(format!(
+                "{} refusals between {} and {} were only counted, and are not listed: more in a minute than are kept (ledger.refused_per_source_minute_max)",
+                limited.count, limited.first, limited.last
             ));
         }
         let lost = |what: &str, since: Option<Timestamp>| {
@@ -133,15 +155,16 @@ impl Service {
         })
     }
 
-    /// Sessions that were admitted and never came to be written: the server ended without a word before it did.
+    /// Sessions that were admitted and never came to be written: the server ended without a word before it did. Whether
+    /// all that may be such was looked at.
     fn add_unrecorded(
         &self,
         sessions: &mut Vec<ExposedSession>,
         tenant: &TenantId,
         device: &DeviceId,
-        from: Timestamp,
-        to: Timestamp,
-    ) -> Result<(), Failure> {
+        (from, to): (Timestamp, Timestamp),
+        listed_max: u32,
+    ) -> Result<bool, Failure> {
         // A token is of the exchange that admitted its connection: it says nothing of that one.
         let connection = |r: &SessionRecord| (r.kind == CONNECTION).then_some(r.exchange);
         let known: HashSet<ExchangeId> = sessions.iter().filter_map(|s| connection(&s.record)).collect();
@@ -149,18 +172,22 @@ impl Service {
         // No session is older than that.
         let age = self.config().limits.session_age_max_s;
         let early = from.minus(std::time::Duration::from_secs(age));
-        let kept = ledger.doings(tenant, device, early, to, LISTED_MAX)?;
+        let kept = ledger.doings(tenant, device, early, to, listed_max)?;
+        // The oldest are read. Beyond the last of the sessions it is not known whether an exchange has one.
+        let is_cut = kept.more && kept.sessions.len() >= listed_max as usize;
+        let known_until = is_cut.then(|| kept.sessions.last().map(|s| s.exchange)).flatten();
         let recorded: HashSet<ExchangeId> = kept.sessions.iter().filter_map(connection).collect();
         for exchange in kept.exchanges {
             let is_new = !known.contains(&exchange.id) && !recorded.contains(&exchange.id);
             if exchange.outcome == Outcome::Admitted
                 && is_new
+                && known_until.is_none_or(|until| exchange.id < until)
                 && let Some(record) = unrecorded(exchange)
             {
                 sessions.push(ExposedSession { live: false, record });
             }
         }
-        Ok(())
+        Ok(!kept.more)
     }
 }
 

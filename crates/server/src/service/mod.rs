@@ -3,12 +3,17 @@
 mod apart;
 mod authorities;
 mod batches;
+#[cfg(test)]
+mod bulk_move_tests;
 mod bulk_moves;
+mod bulk_place;
 mod claims;
 #[cfg(test)]
 mod clock_tests;
 mod doctor;
 mod exposure;
+#[cfg(test)]
+mod exposure_tests;
 mod forecast;
 mod issuance;
 mod lists;
@@ -31,8 +36,8 @@ pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
 pub use manifest::ManifestImport;
 pub use policies::PolicyDraft;
-pub(crate) use receipts::Deed;
 pub use receipts::Told;
+pub(crate) use receipts::{Deed, blocking};
 pub use stations::StationDraft;
 pub use why::{DataAction, WhyAsked};
 
@@ -136,8 +141,8 @@ pub struct Service {
     /// Where the listeners are, once they are open.
     pub listeners: OnceLock<Vec<OpenListener>>,
     cutoffs: Arc<Cutoffs>,
-    /// Whether a bulk move is under way; one at a time.
-    bulk_running: Arc<AtomicBool>,
+    /// The place of the one bulk move.
+    bulk: Arc<bulk_place::BulkPlace>,
     /// Held while a backup is made.
     pub(crate) backup_running: Mutex<()>,
     forecast_kept: Mutex<Option<forecast::Kept>>,
@@ -218,7 +223,7 @@ impl Service {
             tokens: OnceLock::new(),
             listeners: OnceLock::new(),
             cutoffs: Arc::default(),
-            bulk_running: Arc::default(),
+            bulk: Arc::default(),
             backup_running: Mutex::default(),
             forecast_kept: Mutex::default(),
             forecast_running: AtomicBool::new(false),

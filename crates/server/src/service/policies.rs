@@ -8,7 +8,7 @@ use countersign_policy::{ClientIdMode, TopicSpace};
 use countersign_registry::{Actor, PolicyChange};
 
 use super::simulation::{Draft, FleetShifts, Shifts};
-use super::{Deed, Service, Told};
+use super::{Deed, Service, Told, blocking};
 use crate::failure::Failure;
 
 /// A change of policies as it is asked for.
@@ -78,7 +78,8 @@ impl Service {
         reason: String,
         accept_lock_out: bool,
     ) -> Result<(u64, Told), Failure> {
-        let version = self.registry.policy_version(&id, Some(number))?;
+        let (service, tenant) = (self.clone(), id.clone());
+        let version = blocking(move || service.registry.policy_version(&tenant, Some(number))).await?;
         let draft = PolicyDraft {
             policies: Some(version.policies),
             spaces: Some(version.spaces),

@@ -76,6 +76,30 @@ impl Desk {
         self.node.iter().map(node).collect()
     }
 
+    /// What this node had said before, to go on from; and what others had, which stays. What was open and is over by now
+    /// has ended.
+    pub(super) fn said_before(&self, nodes: Vec<NodeReceipt>) -> (SessionsReport, Vec<NodeReceipt>) {
+        let (own, others): (Vec<_>, Vec<_>) = nodes
+            .into_iter()
+            .partition(|n| self.node.as_ref() == Some(&n.node));
+        let mut sessions = SessionsReport::default();
+        for n in own {
+            let is_over = n.over_by.is_some_and(|over_by| over_by <= self.registry.now());
+            let (ended, open) = if is_over {
+                (n.ended + n.open, 0)
+            } else {
+                (n.ended, n.open)
+            };
+            sessions.add(SessionsReport {
+                ended: usize::try_from(ended).unwrap_or(usize::MAX),
+                open: usize::try_from(open).unwrap_or(usize::MAX),
+                kept: usize::try_from(n.kept).unwrap_or(usize::MAX),
+                took_ms: n.worst_ms,
+            });
+        }
+        (sessions, others)
+    }
+
     /// A receipt of a change that was committed with `revision`. It is not kept yet.
     pub(super) fn receipt(
         &self,
@@ -137,7 +161,7 @@ impl Desk {
 }
 
 /// Runs off the async threads what waits for the disk.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     run: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
 ) -> Result<T, Failure> {
     tokio::task::spawn_blocking(run)
@@ -182,7 +206,8 @@ impl Service {
     /// The receipt of what ended sessions without a change of facts.
     pub(super) async fn told(&self, deed: Deed, sessions: SessionsReport) -> Result<Told, Failure> {
         let desk = self.desk();
-        let receipt = desk.receipt(deed, self.registry.revision()?, sessions)?;
+        let by = desk.clone();
+        let receipt = blocking(move || by.receipt(deed, by.registry.revision()?, sessions)).await?;
         let receipt = desk.keep(receipt).await?;
         Ok(Told { sessions, receipt })
     }

@@ -23,6 +23,11 @@ impl Service {
         let der = CertificateDer::from_pem_slice(certificate.as_bytes())
             .map_err(|e| Failure::invalid(format!("the certificate is no PEM: {e}")))?;
         let facts = CertificateFacts::parse(&der).map_err(|e| Failure::invalid(e.to_string()))?;
+        if facts.ca.is_some() {
+            return Err(Failure::invalid(
+                "the certificate is a CA's (basicConstraints), and whoever has its key could make others; hint: let the service make one that is none: openssl req -x509 … -addext basicConstraints=critical,CA:FALSE",
+            ));
+        }
         if self.now() > facts.not_after {
             return Err(Failure::invalid(format!(
                 "the certificate expired on {}; hint: let the service make a new one",

@@ -17,7 +17,12 @@ impl Service {
         let rules = KeyRules {
             period: Duration::from_secs(self.config.tokens.key_days * 86_400),
         };
-        let tokens = Tokens::open(&self.data, rules, self.now())?;
+        // Looked at, not asked for: nothing is minted here, so nothing is refused if the clock is not right.
+        let clock = self.registry.clock_view();
+        let tokens = Tokens::open(&self.data, rules, clock.now)?;
+        if clock.refusal.is_none() {
+            tokens.turn(clock.now)?;
+        }
         let _ = self.tokens.set(tokens);
         Ok(())
     }
@@ -27,7 +32,7 @@ impl Service {
         self.tokens.get()
     }
 
-    /// Takes the next key into use if it is time; not by a clock that is behind.
+    /// Takes the next key into use if it is time; not by a clock that is behind, or not known to be right though it must be.
     ///
     /// # Errors
     /// [`Failure`] if the file of the keys cannot be written.

@@ -1,15 +1,20 @@
 //! Requests are forms, errors are JSON (RFC 6749 sections 5.2 and B).
 
+use std::time::Duration;
+
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::Answer;
 
 /// The largest form, in bytes: a token that is percent-encoded, and a few words.
 const BYTES_MAX: usize = 16 * 1024;
+/// How long a form may take to come, after its head.
+const BODY: Duration = Duration::from_secs(10);
 /// When to ask again, in seconds.
 const RETRY_AFTER_S: u32 = 60;
 
@@ -98,7 +103,14 @@ impl Form {
                 "the certificate is the authentication: send no Authorization header",
             ));
         }
-        let body = Limited::new(request.into_body(), BYTES_MAX).collect().await;
+        let body = Limited::new(request.into_body(), BYTES_MAX).collect();
+        let body = timeout(BODY, body).await.map_err(|_| OauthError {
+            status: StatusCode::REQUEST_TIMEOUT,
+            ..OauthError::new(
+                "invalid_request",
+                format!("the body did not come within {} s", BODY.as_secs()),
+            )
+        })?;
         let body = body.map_err(|e| OauthError {
             status: StatusCode::PAYLOAD_TOO_LARGE,
             ..OauthError::new("invalid_request", e.to_string())

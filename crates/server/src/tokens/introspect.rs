@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::form::{Form, OauthError, no_store};
 use super::{Answer, Tokens, scope_of};
-use crate::service::Service;
+use crate::service::{Service, blocking};
 
 /// Answers one request of whoever showed this certificate, its key proven to be held.
 pub async fn introspect(
@@ -48,7 +48,7 @@ async fn try_introspect(
     leaf: Option<&CertificateDer<'_>>,
     request: Request<Incoming>,
 ) -> Result<Answer, OauthError> {
-    let asker = asker(service, leaf)?;
+    let asker = asker(service, leaf).await?;
     let form = Form::read(request).await?;
     let token = form.need("token")?;
     let found = active(service, tokens, &asker, token)?;
@@ -61,17 +61,22 @@ async fn try_introspect(
     Ok(no_store(StatusCode::OK, &body))
 }
 
-/// The service that is known by this certificate.
-fn asker(service: &Service, leaf: Option<&CertificateDer<'_>>) -> Result<ServiceView, OauthError> {
+/// The service that is known by this certificate, and not revoked.
+pub(super) async fn asker(
+    service: &Service,
+    leaf: Option<&CertificateDer<'_>>,
+) -> Result<ServiceView, OauthError> {
     let unknown = |why: &str| OauthError::new("invalid_client", why);
     let leaf = leaf.ok_or_else(|| unknown("no certificate was shown"))?;
     let facts = CertificateFacts::parse(leaf).map_err(|_| unknown("the certificate cannot be read"))?;
     if !facts.is_valid_at(service.now()) {
         return Err(unknown("the certificate is expired or not yet valid"));
     }
-    let found = service.registry().service_of(&facts.fingerprint);
+    let registry = service.registry().clone();
+    let found = blocking(move || registry.service_of(&facts.fingerprint));
     found
-        .map_err(|e| OauthError::new("temporarily_unavailable", e.to_string()))?
+        .await
+        .map_err(|e| OauthError::new("temporarily_unavailable", e.message))?
         .ok_or_else(|| unknown("no service is registered by this certificate"))
 }
 

@@ -150,7 +150,8 @@ pub struct KeyRing {
 }
 
 impl KeyRing {
-    /// Loads the keys of a data directory, or makes them.
+    /// Loads the keys of a data directory as they are, or makes them with `now` as their date. Whose turn it is, is for
+    /// [`KeyRing::turn`].
     ///
     /// # Errors
     /// [`Failure`] if the file cannot be read or written, or is none.
@@ -196,15 +197,13 @@ impl KeyRing {
                 "it holds not one key in use and one that comes next".into(),
             ));
         };
-        let mut ring = Self {
-            path: path.clone(),
+        Ok(Self {
+            path,
             rules,
             current,
             next,
             retired,
-        };
-        ring.turn(now)?;
-        Ok(ring)
+        })
     }
 
     /// Takes the next key into use if it is time, and forgets keys by which no token can be left. On disk before it has
@@ -322,7 +321,9 @@ mod tests {
         assert!(ring.by_kid(&first[0]).is_none());
 
         // Long asleep: one turn, by the key that was published all the time.
-        let mut ring = KeyRing::open(folder.path(), rules, turned.plus(HOUR * 1000)).unwrap();
+        let asleep = turned.plus(HOUR * 1000);
+        let mut ring = KeyRing::open(folder.path(), rules, asleep).unwrap();
+        ring.turn(asleep).unwrap();
         assert_eq!(kids(&ring)[0], second[1]);
         // A clock that goes back takes no key out of use.
         ring.turn(start).unwrap();

@@ -45,6 +45,8 @@ pub struct Tokens {
     pub found_inactive: AtomicU64,
     /// Introspections by somebody who may not ask.
     pub unauthorised: AtomicU64,
+    /// Connections to the listeners for services by who is none.
+    pub strangers: AtomicU64,
 }
 
 impl Tokens {
@@ -58,6 +60,7 @@ impl Tokens {
             found_active: AtomicU64::new(0),
             found_inactive: AtomicU64::new(0),
             unauthorised: AtomicU64::new(0),
+            strangers: AtomicU64::new(0),
         })
     }
 
