@@ -276,8 +276,17 @@ fn what_a_service_may_not_ask_any_more_is_told_and_an_older_registry_takes_nothi
     // One of before there were services says nothing about them, also when it is brought to the newest schema for it.
     let before = path("old").join("registry.db");
     let db = rusqlite::Connection::open(&before).unwrap();
-    db.execute_batch("DROP TABLE service_permissions; DROP TABLE services; PRAGMA user_version = 10")
-        .unwrap();
+    // Policies became versions after that.
+    db.execute_batch(
+        "DROP TABLE service_permissions;
+         DROP TABLE services;
+         DROP TABLE policy_versions;
+         ALTER TABLE tenants DROP COLUMN policy_version;
+         ALTER TABLE tenants ADD COLUMN policies TEXT NOT NULL DEFAULT '';
+         ALTER TABLE tenants ADD COLUMN spaces TEXT NOT NULL DEFAULT '[]';
+         PRAGMA user_version = 10",
+    )
+    .unwrap();
     drop(db);
     let newer = new.newer_in_registry(&before).unwrap();
     assert_eq!(newer.ends, []);

@@ -31,7 +31,7 @@ pub enum PolicyCommand {
     Schema,
     /// Run cases against policies without a server; 0 only if each comes out as expected
     Test {
-        /// The cases: TOML, [[case]] with facts and what is expected
+        #[arg(help = "The cases: TOML, [[case]] with facts and what is expected")]
         cases: PathBuf,
         /// Policies, in place of what the cases name
         #[arg(long)]
