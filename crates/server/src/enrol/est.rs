@@ -43,8 +43,8 @@ async fn operate(service: &Arc<Service>, peer: &Peer, request: Request<Incoming>
     if let Some(extra) = Extra::parse(request.uri().path()) {
         return beside(service, &extra, &request);
     }
-    let target =
-        Target::parse(request.uri().path()).ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, NOTHING_HERE))?;
+    let target = Target::parse(request.uri().path())
+        .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, NOTHING_HERE))?;
     if request.method().as_str() != target.operation.method() {
         let text = format!("this operation takes {}", target.operation.method());
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, text));
