@@ -11,10 +11,36 @@ use serde_json::{Value, json};
 
 use crate::pki::Ca;
 
+/// Ends a process when this one ends, however it does: what a test keeps in a `static` is never dropped.
+#[derive(Debug)]
+struct Guard(Child);
+
+impl Guard {
+    fn of(child: &Child) -> Result<Self> {
+        // Its input ends with us.
+        let watch = Command::new("sh")
+            .args(["-c", "read -r _; kill -9 \"$0\"", &child.id().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start sh")?;
+        Ok(Self(watch))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
+    guard: Option<Guard>,
     program: PathBuf,
     /// The data directory.
     pub data: PathBuf,
@@ -58,8 +84,10 @@ impl Server {
             .stderr(log)
             .spawn()
             .context("start the server")?;
+        let guard = Some(Guard::of(&child)?);
         let mut server = Self {
             child,
+            guard,
             program: program.to_owned(),
             data: data.to_owned(),
             devices: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -178,6 +206,8 @@ impl Server {
 
     /// SIGKILL.
     pub fn kill(&mut self) {
+        // First, so that it ends nothing that has the same number by then.
+        self.guard = None;
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -199,6 +229,7 @@ impl Server {
     /// If it does not stop.
     pub fn stop(mut self) -> Result<(std::process::ExitStatus, Duration)> {
         let started = Instant::now();
+        self.guard = None;
         self.signal(rustix::process::Signal::TERM)?;
         loop {
             if let Some(status) = self.child.try_wait()? {

@@ -37,12 +37,14 @@ pub(super) async fn answer(service: &Arc<Service>, peer: &Peer, request: Request
     }
 }
 
+const NOTHING_HERE: &str = "there is nothing at this path; hint: EST is below /.well-known/est/; on a device listener tokens are at /oauth2/token, and publishing is at /v1/publish/TOPIC";
+
 async fn operate(service: &Arc<Service>, peer: &Peer, request: Request<Incoming>) -> Result<Answer, Refusal> {
     if let Some(extra) = Extra::parse(request.uri().path()) {
         return beside(service, &extra, &request);
     }
     let target = Target::parse(request.uri().path())
-        .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "there is no such EST operation"))?;
+        .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, NOTHING_HERE))?;
     if request.method().as_str() != target.operation.method() {
         let text = format!("this operation takes {}", target.operation.method());
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, text));
