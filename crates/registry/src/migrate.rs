@@ -30,7 +30,7 @@ pub(crate) const REGISTRY: Schema = Schema {
         include_str!("migrations/registry_010.sql"),
         include_str!("migrations/registry_012.sql"),
         include_str!("migrations/registry_013.sql"),
-        include_str!("migrations/registry_011.sql"),
+        include_str!("migrations/registry_014.sql"),
     ],
     synchronous: "FULL",
 };

@@ -1,0 +1,102 @@
+use countersign_gateway::Limits;
+
+use super::*;
+
+#[test]
+fn the_file_that_init_writes_is_read_back_as_it_was_meant() {
+    let config = Config::default();
+    assert_eq!(
+        toml::from_str::<Config>(&config.to_annotated_toml()).unwrap(),
+        config
+    );
+    let whole = toml::to_string(&config).unwrap();
+    assert_eq!(toml::from_str::<Config>(&whole).unwrap(), config);
+    assert_eq!(
+        config.limits.to_limits().connections_max,
+        Limits::default().connections_max
+    );
+}
+
+#[test]
+fn unknown_keys_and_impossible_values_are_refused() {
+    assert!(toml::from_str::<Config>("[server]\nlisten_on = 1").is_err());
+    for (text, key) in [
+        ("[admin]\nlisten = \"0.0.0.0:9080\"", "admin.listen"),
+        ("listeners = []", "listeners"),
+        (
+            "[[listeners]]\nname = \"a\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:1\"",
+            "listeners",
+        ),
+        (
+            "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\nclient_certificate = \"optional\"",
+            "listeners",
+        ),
+        (
+            "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\nalpn = []",
+            "listeners",
+        ),
+        (
+            "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+             [[listeners]]\nname = \"b\"\npurpose = \"pki\"\nlisten = \"127.0.0.1:1\"",
+            "listeners",
+        ),
+        (
+            "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+             [[listeners]]\nname = \"b\"\npurpose = \"pki\"\nlisten = \"127.0.0.1:2\"\ntls_minimum = \"1.3\"",
+            "listeners",
+        ),
+        (
+            "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\nproxy_from = []",
+            "listeners",
+        ),
+        (
+            "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+             [[listeners]]\nname = \"b\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:2\"\nproxy_from = [\"10.0.0.0/8\"]",
+            "listeners",
+        ),
+        ("[clones]\nscore = 1", "clones.score"),
+        (
+            "[limits]\nproxy_header_bytes_max = 51",
+            "limits.proxy_header_bytes_max",
+        ),
+        (
+            "[[listeners]]\nname = \"a\"\npurpose = \"devices\"\nlisten = \"127.0.0.1:1\"\n\
+             [[listeners]]\nname = \"b\"\npurpose = \"enrol\"\nlisten = \"127.0.0.1:2\"\nresumption = true",
+            "listeners",
+        ),
+        ("[server]\nhost_names = []", "server.host_names"),
+        ("[policy]\nlock_out_percent = 101", "policy.lock_out_percent"),
+        ("[server]\nhost_names = [\"*.example.com\"]", "server.host_names"),
+        ("[server]\ncertificate = \"a\"", "server.certificate"),
+        ("[[profiles]]\nlifetime_days = 0", "profiles"),
+        ("[[profiles]]\nkeys = []", "profiles"),
+        ("[[profiles]]\n[[profiles]]", "profiles"),
+        ("[limits]\nhandshakes_max = 0", "limits.handshakes_max"),
+        (
+            "[resumption]\nticket_age_max_s = 86401",
+            "resumption.ticket_age_max_s",
+        ),
+        ("[resumption]\nkey_rotation_s = 59", "resumption.key_rotation_s"),
+        ("[resumption]\nkeys_kept = 0", "resumption.keys_kept"),
+        ("[limits]\nidle_max_s = 70000", "limits.idle_max_s"),
+        ("[receipts]\nkeep_max = 0", "receipts.keep_max"),
+        ("[ca]\nstatus_requests_max = 0", "ca.status_requests_max"),
+        ("[limits]\ntokens_max = 0", "limits.tokens_max"),
+        ("[tokens]\nlifetime_s = 901", "tokens.lifetime_s"),
+        ("[tokens]\nkey_days = 0", "tokens.key_days"),
+        ("[tokens]\nissuer = \"http://a\"", "tokens.issuer"),
+        ("[tokens]\nresources = [\"here\"]", "tokens.resources"),
+        (
+            "[[listeners]]\nname = \"a\"\npurpose = \"services\"\nlisten = \"127.0.0.1:1\"\nclient_certificate = \"optional\"",
+            "listeners",
+        ),
+        (
+            "[issuance]\nclock_tolerance_s = 86401",
+            "issuance.clock_tolerance_s",
+        ),
+    ] {
+        let config: Config = toml::from_str(text).unwrap();
+        let message = config.check().unwrap_err().to_string();
+        assert!(message.contains(key) && message.contains("hint: "), "{message}");
+    }
+}
