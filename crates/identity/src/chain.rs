@@ -344,7 +344,7 @@ impl VerifiedChain {
             anchor: found.anchor,
             intermediates: found.intermediates,
             path: found.digest,
-            held: found.held,
+            held: Some(found.held),
             pinned: None,
         })
     }
@@ -465,8 +465,7 @@ impl VerifiedChain {
         self.not_after
     }
 
-    /// What is to be held against revocation lists for as long as the peer is connected; `None` if the leaf was issued by
-    /// the anchor itself.
+    /// What can be held against revocation lists later; `None` of a certificate that vouches for itself.
     pub fn held(&self) -> Option<&Arc<HeldPath>> {
         self.held.as_ref()
     }

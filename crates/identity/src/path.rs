@@ -52,7 +52,7 @@ pub(crate) struct Found {
     pub(crate) anchor: Arc<Anchor>,
     pub(crate) intermediates: usize,
     pub(crate) digest: PathDigest,
-    pub(crate) held: Option<Arc<HeldPath>>,
+    pub(crate) held: Arc<HeldPath>,
     /// The last moment at which all of it is within its dates, by what lies above the leaf.
     pub(crate) above_ends: Timestamp,
 }
@@ -178,12 +178,13 @@ impl<'a> Search<'a> {
                     Ok(digest) => {
                         let above = || path.iter().skip(1).map(|n| &self.nodes[*n]);
                         let ends = above().map(|n| n.facts.not_after);
-                        let held = above().map(|n| (n.facts.issuer_der.as_slice(), n.raw.serial));
+                        let held = path.iter().map(|n| &self.nodes[*n]);
+                        let held = held.map(|n| (n.facts.issuer_der.as_slice(), n.raw.serial));
                         return Some(Found {
                             anchor: anchor.clone(),
                             intermediates: path.len() - 1,
                             digest,
-                            held: HeldPath::of(anchor, held).map(Arc::new),
+                            held: Arc::new(HeldPath::of(anchor, held)),
                             above_ends: ends.fold(anchor.facts.not_after, Timestamp::min),
                         });
                     }

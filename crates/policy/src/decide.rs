@@ -384,7 +384,9 @@ impl TenantPolicy {
             None => {
                 self.misses.fetch_add(1, Ordering::Relaxed);
                 let verdict = self.evaluate(action, permit, device, asked);
-                if let Some(class) = class {
+                // What failed is told with the words of this device's facts.
+                let is_error = matches!(&verdict, Err((DenialCode::PolicyError, _)));
+                if let Some(class) = class.filter(|_| !is_error) {
                     let mut kept = self.kept.write();
                     if kept.len() >= KEPT_MAX {
                         kept.clear();
@@ -436,7 +438,9 @@ impl TenantPolicy {
             .filter(|(n, _)| asked.spaces.contains(*n))
             .map(|(_, s)| s.name.as_str())
             .collect();
-        let Ok((request, entities)) = request::request(action, permit, device, asked, &names) else {
+        let particular = !self.keepable[action as usize];
+        let Ok((request, entities)) = request::request(action, permit, device, asked, &names, particular)
+        else {
             return error("the facts of this device do not fit the schema");
         };
         let response = Authorizer::new().is_authorized(&request, &self.policies, &entities);

@@ -46,21 +46,23 @@ fn record(fields: Vec<(&str, RestrictedExpression)>) -> Result<RestrictedExpress
     RestrictedExpression::new_record(fields.into_iter().map(|(k, v)| (k.to_owned(), v))).map_err(drop)
 }
 
-/// What is asked, and what is known of who asks. `spaces` are the names of the spaces in `asked`.
+/// What is asked, and what is known of who asks. `spaces` are the names of the spaces in `asked`. What only policies look
+/// at that speak of one device, the time or the source is left out if there is none (`particular`).
 pub(crate) fn request(
     action: Action,
     permit: &AdmissionPermit,
     device: &DeviceFacts,
     asked: DataFacts,
     spaces: &[&str],
+    particular: bool,
 ) -> Result<(Request, Entities), ()> {
     let names = NAMES.as_ref().ok_or(())?;
     let principal = uid(&names.device, &format!("{}/{}", device.tenant, device.id));
     let tenant = uid(&names.tenant, device.tenant.as_str());
-    let mut attributes = HashMap::from([
-        ("id".to_owned(), text(device.id.as_str())),
-        ("state".to_owned(), text(device.state.name())),
-    ]);
+    let mut attributes = HashMap::from([("state".to_owned(), text(device.state.name()))]);
+    if particular {
+        attributes.insert("id".to_owned(), text(device.id.as_str()));
+    }
     if let Some(model) = &device.model {
         attributes.insert("model".to_owned(), text(model));
     }
@@ -93,9 +95,11 @@ pub(crate) fn request(
         ),
         ("authority", text(permit.authority.as_str())),
         ("tls", record(connection)?),
-        ("source", RestrictedExpression::new_ip(permit.source.to_string())),
-        ("now", RestrictedExpression::new_long(asked.now.unix_s())),
     ];
+    if particular {
+        fields.push(("source", RestrictedExpression::new_ip(permit.source.to_string())));
+        fields.push(("now", RestrictedExpression::new_long(asked.now.unix_s())));
+    }
     if action != Action::Connect {
         fields.push((
             "spaces",

@@ -646,3 +646,37 @@ fn a_quarantined_device_has_the_lane_if_a_policy_opens_it_and_nothing_else() {
     assert_eq!(answer["receipt"]["nodes"][0]["ended"], 1, "{answer}");
     lane.closed().unwrap();
 }
+
+#[test]
+fn a_subscription_lives_as_long_as_its_own_quality_of_service_is_permitted() {
+    let place = Place::new();
+    let server = place.server("");
+    let rules = |condition: &str| {
+        let policies = format!(
+            "permit (principal, action, resource) when {{ principal.state == \"active\" }};\n\
+             forbid (principal, action == Action::\"subscribe\", resource) when {{ {condition} }};"
+        );
+        let body = json!({ "policies": policies });
+        server.ask("PATCH", "/tenants/default", Some(&body)).unwrap();
+    };
+    let mut links = Vec::new();
+    for (id, qos) in [("d1", 1), ("d2", 0)] {
+        let identity = place.add(&server, id, "m", &[]);
+        let mut link = Attempt::new(server.devices)
+            .identity(&identity)
+            .send(connect(5, id))
+            .open()
+            .unwrap();
+        let mut packet = subscribe(5, &format!("devices/{id}/commands/#"));
+        *packet.last_mut().unwrap() = qos;
+        link.send(&packet).unwrap();
+        assert_eq!(link.packet().unwrap()[0], 0x90);
+        links.push(link);
+    }
+    // Nothing of QoS 1 any more: who asked for it goes, who did not stays.
+    rules("context.qos >= 1");
+    let packet = links[0].packet().unwrap();
+    assert_eq!((packet[0], packet[2]), (0xe0, 0x87), "{packet:x?}");
+    links[1].send(&[0xc0, 0]).unwrap();
+    assert_eq!(links[1].packet().unwrap(), [0xd0, 0]);
+}

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use countersign_testkit::client::{Attempt, Link, connect, connect_with_will, subscribe};
+use countersign_testkit::client::{Attempt, Link, connect, connect_with_will, publish, subscribe};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 use countersign_testkit::server::{Server, http};
 use serde_json::json;
@@ -20,6 +20,7 @@ permit (principal, action == Action::\"subscribe\", resource) when { context.spa
 struct World {
     _folder: tempfile::TempDir,
     server: Server,
+    ca: Ca,
     d1: Identity,
     watcher: Link,
 }
@@ -65,6 +66,7 @@ fn world() -> World {
     World {
         _folder: folder,
         server,
+        ca,
         d1,
         watcher,
     }
@@ -129,9 +131,24 @@ fn a_will_comes_when_the_client_goes_without_a_word_and_not_when_it_says_goodbye
         world.comes(level, TOPIC);
         // Another connection takes over; the will of the first comes.
         let first = world.open(level, 0x06, TOPIC);
-        let mut second = world.open(level, 0x06, TOPIC);
+        let second = world.open(level, 0x06, TOPIC);
         world.comes(level, TOPIC);
         drop(first);
+        // It comes before what the new connection says, however early it says it.
+        let both = [
+            connect_with_will(level, "d1", 0x06, TOPIC),
+            publish(level, TOPIC, 0, 0),
+        ]
+        .concat();
+        let third = Attempt::new(world.server.devices)
+            .identity(&world.d1)
+            .send(both)
+            .open();
+        world.comes(level, TOPIC);
+        let packet = world.watcher.packet().unwrap();
+        assert!(packet.ends_with(b"hello"), "{packet:x?}");
+        drop(second);
+        let mut second = third.unwrap();
         // DISCONNECT takes it back.
         second.send(&[0xe0, 0]).unwrap();
         assert!(second.packet().is_err());
@@ -141,7 +158,7 @@ fn a_will_comes_when_the_client_goes_without_a_word_and_not_when_it_says_goodbye
     let mut link = world.open(5, 0x06, TOPIC);
     link.send(&[0xe0, 1, 4]).unwrap();
     world.comes(5, TOPIC);
-    assert_eq!(world.metric("countersign_wills_published_total"), 7);
+    assert_eq!(world.metric("countersign_wills_published_total"), 9);
     assert_eq!(world.metric("countersign_wills_withheld_total"), 0);
     // What a device did names it.
     let told = world
@@ -190,6 +207,33 @@ fn the_will_of_a_device_that_may_not_publish_any_more_is_withheld_and_kept_in_th
     let told = world.server.cli_ok(&["explain", "d1"]).unwrap();
     assert!(told.contains("will.withheld"), "{told}");
     assert!(told.contains("credential.revoked"), "{told}");
+}
+
+#[test]
+fn a_certificate_that_expires_takes_the_will_with_it() {
+    let mut world = world();
+    let brief = world.ca.issue_for_seconds("d1", 3);
+    let body = json!({ "devices": [{ "id": "d1", "certificate": brief.pem }] });
+    world
+        .server
+        .ask("POST", "/tenants/default/devices/import", Some(&body))
+        .unwrap();
+    let mut link = Attempt {
+        patience: Duration::from_secs(10),
+        ..Attempt::new(world.server.devices)
+    }
+    .identity(&brief)
+    .send(connect_with_will(5, "d1", 0x06, TOPIC))
+    .open()
+    .unwrap();
+    let packet = link.packet().unwrap();
+    assert_eq!((packet[0], packet[2]), (0xe0, 0x87), "{packet:x?}");
+    world.is_quiet();
+    let told = world.server.cli_ok(&["explain", "d1"]).unwrap();
+    assert!(
+        told.contains("will.withheld") && told.contains("chain.expired"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl Accepted {
         };
         let resumes = tickets
             .zip(hello.ticket.as_deref())
-            .is_some_and(|(tickets, ticket)| tickets.opens(ticket, asked.as_ref()));
+            .is_some_and(|(tickets, ticket)| tickets.opens(ticket, asked.as_ref(), node));
         let mut context = HandshakeContext::new(facts.clone(), asked, version, node.now());
         context.attempts = Some(node.attempts.clone());
         context.source = self.trace.source.ip();
@@ -393,7 +393,9 @@ impl Handshaken {
         match self.look_up(facts) {
             Ok(Some((device, credential))) => {
                 self.trace.passed(Stage::Identify);
-                let (not_after, path) = (self.chain.not_after(), self.chain.held().cloned());
+                // A leaf that its authority issued itself is known by its credential.
+                let path = self.chain.held().filter(|_| self.chain.intermediates() > 0);
+                let (not_after, path) = (self.chain.not_after(), path.cloned());
                 let (_, anchor) = self.chain.into_parts();
                 Ok(Identification::Known(Box::new(Identified {
                     trace: self.trace,
@@ -433,6 +435,13 @@ impl Handshaken {
         self.first_contact_over = true;
         self.trace.fact("first_contact", "learned");
         self
+    }
+
+    /// Whether a revocation list names a certificate of its path. A list that came after the path was checked finds no
+    /// credential to revoke of whoever was not known yet.
+    pub(crate) fn is_listed(&self, node: &Node) -> bool {
+        let held = self.chain.held();
+        held.is_some_and(|held| held.is_revoked(&node.facts.anchors(), node.now()))
     }
 
     /// The device went away.

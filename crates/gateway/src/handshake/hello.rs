@@ -143,7 +143,8 @@ fn body_read(body: &[u8]) -> Option<ClientHello> {
             EXTENSION_SESSION_TICKET if hello.ticket.is_none() && !data.0.is_empty() => {
                 hello.ticket = Some(data.0.into());
             }
-            EXTENSION_PRE_SHARED_KEY => hello.ticket = Some(first_identity(&mut data)?.into()),
+            // What is wrong with it is for the library to say.
+            EXTENSION_PRE_SHARED_KEY => hello.ticket = first_identity(&mut data).map(Into::into),
             EXTENSION_SUPPORTED_VERSIONS => {
                 let length = usize::from(data.u8()?);
                 let list = data.take(length)?;

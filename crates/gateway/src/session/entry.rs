@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::token::TokenFacts;
 use super::traffic::Traffic;
+use super::will::Will;
 use crate::data::embedded::Delivery;
 use crate::timer::Timer;
 
@@ -186,6 +187,8 @@ pub struct SessionEntry {
     admission: Mutex<Arc<Admission>>,
     ending: AtomicU8,
     closed: AtomicBool,
+    /// What is published if it ends without its client's word.
+    pub(crate) will: Mutex<Option<Box<Will>>>,
     pub(crate) outbox: Mutex<Outbox>,
     pub(crate) traffic: Traffic,
     pub(crate) timer: Arc<Timer>,
@@ -225,6 +228,7 @@ impl SessionEntry {
             admission: Mutex::new(Arc::new(admission)),
             ending: AtomicU8::new(LIVE),
             closed: AtomicBool::new(false),
+            will: Mutex::default(),
             outbox: Mutex::default(),
             traffic: Traffic::default(),
             timer,

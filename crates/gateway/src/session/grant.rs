@@ -11,7 +11,7 @@ use countersign_policy::{CredentialState, Denial, DenialCode, Generations, Lifec
 
 use super::entry::{Admission, EndReason, SessionEntry};
 use super::spaces;
-use super::will::Will;
+use super::will;
 use crate::exchange::{Greeted, Refused};
 use crate::judge::{self, Circumstances};
 use crate::metrics::count;
@@ -34,7 +34,6 @@ pub(crate) struct Granted {
     pub(crate) hard_end_reason: EndReason,
     /// The client sent no client id and must be told the one it has.
     pub(crate) assigned: bool,
-    pub(crate) will: Option<Will>,
 }
 
 /// Grants a session, or refuses at the last moment.
@@ -78,7 +77,14 @@ pub(crate) fn grant(
         },
         timer,
     ));
-    if let Some(Err(denial)) = will.as_ref().map(|will| will.check(&entry.admission(), node)) {
+    let may = |entry: &SessionEntry| match &will {
+        Some(will) => will.check(&entry.admission(), node),
+        None => Ok(()),
+    };
+    // Before it takes anybody over. That the policies are other ones by now is seen below, after they were asked again.
+    if let Err(denial) = may(&entry)
+        && denial.code != DenialCode::GrantStale
+    {
         return Err(Box::new(trace.refuse(denial)));
     }
     let Ok(indexed) = node
@@ -92,7 +98,7 @@ pub(crate) fn grant(
         );
         return Err(Box::new(trace.refuse(denial)));
     };
-    match check(node, &entry) {
+    match check(node, &entry).and_then(|()| may(&entry)) {
         Ok(()) => {
             let accepted = trace.granted(&entry.admission().permit, node);
             count(&node.metrics.admitted);
@@ -101,6 +107,11 @@ pub(crate) fn grant(
             if first_use {
                 node.sink.credential_used(entry.fingerprint(), &entry.authority);
             }
+            // What it replaced has its last word before the first of this one (MQTT-3.1.4-3).
+            if let Some(replaced) = &indexed.replaced {
+                will::due(replaced, node);
+            }
+            *entry.will.lock() = will.map(Box::new);
             let age_end = node.now().plus(node.options.limits.session_age_max);
             let (hard_end, hard_end_reason) = match expires < age_end {
                 true => (expires, EndReason::CertificateExpired),
@@ -113,7 +124,6 @@ pub(crate) fn grant(
                 hard_end,
                 hard_end_reason,
                 assigned,
-                will,
             })
         }
         Err(denial) => {

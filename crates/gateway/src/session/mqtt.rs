@@ -19,7 +19,7 @@ use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord};
 
 use super::entry::{Admission, EndReason, SessionEntry};
 use super::grant::Granted;
-use super::will::Will;
+use super::will;
 use crate::data::embedded::{Delivery, Message, SubscriptionOptions};
 use crate::metrics::count;
 use crate::node::Node;
@@ -76,11 +76,11 @@ pub(crate) struct Session {
     inflight_max: u16,
     next_packet_id: u16,
     inflight: Vec<PacketId>,
-    filters: Vec<Box<str>>,
+    /// With the QoS that was asked for, which policies decide on.
+    filters: Vec<(Box<str>, QoS)>,
     reason_strings: bool,
     published: bool,
     refusals_shown: u8,
-    will: Option<Box<Will>>,
 }
 
 impl Session {
@@ -114,7 +114,6 @@ impl Session {
             reason_strings: properties.request_problem != Some(0) && packet_bytes_max >= REASON_STRING_ROOM,
             published: false,
             refusals_shown: 0,
-            will: granted.will.map(Box::new),
             entry: granted.entry,
         };
         match connect.version {
@@ -336,8 +335,8 @@ impl Session {
         if asked.group.is_some() || asked.text.starts_with("$share/") {
             return Err(ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
         }
-        let known = self.filters.iter().any(|f| **f == *asked.text);
-        if !known && self.filters.len() >= node.options.limits.subscriptions_max {
+        let known = self.filters.iter().position(|(f, _)| **f == *asked.text);
+        if known.is_none() && self.filters.len() >= node.options.limits.subscriptions_max {
             return Err(ReasonCode::QUOTA_EXCEEDED);
         }
         let admission = self.entry.admission();
@@ -349,8 +348,9 @@ impl Session {
                 ReasonCode::NOT_AUTHORIZED
             })?;
         let qos = asked.qos.min(QoS::AtLeastOnce);
-        if !known {
-            self.filters.push(asked.text.into());
+        match known.and_then(|n| self.filters.get_mut(n)) {
+            Some((_, asked_before)) => *asked_before = asked.qos,
+            None => self.filters.push((asked.text.into(), asked.qos)),
         }
         node.router.subscribe(
             &permit,
@@ -369,7 +369,7 @@ impl Session {
         let codes: Vec<u8> = unsubscribe
             .filters()
             .map(|filter| {
-                self.filters.retain(|f| **f != *filter);
+                self.filters.retain(|(f, _)| **f != *filter);
                 let removed = node
                     .router
                     .unsubscribe(&admission.device.tenant, filter, self.entry.id);
@@ -383,14 +383,14 @@ impl Session {
         server::encode_suback(0xb0, unsubscribe.packet_id, &codes, self.version, replies);
     }
 
-    fn disconnect(&mut self, disconnect: &Disconnect) -> End {
+    fn disconnect(&self, disconnect: &Disconnect) -> End {
         // MQTT-3.1.2-23: the expiry was answered 0, and cannot be raised now.
         if disconnect.session_expiry_s.is_some_and(|s| s > 0) {
             return End::protocol(ReasonCode::PROTOCOL_ERROR);
         }
         // Only a normal disconnection takes the will back (MQTT-3.14.4-3).
         if disconnect.reason == ReasonCode::SUCCESS {
-            self.will = None;
+            self.entry.will.lock().take();
         }
         EndReason::ClientDisconnect.into()
     }
@@ -401,14 +401,11 @@ impl Session {
         if Arc::ptr_eq(&admission, &self.admission) {
             return Ok(());
         }
-        for text in &self.filters {
+        for (text, qos) in &self.filters {
             let Ok(filter) = TopicFilter::new(text) else {
                 continue;
             };
-            if admission
-                .subscribe(text, filter, QoS::AtMostOnce, node.now())
-                .is_err()
-            {
+            if admission.subscribe(text, filter, *qos, node.now()).is_err() {
                 return Err(EndReason::PolicyChanged.into());
             }
         }
@@ -492,16 +489,12 @@ impl Session {
         self.entry.end(end.reason);
         let reason = self.entry.ending().unwrap_or(end.reason);
         let admission = self.entry.admission();
-        for filter in self.filters.drain(..) {
+        for (filter, _) in self.filters.drain(..) {
             node.router
                 .unsubscribe(&admission.device.tenant, &filter, self.entry.id);
         }
         *self.entry.outbox.lock() = super::entry::Outbox::default();
-        if let Some(will) = self.will.take()
-            && let Err(denial) = will.publish(&self.entry, node)
-        {
-            self.refuse(node, denial, Some(will.topic()));
-        }
+        will::due(&self.entry, node);
         if let (Version::V5, Some(code)) = (self.version, end.code) {
             let text = end.text.unwrap_or(reason.name());
             let text = (self.packet_bytes_max >= REASON_STRING_ROOM).then_some(text);

@@ -7,8 +7,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::cutoff::reason_of;
-use super::entry::SessionEntry;
-use super::grant::{current_generations, decide_anew};
+use super::entry::{EndReason, SessionEntry};
+use super::grant::{check, current_generations};
 use crate::metrics::count;
 use crate::node::Node;
 
@@ -65,7 +65,8 @@ fn settle(node: &Node, entry: &SessionEntry) {
     }
     count(&node.metrics.sweep_found);
     let admission = entry.admission();
-    let decided = decide_anew(node, entry);
+    // Until the facts hold still: what a change decides meanwhile is not overwritten by what was before it.
+    let decided = check(node, entry);
     tracing::error!(
         tenant.id = %admission.device.tenant,
         device.id = %admission.device.id,
@@ -74,7 +75,17 @@ fn settle(node: &Node, entry: &SessionEntry) {
         "a change missed this session"
     );
     match decided {
-        Ok(admission) => entry.readmit(admission),
+        Ok(()) => {
+            let admission = entry.admission();
+            if entry
+                .token_facts()
+                .is_some_and(|t| t.is_void(&admission, node.now()))
+            {
+                entry.end(EndReason::PolicyChanged);
+            }
+            // An idle one looks at its subscriptions now.
+            entry.timer.wake();
+        }
         Err(denial) => {
             entry.end(reason_of(denial.code));
         }

@@ -1,7 +1,7 @@
 //! The will: what a client asks to be published when its session ends without its word (MQTT 5 section 3.1.2.5).
 //!
 //! It is decided twice: when it is asked for, and, under the state that ended the session, when it is due. A device that
-//! was suspended, quarantined or decommissioned, or whose certificate was revoked, publishes nothing by its last word
+//! was suspended, quarantined or decommissioned, or whose certificate was revoked or expired, publishes nothing by its last word
 //! either: that will is withheld, and the ledger says so.
 //!
 //! No session outlives its connection here, so a Will Delay Interval ends where it begins (MQTT-3.1.3-9).
@@ -12,11 +12,26 @@ use countersign_mqtt::{QoS, Version};
 use countersign_policy::decide::DataFacts;
 use countersign_policy::{Denial, DenialCode, LifecycleState};
 
-use super::entry::{Admission, SessionEntry};
+use super::entry::{Admission, EndReason, SessionEntry};
 use super::grant::decide_anew;
 use crate::data::embedded::Message;
 use crate::metrics::count;
 use crate::node::Node;
+
+/// The session has ended: its will is published or withheld, once, whoever comes first to it. When this returns it is
+/// done.
+pub(crate) fn due(entry: &SessionEntry, node: &Node) {
+    // Held until it is out: who finds none may go on.
+    let mut slot = entry.will.lock();
+    let Some(will) = slot.take() else { return };
+    if let Err(denial) = will.publish(entry, node) {
+        node.metrics.refused(denial.code);
+        let age = node.now().since(entry.started).as_micros();
+        let at_us = u32::try_from(age).unwrap_or(u32::MAX);
+        // However many refusals of its session were kept: it is the last.
+        node.refused_in_session(entry, at_us, denial, Some(&will.topic));
+    }
+}
 
 /// A will that waits for the end of its session.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,11 +87,12 @@ impl Will {
     }
 
     /// Publishes it, if the device, as it stands now, may.
-    ///
-    /// # Errors
-    /// Why it is withheld.
-    pub(crate) fn publish(&self, entry: &SessionEntry, node: &Node) -> Result<(), Denial> {
-        let published = decide_anew(node, entry).and_then(|admission| {
+    fn publish(&self, entry: &SessionEntry, node: &Node) -> Result<(), Denial> {
+        let stands = match entry.ending() {
+            Some(EndReason::CertificateExpired) => Err(DenialCode::CertificateExpired.into()),
+            _ => decide_anew(node, entry),
+        };
+        let published = stands.and_then(|admission| {
             self.decide(&admission, node, |permit| {
                 node.router
                     .publish(permit, entry.id, &node.options.limits, || Message {
@@ -102,11 +118,6 @@ impl Will {
                 })
             }
         }
-    }
-
-    /// Where it goes.
-    pub(crate) fn topic(&self) -> &str {
-        &self.topic
     }
 
     fn decide(

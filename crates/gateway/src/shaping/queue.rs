@@ -1,4 +1,6 @@
 //! A bounded queue in which tenants take turns, within a tenant resumptions go first, and within those sources take turns.
+//! One full handshake goes between every few resumptions: a ticket is seen by whoever sees the ClientHello, so what is put in
+//! its place may be a replay, and must not keep those out who come without.
 //!
 //! No I/O. What it bounds is bytes: a connection that waits holds its ClientHello, and they differ by a factor of fifty.
 //! When it is full, whoever takes most of it loses the newest entry: first the tenant, then the source within it. So a
@@ -13,10 +15,13 @@ use countersign_identity::TenantId;
 /// What an entry takes beside its ClientHello, about: the connection, its record, its places in here.
 const ENTRY_BYTES: usize = 2048;
 
+/// Resumptions of a tenant that go before one of its full handshakes does.
+const RESUMPTIONS_IN_A_ROW: u32 = 8;
+
 /// What a handshake will cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// A session ticket of ours was opened: it costs no signature.
+    /// A session ticket of ours was opened: if it is what it looks like, it costs no signature.
     Resumption,
     /// All of it.
     Full,
@@ -143,6 +148,11 @@ impl<K: Clone + Ord + Hash, Q: Weighed> Shares<K, Q> {
         self.turns.first_key_value().map(|(_, key)| key.clone())
     }
 
+    /// What its heaviest part weighs.
+    fn most(&self) -> usize {
+        self.weights.last().map_or(0, |(weight, _)| *weight)
+    }
+
     fn heaviest(&self) -> Option<K> {
         self.weights.last().map(|(_, key)| key.clone())
     }
@@ -153,6 +163,8 @@ impl<K: Clone + Ord + Hash, Q: Weighed> Shares<K, Q> {
 struct Tenant<T> {
     resumptions: Shares<IpAddr, Line<T>>,
     full: Shares<IpAddr, Line<T>>,
+    /// Resumptions that went since the last full handshake.
+    in_a_row: u32,
 }
 
 impl<T> Default for Tenant<T> {
@@ -160,6 +172,7 @@ impl<T> Default for Tenant<T> {
         Self {
             resumptions: Shares::default(),
             full: Shares::default(),
+            in_a_row: 0,
         }
     }
 }
@@ -236,9 +249,10 @@ impl<T> FairQueue<T> {
     fn displace(&mut self) -> Option<(u64, T)> {
         let tenant = self.tenants.heaviest()?;
         let taken = self.tenants.change(&tenant, false, |tenant| {
-            let shares = match tenant.full.heaviest() {
-                Some(_) => &mut tenant.full,
-                None => &mut tenant.resumptions,
+            // Whichever source takes most, by whatever it comes.
+            let shares = match tenant.full.most() >= tenant.resumptions.most() {
+                true => &mut tenant.full,
+                false => &mut tenant.resumptions,
             };
             let source = shares.heaviest()?;
             shares.change(&source, false, |line| {
@@ -255,9 +269,16 @@ impl<T> FairQueue<T> {
     pub(crate) fn take(&mut self) -> Option<T> {
         let tenant = self.tenants.first()?;
         let taken = self.tenants.change(&tenant, true, |tenant| {
+            let full_is_due = tenant.in_a_row >= RESUMPTIONS_IN_A_ROW && tenant.full.first().is_some();
             let shares = match tenant.resumptions.first() {
-                Some(_) => &mut tenant.resumptions,
-                None => &mut tenant.full,
+                Some(_) if !full_is_due => {
+                    tenant.in_a_row += 1;
+                    &mut tenant.resumptions
+                }
+                _ => {
+                    tenant.in_a_row = 0;
+                    &mut tenant.full
+                }
             };
             let source = shares.first()?;
             shares.change(&source, true, |line| {

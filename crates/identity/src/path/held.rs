@@ -5,9 +5,7 @@ use crate::id::{AuthorityId, TenantId};
 use crate::revocation::Status;
 use crate::timestamp::Timestamp;
 
-/// The certificates between a leaf and its anchor, by issuer and serial number, as revocation lists name them.
-///
-/// The leaf itself is known by its credential, and the anchor by its authority: these are what nothing else knows of.
+/// The certificates of a path but its anchor, by issuer and serial number, as revocation lists name them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct HeldPath {
     tenant: TenantId,
@@ -23,23 +21,19 @@ struct Named {
 }
 
 impl HeldPath {
-    /// `None` if there is nothing between leaf and anchor.
-    pub(crate) fn of<'a>(
-        anchor: &Anchor,
-        intermediates: impl Iterator<Item = (&'a [u8], &'a [u8])>,
-    ) -> Option<Self> {
-        let certificates: Box<[Named]> = intermediates
+    pub(crate) fn of<'a>(anchor: &Anchor, certificates: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let certificates = certificates
             .map(|(issuer, serial)| Named {
                 issuer: issuer.into(),
                 serial: serial.into(),
             })
             .collect();
-        (!certificates.is_empty()).then(|| Self {
+        Self {
             tenant: anchor.tenant.clone(),
             authority: anchor.authority.clone(),
             anchor_subject: anchor.facts.subject_der.as_slice().into(),
             certificates,
-        })
+        }
     }
 
     /// Whether a list that is kept for the authority now revokes one of the certificates.

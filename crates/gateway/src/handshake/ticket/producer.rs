@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use countersign_identity::{AuthorityId, CertificateFacts, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::facts::TlsFacts;
-use countersign_policy::{CredentialFacts, CredentialState, Possession};
+use countersign_policy::{CredentialFacts, CredentialState, FactSource, Possession};
 use rustls::pki_types::CertificateDer;
 use rustls::server::ProducesTickets;
 
@@ -14,6 +14,7 @@ use super::{AGE_MAX, Decline, Resumed, TRIED_MAX, TicketCounts, TicketKeys, Tick
 use crate::handshake::context::{self, HandshakeContext};
 use crate::judge::{self, Circumstances};
 use crate::metrics::count;
+use crate::node::Node;
 
 /// Makes and opens the tickets of one listener. Fails closed outside of a lent context: no ticket, none taken.
 #[derive(Debug)]
@@ -45,12 +46,43 @@ impl DeviceTickets {
         &self.counts
     }
 
-    /// Whether it is a ticket of ours for this listener, and of the tenant that was asked for. It says nothing of what the
-    /// ticket is worth now: only where a handshake stands that waits.
-    pub(crate) fn opens(&self, ticket: &[u8], asked: Option<&TenantId>) -> bool {
-        self.keys
-            .unseal(&self.listener, ticket)
-            .is_ok_and(|(tenant, _)| asked.is_none_or(|asked| *asked == tenant))
+    /// Whether it is a ticket of ours that may be taken now, as far as this is cheap to say. Nobody proved to have it: it
+    /// says no more than where a handshake stands that waits.
+    pub(crate) fn opens(&self, ticket: &[u8], asked: Option<&TenantId>, node: &Node) -> bool {
+        self.current(ticket, asked, node.facts.as_ref(), node.now())
+            .is_ok()
+    }
+
+    /// Opens a ticket, and checks its age, its authority and its credential.
+    fn current(
+        &self,
+        ticket: &[u8],
+        asked: Option<&TenantId>,
+        known: &dyn FactSource,
+        now: Timestamp,
+    ) -> Result<(TicketFacts, CredentialFacts, Vec<u8>), Decline> {
+        let (tenant, body) = self.keys.unseal(&self.listener, ticket)?;
+        if asked.is_some_and(|asked| *asked != tenant) {
+            return Err(Decline::OtherTenant);
+        }
+        if self.settings.tenants_off.contains(&tenant) {
+            return Err(Decline::Off);
+        }
+        let facts = TicketFacts::decode(&body).ok_or(Decline::Malformed)?;
+        self.check_age(facts.proven_at, now)?;
+        // Equality, never order: a registry that was restored begins elsewhere.
+        let authority = known.authority(&facts.authority);
+        if !authority
+            .is_some_and(|(state, generation)| state.admits() && generation == facts.authority_generation)
+        {
+            return Err(Decline::AuthorityChanged);
+        }
+        let credential = known
+            .credential(&facts.fingerprint)
+            .filter(|c| c.tenant == tenant && c.generation == facts.credential)
+            .filter(|c| c.state == CredentialState::Active)
+            .ok_or(Decline::CredentialChanged)?;
+        Ok((facts, credential, body))
     }
 
     fn age_max(&self) -> Duration {
@@ -104,31 +136,13 @@ impl DeviceTickets {
         if context.tickets_tried > TRIED_MAX {
             return Err(Decline::TooMany);
         }
-        let (tenant, mut body) = self.keys.unseal(&self.listener, ticket)?;
-        if context.asked.as_ref().is_some_and(|asked| *asked != tenant) {
-            return Err(Decline::OtherTenant);
-        }
-        if self.settings.tenants_off.contains(&tenant) {
-            return Err(Decline::Off);
-        }
-        let facts = TicketFacts::decode(&body).ok_or(Decline::Malformed)?;
+        let (known, now) = (context.facts.clone(), context.now);
+        let (facts, credential, mut body) =
+            self.current(ticket, context.asked.as_ref(), known.as_ref(), now)?;
         if facts.version != context.version {
             return Err(Decline::TlsVersion);
         }
-        self.check_age(facts.proven_at, context.now)?;
-        // Equality, never order: a registry that was restored begins elsewhere.
-        let authority = context.facts.authority(&facts.authority);
-        if !authority
-            .is_some_and(|(state, generation)| state.admits() && generation == facts.authority_generation)
-        {
-            return Err(Decline::AuthorityChanged);
-        }
-        let credential = context
-            .facts
-            .credential(&facts.fingerprint)
-            .filter(|c| c.tenant == tenant && c.generation == facts.credential)
-            .filter(|c| c.state == CredentialState::Active)
-            .ok_or(Decline::CredentialChanged)?;
+        let tenant = credential.tenant.clone();
         let plain = body.split_off(TicketFacts::BYTES);
         let chain_at = usize::try_from(facts.chain_at).map_err(|_| Decline::Malformed)?;
         let (leaf_der, above) = facts::certificates(&plain, chain_at).ok_or(Decline::Malformed)?;

@@ -79,6 +79,35 @@ fn resumptions_go_first_in_their_tenant_and_not_before_another_tenant() {
 }
 
 #[test]
+fn one_full_handshake_goes_between_every_few_resumptions() {
+    let mut queue = FairQueue::new(usize::MAX);
+    for n in 0..20 {
+        queue.put(&place("a", Class::Resumption, n), format!("r{n}"), |_| {});
+    }
+    queue.put(&full("a", 99), "f0".to_owned(), |_| {});
+    queue.put(&full("a", 99), "f1".to_owned(), |_| {});
+    let order: Vec<String> = std::iter::from_fn(|| queue.take()).collect();
+    let at = |name: &str| order.iter().position(|e| e == name).unwrap();
+    let row = RESUMPTIONS_IN_A_ROW as usize;
+    assert_eq!((at("f0"), at("f1")), (row, 2 * row + 1), "{order:?}");
+    assert_eq!(order.len(), 22);
+}
+
+#[test]
+fn a_storm_of_resumptions_pushes_out_itself_too() {
+    let mut queue = FairQueue::new(10 * ENTRY_BYTES);
+    let storm = place("a", Class::Resumption, 1);
+    for n in 0..9 {
+        queue.put(&storm, format!("r{n}"), |_| panic!("displaced"));
+    }
+    queue.put(&full("a", 2), "f0".to_owned(), |_| panic!("displaced"));
+    let mut out = Vec::new();
+    queue.put(&full("a", 3), "f1".to_owned(), |e| out.push(e));
+    assert_eq!(out, ["r8"]);
+    assert_eq!(queue.put(&storm, "r9".to_owned(), |e| out.push(e)), Put::Full);
+}
+
+#[test]
 fn a_storm_pushes_out_itself() {
     let mut queue = FairQueue::new(10 * ENTRY_BYTES);
     let put = |queue: &mut FairQueue<String>, place: &Place, entry: &str| {
