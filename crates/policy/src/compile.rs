@@ -40,7 +40,8 @@ pub(crate) enum Fit {
 pub struct ConnectReads {
     /// Whether the session was resumed.
     pub resumed: bool,
-    /// The key exchange or the cipher suite, which are agreed on after a ticket is opened.
+    /// The key exchange or the cipher suite, which are agreed on after a ticket is opened; or what may be published or
+    /// subscribed to hangs on resumption, which is asked about even later.
     pub agreed: bool,
 }
 
@@ -134,6 +135,15 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
             let speaks_of = |words: &[&str]| words.iter().any(|w| says(&json, w));
             reads.resumed |= speaks_of(&["resumed"]);
             reads.agreed |= speaks_of(&["group", "cipher_suite"]);
+        }
+        // What a device may do once it is in would be refused it again and again, by whatever ticket it came.
+        if [Action::Publish, Action::Subscribe]
+            .iter()
+            .any(|a| applies(&json, *a))
+            && says(&json, "resumed")
+        {
+            reads.resumed = true;
+            reads.agreed = true;
         }
         let particular = is_particular(&json, None);
         for (keep, action) in keepable.iter_mut().zip(Action::ALL) {
