@@ -6,7 +6,7 @@ use std::sync::Arc;
 use countersign_identity::{Fingerprint, Generation, TenantId, Timestamp};
 use countersign_mqtt::topic::SpaceFilter;
 use countersign_policy::decide::{PolicyFault, PolicyProblem, TenantPolicy, validate};
-use countersign_policy::{ClientIdMode, TopicSpace};
+use countersign_policy::{ClientIdMode, TopicSpace, has_template};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -224,7 +224,11 @@ impl Registry {
                     Some(mode) => mode,
                     None => damaged(old_mode.parse())?,
                 };
-                // What is in force was accepted as it is.
+                // What is in force was accepted as it is; a template is by nobody any more.
+                if *policies != current.policies && has_template(policies) {
+                    let fault = validate(policies, spaces).err();
+                    return Err(RegistryError::Refused(fault.map(|f| f.to_string()).unwrap_or_default()));
+                }
                 let may_be_unfit = change.accept_unfit || *policies == current.policies;
                 let compile = match may_be_unfit {
                     true => TenantPolicy::compile_unfit,

@@ -6,9 +6,9 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use countersign_testkit::client::{Attempt, connect};
-use countersign_testkit::pki::Identity;
+use countersign_testkit::pki::{Ca, Identity, Leaf};
 use countersign_testkit::server::Server;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -303,6 +303,74 @@ fn who_is_kept_out_by_its_state_is_not_locked_out_and_counts_where_nobody_is_in(
     // Nothing is lost where nobody is admitted.
     let none = place.write("none.cedar", "");
     ask(&["policy", "set", &none, "--reason", "night"]);
+}
+
+#[test]
+fn who_came_from_below_an_intermediate_is_locked_out_like_anybody() {
+    let place = Place::new("");
+    let root = Ca::root("bought root", None);
+    let between = root.below("bought between", Some(0));
+    let closed = json!({ "mode": "registered-only" });
+    place
+        .server
+        .register("bought", "default", &root, &closed)
+        .unwrap();
+    let bring = |id: &str| {
+        let identity = between.issue(&Leaf::named(id), &[&between]);
+        let file = place.write(&format!("{id}.pem"), &identity.pem);
+        place.server.cli_ok(&["device", "import", &file]).unwrap();
+        identity
+    };
+    let (one, _) = (bring("d1"), bring("d2"));
+    assert_eq!(place.connect("d1", &one), Some(0));
+    let connect_of = |what: &str| {
+        format!("{OPEN}@id(\"night\") forbid (principal, action == Action::\"connect\", resource){what};\n")
+    };
+    let nobody = place.write("nobody.cedar", &connect_of(""));
+    let said = place.server.cli_ok(&["policy", "simulate", &nobody]).unwrap();
+    for part in [
+        "active devices: 2 would be locked out",
+        "1 device(s) have a certificate of which it is not known which authority it ends in",
+        "1 device(s) have not been seen",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert!(!said.contains("left out"), "{said}");
+    let said = place.refused(&["policy", "set", &nobody, "--reason", "night"]);
+    assert!(
+        said.contains("would lock out 2 of the 2 devices that are admitted now"),
+        "{said}"
+    );
+    // Which one it is does matter to these policies: each that it may be is asked about.
+    let other = Ca::root("other root", None);
+    place
+        .server
+        .register("another", "default", &other, &closed)
+        .unwrap();
+    let by_name = connect_of(" when { context.authority == \"bought\" }");
+    let by_name = place.write("by_name.cedar", &by_name);
+    let said = place.refused(&["policy", "set", &by_name, "--reason", "night"]);
+    assert!(said.contains("would lock out 2 of the 2 devices"), "{said}");
+    // Nobody comes under an authority that is gone.
+    let gone = connect_of(" when { context.authority == \"gone\" }");
+    let gone = place.write("gone.cedar", &gone);
+    place
+        .server
+        .cli_ok(&["policy", "set", &gone, "--reason", "tidy"])
+        .unwrap();
+    assert_eq!(place.connect("d1", &one), Some(0));
+}
+
+#[test]
+fn a_template_is_accepted_by_no_word() {
+    let place = Place::new("");
+    let slot = format!("{OPEN}@id(\"slot\") forbid (principal == ?principal, action, resource);\n");
+    let slot = place.write("slot.cedar", &slot);
+    let said = place.refused(&["policy", "set", &slot, "--reason", "no", "--accept-lock-out"]);
+    assert!(
+        said.contains("cannot take effect") && said.contains("?principal"),
+        "{said}"
+    );
 }
 
 #[test]

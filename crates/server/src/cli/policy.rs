@@ -333,8 +333,12 @@ fn simulated(a: &Value) -> String {
             "device(s) have not been seen: their source and handshake are assumed",
         ),
         (
+            "unknown_authority",
+            "device(s) have a certificate of which it is not known which authority it ends in: the worst counts",
+        ),
+        (
             "without_credential",
-            "device(s) have no certificate in force whose authority is known, and are left out",
+            "device(s) have no certificate in force that an authority vouches for, and are left out",
         ),
         (
             "full_instead",
