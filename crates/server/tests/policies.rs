@@ -359,6 +359,73 @@ fn who_came_from_below_an_intermediate_is_locked_out_like_anybody() {
         .cli_ok(&["policy", "set", &gone, "--reason", "tidy"])
         .unwrap();
     assert_eq!(place.connect("d1", &one), Some(0));
+    // Of a certificate that is not kept here, what is above it was not looked at.
+    let direct = root.issue(&Leaf::named("d3"), &[]);
+    let file = place.write("d3.pem", &direct.pem);
+    place.server.cli_ok(&["device", "import", &file]).unwrap();
+    let said = place.server.cli_ok(&["why", "d3"]).unwrap();
+    for part in [
+        "chain      ?",
+        "dates      ?       its own: valid from",
+        "revocation ?       it is not revoked here",
+        "identify   passed",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+}
+
+#[test]
+fn a_change_names_its_base_its_reason_and_whether_it_was_one() {
+    let place = Place::new("");
+    place.provision("d1");
+    let open = place.write("open.cedar", OPEN);
+    let ask = |arguments: &[&str]| place.server.cli_ok(arguments).unwrap();
+    let receipts = || ask(&["receipt", "list"]);
+    ask(&["policy", "set", &open, "--reason", "open house", "--base", "1"]);
+    let before = receipts();
+    let again = ["policy", "set", &open, "--reason", "again"];
+    assert!(ask(&again).contains("nothing was changed: policy version 2"));
+    assert!(ask(&["policy", "revert", "2", "--reason", "again"]).contains("nothing was changed"));
+    assert_eq!(receipts(), before);
+    // Made of a version that is not in force any more.
+    let nobody = place.write("nobody.cedar", "forbid (principal, action, resource);\n");
+    let set = ["policy", "set", &nobody, "--reason", "night", "--accept-lock-out"];
+    for late in [
+        [&set[..], &["--base", "1"]].concat(),
+        vec!["policy", "revert", "1", "--reason", "back", "--base", "1"],
+    ] {
+        let said = place.refused(&late);
+        assert!(said.contains("version 2"), "{said}");
+    }
+    // Whoever accepts a lock-out says why, and the audit keeps that there was one.
+    let said = place.refused(&["policy", "set", &nobody, "--reason", " ", "--accept-lock-out"]);
+    assert!(said.contains("says why"), "{said}");
+    ask(&[
+        "policy",
+        "revert",
+        "1",
+        "--reason",
+        "no need",
+        "--accept-lock-out",
+    ]);
+    ask(&set);
+    let audit = place.server.ask("GET", "/audit", None).unwrap();
+    let accepted: Vec<bool> = audit
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|e| e["action"].as_str().is_some_and(|a| a.starts_with("policy.")))
+        .map(|e| e["detail"].to_string().contains("accept_lock_out"))
+        .collect();
+    assert_eq!(accepted, [true, false, false]);
+    // No more than can be read.
+    let long = place.write("long.cedar", &format!("{OPEN}// {}\n", "x".repeat(256 * 1024)));
+    let said = place.refused(&["policy", "set", &long, "--reason", "long", "--accept-lock-out"]);
+    assert!(said.contains("262144 are the most"), "{said}");
+    let spaces = json!([{ "name": "x".repeat(129), "filter": "a/#" }]).to_string();
+    let spaces = place.write("spaces.json", &spaces);
+    let said = place.refused(&["policy", "set", &open, "--spaces", &spaces, "--reason", "long"]);
+    assert!(said.contains("128 are the most"), "{said}");
 }
 
 #[test]
@@ -520,6 +587,25 @@ expect = "deny"
     );
     assert!(said.contains("3 case(s), 1 failed"), "{said}");
     assert!(text(&run("[[case]]\nname = \"x\"\nexpect = \"permit\"\nmodle = 1\n")).contains("modle"));
+    // What could never come about is no case, whatever is expected.
+    for (odd, said_of_it) in [
+        ("topic = \"a\"", "connect is about no topic"),
+        ("action = \"publish\"", "it has no topic"),
+        ("action = \"publish\"\ntopic = \"a/#\"", "its topic cannot be"),
+        ("action = \"subscribe\"\ntopic = \"a/#/b\"", "its topic cannot be"),
+        ("action = \"publish\"\ntopic = \"a\"\nqos = 3", "no QoS 3"),
+        ("tls = { version = \"TLS1.3\" }", "tls.version"),
+        ("tls = { group = \"X25518\" }", "tls.group"),
+        ("tls = { cipher_suite = \"NULL\" }", "tls.cipher_suite"),
+    ] {
+        let output = run(&format!("[[case]]\nname = \"x\"\nexpect = \"deny\"\n{odd}\n"));
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(4), "{odd}: {said}");
+        assert!(
+            said.contains(said_of_it) && said.contains("case \"x\""),
+            "{odd}: {said}"
+        );
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use countersign_policy::facts::TlsFacts;
 use countersign_policy::{
     DenialCode, DeviceFacts, ExchangeRecord, FactSource, LifecycleState, TopicSpace, has_template,
 };
+use countersign_registry::policies::bounded;
 use countersign_registry::{PolicyVersion, check_policies};
 use serde::Serialize;
 
@@ -205,11 +206,14 @@ impl Draft {
     ) -> Result<Self, Failure> {
         let text = policies.unwrap_or(&current.policies);
         let spaces = spaces.unwrap_or(&current.spaces);
+        // What is in force was accepted as it is.
+        let (new_text, new_spaces) = (*text != current.policies, *spaces != *current.spaces);
+        bounded(new_text.then_some(text), new_spaces.then_some(spaces)).map_err(Failure::invalid)?;
         let found = check_policies(text, spaces).err().unwrap_or_default();
         let problems: Vec<String> = found.iter().map(ToString::to_string).collect();
         let cure = found.first().map(|p| p.cure.clone()).unwrap_or_default();
         // A template may be in force, accepted by a version that did not look; none is accepted any more.
-        let is_new_template = *text != current.policies && has_template(text);
+        let is_new_template = new_text && has_template(text);
         // A generation of no revision: nothing that is decided by it is ever kept.
         let policy = TenantPolicy::compile_unfit(Generation(u64::MAX), text, spaces.to_vec());
         match policy {
@@ -461,13 +465,16 @@ impl Service {
         let since = since.unwrap_or(Timestamp::from_unix_ms(0));
         let (mut before, mut left, mut full_instead) = (None, limit, 0);
         while left > 0 {
+            let wanted = left.min(PAGE);
             let page = self
                 .registry
                 .ledger()
-                .proven(sides.tenant, since, before, left.min(PAGE))?;
+                .proven(sides.tenant, since, before, wanted)?;
             let Some(oldest) = page.last() else { break };
             before = Some(oldest.id);
-            left -= u32::try_from(page.len()).unwrap_or(left).min(left);
+            let found = u32::try_from(page.len()).unwrap_or(left).min(left);
+            // A short page is the last one.
+            left = if found < wanted { 0 } else { left - found };
             for record in &page {
                 let device = record
                     .device
