@@ -511,15 +511,20 @@ fn registered(
             return Err((denial, Stage::Identify));
         }
     }
+    // Nothing is above a certificate that vouches for itself; above any other, nothing was looked at.
+    let (verdict, more) = match authority.is_pinned() {
+        true => (Verdict::Passed, ""),
+        false => (Verdict::NotKnown, "; what is above it is not looked at"),
+    };
     answer.set(
         Layer::Dates,
-        Verdict::Passed,
-        format!("valid from {not_before} to {not_after}"),
+        verdict,
+        format!("its own: valid from {not_before} to {not_after}{more}"),
     );
     answer.set(
         Layer::Revocation,
-        Verdict::Passed,
-        "not revoked here, and on no list that is kept",
+        verdict,
+        format!("it is not revoked here, nor by a list that is kept{more}"),
     );
     let unknown = |code: DenialCode| (Denial::from(code), Stage::Identify);
     Ok(Known {

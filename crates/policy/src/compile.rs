@@ -35,7 +35,7 @@ pub(crate) enum Fit {
     Waived,
 }
 
-/// What policies on `connect` look at of the handshake, as far as a ticket's fate hangs on it.
+/// What policies on `connect` look at, as far as a ticket's fate hangs on it, or who comes may be unknown in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ConnectReads {
     /// Whether the session was resumed.
@@ -43,6 +43,8 @@ pub struct ConnectReads {
     /// The key exchange or the cipher suite, which are agreed on after a ticket is opened; or what may be published or
     /// subscribed to hangs on resumption, which is asked about even later.
     pub agreed: bool,
+    /// The authority: who comes under an unknown one cannot be decided on without it.
+    pub authority: bool,
 }
 
 /// The schema is part of the program: that it can be read is shown by the tests of this crate.
@@ -70,12 +72,11 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
         return Err(PolicyFault::DuplicateSpace(twice.name.clone()));
     }
     let read = PolicySet::from_str(text).map_err(|e| PolicyFault::Syntax(of_syntax(&e, text)))?;
-    // Nothing ever fills in a template: it would be accepted, and never decide anything.
-    if let Some(template) = read.templates().next() {
-        let id = template.annotation("id").unwrap_or(template.id().as_ref());
-        let message = "it has a slot such as ?principal, and nothing fills it in";
-        let cure = "write who it is about in its place: principal in Group::\"name\"";
-        return Err(PolicyFault::Names(vec![of_name(id, 0, text, message, cure)]));
+    // Nothing ever fills in a template: it would be accepted, and never decide anything. Where one is in force already,
+    // accepted by a version that did not look, the registry must open all the same: the template is left out.
+    let left_out = templates(&read, text);
+    if fit == Fit::Required && !left_out.is_empty() {
+        return Err(PolicyFault::Names(left_out));
     }
     let mut policies = PolicySet::new();
     for policy in read.policies() {
@@ -117,6 +118,7 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
         .validation_warnings()
         .map(|w| of_warning(w, text))
         .collect();
+    warnings.extend(left_out);
     let mut keepable = [true; 3];
     let (mut may_admit, mut reads) = (false, ConnectReads::default());
     for policy in policies.policies() {
@@ -126,6 +128,7 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
             reads = ConnectReads {
                 resumed: true,
                 agreed: true,
+                authority: true,
             };
             continue;
         };
@@ -135,6 +138,7 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
             let speaks_of = |words: &[&str]| words.iter().any(|w| says(&json, w));
             reads.resumed |= speaks_of(&["resumed"]);
             reads.agreed |= speaks_of(&["group", "cipher_suite"]);
+            reads.authority |= speaks_of(&["authority"]);
         }
         // What a device may do once it is in would be refused it again and again, by whatever ticket it came.
         if [Action::Publish, Action::Subscribe]
@@ -167,6 +171,29 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
         reads,
         warnings,
     })
+}
+
+/// The templates of policies, each with its cure: nothing fills one in, so it never decides anything.
+fn templates(read: &PolicySet, text: &str) -> Vec<PolicyProblem> {
+    let message = "it has a slot such as ?principal, and nothing fills it in";
+    let cure = "write who it is about in its place: principal in Group::\"name\"";
+    read.templates()
+        .map(|t| {
+            of_name(
+                t.annotation("id").unwrap_or(t.id().as_ref()),
+                0,
+                text,
+                message,
+                cure,
+            )
+        })
+        .collect()
+}
+
+/// Whether policies have a template. They may be in force, where a version that did not look accepted them; nobody may
+/// put them into force any more, whatever is accepted.
+pub fn has_template(policies: &str) -> bool {
+    PolicySet::from_str(policies).is_ok_and(|read| read.templates().next().is_some())
 }
 
 /// Each policy's own text, by its id: what a comparison of two versions goes by.
@@ -270,5 +297,36 @@ fn strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
         Value::Object(map) => map.values().for_each(|v| strings(v, found)),
         Value::Array(list) => list.iter().for_each(|v| strings(v, found)),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const TEMPLATE: &str = "@id(\"all\") permit (principal, action, resource);\n@id(\"slot\") forbid (principal == ?principal, action, resource);\n";
+
+    #[test]
+    fn a_template_in_force_is_left_out_and_told_and_a_new_one_is_refused() {
+        let refused = compile(TEMPLATE, &[], Fit::Required).err().unwrap();
+        assert_eq!(refused.problems()[0].line, Some(2), "{refused}");
+        let kept = compile(TEMPLATE, &[], Fit::Waived).unwrap();
+        assert!(kept.may_admit);
+        let ids: Vec<String> = kept.policies.policies().map(|p| p.id().to_string()).collect();
+        assert_eq!(ids, ["all"]);
+        assert_eq!(kept.policies.templates().count(), 0);
+        let warned = kept.warnings.iter().find(|w| w.policy.as_deref() == Some("slot"));
+        assert!(warned.unwrap().message.contains("?principal"));
+        assert!(has_template(TEMPLATE) && !has_template("permit (principal, action, resource);"));
+    }
+
+    #[test]
+    fn what_reads_the_authority_is_known() {
+        let reads = |text: &str| compile(text, &[], Fit::Required).unwrap().reads.authority;
+        assert!(reads(
+            "permit (principal, action, resource) when { context.authority == \"a\" };"
+        ));
+        assert!(!reads("permit (principal, action, resource);"));
     }
 }

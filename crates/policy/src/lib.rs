@@ -32,6 +32,7 @@ pub mod session_record;
 pub mod spaces;
 
 pub use claim::{ClaimId, ClaimRefusal};
+pub use compile::has_template;
 pub use decide::{PolicyFault, PolicyProblem, TenantPolicy};
 pub use denial::{Denial, DenialCode};
 pub use exchange::{ExchangeId, ExchangeRecord, Outcome, Possession, Stage, StageOutcome, StageRecord};

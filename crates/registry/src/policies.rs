@@ -6,7 +6,8 @@ use std::sync::Arc;
 use countersign_identity::{Fingerprint, Generation, TenantId, Timestamp};
 use countersign_mqtt::topic::SpaceFilter;
 use countersign_policy::decide::{PolicyFault, PolicyProblem, TenantPolicy, validate};
-use countersign_policy::{ClientIdMode, TopicSpace};
+use countersign_policy::spaces::SPACES_MAX;
+use countersign_policy::{ClientIdMode, TopicSpace, has_template};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -55,6 +56,68 @@ pub struct PolicyChange {
     pub reverts: Option<u64>,
     /// New policies need not fit the schema.
     pub accept_unfit: bool,
+    /// It needed a word, and that was given: for the audit.
+    pub accepted: bool,
+}
+
+/// A version without its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PolicyHeading {
+    /// Counts from 1 within the tenant.
+    pub number: u64,
+    /// When it took effect.
+    pub at: Timestamp,
+    /// Who changed them.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// SHA-256 of the policies' text, as `sha256sum` prints it.
+    pub sha256: Fingerprint,
+    /// The version that this one takes up again.
+    pub reverts: Option<u64>,
+    /// Whether it is the one by which is decided now.
+    pub in_force: bool,
+}
+
+/// The longest text of policies, in bytes.
+pub const POLICIES_BYTES_MAX: usize = 256 * 1024;
+/// The longest name of a topic space, in bytes.
+pub const SPACE_NAME_MAX: usize = 128;
+/// The longest filter of a topic space, in bytes.
+pub const SPACE_FILTER_MAX: usize = 1024;
+
+/// Whether new policies and topic spaces are of a size that is taken.
+///
+/// # Errors
+/// What is too long or too many, with the cure after `; hint: `.
+pub fn bounded(policies: Option<&str>, spaces: Option<&[TopicSpace]>) -> Result<(), String> {
+    if let Some(text) = policies.filter(|p| p.len() > POLICIES_BYTES_MAX) {
+        return Err(format!(
+            "the policies have {} bytes, and {POLICIES_BYTES_MAX} are the most; hint: name groups or models in place of single devices",
+            text.len()
+        ));
+    }
+    let spaces = spaces.unwrap_or_default();
+    if spaces.len() > SPACES_MAX {
+        return Err(format!(
+            "there are {} topic spaces, and {SPACES_MAX} are the most; hint: put topics together under one filter",
+            spaces.len()
+        ));
+    }
+    for space in spaces {
+        for (what, text, most) in [
+            ("name", &space.name, SPACE_NAME_MAX),
+            ("filter", &space.filter, SPACE_FILTER_MAX),
+        ] {
+            if text.len() > most {
+                return Err(format!(
+                    "a topic space has a {what} of {} bytes, and {most} are the most; hint: write a shorter one",
+                    text.len()
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Checks policies and topic spaces as they would be when they take effect; what looks wrong is returned.
@@ -224,7 +287,11 @@ impl Registry {
                     Some(mode) => mode,
                     None => damaged(old_mode.parse())?,
                 };
-                // What is in force was accepted as it is.
+                // What is in force was accepted as it is; a template is by nobody any more.
+                if *policies != current.policies && has_template(policies) {
+                    let fault = validate(policies, spaces).err();
+                    return Err(RegistryError::Refused(fault.map(|f| f.to_string()).unwrap_or_default()));
+                }
                 let may_be_unfit = change.accept_unfit || *policies == current.policies;
                 let compile = match may_be_unfit {
                     true => TenantPolicy::compile_unfit,
@@ -252,7 +319,7 @@ impl Registry {
                 scope.audit(&actor, "tenant.configure", id.as_str(), id.as_str(), &detail)?;
             }
             if is_new {
-                let detail = json!({
+                let mut detail = json!({
                     "version": number,
                     "reason": change.reason,
                     "reverts": change.reverts,
@@ -260,6 +327,9 @@ impl Registry {
                     "spaces": change.spaces,
                     "fits": validate(policies, spaces).is_ok(),
                 });
+                if change.accepted {
+                    detail["accept_lock_out"] = json!(true);
+                }
                 let action = if change.reverts.is_some() { "policy.revert" } else { "policy.set" };
                 scope.audit(&actor, action, id.as_str(), id.as_str(), &detail)?;
             }
@@ -279,6 +349,44 @@ impl Registry {
             let mut found = Vec::new();
             while let Some(r) = rows.next()? {
                 found.push(version(r)?);
+            }
+            Ok(found)
+        })?;
+        if found.is_empty() {
+            return Err(RegistryError::NoTenant(id.clone()));
+        }
+        Ok(found)
+    }
+
+    /// The versions of a tenant's policies without their texts, newest first.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoTenant`]; [`RegistryError`] if the database cannot be read.
+    pub fn policy_headings(&self, id: &TenantId) -> Result<Vec<PolicyHeading>, RegistryError> {
+        let found = self.read(|db| {
+            // Versions of before there were hashes have none.
+            let mut statement = db.prepare_cached(
+                "SELECT v.number, v.at, v.actor, v.reason, v.sha256, v.reverts, v.number = t.policy_version,
+                        CASE WHEN v.sha256 IS NULL THEN v.policies END
+                 FROM policy_versions v JOIN tenants t ON t.id = v.tenant
+                 WHERE v.tenant = ? ORDER BY v.number DESC",
+            )?;
+            let mut rows = statement.query([id.as_str()])?;
+            let mut found = Vec::new();
+            while let Some(r) = rows.next()? {
+                let text: Option<String> = r.get(7)?;
+                found.push(PolicyHeading {
+                    number: r.get::<_, i64>(0)?.cast_unsigned(),
+                    at: Timestamp::from_unix_ms(r.get(1)?),
+                    actor: r.get(2)?,
+                    reason: r.get(3)?,
+                    sha256: match r.get::<_, Option<[u8; 32]>>(4)? {
+                        Some(kept) => Fingerprint::from_bytes(kept),
+                        None => Fingerprint::of(text.unwrap_or_default().as_bytes()),
+                    },
+                    reverts: r.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned),
+                    in_force: r.get(6)?,
+                });
             }
             Ok(found)
         })?;

@@ -353,10 +353,11 @@ impl Registry {
         mut take: impl FnMut(LiveDevice),
     ) -> Result<(), RegistryError> {
         let db = crate::migrate::open_reader(&self.path().join("registry.db"))?;
-        // With one max() the other columns are of the row that has it (SQLite, "bare columns").
+        // With one max() the other columns are of the row that has it (SQLite, "bare columns"). What is in use counts for
+        // more than any revision (2^62): those of a new epoch begin with its time in milliseconds times 4,096.
         let mut statement = db.prepare(
             "WITH live AS (
-                SELECT device, fingerprint, authority, kind, max((state = 'active') * 1000000000000000 + revision)
+                SELECT device, fingerprint, authority, kind, max((state = 'active') * 4611686018427387904 + revision)
                 FROM credentials
                 WHERE tenant = ?1 AND state IN ('issued', 'active') AND not_before <= ?2 AND not_after >= ?2
                 GROUP BY device)

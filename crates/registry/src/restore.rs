@@ -91,6 +91,30 @@ pub struct NewerEnd {
     pub reason: Option<u8>,
 }
 
+/// Policies or topic spaces that were in force, and are not those of the backup. They are told and not put into force:
+/// who may do what is decided by whoever restores.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewerPolicies {
+    /// The tenant.
+    pub tenant: String,
+    /// The version that the backup puts into force.
+    pub was: u64,
+    /// The version that was in force.
+    pub is: u64,
+    /// SHA-256 of its text.
+    pub sha256: Fingerprint,
+    /// Since when.
+    pub at: Timestamp,
+    /// By whom.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// Its text, Cedar.
+    pub policies: String,
+    /// Its topic spaces, a JSON list of name and filter.
+    pub spaces: String,
+}
+
 /// A new epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewEpoch {
@@ -116,6 +140,9 @@ pub struct Newer {
     pub issued: Vec<String>,
     /// The newest list number of each issuer.
     pub list_numbers: Vec<(String, u64)>,
+    /// Policies and topic spaces that were in force.
+    #[serde(default)]
+    pub policies: Vec<NewerPolicies>,
 }
 
 impl Newer {
@@ -140,6 +167,7 @@ impl Newer {
         self.authorities.extend(other.authorities);
         self.issued.extend(other.issued);
         self.list_numbers.extend(other.list_numbers);
+        self.policies.extend(other.policies);
     }
 }
 
@@ -623,7 +651,35 @@ fn compare(db: &Connection) -> Result<Newer, RegistryError> {
         .prepare("SELECT issuer, number FROM later.list_numbers")?
         .query_map([], |r| Ok((r.get(0)?, r.get::<_, i64>(1)?.cast_unsigned())))?
         .collect::<Result<_, _>>()?;
+    newer.policies = newer_policies(db)?;
     Ok(newer)
+}
+
+/// What decides in `later`, where it is not what decides in `main`.
+fn newer_policies(db: &Connection) -> Result<Vec<NewerPolicies>, RegistryError> {
+    let mut statement = db.prepare(
+        "SELECT l.tenant, m.number, l.number, l.policies, l.spaces, l.at, l.actor, l.reason
+         FROM later.policy_versions l
+         JOIN later.tenants lt ON lt.id = l.tenant AND lt.policy_version = l.number
+         JOIN main.tenants mt ON mt.id = l.tenant
+         JOIN main.policy_versions m ON m.tenant = mt.id AND m.number = mt.policy_version
+         WHERE l.policies <> m.policies OR l.spaces <> m.spaces ORDER BY l.tenant",
+    )?;
+    let found = statement.query_map([], |r| {
+        let policies: String = r.get(3)?;
+        Ok(NewerPolicies {
+            tenant: r.get(0)?,
+            was: r.get::<_, i64>(1)?.cast_unsigned(),
+            is: r.get::<_, i64>(2)?.cast_unsigned(),
+            sha256: Fingerprint::of(policies.as_bytes()),
+            policies,
+            spaces: r.get(4)?,
+            at: Timestamp::from_unix_ms(r.get(5)?),
+            actor: r.get(6)?,
+            reason: r.get(7)?,
+        })
+    })?;
+    Ok(found.collect::<Result<_, _>>()?)
 }
 
 /// Services that may ask less than `main` says, or nothing.

@@ -6,10 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use countersign_factory::{RevocationReason, Revoked};
-use countersign_identity::{AuthorityId, Clock, DeviceId, Generation, TenantId, Timestamp};
-use countersign_policy::{FactSource, LifecycleMove, LifecycleState};
+use countersign_identity::{
+    AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
+};
+use countersign_policy::facts::CredentialKind;
+use countersign_policy::{CredentialState, Custody, FactSource, LifecycleMove, LifecycleState};
 use countersign_registry::{
-    Actor, BackwardClock, LedgerLimits, Move, NewDevice, Registry, RegistryError, RegistryFacts,
+    Actor, BackwardClock, IssueRequest, IssuedHere, LedgerLimits, Move, NewCredential, NewDevice, Registry,
+    RegistryError, RegistryFacts, Requester,
 };
 
 struct Moved(AtomicI64);
@@ -75,6 +79,65 @@ fn restored(backup: &Path, facts: &RegistryFacts, to: &Path, ms: i64) -> Registr
         .begin_epoch(actor(), facts.clone(), made, BackwardClock::Refuse)
         .unwrap();
     registry
+}
+
+/// Issues a certificate to a device.
+fn issue(registry: &Registry, name: &str, serial: u64) -> Fingerprint {
+    let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.serial_number = Some(rcgen::SerialNumber::from(serial));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let der = params.self_signed(&key).unwrap().der().to_vec();
+    let certificate = CertificateFacts::parse(&der).unwrap();
+    let fingerprint = certificate.fingerprint;
+    let asked = IssueRequest {
+        tenant: tenant(),
+        device: id(name),
+        key: certificate.public_key_sha256,
+        profile: "operational".into(),
+        demands_new_key: false,
+        idempotency_key: None,
+        requester: Requester::Operator,
+    };
+    let mint = move |_| {
+        Ok(NewCredential {
+            certificate,
+            kind: CredentialKind::Operational,
+            state: CredentialState::Issued,
+            custody: Custody::Unknown,
+            authority: Some(AuthorityId::new("ca").unwrap()),
+            issued: Some(IssuedHere {
+                certificate: der,
+                profile: "operational".into(),
+                batch: None,
+            }),
+        })
+    };
+    registry.issue(actor(), asked, mint).unwrap();
+    fingerprint
+}
+
+#[test]
+fn what_is_in_use_goes_before_what_a_new_epoch_issued() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(path("old")).unwrap();
+    std::fs::create_dir_all(path("backup")).unwrap();
+    let old = create(&path("old"), START);
+    add(&old, "d1");
+    let in_use = issue(&old, "d1", 1 << 40);
+    old.confirm_credential(actor(), in_use).unwrap();
+    let facts = old
+        .copy_to(&path("backup"), actor(), serde_json::json!({}))
+        .unwrap();
+    let new = restored(&path("backup"), &facts, &path("new"), START + 1);
+    issue(&new, "d1", (1 << 40) + 1);
+    let mut found = Vec::new();
+    new.live_devices(&tenant(), Timestamp::from_unix_ms(START + 1), |d| {
+        found.push(d.credential);
+    })
+    .unwrap();
+    assert_eq!(found, [Some(in_use)]);
 }
 
 #[test]

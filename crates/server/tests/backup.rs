@@ -468,6 +468,15 @@ fn what_was_revoked_after_the_backup_is_told_and_stays_revoked() {
         .unwrap();
     let later = provision(&server, &folder, "later");
     server.cli_ok(&["device", "suspend", "suspended"]).unwrap();
+    std::fs::write(
+        place.path("newer.cedar"),
+        "@id(\"newer\") permit (principal, action, resource);\n",
+    )
+    .unwrap();
+    let newer = place.path("newer.cedar").display().to_string();
+    server
+        .cli_ok(&["policy", "set", &newer, "--reason", "of late"])
+        .unwrap();
     let number = fetch_list(&server, &place.path("old.crl"));
     let serial = |id: &str| {
         device(&server, id)["credentials"][0]["serial"]
@@ -517,6 +526,18 @@ fn what_was_revoked_after_the_backup_is_told_and_stays_revoked() {
     assert_eq!(
         by_folder["issued"],
         json!([format!("default/later {later_serial}")])
+    );
+    // Policies are told, and kept aside.
+    let policies = &by_folder["policies"][0];
+    assert_eq!(
+        (&policies["was"], &policies["is"], &policies["reason"]),
+        (&json!(1), &json!(2), &json!("of late"))
+    );
+    assert_eq!(by_list["policies"], json!([]));
+    let kept_text = place.path("by-folder/newer-policies/default-2.cedar");
+    assert_eq!(
+        std::fs::read_to_string(kept_text).unwrap(),
+        std::fs::read_to_string(&newer).unwrap()
     );
     // Only told, if so asked.
     let only = place.restored("backup", "only", &["--compare", &old, "--only-report"]);

@@ -641,7 +641,7 @@ fn a_quarantined_device_has_the_lane_if_a_policy_opens_it_and_nothing_else() {
         .cli_ok(&["device", "quarantine", "q", "--reason", "again", "--for", "1h"])
         .unwrap();
     let mut lane = Held::open(server.devices, &identity, "q").unwrap();
-    let closed = json!({ "policies": "permit (principal, action, resource);", "accept_lock_out": true });
+    let closed = json!({ "policies": "permit (principal, action, resource);", "reason": "test", "accept_lock_out": true });
     let answer = server.ask("PATCH", "/tenants/default", Some(&closed)).unwrap();
     assert_eq!(answer["receipt"]["nodes"][0]["ended"], 1, "{answer}");
     lane.closed().unwrap();

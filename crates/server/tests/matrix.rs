@@ -175,7 +175,7 @@ impl World {
 
     fn policies(&self, text: &str) -> Value {
         // The one device that is asked about is all there is: to lock it out is meant.
-        let body = json!({ "policies": text, "accept_lock_out": true });
+        let body = json!({ "policies": text, "reason": "test", "accept_lock_out": true });
         self.server.ask("PATCH", "/tenants/default", Some(&body)).unwrap()
     }
 

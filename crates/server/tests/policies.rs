@@ -6,9 +6,9 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use countersign_testkit::client::{Attempt, connect};
-use countersign_testkit::pki::Identity;
+use countersign_testkit::pki::{Ca, Identity, Leaf};
 use countersign_testkit::server::Server;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -306,6 +306,141 @@ fn who_is_kept_out_by_its_state_is_not_locked_out_and_counts_where_nobody_is_in(
 }
 
 #[test]
+fn who_came_from_below_an_intermediate_is_locked_out_like_anybody() {
+    let place = Place::new("");
+    let root = Ca::root("bought root", None);
+    let between = root.below("bought between", Some(0));
+    let closed = json!({ "mode": "registered-only" });
+    place
+        .server
+        .register("bought", "default", &root, &closed)
+        .unwrap();
+    let bring = |id: &str| {
+        let identity = between.issue(&Leaf::named(id), &[&between]);
+        let file = place.write(&format!("{id}.pem"), &identity.pem);
+        place.server.cli_ok(&["device", "import", &file]).unwrap();
+        identity
+    };
+    let (one, _) = (bring("d1"), bring("d2"));
+    assert_eq!(place.connect("d1", &one), Some(0));
+    let connect_of = |what: &str| {
+        format!("{OPEN}@id(\"night\") forbid (principal, action == Action::\"connect\", resource){what};\n")
+    };
+    let nobody = place.write("nobody.cedar", &connect_of(""));
+    let said = place.server.cli_ok(&["policy", "simulate", &nobody]).unwrap();
+    for part in [
+        "active devices: 2 would be locked out",
+        "1 device(s) have a certificate of which it is not known which authority it ends in",
+        "1 device(s) have not been seen",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert!(!said.contains("left out"), "{said}");
+    let said = place.refused(&["policy", "set", &nobody, "--reason", "night"]);
+    assert!(
+        said.contains("would lock out 2 of the 2 devices that are admitted now"),
+        "{said}"
+    );
+    // Which one it is does matter to these policies: each that it may be is asked about.
+    let other = Ca::root("other root", None);
+    place
+        .server
+        .register("another", "default", &other, &closed)
+        .unwrap();
+    let by_name = connect_of(" when { context.authority == \"bought\" }");
+    let by_name = place.write("by_name.cedar", &by_name);
+    let said = place.refused(&["policy", "set", &by_name, "--reason", "night"]);
+    assert!(said.contains("would lock out 2 of the 2 devices"), "{said}");
+    // Nobody comes under an authority that is gone.
+    let gone = connect_of(" when { context.authority == \"gone\" }");
+    let gone = place.write("gone.cedar", &gone);
+    place
+        .server
+        .cli_ok(&["policy", "set", &gone, "--reason", "tidy"])
+        .unwrap();
+    assert_eq!(place.connect("d1", &one), Some(0));
+    // Of a certificate that is not kept here, what is above it was not looked at.
+    let direct = root.issue(&Leaf::named("d3"), &[]);
+    let file = place.write("d3.pem", &direct.pem);
+    place.server.cli_ok(&["device", "import", &file]).unwrap();
+    let said = place.server.cli_ok(&["why", "d3"]).unwrap();
+    for part in [
+        "chain      ?",
+        "dates      ?       its own: valid from",
+        "revocation ?       it is not revoked here",
+        "identify   passed",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+}
+
+#[test]
+fn a_change_names_its_base_its_reason_and_whether_it_was_one() {
+    let place = Place::new("");
+    place.provision("d1");
+    let open = place.write("open.cedar", OPEN);
+    let ask = |arguments: &[&str]| place.server.cli_ok(arguments).unwrap();
+    let receipts = || ask(&["receipt", "list"]);
+    ask(&["policy", "set", &open, "--reason", "open house", "--base", "1"]);
+    let before = receipts();
+    let again = ["policy", "set", &open, "--reason", "again"];
+    assert!(ask(&again).contains("nothing was changed: policy version 2"));
+    assert!(ask(&["policy", "revert", "2", "--reason", "again"]).contains("nothing was changed"));
+    assert_eq!(receipts(), before);
+    // Made of a version that is not in force any more.
+    let nobody = place.write("nobody.cedar", "forbid (principal, action, resource);\n");
+    let set = ["policy", "set", &nobody, "--reason", "night", "--accept-lock-out"];
+    for late in [
+        [&set[..], &["--base", "1"]].concat(),
+        vec!["policy", "revert", "1", "--reason", "back", "--base", "1"],
+    ] {
+        let said = place.refused(&late);
+        assert!(said.contains("version 2"), "{said}");
+    }
+    // Whoever accepts a lock-out says why, and the audit keeps that there was one.
+    let said = place.refused(&["policy", "set", &nobody, "--reason", " ", "--accept-lock-out"]);
+    assert!(said.contains("says why"), "{said}");
+    ask(&[
+        "policy",
+        "revert",
+        "1",
+        "--reason",
+        "no need",
+        "--accept-lock-out",
+    ]);
+    ask(&set);
+    let audit = place.server.ask("GET", "/audit", None).unwrap();
+    let accepted: Vec<bool> = audit
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|e| e["action"].as_str().is_some_and(|a| a.starts_with("policy.")))
+        .map(|e| e["detail"].to_string().contains("accept_lock_out"))
+        .collect();
+    assert_eq!(accepted, [true, false, false]);
+    // No more than can be read.
+    let long = place.write("long.cedar", &format!("{OPEN}// {}\n", "x".repeat(256 * 1024)));
+    let said = place.refused(&["policy", "set", &long, "--reason", "long", "--accept-lock-out"]);
+    assert!(said.contains("262144 are the most"), "{said}");
+    let spaces = json!([{ "name": "x".repeat(129), "filter": "a/#" }]).to_string();
+    let spaces = place.write("spaces.json", &spaces);
+    let said = place.refused(&["policy", "set", &open, "--spaces", &spaces, "--reason", "long"]);
+    assert!(said.contains("128 are the most"), "{said}");
+}
+
+#[test]
+fn a_template_is_accepted_by_no_word() {
+    let place = Place::new("");
+    let slot = format!("{OPEN}@id(\"slot\") forbid (principal == ?principal, action, resource);\n");
+    let slot = place.write("slot.cedar", &slot);
+    let said = place.refused(&["policy", "set", &slot, "--reason", "no", "--accept-lock-out"]);
+    assert!(
+        said.contains("cannot take effect") && said.contains("?principal"),
+        "{said}"
+    );
+}
+
+#[test]
 fn what_does_not_fit_the_schema_needs_a_word_and_refuses_where_it_fails() {
     let mut place = Place::new("");
     let identity = place.provision("d1");
@@ -452,6 +587,25 @@ expect = "deny"
     );
     assert!(said.contains("3 case(s), 1 failed"), "{said}");
     assert!(text(&run("[[case]]\nname = \"x\"\nexpect = \"permit\"\nmodle = 1\n")).contains("modle"));
+    // What could never come about is no case, whatever is expected.
+    for (odd, said_of_it) in [
+        ("topic = \"a\"", "connect is about no topic"),
+        ("action = \"publish\"", "it has no topic"),
+        ("action = \"publish\"\ntopic = \"a/#\"", "its topic cannot be"),
+        ("action = \"subscribe\"\ntopic = \"a/#/b\"", "its topic cannot be"),
+        ("action = \"publish\"\ntopic = \"a\"\nqos = 3", "no QoS 3"),
+        ("tls = { version = \"TLS1.3\" }", "tls.version"),
+        ("tls = { group = \"X25518\" }", "tls.group"),
+        ("tls = { cipher_suite = \"NULL\" }", "tls.cipher_suite"),
+    ] {
+        let output = run(&format!("[[case]]\nname = \"x\"\nexpect = \"deny\"\n{odd}\n"));
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(4), "{odd}: {said}");
+        assert!(
+            said.contains(said_of_it) && said.contains("case \"x\""),
+            "{odd}: {said}"
+        );
+    }
 }
 
 #[test]

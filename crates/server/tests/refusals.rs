@@ -87,7 +87,7 @@ fn world() -> &'static World {
         register("refusals-root", "default", &root);
         register("refusals-tight", "default", &tight);
         register("refusals-other", "other", &other);
-        server.ask("PATCH", "/tenants/closed", Some(&json!({ "policies": "", "accept_lock_out": true }))).unwrap();
+        server.ask("PATCH", "/tenants/closed", Some(&json!({ "policies": "", "reason": "test", "accept_lock_out": true }))).unwrap();
         let forbid = r#"@id("everyone") permit (principal, action, resource); @id("not-now") forbid (principal, action, resource);"#;
         server.ask("PATCH", "/tenants/forbids", Some(&json!({ "policies": forbid }))).unwrap();
         let mut known = BTreeMap::new();

@@ -28,6 +28,8 @@ pub(super) struct TenantSettings {
     pub reason: String,
     #[serde(default)]
     pub accept_lock_out: bool,
+    #[serde(default)]
+    pub base: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -251,12 +251,13 @@ async fn configure_tenant(
         spaces: body.spaces,
         reason: body.reason,
         accept_lock_out: body.accept_lock_out,
+        base: body.base,
         reverts: None,
     });
     let (version, told) = service
         .configure_tenant(actor(&headers), tenant.clone(), body.client_id_mode, draft)
         .await?;
-    encode(told.into(json!({ "id": tenant, "version": version })))
+    encode(policies::configured(json!({ "id": tenant }), version, told))
 }
 
 async fn add_host(

@@ -5,11 +5,11 @@ use axum::http::HeaderMap;
 use countersign_identity::{TenantId, Timestamp};
 use countersign_policy::TopicSpace;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::handlers::{Answer, App, Body, In, actor, encode};
 use crate::failure::Failure;
-use crate::service::{WhyAsked, blocking};
+use crate::service::{PolicyDraft, Told, WhyAsked, blocking};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -17,6 +17,8 @@ pub(super) struct RevertBody {
     reason: String,
     #[serde(default)]
     accept_lock_out: bool,
+    #[serde(default)]
+    base: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -34,19 +36,21 @@ pub(super) struct SimulateBody {
 
 /// Exchanges that are replayed unless a number is given.
 const EXCHANGES: u32 = 10_000;
+/// The most that are replayed, whatever number is given.
+const EXCHANGES_MAX: u32 = 100_000;
+
+/// What became of a change of a tenant's settings; `changed` is false if all of it was in force already.
+pub(super) fn configured(mut answer: Value, version: u64, told: Option<Told>) -> Value {
+    answer["version"] = json!(version);
+    answer["changed"] = json!(told.is_some());
+    match told {
+        Some(told) => told.into(answer),
+        None => answer,
+    }
+}
 
 pub(super) async fn versions(State(service): App, In(tenant): In<TenantId>) -> Answer {
-    let all: Vec<_> = blocking(move || service.registry().policy_versions(&tenant))
-        .await?
-        .into_iter()
-        .map(|v| {
-            json!({
-                "number": v.number, "at": v.at, "actor": v.actor, "reason": v.reason, "sha256": v.sha256,
-                "reverts": v.reverts, "in_force": v.in_force,
-            })
-        })
-        .collect();
-    encode(all)
+    encode(blocking(move || service.registry().policy_headings(&tenant)).await?)
 }
 
 pub(super) async fn version(State(service): App, In((tenant, number)): In<(TenantId, String)>) -> Answer {
@@ -68,10 +72,15 @@ pub(super) async fn revert(
     Body(body): Body<RevertBody>,
 ) -> Answer {
     let by = actor(&headers);
-    let (version, told) = service
-        .revert_policies(by, tenant.clone(), number, body.reason, body.accept_lock_out)
-        .await?;
-    encode(told.into(json!({ "id": tenant, "version": version, "reverts": number })))
+    let draft = PolicyDraft {
+        reason: body.reason,
+        accept_lock_out: body.accept_lock_out,
+        base: body.base,
+        ..PolicyDraft::default()
+    };
+    let (version, told) = service.revert_policies(by, tenant.clone(), number, draft).await?;
+    let answer = json!({ "id": tenant, "reverts": number });
+    encode(configured(answer, version, told))
 }
 
 pub(super) async fn simulate(
@@ -79,7 +88,7 @@ pub(super) async fn simulate(
     In(tenant): In<TenantId>,
     Body(body): Body<SimulateBody>,
 ) -> Answer {
-    let limit = body.limit.unwrap_or(EXCHANGES);
+    let limit = body.limit.unwrap_or(EXCHANGES).min(EXCHANGES_MAX);
     let simulated = tokio::task::spawn_blocking(move || {
         service.simulate(
             &tenant,

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use countersign_authority::status::ShownList;
 use countersign_authority::{KeyStore, folder};
 use countersign_registry::{
-    Actor, BackwardClock, LedgerLimits, Newer, NewerEnd, NewerRevocation, NewerState, Registry, RegistryFacts,
+    Actor, BackwardClock, LedgerLimits, Newer, NewerEnd, NewerPolicies, NewerRevocation, NewerState,
+    Registry, RegistryFacts,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -61,7 +62,10 @@ pub struct Restored {
     pub ends: Vec<NewerEnd>,
     /// Certificates that were issued since: they are not known here.
     pub issued: Vec<String>,
-    /// Whether these have ended, and are kept out, here too.
+    /// Policies and topic spaces that were in force and are not now: told, never put into force by a restore. Their texts are
+    /// in the data directory, in `newer-policies`.
+    pub policies: Vec<NewerPolicies>,
+    /// Whether these have ended, and are kept out, here too; but for policies.
     pub applied: bool,
     /// Whether anything was shown that tells of the time after the backup.
     pub compared: bool,
@@ -74,6 +78,9 @@ struct Staging {
     path: PathBuf,
     _lock: File,
 }
+
+/// Folder of policies that were in force after the backup.
+const NEWER_POLICIES: &str = "newer-policies";
 
 /// Held while a restore runs, so that what is left of one that was killed can be told from one that runs.
 const LOCK: &str = ".restoring";
@@ -150,6 +157,7 @@ impl Restore {
         for name in ["lock", LOCK] {
             let _ = fs::remove_file(staging.path.join(name));
         }
+        keep_policies(&newer.policies, &staging.path)?;
         sync_folders(&staging.path).map_err(io("sync", &staging.path))?;
         let missing_keys = missing_keys(&staging.path).map_err(io("read", &staging.path))?;
         fs::rename(&staging.path, &self.data).map_err(|e| {
@@ -174,6 +182,7 @@ impl Restore {
             authorities: newer.authorities,
             ends: newer.ends,
             issued: newer.issued,
+            policies: newer.policies,
             applied: self.apply,
             compared: self.compare.is_some() || !self.lists.is_empty(),
             missing_keys,
@@ -233,6 +242,28 @@ impl Restore {
         }
         Ok(newer)
     }
+}
+
+/// Writes the texts of policies that were in force, so that they can be set again.
+fn keep_policies(newer: &[NewerPolicies], data: &Path) -> Result<(), Failure> {
+    if newer.is_empty() {
+        return Ok(());
+    }
+    folder::create_private(&data.join(NEWER_POLICIES))?;
+    for version in newer {
+        let [text, spaces] = version_files(data, version);
+        for (path, content) in [(text, &version.policies), (spaces, &version.spaces)] {
+            fs::write(&path, content).map_err(io("write", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Text and topic spaces of a version that was in force. Ids of tenants are names of files too.
+fn version_files(data: &Path, version: &NewerPolicies) -> [PathBuf; 2] {
+    let folder = data.join(NEWER_POLICIES);
+    let name = format!("{}-{}", version.tenant, version.is);
+    ["cedar", "spaces.json"].map(|kind| folder.join(format!("{name}.{kind}")))
 }
 
 fn need_empty(data: &Path) -> Result<(), Failure> {
@@ -444,6 +475,13 @@ impl Restored {
         for e in &self.ends {
             let slash = if e.tenant.is_empty() { "" } else { "/" };
             text.push_str(&format!("\n  {} {}{slash}{}", e.kind, e.tenant, e.id));
+        }
+        for p in &self.policies {
+            let [file, spaces] = version_files(&self.data, p);
+            text.push_str(&format!(
+                "\nATTENTION: policy version {} of tenant {} decides now, as in the backup; version {} was in force since {}, by {}: {} (sha256 {}). If it is to decide again:\n  countersign policy set {} --spaces {} --tenant {} --reason \"as before the restore\"",
+                p.was, p.tenant, p.is, p.at, p.actor, p.reason, p.sha256, file.display(), spaces.display(), p.tenant
+            ));
         }
         if !self.issued.is_empty() {
             text.push_str(&format!(

@@ -8,6 +8,7 @@ use countersign_policy::TopicSpace;
 use countersign_policy::decide::{PolicyProblem, SCHEMA_TEXT, texts};
 use countersign_policy::spaces::default_spaces;
 use countersign_registry::check_policies;
+use countersign_registry::policies::bounded;
 use serde_json::{Value, json};
 
 use super::commands::{read, sessions, times};
@@ -90,7 +91,7 @@ pub enum PolicyCommand {
         /// Only exchanges since then, RFC 3339
         #[arg(long, value_parser = moment)]
         since: Option<Timestamp>,
-        /// The most exchanges that are replayed, newest first
+        /// The most exchanges that are replayed, newest first; 100000 are the most
         #[arg(long, default_value_t = 10_000)]
         limit: u32,
         #[command(flatten)]
@@ -113,6 +114,9 @@ pub struct ChangeArguments {
     /// It need not fit the schema, and may lock out as many devices as it does
     #[arg(long)]
     accept_lock_out: bool,
+    /// The version that it was made of: refused if another is in force by now
+    #[arg(long)]
+    base: Option<u64>,
 }
 
 /// Topic spaces from a file.
@@ -142,6 +146,7 @@ pub(super) fn offline(command: &PolicyCommand, out: Output) -> Option<Result<(),
 fn check(file: &Path, spaces: Option<&Path>, out: Output) -> Result<(), Failure> {
     let declared = spaces.map(read_spaces).transpose()?;
     let text = read(file)?;
+    bounded(Some(&text), declared.as_deref()).map_err(Failure::invalid)?;
     let checked = check_policies(&text, declared.as_deref().unwrap_or(&default_spaces()));
     let (fits, problems) = match checked {
         // Nobody said which spaces there are.
@@ -229,6 +234,7 @@ pub(super) async fn run(command: PolicyCommand, client: &Client, out: Output) ->
             let body = json!({
                 "policies": read(&file)?, "spaces": spaces,
                 "reason": change.reason, "accept_lock_out": change.accept_lock_out,
+                "base": change.base,
             });
             let answer = client
                 .call("PATCH", &format!("/tenants/{}", of.tenant), Some(body))
@@ -236,11 +242,14 @@ pub(super) async fn run(command: PolicyCommand, client: &Client, out: Output) ->
             out.say(&answer, |a| in_force(&of.tenant, a))
         }
         PolicyCommand::Revert { number, change, of } => {
-            let body = json!({ "reason": change.reason, "accept_lock_out": change.accept_lock_out });
+            let body = json!({
+                "reason": change.reason, "accept_lock_out": change.accept_lock_out, "base": change.base,
+            });
             let path = format!("/tenants/{}/policies/{number}/revert", of.tenant);
             let answer = client.call("POST", &path, Some(body)).await?;
-            out.say(&answer, |a| {
-                format!("{}\nit is version {number} again", in_force(&of.tenant, a))
+            out.say(&answer, |a| match a["changed"] == false {
+                true => in_force(&of.tenant, a),
+                false => format!("{}\nit is version {number} again", in_force(&of.tenant, a)),
             })
         }
         PolicyCommand::Simulate {
@@ -260,6 +269,12 @@ pub(super) async fn run(command: PolicyCommand, client: &Client, out: Output) ->
 }
 
 fn in_force(tenant: &TenantId, answer: &Value) -> String {
+    if answer["changed"] == false {
+        return format!(
+            "nothing was changed: policy version {} of tenant {tenant}, which is in force, says the same",
+            answer["version"]
+        );
+    }
     format!(
         "policy version {} of tenant {tenant} is in force{}",
         answer["version"],
@@ -333,8 +348,12 @@ fn simulated(a: &Value) -> String {
             "device(s) have not been seen: their source and handshake are assumed",
         ),
         (
+            "unknown_authority",
+            "device(s) have a certificate of which it is not known which authority it ends in: the worst counts",
+        ),
+        (
             "without_credential",
-            "device(s) have no certificate in force whose authority is known, and are left out",
+            "device(s) have no certificate in force that an authority vouches for, and are left out",
         ),
         (
             "full_instead",

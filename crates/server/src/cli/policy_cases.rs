@@ -59,6 +59,49 @@ struct Case {
     retain: bool,
 }
 
+impl Case {
+    /// A case that could never come about says nothing of the policies, however it comes out.
+    fn check(&self) -> Result<(), String> {
+        let known = |name: &Option<String>, fits: &dyn Fn(&str) -> bool| {
+            name.as_ref()
+                .is_none_or(|n| fits(n) && TlsFacts::recorded(n, None, n, false).version == n)
+        };
+        let is_version = |n: &str| n.starts_with("TLSv");
+        let is_suite = |n: &str| n.starts_with("TLS") && !is_version(n);
+        if !known(&self.tls.version, &is_version) {
+            return Err("its tls.version is none of ours; hint: write TLSv1.3 or TLSv1.2".into());
+        }
+        if !known(&self.tls.cipher_suite, &is_suite) {
+            return Err(
+                "its tls.cipher_suite is none of ours; hint: countersign explain names those of devices"
+                    .into(),
+            );
+        }
+        if !known(&self.tls.group, &|n| !n.starts_with("TLS")) {
+            return Err(
+                "its tls.group is none of ours; hint: write X25519MLKEM768, X25519 or secp256r1".into(),
+            );
+        }
+        if self.qos > 2 {
+            return Err(format!("there is no QoS {}; hint: write 0, 1 or 2", self.qos));
+        }
+        let of_topic = |e: countersign_mqtt::DecodeError| {
+            format!(
+                "its topic cannot be: {e}; hint: a topic to publish to has no + and no #, and # is last in a filter"
+            )
+        };
+        match (self.action, self.topic.as_deref()) {
+            (CaseAction::Connect, None) => Ok(()),
+            (CaseAction::Connect, Some(_)) => {
+                Err("connect is about no topic; hint: write action = \"publish\" or \"subscribe\"".into())
+            }
+            (_, None) => Err("it has no topic; hint: publish and subscribe are about one".into()),
+            (CaseAction::Publish, Some(topic)) => TopicName::new(topic).map(|_| ()).map_err(of_topic),
+            (CaseAction::Subscribe, Some(topic)) => TopicFilter::new(topic).map(|_| ()).map_err(of_topic),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum CaseAction {
@@ -138,6 +181,10 @@ pub(super) fn run(
     let policy = TenantPolicy::compile(Generation(1), &text, spaces)
         .map(Arc::new)
         .map_err(|e| Failure::invalid(e.to_string()))?;
+    for case in &file.case {
+        case.check()
+            .map_err(|what| Failure::invalid(format!("case {:?}: {what}", case.name)))?;
+    }
     let mut outcomes = Vec::new();
     for case in &file.case {
         let decided = decide(case, &policy)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use countersign_identity::{DeviceId, TenantId};
 use countersign_mqtt::topic::SpaceFilter;
 use countersign_policy::{ClientIdMode, TopicSpace};
-use countersign_registry::{Actor, PolicyChange};
+use countersign_registry::{Actor, PolicyChange, RegistryError};
 
 use super::simulation::{Draft, FleetShifts, Shifts};
 use super::{Deed, Service, Told, blocking};
@@ -20,14 +20,25 @@ pub struct PolicyDraft {
     pub spaces: Option<Vec<TopicSpace>>,
     /// Why.
     pub reason: String,
-    /// It need not fit the schema, and may lock out as many devices as it does.
+    /// It need not fit the schema, and may lock out as many devices as it does. Whoever says so says why.
     pub accept_lock_out: bool,
+    /// The version that it was made of; refused if another is in force by now.
+    pub base: Option<u64>,
     /// The version that it takes up again.
     pub reverts: Option<u64>,
 }
 
+/// A change that was looked at.
+enum Checked {
+    /// It would be one.
+    Change(PolicyChange),
+    /// It is what is in force already, as this version.
+    InForce(u64),
+}
+
 impl Service {
-    /// Replaces what is given of a tenant's settings. Returns the policy version that is then in force.
+    /// Replaces what is given of a tenant's settings. Returns the policy version that is then in force, and what became of
+    /// live sessions; nothing if nothing was changed.
     ///
     /// # Errors
     /// [`Failure`] if the policies could never take effect; or if they do not fit the schema, or would lock out as many
@@ -38,7 +49,7 @@ impl Service {
         id: TenantId,
         mode: Option<ClientIdMode>,
         draft: Option<PolicyDraft>,
-    ) -> Result<(u64, Told), Failure> {
+    ) -> Result<(u64, Option<Told>), Failure> {
         let change = match draft {
             None => None,
             Some(draft) => {
@@ -47,7 +58,11 @@ impl Service {
                 let change = checked
                     .await
                     .map_err(|e| Failure::internal(format!("the simulation failed: {e}")))??;
-                Some(change)
+                match change {
+                    Checked::Change(change) => Some(change),
+                    Checked::InForce(number) if mode.is_none() => return Ok((number, None)),
+                    Checked::InForce(_) => None,
+                }
             }
         };
         let action = match &change {
@@ -62,11 +77,14 @@ impl Service {
             subject: id.to_string(),
             reason: change.as_ref().map(|c| c.reason.clone()).unwrap_or_default(),
         };
-        self.deed(deed, move |r| r.configure_tenant(actor, id, mode, change))
-            .await
+        let (number, told) = self
+            .deed(deed, move |r| r.configure_tenant(actor, id, mode, change))
+            .await?;
+        Ok((number, Some(told)))
     }
 
-    /// Takes an earlier version of policies and topic spaces up again, as a new version.
+    /// Takes an earlier version of policies and topic spaces up again, as a new version. Of the draft, what it says
+    /// besides counts: reason, base, and whether consequences are accepted.
     ///
     /// # Errors
     /// As [`Service::configure_tenant`].
@@ -75,47 +93,63 @@ impl Service {
         actor: Actor,
         id: TenantId,
         number: u64,
-        reason: String,
-        accept_lock_out: bool,
-    ) -> Result<(u64, Told), Failure> {
+        draft: PolicyDraft,
+    ) -> Result<(u64, Option<Told>), Failure> {
         let (service, tenant) = (self.clone(), id.clone());
         let version = blocking(move || service.registry.policy_version(&tenant, Some(number))).await?;
         let draft = PolicyDraft {
             policies: Some(version.policies),
             spaces: Some(version.spaces),
-            reason,
-            accept_lock_out,
             reverts: Some(number),
+            ..draft
         };
         self.configure_tenant(actor, id, None, Some(draft)).await
     }
 
     /// A draft that fits and locks out no more than it may, or whose consequences are accepted.
-    fn checked(&self, tenant: &TenantId, asked: PolicyDraft) -> Result<PolicyChange, Failure> {
+    fn checked(&self, tenant: &TenantId, asked: PolicyDraft) -> Result<Checked, Failure> {
+        if asked.accept_lock_out && asked.reason.trim().is_empty() {
+            return Err(Failure::invalid(
+                "whoever accepts a lock-out says why; hint: give a reason (--reason, reason in the API)",
+            ));
+        }
         let current = self.registry.policy_version(tenant, None)?;
+        if let Some(base) = asked.base.filter(|base| *base != current.number) {
+            return Err(RegistryError::PolicyMoved {
+                base,
+                current: current.number,
+            }
+            .into());
+        }
+        let keeps = |is_kept: Option<bool>| is_kept.unwrap_or(true);
+        if keeps(asked.policies.as_ref().map(|p| *p == current.policies))
+            && keeps(asked.spaces.as_ref().map(|s| *s == current.spaces))
+        {
+            return Ok(Checked::InForce(current.number));
+        }
         let draft = Draft::read(&current, asked.policies.as_deref(), asked.spaces.as_deref())?;
         // What is in force was accepted as it is.
         let is_new = asked.policies.as_ref().is_some_and(|p| *p != current.policies);
         let unfit = is_new && !draft.problems.is_empty();
-        if !asked.accept_lock_out {
-            let before = Draft::read(&current, None, None)?.policy;
-            let nobody = before.may_admit() && !draft.policy.may_admit();
-            let fleet = self.over_fleet(tenant, &current, &draft)?;
-            let percent = u64::from(self.config.policy.lock_out_percent);
-            let lock_out = LockOut::of(&fleet, percent);
-            if unfit || nobody || lock_out.is_some() {
-                let lock_out = lock_out.or_else(|| LockOut::of(&fleet, 0));
-                return Err(refused(&draft, unfit, nobody, lock_out.as_ref()));
-            }
+        let before = Draft::read(&current, None, None)?.policy;
+        let nobody = before.may_admit() && !draft.policy.may_admit();
+        let fleet = self.over_fleet(tenant, &current, &draft)?;
+        let percent = u64::from(self.config.policy.lock_out_percent);
+        let lock_out = LockOut::of(&fleet, percent);
+        let needs_word = unfit || nobody || lock_out.is_some();
+        if needs_word && !asked.accept_lock_out {
+            let lock_out = lock_out.or_else(|| LockOut::of(&fleet, 0));
+            return Err(refused(&draft, unfit, nobody, lock_out.as_ref()));
         }
-        Ok(PolicyChange {
+        Ok(Checked::Change(PolicyChange {
             policies: asked.policies,
             spaces: asked.spaces,
             reason: asked.reason,
             base: Some(current.number),
             reverts: asked.reverts,
             accept_unfit: asked.accept_lock_out,
-        })
+            accepted: needs_word,
+        }))
     }
 }
 

@@ -11,7 +11,10 @@ use countersign_gateway::judge::{self, Circumstances, Proposed};
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::facts::TlsFacts;
-use countersign_policy::{DenialCode, DeviceFacts, ExchangeRecord, FactSource, LifecycleState, TopicSpace};
+use countersign_policy::{
+    DenialCode, DeviceFacts, ExchangeRecord, FactSource, LifecycleState, TopicSpace, has_template,
+};
+use countersign_registry::policies::bounded;
 use countersign_registry::{PolicyVersion, check_policies};
 use serde::Serialize;
 
@@ -81,7 +84,10 @@ pub(super) struct FleetShifts {
     pub(super) waiting: Shifts,
     /// Of all these, devices of which no exchange is kept: source and handshake are assumed.
     pub(super) assumed: u64,
-    /// Devices that cannot come at all now: no certificate in force, or of an authority that is not known.
+    /// Of all these, devices of whose certificate it is not known which authority it ends in, such as one that was
+    /// imported from below an intermediate: they are decided by each that may be, and the worst of it counts.
+    pub(super) unknown_authority: u64,
+    /// Devices that cannot come at all now: no certificate in force, or no authority of the tenant that vouches.
     pub(super) without_credential: u64,
 }
 
@@ -200,13 +206,18 @@ impl Draft {
     ) -> Result<Self, Failure> {
         let text = policies.unwrap_or(&current.policies);
         let spaces = spaces.unwrap_or(&current.spaces);
+        // What is in force was accepted as it is.
+        let (new_text, new_spaces) = (*text != current.policies, *spaces != *current.spaces);
+        bounded(new_text.then_some(text), new_spaces.then_some(spaces)).map_err(Failure::invalid)?;
         let found = check_policies(text, spaces).err().unwrap_or_default();
         let problems: Vec<String> = found.iter().map(ToString::to_string).collect();
         let cure = found.first().map(|p| p.cure.clone()).unwrap_or_default();
+        // A template may be in force, accepted by a version that did not look; none is accepted any more.
+        let is_new_template = new_text && has_template(text);
         // A generation of no revision: nothing that is decided by it is ever kept.
         let policy = TenantPolicy::compile_unfit(Generation(u64::MAX), text, spaces.to_vec());
         match policy {
-            Ok(policy) if super::policies::is_sound(spaces) => Ok(Self {
+            Ok(policy) if super::policies::is_sound(spaces) && !is_new_template => Ok(Self {
                 policy: Arc::new(policy),
                 problems,
                 cure,
@@ -225,13 +236,43 @@ struct Sides<'a> {
     before: Proposed<'a>,
     after: Proposed<'a>,
     tenant: &'a TenantId,
+    /// Whether the policies of either side look at the authority on `connect`.
+    reads_authority: bool,
+}
+
+/// How a device came last.
+struct LastSeen {
+    circumstances: Circumstances,
+    /// Its certificate, and what that ended in.
+    by: Option<(Fingerprint, AuthorityId)>,
 }
 
 /// Who comes, with what.
 struct Comer {
     device: Arc<DeviceFacts>,
     fingerprint: Fingerprint,
-    authority: AuthorityId,
+    /// What its chain ends in; all that it may end in, if that is not known. Never empty.
+    authorities: Arc<[AuthorityId]>,
+}
+
+/// How one case changes.
+struct Shift {
+    before: bool,
+    after: Decided,
+    /// It would be a full handshake where it was a resumption.
+    full_instead: bool,
+}
+
+impl Shift {
+    /// Of one whose authority is not known, the worst counts: that it is locked out, then that it stays out.
+    fn badness(&self) -> u8 {
+        match (self.before, &self.after) {
+            (true, Err(_)) => 3,
+            (false, Err(_)) => 2,
+            (false, Ok(_)) => 1,
+            (true, Ok(_)) => 0,
+        }
+    }
 }
 
 impl<'a> Sides<'a> {
@@ -247,7 +288,11 @@ impl<'a> Sides<'a> {
             tenant,
             policy,
         };
+        let reads_authority = [&before, &draft.policy]
+            .iter()
+            .any(|p| p.connect_reads().authority);
         Ok(Self {
+            reads_authority,
             facts,
             before: with(before),
             after: with(draft.policy.clone()),
@@ -257,10 +302,23 @@ impl<'a> Sides<'a> {
 
     /// Counts one case. Returns whether it would be a full handshake where it was a resumption.
     fn count(&self, counting: &mut Counting, comer: &Comer, circumstances: Circumstances) -> bool {
+        let shifts = comer
+            .authorities
+            .iter()
+            .map(|authority| self.shift(comer, authority, circumstances));
+        let Some(worst) = shifts.max_by_key(Shift::badness) else {
+            return false;
+        };
+        counting.count(&comer.device.id, worst.before, worst.after);
+        worst.full_instead
+    }
+
+    /// How the decision about one case changes under an authority.
+    fn shift(&self, comer: &Comer, authority: &AuthorityId, circumstances: Circumstances) -> Shift {
         let decide = |facts: &dyn FactSource, tls: TlsFacts| -> Decided {
             let circumstances = Circumstances { tls, ..circumstances };
             let (device, by) = (comer.device.clone(), &comer.fingerprint);
-            judge::of_device(facts, device, by, &comer.authority, circumstances)
+            judge::of_device(facts, device, by, authority, circumstances)
                 .map(|a| a.permit.policies().iter().map(ToString::to_string).collect())
                 .map_err(|d| (d.code, d.policies))
         };
@@ -275,8 +333,11 @@ impl<'a> Sides<'a> {
         };
         let (before, _) = either(&self.before);
         let (after, full_instead) = either(&self.after);
-        counting.count(&comer.device.id, before.is_ok(), after);
-        full_instead
+        Shift {
+            before: before.is_ok(),
+            after,
+            full_instead,
+        }
     }
 }
 
@@ -318,28 +379,42 @@ impl Service {
     ) -> Result<FleetShifts, Failure> {
         let now = self.now();
         self.registry.ledger().flush();
-        let mut last: HashMap<DeviceId, Circumstances> = HashMap::new();
+        let mut last: HashMap<DeviceId, LastSeen> = HashMap::new();
         self.registry.ledger().last_of_each(tenant, |record| {
             let mut circumstances = circumstances_of(&record, now);
             // A ticket is soon over, and then, or where policies hold it against the device, this is how it comes.
             circumstances.tls = circumstances.tls.as_full();
+            let by = record.certificate.map(|c| c.fingerprint).zip(record.authority);
             if let Some(device) = record.device {
-                last.insert(device, circumstances);
+                last.insert(device, LastSeen { circumstances, by });
             }
         })?;
         let sides = Sides::new(self.registry.facts().as_ref(), tenant, current, draft)?;
+        let possible = self.possible_authorities(tenant, sides.reads_authority)?;
         let mut fleet = FleetShifts::default();
         let mut active = Counting::default();
         let (mut quarantined, mut waiting) = (Counting::default(), Counting::default());
         self.registry.live_devices(tenant, now, |found| {
             let known = sides.facts.device(tenant, &found.id);
-            let (Some(device), Some(fingerprint), Some(authority)) =
-                (known, found.credential, found.authority)
-            else {
+            let (Some(device), Some(fingerprint)) = (known, found.credential) else {
                 fleet.without_credential += 1;
                 return;
             };
-            let circumstances = last.get(&found.id).copied().unwrap_or_else(|| {
+            let seen = last.get(&found.id);
+            // Where the registry does not know what a certificate ends in, a handshake with it has shown it.
+            let shown = seen.and_then(|s| s.by.as_ref()).filter(|by| by.0 == fingerprint);
+            let authorities = match found.authority.or_else(|| shown.map(|by| by.1.clone())) {
+                Some(authority) => [authority].into(),
+                None if possible.is_empty() => {
+                    fleet.without_credential += 1;
+                    return;
+                }
+                None => {
+                    fleet.unknown_authority += 1;
+                    possible.clone()
+                }
+            };
+            let circumstances = seen.map(|s| s.circumstances).unwrap_or_else(|| {
                 fleet.assumed += 1;
                 assumed(now)
             });
@@ -358,7 +433,7 @@ impl Service {
             let comer = Comer {
                 device,
                 fingerprint,
-                authority,
+                authorities,
             };
             sides.count(counting, &comer, circumstances);
         })?;
@@ -366,6 +441,17 @@ impl Service {
         fleet.quarantined = quarantined.finish();
         fleet.waiting = waiting.finish();
         Ok(fleet)
+    }
+
+    /// What a certificate of a tenant may end in: its authorities that vouch for whoever comes. One stands for all if the
+    /// policies do not tell them apart.
+    fn possible_authorities(&self, tenant: &TenantId, all: bool) -> Result<Arc<[AuthorityId]>, Failure> {
+        let vouching = self.registry.authorities()?;
+        let vouching = vouching
+            .into_iter()
+            .filter(|a| a.tenant == *tenant && a.state.admits());
+        let most = if all { usize::MAX } else { 1 };
+        Ok(vouching.map(|a| a.id).take(most).collect())
     }
 
     /// Returns how many would be full handshakes in place of resumptions.
@@ -379,13 +465,16 @@ impl Service {
         let since = since.unwrap_or(Timestamp::from_unix_ms(0));
         let (mut before, mut left, mut full_instead) = (None, limit, 0);
         while left > 0 {
+            let wanted = left.min(PAGE);
             let page = self
                 .registry
                 .ledger()
-                .proven(sides.tenant, since, before, left.min(PAGE))?;
+                .proven(sides.tenant, since, before, wanted)?;
             let Some(oldest) = page.last() else { break };
             before = Some(oldest.id);
-            left -= u32::try_from(page.len()).unwrap_or(left).min(left);
+            let found = u32::try_from(page.len()).unwrap_or(left).min(left);
+            // A short page is the last one.
+            left = if found < wanted { 0 } else { left - found };
             for record in &page {
                 let device = record
                     .device
@@ -399,7 +488,7 @@ impl Service {
                 let comer = Comer {
                     device,
                     fingerprint: shown.fingerprint,
-                    authority: authority.clone(),
+                    authorities: [authority.clone()].into(),
                 };
                 let circumstances = circumstances_of(record, record.started);
                 full_instead += u64::from(sides.count(counting, &comer, circumstances));
