@@ -9,7 +9,7 @@ use countersign_gateway::ServerIdentity;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::NoServerSessionStorage;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -18,7 +18,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::enrol::AnyCertificate;
 use crate::failure::Failure;
-use crate::listeners::{ClientCertificate, Listener};
+use crate::listeners::{self, ClientCertificate, Listener};
 
 /// From accept to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -67,16 +67,7 @@ where
     F: Future<Output = ()> + Send,
 {
     let acceptor = TlsAcceptor::from(tls(listener, kind, identity)?);
-    let address = listener.listen;
-    let listener = TcpListener::bind(address).await.map_err(|e| {
-        Failure::unavailable(
-            format!("cannot listen on {address}: {e}"),
-            "another process has the port: stop it, or change the listener",
-        )
-    })?;
-    let address = listener
-        .local_addr()
-        .map_err(|e| Failure::internal(e.to_string()))?;
+    let (listener, address) = listeners::bind(listener.listen).await?;
     let slots = Arc::new(Semaphore::new(connections_max));
     let accepting = tokio::spawn(async move {
         loop {

@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 
 use countersign_gateway::{DeviceListener, Network, Protocol, Resumption, TlsMinimum};
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+
+use crate::failure::Failure;
 
 /// What a listener is for. Nothing else is reachable through it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -174,6 +177,23 @@ impl Listener {
             _ => Ok(()),
         }
     }
+}
+
+/// Opens a listener that is none of devices: it, and where it is.
+///
+/// # Errors
+/// [`Failure`] if the address cannot be used.
+pub async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+    let listener = TcpListener::bind(address).await.map_err(|e| {
+        Failure::unavailable(
+            format!("cannot listen on {address}: {e}"),
+            "another process has the port: stop it, or change the listener",
+        )
+    })?;
+    let address = listener
+        .local_addr()
+        .map_err(|e| Failure::internal(e.to_string()))?;
+    Ok((listener, address))
 }
 
 /// Checks the table.

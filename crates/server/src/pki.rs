@@ -19,11 +19,11 @@ use countersign_authority::status::{OcspError, Questions, Responder, Status};
 use countersign_identity::{AuthorityId, Fingerprint, TenantId, Timestamp};
 use countersign_registry::{Change, Registry};
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::ca::link::CaLink;
 use crate::failure::Failure;
+use crate::listeners;
 use crate::service::Service;
 
 /// A list is made anew at least so often.
@@ -57,15 +57,7 @@ pub async fn start(
     next_update: Duration,
     service: Arc<Service>,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
-    let listener = TcpListener::bind(address).await.map_err(|e| {
-        Failure::unavailable(
-            format!("cannot listen on {address}: {e}"),
-            "another process has the port: stop it, or change the listener",
-        )
-    })?;
-    let address = listener
-        .local_addr()
-        .map_err(|e| Failure::internal(e.to_string()))?;
+    let (listener, address) = listeners::bind(address).await?;
     let router = router(service, next_update);
     let serving = tokio::spawn(async move {
         if let Err(e) = axum::serve(listener, router).await {
