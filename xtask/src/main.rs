@@ -13,6 +13,10 @@ mod storm;
 
 use clap::{Parser, Subcommand};
 
+/// The server's, so that what is measured here costs what it costs there.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]

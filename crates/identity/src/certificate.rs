@@ -1,9 +1,8 @@
 //! What one certificate says, parsed once and kept in our own words.
 
 use const_oid::ObjectIdentifier;
-use der::{Decode, Encode};
+use der::Decode;
 use serde::{Deserialize, Serialize};
-use x509_cert::Certificate;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
@@ -12,6 +11,10 @@ use x509_cert::ext::pkix::{
 
 use crate::id::Fingerprint;
 use crate::timestamp::Timestamp;
+
+mod view;
+
+pub use self::view::{AttributeView, CertificateView, ExtensionView, NameView};
 
 /// id-kp-clientAuth (RFC 5280 section 4.2.1.12).
 pub const EKU_CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
@@ -106,14 +109,13 @@ pub(crate) struct PathFacts {
 const PROCESSED: [u8; 10] = [15, 17, 19, 30, 31, 32, 33, 36, 37, 54];
 
 impl PathFacts {
-    fn of(tbs: &x509_cert::TbsCertificate) -> Self {
-        let extensions = tbs.extensions().map(Vec::as_slice).unwrap_or_default();
+    fn of(view: &CertificateView<'_>) -> Self {
         let mut facts = Self::default();
-        if tbs.version() != x509_cert::Version::V3 {
+        if view.version != x509_cert::Version::V3 {
             facts.fault = Some("its version is not 3".into());
         }
-        for (n, extension) in extensions.iter().enumerate() {
-            let processed = match extension.extn_id.as_bytes() {
+        for (n, extension) in view.extensions.iter().enumerate() {
+            let processed = match extension.id.as_bytes() {
                 [0x55, 0x1d, last] => {
                     facts.constrains_names |= *last == 30;
                     facts.constrains_policies |= *last == 33 || *last == 36;
@@ -122,11 +124,10 @@ impl PathFacts {
                 _ => false,
             };
             if extension.critical && !processed {
-                facts.fault =
-                    Some(format!("its critical extension {} is not known", extension.extn_id).into());
+                facts.fault = Some(format!("its critical extension {} is not known", extension.id).into());
             }
-            if extensions[..n].iter().any(|e| e.extn_id == extension.extn_id) {
-                facts.fault = Some(format!("it has extension {} twice", extension.extn_id).into());
+            if view.extensions[..n].iter().any(|e| e.id == extension.id) {
+                facts.fault = Some(format!("it has extension {} twice", extension.id).into());
             }
         }
         facts
@@ -171,6 +172,11 @@ pub enum KeyAlgorithm {
 impl KeyAlgorithm {
     /// The algorithm of a public key.
     pub fn of(spki: &spki::SubjectPublicKeyInfoOwned) -> Self {
+        use der::referenced::OwnedToRef;
+        Self::of_ref(&spki.owned_to_ref())
+    }
+
+    fn of_ref(spki: &spki::SubjectPublicKeyInfoRef<'_>) -> Self {
         const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
         const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
         const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
@@ -234,72 +240,66 @@ impl CertificateFacts {
     /// # Errors
     /// [`CertificateError`] if the bytes are not one X.509 certificate, or a field that we read is malformed.
     pub fn parse(der: &[u8]) -> Result<Self, CertificateError> {
-        let certificate = Certificate::from_der(der).map_err(fault)?;
-        let tbs = certificate.tbs_certificate();
-        let spki = tbs.subject_public_key_info();
+        let view = CertificateView::of_certificate(der).map_err(fault)?;
+        Self::of_view(der, &view).map_err(fault)
+    }
+
+    fn of_view(der: &[u8], view: &CertificateView<'_>) -> der::Result<Self> {
         let (mut uris, mut dns, mut hardware) = (Vec::new(), Vec::new(), Vec::new());
-        if let Some((_, names)) = tbs.get_extension::<SubjectAltName>().map_err(fault)? {
-            for name in &names.0 {
+        if let Some((_, names)) = view.extension::<SubjectAltName>()? {
+            for name in names.0 {
                 match name {
                     GeneralName::UniformResourceIdentifier(uri) => uris.push(uri.to_string()),
                     GeneralName::DnsName(name) => dns.push(name.to_string()),
                     GeneralName::OtherName(other) if other.type_id == HARDWARE_MODULE_NAME => {
-                        hardware.push(hardware_serial(&other.value).map_err(fault)?);
+                        hardware.push(hardware_serial(&other.value)?);
                     }
                     _ => {}
                 }
             }
         }
-        let ca = tbs
-            .get_extension::<BasicConstraints>()
-            .map_err(fault)?
-            .and_then(|(_, b)| {
-                b.ca.then_some(CaConstraint {
-                    path_length: b.path_len_constraint,
-                })
-            });
-        let key_usage = tbs
-            .get_extension::<KeyUsage>()
-            .map_err(fault)?
-            .map(|(_, u)| KeyUsageFacts {
-                digital_signature: u.0.contains(KeyUsages::DigitalSignature),
-                key_cert_sign: u.0.contains(KeyUsages::KeyCertSign),
-                crl_sign: u.0.contains(KeyUsages::CRLSign),
-            });
-        let extended_key_usage = tbs
-            .get_extension::<ExtendedKeyUsage>()
-            .map_err(fault)?
+        let ca = view.extension::<BasicConstraints>()?.and_then(|(_, b)| {
+            b.ca.then_some(CaConstraint {
+                path_length: b.path_len_constraint,
+            })
+        });
+        let key_usage = view.extension::<KeyUsage>()?.map(|(_, u)| KeyUsageFacts {
+            digital_signature: u.0.contains(KeyUsages::DigitalSignature),
+            key_cert_sign: u.0.contains(KeyUsages::KeyCertSign),
+            crl_sign: u.0.contains(KeyUsages::CRLSign),
+        });
+        let extended_key_usage = view
+            .extension::<ExtendedKeyUsage>()?
             .map(|(_, e)| e.0.iter().map(ToString::to_string).collect());
-        let authority_key_id = tbs
-            .get_extension::<AuthorityKeyIdentifier>()
-            .map_err(fault)?
-            .and_then(|(_, a)| a.key_identifier.map(|k| k.as_bytes().to_vec()));
-        let subject_key_id = tbs
-            .get_extension::<SubjectKeyIdentifier>()
-            .map_err(fault)?
-            .map(|(_, s)| s.0.as_bytes().to_vec());
+        let authority_key_id = view
+            .extension::<AuthorityKeyIdentifier>()?
+            .and_then(|(_, a)| a.key_identifier.map(|k| k.into_bytes().into_vec()));
+        let subject_key_id = view
+            .extension::<SubjectKeyIdentifier>()?
+            .map(|(_, s)| s.0.into_bytes().into_vec());
+        let subject = view.subject.attributes();
         Ok(Self {
             fingerprint: Fingerprint::of(der),
-            serial: serial_hex(tbs.serial_number().as_bytes()),
-            subject_common_names: attribute_texts(tbs.subject(), ATTRIBUTE_COMMON_NAME),
-            subject_serial_numbers: attribute_texts(tbs.subject(), ATTRIBUTE_SERIAL_NUMBER),
+            serial: serial_hex(view.serial_number.as_bytes()),
+            subject_common_names: texts(&subject, ATTRIBUTE_COMMON_NAME),
+            subject_serial_numbers: texts(&subject, ATTRIBUTE_SERIAL_NUMBER),
             san_uris: uris,
             san_dns_names: dns,
             hardware_serials: hardware,
-            subject_text: name_text(tbs.subject()),
-            issuer_text: name_text(tbs.issuer()),
-            subject_der: tbs.subject().to_der().map_err(fault)?,
-            issuer_der: tbs.issuer().to_der().map_err(fault)?,
-            not_before: time_of(tbs.validity().not_before),
-            not_after: time_of(tbs.validity().not_after),
+            subject_text: view.subject.text(),
+            issuer_text: view.issuer.text(),
+            subject_der: view.subject.der.to_vec(),
+            issuer_der: view.issuer.der.to_vec(),
+            not_before: time_of(view.validity.not_before),
+            not_after: time_of(view.validity.not_after),
             ca,
             key_usage,
             extended_key_usage,
             authority_key_id,
             subject_key_id,
-            public_key_sha256: Fingerprint::of(&spki.to_der().map_err(fault)?),
-            key_algorithm: KeyAlgorithm::of(spki),
-            path: PathFacts::of(tbs),
+            public_key_sha256: Fingerprint::of(view.key_der),
+            key_algorithm: KeyAlgorithm::of_ref(&view.key),
+            path: PathFacts::of(view),
         })
     }
 
@@ -358,101 +358,26 @@ fn time_of(t: x509_cert::time::Time) -> Timestamp {
     Timestamp::from_unix_s(i64::try_from(t.to_unix_duration().as_secs()).unwrap_or(i64::MAX / 1000))
 }
 
-/// A name as text (RFC 4514), as the library writes it. The library looks each attribute up in the list of all object
-/// identifiers that it knows, which costs more than the rest of the certificate; for names of plain text in the usual
-/// attributes it is not asked.
-fn name_text(name: &x509_cert::name::Name) -> String {
-    plain_name_text(name).unwrap_or_else(|| name.to_string())
-}
-
-/// `None` if an attribute is not one of the usual, or its value has anything to escape.
-fn plain_name_text(name: &x509_cert::name::Name) -> Option<String> {
-    use der::Tagged;
-    const USUAL: [(ObjectIdentifier, &str); 4] = [
-        (ATTRIBUTE_COMMON_NAME, "CN"),
-        (ATTRIBUTE_SERIAL_NUMBER, "SERIALNUMBER"),
-        (ObjectIdentifier::new_unwrap("2.5.4.10"), "O"),
-        (ObjectIdentifier::new_unwrap("2.5.4.11"), "OU"),
-    ];
-    let mut parts: Vec<String> = Vec::new();
-    for rdn in name.iter_rdn() {
-        let mut attributes = rdn.iter();
-        let (one, None) = (attributes.next()?, attributes.next()) else {
-            return None;
-        };
-        let (_, key) = USUAL.iter().find(|(oid, _)| *oid == one.oid)?;
-        if !matches!(one.value.tag(), der::Tag::Utf8String | der::Tag::PrintableString) {
-            return None;
-        }
-        let text = std::str::from_utf8(one.value.value()).ok()?;
-        let is_plain = |c: char| !c.is_control() && !"\"+,;<>\\#".contains(c);
-        if text.is_empty() || !text.chars().all(is_plain) || text.starts_with(' ') || text.ends_with(' ') {
-            return None;
-        }
-        parts.push(format!("{key}={text}"));
-    }
-    // RFC 4514 section 2.1: the last comes first.
-    parts.reverse();
-    Some(parts.join(","))
-}
-
-/// All values of one attribute that are text; values of other types do not count as an identity.
-pub fn attribute_texts(name: &x509_cert::name::Name, oid: ObjectIdentifier) -> Vec<String> {
+/// All values of one attribute that are text; one of another type is kept empty, so that it counts as "more than one" and
+/// can never be skipped over.
+fn texts(name: &[AttributeView<'_>], id: ObjectIdentifier) -> Vec<String> {
     name.iter()
-        .filter(|a| a.oid == oid)
-        .map(|a| {
-            use der::Tagged;
-            match a.value.tag() {
-                der::Tag::Utf8String | der::Tag::PrintableString | der::Tag::Ia5String => {
-                    String::from_utf8_lossy(a.value.value()).into_owned()
-                }
-                // Kept, so that it counts as "more than one" and can never be skipped over.
-                _ => String::new(),
-            }
-        })
+        .filter(|a| a.id == id)
+        .map(|a| a.text().unwrap_or_default().into_owned())
         .collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair};
-
-    use super::*;
-
-    #[test]
-    fn names_are_written_as_the_library_writes_them() {
-        let key = KeyPair::generate().unwrap();
-        for (parts, is_plain) in [
-            (vec![(DnType::CommonName, "SN-1")], true),
-            (
-                vec![
-                    (DnType::OrganizationName, "default"),
-                    (DnType::OrganizationalUnitName, "line 1"),
-                    (DnType::CommonName, "SN-1: ü"),
-                    (DnType::CustomDnType(vec![2, 5, 4, 5]), "SN-1"),
-                ],
-                true,
-            ),
-            (vec![(DnType::CommonName, "a,b")], false),
-            (vec![(DnType::CommonName, " a")], false),
-            (vec![(DnType::CommonName, "#a")], false),
-            (
-                vec![(DnType::CountryName, "DE"), (DnType::CommonName, "a")],
-                false,
-            ),
-        ] {
-            let mut params = CertificateParams::new(vec![]).unwrap();
-            params.distinguished_name = DistinguishedName::new();
-            for (kind, value) in parts {
-                params
-                    .distinguished_name
-                    .push(kind, DnValue::Utf8String(value.to_owned()));
-            }
-            let der = params.self_signed(&key).unwrap().der().to_vec();
-            let certificate = Certificate::from_der(&der).unwrap();
-            let name = certificate.tbs_certificate().subject();
-            assert_eq!(plain_name_text(name).is_some(), is_plain, "{name}");
-            assert_eq!(name_text(name), name.to_string());
-        }
-    }
+/// The same of a name that the library has read.
+pub fn attribute_texts(name: &x509_cert::name::Name, id: ObjectIdentifier) -> Vec<String> {
+    let attributes: Vec<_> = name
+        .iter()
+        .map(|a| AttributeView {
+            id: a.oid,
+            value: (&a.value).into(),
+        })
+        .collect();
+    texts(&attributes, id)
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,7 @@ pub(crate) enum RawFault {
 }
 
 /// The content of the next value, which must have this tag.
-fn content<'a>(reader: &mut SliceReader<'a>, tag: Tag) -> der::Result<&'a [u8]> {
+pub(crate) fn content<'a>(reader: &mut SliceReader<'a>, tag: Tag) -> der::Result<&'a [u8]> {
     Tag::peek(reader)?.assert_eq(tag)?;
     let header = der::Header::decode(reader)?;
     reader.read_slice(header.length())

@@ -1,8 +1,9 @@
-//! Many identities of one batch in one transaction: one revision, one audit entry, one sync; each of them is issued by
+//! Many identities of one batch kept in one transaction: one revision, one audit entry, one sync; each of them is issued by
 //! the same rules as a single one, and one that is refused leaves nothing behind and does not hold up the others.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_factory::{Batch, BatchRefusal, BatchStanding, DeviceStart, RevocationReason};
 use countersign_identity::{BatchId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
@@ -66,12 +67,86 @@ struct Run<'a> {
     rules: IssuanceRules,
     /// The revision of everything that is made here; taken when the first thing is.
     generation: Option<Generation>,
+    /// Devices that the batch had before.
+    before: u64,
     added: u64,
     seen: HashSet<DeviceId>,
+    /// Whose the keys are that are certified here.
+    keys: HashMap<Fingerprint, DeviceId>,
     audited: BTreeMap<DeviceId, Fingerprint>,
 }
 
-impl Run<'_> {
+/// What becomes of one device.
+enum Step {
+    /// It has its certificate already.
+    Answer(IssueOutcome),
+    /// It is to have one.
+    Mint {
+        /// Whether the device enters the batch with it.
+        is_new: bool,
+        /// What is revoked in its favour.
+        replaced: Vec<Fingerprint>,
+    },
+}
+
+/// What was decided, and when.
+struct Decided {
+    steps: Vec<Result<Step, RegistryError>>,
+    /// How many rows the writer had changed until then.
+    changes: u64,
+    at: Timestamp,
+}
+
+impl Decided {
+    /// Whether it would be decided in the same way now: no row of any table has changed since, and hardly any time went by.
+    fn holds(&self, scope: &Scope<'_>) -> bool {
+        let is_recent = scope.now >= self.at && scope.now.since(self.at) < HOLDS_FOR;
+        is_recent && scope.tx.total_changes() == self.changes
+    }
+}
+
+/// How long a decision may wait for its certificates.
+const HOLDS_FOR: Duration = Duration::from_secs(1);
+
+impl<'a> Run<'a> {
+    fn new(
+        scope: &Scope<'_>,
+        request: &'a BulkIssue,
+        rules: IssuanceRules,
+    ) -> Result<Self, RegistryError> {
+        let (batch, standing) = scope.batch(&request.tenant, &request.batch)?;
+        let groups: Vec<Arc<str>> = batch.groups.iter().map(|g| g.as_str().into()).collect();
+        Ok(Self {
+            groups_text: serde_json::to_string(&batch.groups)
+                .map_err(|e| RegistryError::Database(e.to_string()))?,
+            groups: groups.into(),
+            model: batch.model.as_str().into(),
+            batch_text: request.batch.as_str().into(),
+            before: standing.devices,
+            standing,
+            batch,
+            rules,
+            generation: None,
+            added: 0,
+            seen: HashSet::with_capacity(request.items.len()),
+            keys: HashMap::with_capacity(request.items.len()),
+            audited: BTreeMap::new(),
+            request,
+        })
+    }
+
+    /// Decides on all of them, in their order.
+    fn decide_all(&mut self, scope: &Scope<'_>) -> Result<Vec<Result<Step, RegistryError>>, RegistryError> {
+        let mut steps = Vec::with_capacity(self.request.items.len());
+        for item in &self.request.items {
+            match self.decide(scope, item) {
+                Err(e) if e.ends_job() => return Err(e),
+                step => steps.push(step),
+            }
+        }
+        Ok(steps)
+    }
+
     fn generation(&mut self, scope: &mut Scope<'_>) -> Result<Generation, RegistryError> {
         if let Some(generation) = self.generation {
             return Ok(generation);
@@ -82,13 +157,8 @@ impl Run<'_> {
         Ok(generation)
     }
 
-    /// Everything that may refuse comes before anything is written.
-    fn one(
-        &mut self,
-        scope: &mut Scope<'_>,
-        item: &BulkItem,
-        mint: impl FnOnce(Timestamp) -> Result<NewCredential, String>,
-    ) -> Result<IssueOutcome, RegistryError> {
+    /// What becomes of one device: everything that may refuse it, and nothing that writes.
+    fn decide(&mut self, scope: &Scope<'_>, item: &BulkItem) -> Result<Step, RegistryError> {
         if !self.seen.insert(item.device.clone()) {
             return Err(BatchRefusal::Twice(item.device.clone()).into());
         }
@@ -102,6 +172,9 @@ impl Run<'_> {
                 "{other} of tenant {other_tenant}"
             )));
         }
+        if let Some(other) = self.keys.get(&item.key) {
+            return Err(RegistryError::SharedKey(format!("{other} of tenant {tenant}")));
+        }
         let is_new = if !scope.table_is_behind && scope.table.device(tenant, &item.device).is_none() {
             true
         } else {
@@ -112,33 +185,41 @@ impl Run<'_> {
             self.batch.admits(self.standing, &item.device, scope.now)?;
         } else {
             if let Some(same) = self.known(scope, item, key_is_known)? {
-                return Ok(same);
+                return Ok(Step::Answer(same));
             }
             self.batch.signs(self.standing.state, &item.device, scope.now)?;
             replaced = self.replaceable(scope, item)?;
         }
-        let new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
+        scope.minting_time()?;
+        self.standing.devices += u64::from(is_new);
+        self.keys.insert(item.key, item.device.clone());
+        Ok(Step::Mint { is_new, replaced })
+    }
+
+    /// Keeps what was minted.
+    fn keep(
+        &mut self,
+        scope: &mut Scope<'_>,
+        item: &BulkItem,
+        new: &NewCredential,
+        is_new: bool,
+        replaced: Vec<Fingerprint>,
+    ) -> Result<IssueOutcome, RegistryError> {
         let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
             return Err(RegistryError::Refused("what was minted is not kept".into()));
         };
-        // A CA of its own may answer with what it issued before.
-        scope.need_not_lost(Some(authority), &new.certificate.serial)?;
         let outcome = IssueOutcome {
             certificate: issued.certificate.clone(),
             authority: authority.clone(),
             repeated: false,
         };
+        // A CA of its own may answer with what it issued before.
+        scope.need_not_lost(Some(authority), &new.certificate.serial)?;
         let generation = self.generation(scope)?;
         if is_new {
             self.put_device(scope, &item.device, generation)?;
         }
-        scope.insert_credential(
-            &self.request.tenant,
-            &item.device,
-            &new,
-            Some(authority),
-            generation,
-        )?;
+        scope.put_row(&self.request.tenant, &item.device, new, Some(authority), generation)?;
         self.audited
             .insert(item.device.clone(), new.certificate.fingerprint);
         for fingerprint in replaced {
@@ -256,7 +337,6 @@ impl Run<'_> {
             state,
             generation,
         })));
-        self.standing.devices += 1;
         self.added += 1;
         Ok(())
     }
@@ -272,7 +352,7 @@ impl Run<'_> {
         let detail = json!({
             "profile": self.batch.profile,
             "count": self.audited.len(),
-            "devices": self.standing.devices,
+            "devices": self.before + self.added,
             "quota": self.batch.quota,
             "fingerprints": self.audited,
         });
@@ -282,8 +362,12 @@ impl Run<'_> {
 
 impl Registry {
     /// Issues and registers a certificate for each device of a batch, or answers with the one that was issued before:
-    /// `mint` runs inside the transaction with the place of the device in the request, and all that is answered is on
-    /// disk. The answers are in the order of the request; a device that is refused leaves nothing behind.
+    /// `mint` is called with the place of the device in the request, and all that is answered is on disk. The answers are
+    /// in the order of the request; a device that is refused leaves nothing behind.
+    ///
+    /// What is to be minted is decided first, then minted while others may write (a token signs a thousand certificates
+    /// in many seconds), then kept. If anything has changed meanwhile it is decided anew, and what is not wanted any more
+    /// is thrown away: nobody has seen it.
     ///
     /// # Errors
     /// [`RegistryError`] if nothing was issued at all, such as [`RegistryError::NoBatch`].
@@ -295,27 +379,42 @@ impl Registry {
         mut mint: impl FnMut(usize, Timestamp) -> Result<NewCredential, String> + Send + 'static,
     ) -> Result<Committed<Vec<Result<IssueOutcome, RegistryError>>>, RegistryError> {
         let rules = self.issuance_rules();
+        let request = Arc::new(request);
+        let wanted = request.clone();
+        let decided = self
+            .write(move |scope| {
+                Ok(Decided {
+                    steps: Run::new(scope, &wanted, rules)?.decide_all(scope)?,
+                    changes: scope.tx.total_changes(),
+                    at: scope.now,
+                })
+            })?
+            .value;
+        let mut minted: Vec<Option<Result<NewCredential, String>>> = decided
+            .steps
+            .iter()
+            .enumerate()
+            .map(|(n, step)| matches!(step, Ok(Step::Mint { .. })).then(|| mint(n, decided.at)))
+            .collect();
         self.write(move |scope| {
-            let (batch, standing) = scope.batch(&request.tenant, &request.batch)?;
-            let groups: Vec<Arc<str>> = batch.groups.iter().map(|g| g.as_str().into()).collect();
-            let mut run = Run {
-                groups_text: serde_json::to_string(&batch.groups)
-                    .map_err(|e| RegistryError::Database(e.to_string()))?,
-                groups: groups.into(),
-                model: batch.model.as_str().into(),
-                batch_text: request.batch.as_str().into(),
-                standing,
-                batch,
-                rules,
-                generation: None,
-                added: 0,
-                seen: HashSet::with_capacity(request.items.len()),
-                audited: BTreeMap::new(),
-                request: &request,
+            let mut run = Run::new(scope, &request, rules)?;
+            let steps = if decided.holds(scope) {
+                decided.steps
+            } else {
+                run.decide_all(scope)?
             };
-            let mut answers = Vec::with_capacity(request.items.len());
-            for (n, item) in request.items.iter().enumerate() {
-                match run.one(scope, item, |now| mint(n, now)) {
+            let mut answers = Vec::with_capacity(steps.len());
+            for (n, (step, item)) in steps.into_iter().zip(&request.items).enumerate() {
+                let answer = match step {
+                    Ok(Step::Answer(same)) => Ok(same),
+                    Ok(Step::Mint { is_new, replaced }) => minted[n]
+                        .take()
+                        .unwrap_or_else(|| mint(n, scope.now))
+                        .map_err(RegistryError::Refused)
+                        .and_then(|new| run.keep(scope, item, &new, is_new, replaced)),
+                    Err(e) => Err(e),
+                };
+                match answer {
                     Err(e) if e.ends_job() => return Err(e),
                     answer => answers.push(answer),
                 }

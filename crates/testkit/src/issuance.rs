@@ -21,7 +21,7 @@ use countersign_registry::{
 use rustix::time::{ClockId, clock_gettime};
 
 /// Devices per transaction, as the server has it.
-const TRANSACTION: usize = 256;
+const TRANSACTION: usize = 1000;
 /// How many signatures the floor is taken over.
 const FLOOR_ROUNDS: u32 = 4000;
 

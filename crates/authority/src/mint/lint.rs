@@ -1,9 +1,13 @@
 //! Rules that every certificate is held against before it is signed, on the very bytes that will be signed.
 
 use countersign_factory::ProfileKind;
-use countersign_identity::certificate::{EKU_CLIENT_AUTH, EKU_SERVER_AUTH};
+use countersign_identity::certificate::{
+    ATTRIBUTE_COMMON_NAME, CertificateView, EKU_CLIENT_AUTH, EKU_SERVER_AUTH,
+};
 use der::Decode;
-use x509_cert::certificate::{TbsCertificate, Version};
+use der::referenced::OwnedToRef;
+use spki::AlgorithmIdentifierOwned;
+use x509_cert::certificate::Version;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, NameConstraints,
@@ -17,45 +21,43 @@ fn rule(holds: bool, text: &str) -> Result<(), String> {
     if holds { Ok(()) } else { Err(text.to_owned()) }
 }
 
-fn extension<'a, E>(tbs: &'a TbsCertificate) -> Result<Option<(bool, E)>, String>
+fn extension<'a, E>(tbs: &CertificateView<'a>) -> Result<Option<(bool, E)>, String>
 where
     E: Decode<'a, Error = der::Error> + const_oid::AssociatedOid,
 {
-    tbs.get_extension::<E>().map_err(|e| e.to_string())
+    tbs.extension::<E>().map_err(|e| e.to_string())
 }
 
 /// What holds for every certificate (RFC 5280 section 4.1).
 pub(super) fn lint_all(
-    tbs: &TbsCertificate,
-    algorithm: &spki::AlgorithmIdentifierOwned,
+    tbs: &CertificateView<'_>,
+    algorithm: &AlgorithmIdentifierOwned,
 ) -> Result<(), String> {
-    rule(tbs.version() == Version::V3, "the version is v3")?;
-    let serial = tbs.serial_number().as_bytes();
+    rule(tbs.version == Version::V3, "the version is v3")?;
+    let serial = tbs.serial_number.as_bytes();
     rule(
         serial.len() == 16 && serial[0] != 0 && serial[0] < 0x80,
         "the serial number has 16 octets and is positive",
     )?;
     rule(
-        tbs.signature() == algorithm,
+        tbs.signature == algorithm.owned_to_ref(),
         "the signature algorithm is the signing key's",
     )?;
     let (from, to) = (
-        tbs.validity().not_before.to_unix_duration(),
-        tbs.validity().not_after.to_unix_duration(),
+        tbs.validity.not_before.to_unix_duration(),
+        tbs.validity.not_after.to_unix_duration(),
     );
     rule(from < to, "notBefore is before notAfter")?;
+    let subject = tbs.subject.attributes();
     rule(
-        !tbs.subject().is_empty() && !tbs.issuer().is_empty(),
+        !subject.is_empty() && !tbs.issuer.attributes().is_empty(),
         "subject and issuer are not empty",
     )?;
-    let names = tbs
-        .subject()
-        .iter()
-        .filter(|a| a.oid == countersign_identity::certificate::ATTRIBUTE_COMMON_NAME);
+    let names = subject.iter().filter(|a| a.id == ATTRIBUTE_COMMON_NAME);
     rule(names.count() == 1, "the subject has one common name")
 }
 
-fn no_server_names(tbs: &TbsCertificate) -> Result<bool, String> {
+fn no_server_names(tbs: &CertificateView<'_>) -> Result<bool, String> {
     let names = extension::<SubjectAltName>(tbs)?
         .map(|(_, n)| n.0)
         .unwrap_or_default();
@@ -64,7 +66,7 @@ fn no_server_names(tbs: &TbsCertificate) -> Result<bool, String> {
         .all(|n| !matches!(n, GeneralName::DnsName(_) | GeneralName::IpAddress(_))))
 }
 
-pub(super) fn lint_ca(tbs: &TbsCertificate) -> Result<(), String> {
+pub(super) fn lint_ca(tbs: &CertificateView<'_>) -> Result<(), String> {
     let constraints = extension::<BasicConstraints>(tbs)?;
     rule(
         constraints.is_some_and(|(critical, c)| critical && c.ca),
@@ -86,7 +88,7 @@ pub(super) fn lint_ca(tbs: &TbsCertificate) -> Result<(), String> {
 }
 
 /// What a station's CA is: of the shortest reach that still works.
-pub(super) fn lint_station(tbs: &TbsCertificate, issuer: &IssuingAuthority) -> Result<(), String> {
+pub(super) fn lint_station(tbs: &CertificateView<'_>, issuer: &IssuingAuthority) -> Result<(), String> {
     let constraints = extension::<BasicConstraints>(tbs)?;
     rule(
         constraints.is_some_and(|(critical, c)| critical && c.ca && c.path_len_constraint == Some(0)),
@@ -113,7 +115,7 @@ pub(super) fn lint_station(tbs: &TbsCertificate, issuer: &IssuingAuthority) -> R
         extension::<SubjectKeyIdentifier>(tbs)?.is_some(),
         "a CA has a subjectKeyIdentifier",
     )?;
-    let end = tbs.validity().not_after.to_unix_duration().as_secs();
+    let end = tbs.validity.not_after.to_unix_duration().as_secs();
     rule(
         i64::try_from(end).is_ok_and(|end| end <= issuer.facts.not_after.unix_s()),
         "a station's CA does not outlive the factory CA",
@@ -126,7 +128,7 @@ pub(super) fn lint_station(tbs: &TbsCertificate, issuer: &IssuingAuthority) -> R
 }
 
 pub(super) fn lint_leaf(
-    tbs: &TbsCertificate,
+    tbs: &CertificateView<'_>,
     issuer: &IssuingAuthority,
     kind: ProfileKind,
 ) -> Result<(), String> {

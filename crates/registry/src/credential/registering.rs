@@ -74,10 +74,23 @@ impl Scope<'_> {
         authority: Option<&AuthorityId>,
         generation: Generation,
     ) -> Result<(), RegistryError> {
+        // The last guard of whoever has not asked already.
+        self.need_not_lost(authority, &new.certificate.serial)?;
+        self.refuse_key_of_service(&new.certificate.public_key_sha256)?;
+        self.put_row(tenant, device, new, authority, generation)
+    }
+
+    /// The same for who has asked in this transaction, or since which nothing has changed, that no list names the certificate and that
+    /// its key is no service's.
+    pub(crate) fn put_row(
+        &mut self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        new: &NewCredential,
+        authority: Option<&AuthorityId>,
+        generation: Generation,
+    ) -> Result<(), RegistryError> {
         let c = &new.certificate;
-        // The last guard: every way into the table leads through here.
-        self.need_not_lost(authority, &c.serial)?;
-        self.refuse_key_of_service(&c.public_key_sha256)?;
         self.tx
             .prepare_cached(
                 "INSERT INTO credentials (fingerprint, tenant, device, kind, state, custody, serial, issuer,

@@ -20,9 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::Service;
 use crate::failure::Failure;
 
-/// Devices per transaction: enough to share one sync, few enough that a suspension that waits is not late.
-const TRANSACTION_MAX: usize = 256;
-/// Devices per request.
+/// Devices per request, and so per transaction: enough to share one sync and the pages of the indexes, few enough that a
+/// suspension that waits behind them is not late (they are minted before the transaction).
 pub const REQUEST_MAX: usize = 1000;
 
 /// One device of a bulk request.
@@ -222,10 +221,7 @@ impl Service {
         wanted: &[BulkWanted],
     ) -> Result<BulkAnswer, Failure> {
         let plan = self.registry.batch(tenant, batch)?.batch;
-        let mut devices = Vec::with_capacity(wanted.len());
-        for part in wanted.chunks(TRANSACTION_MAX) {
-            devices.append(&mut self.issue_part(actor, &plan, replace, part)?);
-        }
+        let devices = self.issue_part(actor, &plan, replace, wanted)?;
         let mut issuers = BTreeMap::new();
         for item in &devices {
             if let BulkOutcome::Issued(c) = &item.outcome

@@ -213,7 +213,7 @@ pub struct IssueArguments {
     #[arg(long)]
     pub password_file: Option<PathBuf>,
     /// Devices per request: all of them share one sync of the registry and two of the output
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub chunk: u16,
     /// Where a certificate for a lost key was never used: revoke it, and issue anew
     #[arg(long)]

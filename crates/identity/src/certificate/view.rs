@@ -1,0 +1,266 @@
+//! A TBSCertificate (RFC 5280 section 4.1) read in place: the same reader and the same rules as the X.509 library's, which
+//! copies every part into memory of its own, and that costs as much as a signature.
+
+use std::borrow::Cow;
+
+use const_oid::{AssociatedOid, ObjectIdentifier};
+use der::asn1::{AnyRef, BitStringRef, ContextSpecific, OctetStringRef};
+use der::{Decode, ErrorKind, Reader, SliceReader, Tag, TagNumber, Tagged};
+use spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
+use x509_cert::certificate::{Rfc5280, Version};
+use x509_cert::serial_number::SerialNumber;
+use x509_cert::time::Validity;
+
+use crate::raw::content;
+
+/// What a certificate says, borrowed from its bytes.
+#[derive(Debug, Clone)]
+pub struct CertificateView<'a> {
+    /// v1, v2 or v3.
+    pub version: Version,
+    /// The serial number.
+    pub serial_number: SerialNumber<Rfc5280>,
+    /// The algorithm that it says it is signed with.
+    pub signature: AlgorithmIdentifierRef<'a>,
+    /// Who issued it.
+    pub issuer: NameView<'a>,
+    /// From when until when.
+    pub validity: Validity<Rfc5280>,
+    /// Whose it is.
+    pub subject: NameView<'a>,
+    /// The key.
+    pub key: SubjectPublicKeyInfoRef<'a>,
+    /// The key's DER, byte for byte.
+    pub key_der: &'a [u8],
+    /// The extensions in their order; empty if there are none.
+    pub extensions: Vec<ExtensionView<'a>>,
+}
+
+/// One extension, its value not looked into.
+#[derive(Debug, Clone, Copy)]
+pub struct ExtensionView<'a> {
+    /// Which.
+    pub id: ObjectIdentifier,
+    /// Whether who does not know it must refuse the certificate.
+    pub critical: bool,
+    /// The DER of its value.
+    pub value: &'a [u8],
+}
+
+/// A name (RFC 5280 section 4.1.2.4), its form checked.
+#[derive(Debug, Clone, Copy)]
+pub struct NameView<'a> {
+    /// All of it, byte for byte.
+    pub der: &'a [u8],
+    /// Whether every RDN has one attribute, as all but a few have.
+    is_flat: bool,
+}
+
+/// One attribute of a name.
+#[derive(Debug, Clone, Copy)]
+pub struct AttributeView<'a> {
+    /// Which.
+    pub id: ObjectIdentifier,
+    /// Its value, usually text.
+    pub value: AnyRef<'a>,
+}
+
+impl<'a> AttributeView<'a> {
+    /// The value if it is text in one of the usual types; octets that are none become U+FFFD.
+    pub fn text(&self) -> Option<Cow<'a, str>> {
+        match self.value.tag() {
+            Tag::Utf8String | Tag::PrintableString | Tag::Ia5String => {
+                Some(String::from_utf8_lossy(self.value.value()))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<'a> CertificateView<'a> {
+    /// Of a whole certificate, with its outer signature.
+    ///
+    /// # Errors
+    /// What is not one, as the library has it.
+    pub fn of_certificate(der: &'a [u8]) -> der::Result<Self> {
+        let mut whole = SliceReader::new(der)?;
+        let tbs = whole.sequence(|r| {
+            let tbs = r.tlv_bytes()?;
+            AlgorithmIdentifierRef::decode(r)?;
+            BitStringRef::decode(r)?;
+            Ok::<_, der::Error>(tbs)
+        })?;
+        whole.finish()?;
+        Self::of_tbs(tbs)
+    }
+
+    /// Of what is signed.
+    ///
+    /// # Errors
+    /// What is not a TBSCertificate, as the library has it.
+    pub fn of_tbs(der: &'a [u8]) -> der::Result<Self> {
+        let mut whole = SliceReader::new(der)?;
+        let view = whole.sequence(Self::fields)?;
+        whole.finish()?;
+        Ok(view)
+    }
+
+    fn fields(r: &mut SliceReader<'a>) -> der::Result<Self> {
+        let version = ContextSpecific::<Version>::decode_explicit(r, TagNumber(0))?;
+        let serial_number = SerialNumber::decode(r)?;
+        let signature = AlgorithmIdentifierRef::decode(r)?;
+        let issuer = NameView::read(r)?;
+        let validity = Validity::decode(r)?;
+        let subject = NameView::read(r)?;
+        let key_der = r.tlv_bytes()?;
+        let key = SubjectPublicKeyInfoRef::from_der(key_der)?;
+        for unique_id in [1, 2] {
+            ContextSpecific::<BitStringRef<'a>>::decode_implicit(r, TagNumber(unique_id))?;
+        }
+        let extensions = ContextSpecific::<ExtensionsView<'a>>::decode_explicit(r, TagNumber(3))?;
+        Ok(Self {
+            version: version.map(|v| v.value).unwrap_or_default(),
+            serial_number,
+            signature,
+            issuer,
+            validity,
+            subject,
+            key,
+            key_der,
+            extensions: extensions.map(|e| e.value.0).unwrap_or_default(),
+        })
+    }
+
+    /// One extension, and whether it is critical; `None` if it is not there.
+    ///
+    /// # Errors
+    /// If it is there twice, or its value is malformed.
+    pub fn extension<E>(&self) -> der::Result<Option<(bool, E)>>
+    where
+        E: Decode<'a, Error = der::Error> + AssociatedOid,
+    {
+        let mut all = self.extensions.iter().filter(|e| e.id == E::OID);
+        match (all.next(), all.next()) {
+            (None, _) => Ok(None),
+            (Some(one), None) => Ok(Some((one.critical, E::from_der(one.value)?))),
+            (Some(_), Some(_)) => Err(ErrorKind::Failed.into()),
+        }
+    }
+}
+
+/// SEQUENCE OF Extension.
+struct ExtensionsView<'a>(Vec<ExtensionView<'a>>);
+
+impl der::FixedTag for ExtensionsView<'_> {
+    const TAG: Tag = Tag::Sequence;
+}
+
+impl<'a> der::DecodeValue<'a> for ExtensionsView<'a> {
+    type Error = der::Error;
+
+    fn decode_value<R: Reader<'a>>(reader: &mut R, header: der::Header) -> der::Result<Self> {
+        let mut inner = SliceReader::new(reader.read_slice(header.length())?)?;
+        // A device's has four or five.
+        let mut all = Vec::with_capacity(6);
+        while !inner.is_finished() {
+            all.push(inner.sequence(|r| {
+                Ok::<_, der::Error>(ExtensionView {
+                    id: ObjectIdentifier::decode(r)?,
+                    critical: Option::<bool>::decode(r)?.unwrap_or_default(),
+                    value: <&OctetStringRef>::decode(r)?.as_bytes(),
+                })
+            })?);
+        }
+        Ok(Self(all))
+    }
+}
+
+impl<'a> NameView<'a> {
+    fn read(reader: &mut SliceReader<'a>) -> der::Result<Self> {
+        let der = reader.tlv_bytes()?;
+        let mut is_flat = true;
+        read_name(der, |_| (), |attributes| is_flat &= attributes == 1)?;
+        if !is_flat {
+            // Several attributes of one RDN have an order, which the library knows.
+            x509_cert::name::Name::from_der(der)?;
+        }
+        Ok(Self { der, is_flat })
+    }
+
+    /// Its attributes in their order.
+    pub fn attributes(&self) -> Vec<AttributeView<'a>> {
+        let mut all = Vec::with_capacity(4);
+        // Its form was checked when it was read.
+        let _ = read_name(self.der, |attribute| all.push(attribute), |_| ());
+        all
+    }
+
+    /// The name for people (RFC 4514), as the library writes it. The library looks each attribute up in the list of all
+    /// object identifiers that it knows, which costs more than the rest of the certificate; for names of plain text in the
+    /// usual attributes it is not asked.
+    pub(super) fn text(&self) -> String {
+        self.plain_text().unwrap_or_else(|| {
+            x509_cert::name::Name::from_der(self.der).map_or_else(|_| hex::encode(self.der), |n| n.to_string())
+        })
+    }
+
+    /// `None` if an attribute is not one of the usual, or its value has anything to escape.
+    fn plain_text(&self) -> Option<String> {
+        if !self.is_flat {
+            return None;
+        }
+        let mut out = String::with_capacity(64);
+        // RFC 4514 section 2.1: the last comes first.
+        for attribute in self.attributes().iter().rev() {
+            let (_, key) = USUAL.iter().find(|(id, _)| *id == attribute.id)?;
+            if !matches!(attribute.value.tag(), Tag::Utf8String | Tag::PrintableString) {
+                return None;
+            }
+            let text = std::str::from_utf8(attribute.value.value()).ok()?;
+            let is_plain = |c: char| !c.is_control() && !"\"+,;<>\\#".contains(c);
+            if text.is_empty() || !text.chars().all(is_plain) || text.starts_with(' ') || text.ends_with(' ') {
+                return None;
+            }
+            if !out.is_empty() {
+                out.push(',');
+            }
+            out.push_str(key);
+            out.push('=');
+            out.push_str(text);
+        }
+        Some(out)
+    }
+}
+
+/// The attributes that most names are of.
+const USUAL: [(ObjectIdentifier, &str); 4] = [
+    (super::ATTRIBUTE_COMMON_NAME, "CN"),
+    (super::ATTRIBUTE_SERIAL_NUMBER, "SERIALNUMBER"),
+    (ObjectIdentifier::new_unwrap("2.5.4.10"), "O"),
+    (ObjectIdentifier::new_unwrap("2.5.4.11"), "OU"),
+];
+
+/// Reads a name: each attribute in its order, and after each RDN how many it had.
+fn read_name<'a>(
+    der: &'a [u8],
+    mut visit: impl FnMut(AttributeView<'a>),
+    mut end_of_rdn: impl FnMut(usize),
+) -> der::Result<()> {
+    let mut whole = SliceReader::new(der)?;
+    let mut rdns = SliceReader::new(content(&mut whole, Tag::Sequence)?)?;
+    while !rdns.is_finished() {
+        let mut rdn = SliceReader::new(content(&mut rdns, Tag::Set)?)?;
+        let mut count = 0;
+        while !rdn.is_finished() {
+            visit(rdn.sequence(|r| {
+                Ok::<_, der::Error>(AttributeView {
+                    id: ObjectIdentifier::decode(r)?,
+                    value: AnyRef::decode(r)?,
+                })
+            })?);
+            count += 1;
+        }
+        end_of_rdn(count);
+    }
+    whole.finish()
+}
