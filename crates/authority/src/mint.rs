@@ -11,11 +11,11 @@ use countersign_factory::request::pem;
 use countersign_factory::station::StationCaGrant;
 use countersign_factory::tlv::{sequence, tlv};
 use countersign_factory::{EnrolmentGrant, ProfileKind, ServerGrant};
-use countersign_identity::signed::{Signer, SigningFailed};
 use countersign_identity::certificate::CertificateView;
+use countersign_identity::signed::{Signer, SigningFailed};
 use countersign_identity::{CertificateFacts, Fingerprint, Timestamp, signed};
-use der::asn1::{BitString, GeneralizedTime, UtcTime};
 use der::Encode;
+use der::asn1::{BitString, GeneralizedTime, UtcTime};
 use rustls_pki_types::CertificateDer;
 use spki::SubjectPublicKeyInfoOwned;
 use x509_cert::ext::pkix::{KeyUsage, KeyUsages};
@@ -487,7 +487,10 @@ impl Prepared {
     }
 
     /// Looks at the very bytes that will be signed.
-    fn lint(self, rules: impl FnOnce(&CertificateView<'_>) -> Result<(), String>) -> Result<Linted, MintError> {
+    fn lint(
+        self,
+        rules: impl FnOnce(&CertificateView<'_>) -> Result<(), String>,
+    ) -> Result<Linted, MintError> {
         let tbs = CertificateView::of_tbs(&self.tbs)?;
         lint_all(&tbs, &self.algorithm)
             .and_then(|()| rules(&tbs))

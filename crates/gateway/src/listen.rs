@@ -27,6 +27,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     };
     // A restarted server takes its port back at once.
     socket.set_reuseaddr(true)?;
+    // What is accepted has it from here. Without it a CONNACK can wait 40 ms for the peer's delayed acknowledgement.
+    socket.set_nodelay(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -45,8 +47,6 @@ pub(crate) async fn accept(listener: TcpListener, port: Arc<Port>, node: Arc<Nod
         count(&node.metrics.accepted);
         match node.admit(&port, source) {
             Ok(slot) => {
-                // Without it a CONNACK can wait 40 ms for the peer's delayed acknowledgement.
-                let _ = socket.set_nodelay(true);
                 tokio::spawn(Connection::new(slot, socket, source));
             }
             Err(code) => {

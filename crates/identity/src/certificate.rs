@@ -277,12 +277,11 @@ impl CertificateFacts {
         let subject_key_id = view
             .extension::<SubjectKeyIdentifier>()?
             .map(|(_, s)| s.0.into_bytes().into_vec());
-        let subject = view.subject.attributes();
         Ok(Self {
             fingerprint: Fingerprint::of(der),
             serial: serial_hex(view.serial_number.as_bytes()),
-            subject_common_names: texts(&subject, ATTRIBUTE_COMMON_NAME),
-            subject_serial_numbers: texts(&subject, ATTRIBUTE_SERIAL_NUMBER),
+            subject_common_names: texts(&view.subject.attributes, ATTRIBUTE_COMMON_NAME),
+            subject_serial_numbers: texts(&view.subject.attributes, ATTRIBUTE_SERIAL_NUMBER),
             san_uris: uris,
             san_dns_names: dns,
             hardware_serials: hardware,

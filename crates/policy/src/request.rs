@@ -70,12 +70,8 @@ pub(crate) fn request(
         attributes.insert("batch".to_owned(), text(batch));
     }
     let groups: HashSet<EntityUid> = device.groups.iter().map(|g| uid(&names.group, g)).collect();
-    let mut entities: Vec<Entity> = groups
-        .iter()
-        .map(|g| Entity::new_no_attrs(g.clone(), HashSet::new()))
-        .collect();
-    entities.push(Entity::new(principal.clone(), attributes, groups).map_err(drop)?);
-    entities.push(Entity::new_no_attrs(tenant.clone(), HashSet::new()));
+    // Groups and the tenant have neither attributes nor parents: to be named is all they need.
+    let entities = [Entity::new(principal.clone(), attributes, groups).map_err(drop)?];
     let tls = &permit.tls;
     let mut connection = vec![
         ("version", text(tls.version)),

@@ -109,11 +109,7 @@ impl Decided {
 const HOLDS_FOR: Duration = Duration::from_secs(1);
 
 impl<'a> Run<'a> {
-    fn new(
-        scope: &Scope<'_>,
-        request: &'a BulkIssue,
-        rules: IssuanceRules,
-    ) -> Result<Self, RegistryError> {
+    fn new(scope: &Scope<'_>, request: &'a BulkIssue, rules: IssuanceRules) -> Result<Self, RegistryError> {
         let (batch, standing) = scope.batch(&request.tenant, &request.batch)?;
         let groups: Vec<Arc<str>> = batch.groups.iter().map(|g| g.as_str().into()).collect();
         Ok(Self {
@@ -219,7 +215,13 @@ impl<'a> Run<'a> {
         if is_new {
             self.put_device(scope, &item.device, generation)?;
         }
-        scope.put_row(&self.request.tenant, &item.device, new, Some(authority), generation)?;
+        scope.put_row(
+            &self.request.tenant,
+            &item.device,
+            new,
+            Some(authority),
+            generation,
+        )?;
         self.audited
             .insert(item.device.clone(), new.certificate.fingerprint);
         for fingerprint in replaced {

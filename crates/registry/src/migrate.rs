@@ -92,8 +92,9 @@ pub(crate) fn open_writer(path: &Path, schema: Schema) -> Result<Connection, Reg
 /// do not fit, and pages are read and written again within one transaction.
 const WRITER_CACHE_KIB: i64 = 32 << 10;
 /// Pages that the log may have before it is copied into the database: a page that many transactions change is then
-/// copied once. The log grows to 32 MiB.
+/// copied once. The registry's log grows to 32 MiB, the ledger's to 16.
 const CHECKPOINT_PAGES: i64 = 8192;
+const LEDGER_CHECKPOINT_PAGES: i64 = 4096;
 
 /// Gives the writer its cache.
 ///
@@ -102,6 +103,15 @@ const CHECKPOINT_PAGES: i64 = 8192;
 pub(crate) fn widen(db: &Connection) -> Result<(), RegistryError> {
     db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    Ok(())
+}
+
+/// Lets the ledger's log grow before it is copied: an exchange that is admitted costs less then.
+///
+/// # Errors
+/// What the database says.
+pub(crate) fn gather(ledger: &Connection) -> Result<(), RegistryError> {
+    ledger.pragma_update(None, "wal_autocheckpoint", LEDGER_CHECKPOINT_PAGES)?;
     Ok(())
 }
 

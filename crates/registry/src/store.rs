@@ -108,6 +108,7 @@ impl Registry {
         let db = migrate::open_writer(&file, REGISTRY)?;
         let ledger_file = path.join("ledger.db");
         let ledger_db = migrate::open_writer(&ledger_file, LEDGER)?;
+        migrate::gather(&ledger_db)?;
         for private in [&file, &ledger_file] {
             use std::os::unix::fs::PermissionsExt;
             std::fs::set_permissions(private, std::fs::Permissions::from_mode(0o600)).map_err(|source| {

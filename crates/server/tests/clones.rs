@@ -1,8 +1,10 @@
 //! Two holders of one key are noticed in seconds; a device that roams is not.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
+use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -189,9 +191,92 @@ fn a_thousand_roamings_are_no_suspicion() {
             .unwrap();
         // Its network is gone: nobody answers there any more, and the server has not noticed yet.
         lost.push(link);
-        if lost.len() > 400 {
-            // Kept open long past the second in which an answer would count.
-            lost.remove(0);
+    }
+    assert_eq!(world.suspects(), Vec::<Value>::new());
+}
+
+/// OpenSSL, resuming the session in `ticket` if there is one, else keeping it there; it stays for as long as its standard input
+/// does. Whether it was resumed.
+fn openssl(world: &World, folder: &Path, last: u8, ticket: &Path) -> (Child, bool) {
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let kept = ticket.exists();
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-tls1_3", "-ign_eof", "-servername", "localhost"])
+        .args([
+            "-connect",
+            &world.server.devices.to_string(),
+            "-bind",
+            &format!("127.0.3.{last}"),
+        ])
+        .args(["-cert", &file("device.crt"), "-key", &file("device.key")])
+        .args([
+            if kept { "-sess_in" } else { "-sess_out" },
+            ticket.to_str().unwrap(),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    client
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(&connect(4, "d1"))
+        .unwrap();
+    let (mut said, mut some) = (Vec::new(), [0; 4096]);
+    // CONNACK of MQTT 3.1.1, among what OpenSSL says of the session.
+    while !said.windows(4).any(|w| w == [0x20, 2, 0, 0]) {
+        let n = client.stdout.as_mut().unwrap().read(&mut some).unwrap();
+        assert!(n > 0, "not admitted: {}", String::from_utf8_lossy(&said));
+        said.extend_from_slice(&some[..n]);
+    }
+    (client, String::from_utf8_lossy(&said).contains("Reused, TLSv1.3"))
+}
+
+/// A device whose ticket lies where each crash undoes what was written since: it resumes the same old session again and again,
+/// from wherever it is, while the server still holds what it had before.
+#[test]
+fn an_old_ticket_that_is_used_again_after_every_crash_is_no_suspicion() {
+    let world = world("");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("device.crt"), &world.device.pem).unwrap();
+    std::fs::write(folder.path().join("device.key"), &world.device.key_pem).unwrap();
+    let ticket = folder.path().join("ticket");
+    let (mut first, resumed) = openssl(&world, folder.path(), 1, &ticket);
+    assert!(!resumed);
+    drop(first.stdin.take());
+    first.kill().unwrap();
+    first.wait().unwrap();
+    // Crashed machines say nothing any more: they are stopped, and ended when all is over.
+    let mut crashed = Vec::new();
+    for n in 0..60u8 {
+        let (client, resumed) = openssl(&world, folder.path(), n / 20 + 1, &ticket);
+        assert!(resumed, "the old ticket is taken the {n}th time");
+        crashed.push(client);
+        let process = rustix::process::Pid::from_child(crashed.last().unwrap());
+        rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    }
+    let suspects = world.suspects();
+    for client in &mut crashed {
+        client.kill().unwrap();
+        client.wait().unwrap();
+    }
+    assert_eq!(suspects, Vec::<Value>::new());
+}
+
+/// The answer to CONNECT is lost, or the device gave up before it came: it tries again at once, again and again.
+#[test]
+fn lost_answers_are_no_suspicion() {
+    let world = world("");
+    let mut lost = Vec::new();
+    for n in 0..400u32 {
+        let link = world.attempt(1, "d1").ask().unwrap();
+        match n % 2 {
+            // The way back is gone.
+            0 => lost.push(link),
+            // It has no patience: its side is closed before the answer is read.
+            _ => drop(link),
         }
     }
     assert_eq!(world.suspects(), Vec::<Value>::new());

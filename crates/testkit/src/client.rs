@@ -327,22 +327,33 @@ impl Attempt {
     /// # Errors
     /// If CONNACK is not 0, or nothing comes within its patience.
     pub fn open(&self) -> std::io::Result<Link> {
-        let socket = dial(self.from, self.server)?;
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(self.patience))?;
-        socket.set_write_timeout(Some(self.patience))?;
-        let name = ServerName::try_from(self.name.clone()).expect("a server name");
-        let tls = ClientConnection::new(Arc::new(self.config()), name).expect("a TLS client");
-        let mut link = Link {
-            stream: StreamOwned::new(tls, socket),
-        };
-        link.stream.write_all(&self.send)?;
+        let mut link = self.ask()?;
         let connack = link.packet()?;
         if connack.first() == Some(&0x20) && connack.get(3) == Some(&0) {
             Ok(link)
         } else {
             Err(std::io::Error::other(format!("not admitted: {connack:x?}")))
         }
+    }
+
+    /// Connects and sends, and reads no answer: that of TLS alone.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn ask(&self) -> std::io::Result<Link> {
+        let socket = dial(self.from, self.server)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(self.patience))?;
+        socket.set_write_timeout(Some(self.patience))?;
+        let name = ServerName::try_from(self.name.clone()).expect("a server name");
+        let config = self.client.clone().unwrap_or_else(|| Arc::new(self.config()));
+        let tls = ClientConnection::new(config, name).expect("a TLS client");
+        let mut link = Link {
+            stream: StreamOwned::new(tls, socket),
+        };
+        link.stream.write_all(&self.send)?;
+        link.stream.flush()?;
+        Ok(link)
     }
 
     /// Connects, and reads until the server has nothing more to say.

@@ -48,9 +48,9 @@ pub(super) fn lint_all(
         tbs.validity.not_after.to_unix_duration(),
     );
     rule(from < to, "notBefore is before notAfter")?;
-    let subject = tbs.subject.attributes();
+    let subject = &tbs.subject.attributes;
     rule(
-        !subject.is_empty() && !tbs.issuer.attributes().is_empty(),
+        !subject.is_empty() && !tbs.issuer.attributes.is_empty(),
         "subject and issuer are not empty",
     )?;
     let names = subject.iter().filter(|a| a.id == ATTRIBUTE_COMMON_NAME);

@@ -9,99 +9,98 @@ use super::*;
 
 /// The same facts through the library's own types, which copy every part. What [`CertificateFacts::parse`] is held against.
 fn by_the_library(der: &[u8]) -> Result<CertificateFacts, CertificateError> {
-        let certificate = Certificate::from_der(der).map_err(fault)?;
-        let tbs = certificate.tbs_certificate();
-        let spki = tbs.subject_public_key_info();
-        let (mut uris, mut dns, mut hardware) = (Vec::new(), Vec::new(), Vec::new());
-        if let Some((_, names)) = tbs.get_extension::<SubjectAltName>().map_err(fault)? {
-            for name in &names.0 {
-                match name {
-                    GeneralName::UniformResourceIdentifier(uri) => uris.push(uri.to_string()),
-                    GeneralName::DnsName(name) => dns.push(name.to_string()),
-                    GeneralName::OtherName(other) if other.type_id == HARDWARE_MODULE_NAME => {
-                        hardware.push(hardware_serial(&other.value).map_err(fault)?);
-                    }
-                    _ => {}
+    let certificate = Certificate::from_der(der).map_err(fault)?;
+    let tbs = certificate.tbs_certificate();
+    let spki = tbs.subject_public_key_info();
+    let (mut uris, mut dns, mut hardware) = (Vec::new(), Vec::new(), Vec::new());
+    if let Some((_, names)) = tbs.get_extension::<SubjectAltName>().map_err(fault)? {
+        for name in &names.0 {
+            match name {
+                GeneralName::UniformResourceIdentifier(uri) => uris.push(uri.to_string()),
+                GeneralName::DnsName(name) => dns.push(name.to_string()),
+                GeneralName::OtherName(other) if other.type_id == HARDWARE_MODULE_NAME => {
+                    hardware.push(hardware_serial(&other.value).map_err(fault)?);
                 }
+                _ => {}
             }
         }
-        let ca = tbs
-            .get_extension::<BasicConstraints>()
-            .map_err(fault)?
-            .and_then(|(_, b)| {
-                b.ca.then_some(CaConstraint {
-                    path_length: b.path_len_constraint,
-                })
-            });
-        let key_usage = tbs
-            .get_extension::<KeyUsage>()
-            .map_err(fault)?
-            .map(|(_, u)| KeyUsageFacts {
-                digital_signature: u.0.contains(KeyUsages::DigitalSignature),
-                key_cert_sign: u.0.contains(KeyUsages::KeyCertSign),
-                crl_sign: u.0.contains(KeyUsages::CRLSign),
-            });
-        let extended_key_usage = tbs
-            .get_extension::<ExtendedKeyUsage>()
-            .map_err(fault)?
-            .map(|(_, e)| e.0.iter().map(ToString::to_string).collect());
-        let authority_key_id = tbs
-            .get_extension::<AuthorityKeyIdentifier>()
-            .map_err(fault)?
-            .and_then(|(_, a)| a.key_identifier.map(|k| k.as_bytes().to_vec()));
-        let subject_key_id = tbs
-            .get_extension::<SubjectKeyIdentifier>()
-            .map_err(fault)?
-            .map(|(_, s)| s.0.as_bytes().to_vec());
-        Ok(CertificateFacts {
-            fingerprint: Fingerprint::of(der),
-            serial: serial_hex(tbs.serial_number().as_bytes()),
-            subject_common_names: attribute_texts(tbs.subject(), ATTRIBUTE_COMMON_NAME),
-            subject_serial_numbers: attribute_texts(tbs.subject(), ATTRIBUTE_SERIAL_NUMBER),
-            san_uris: uris,
-            san_dns_names: dns,
-            hardware_serials: hardware,
-            subject_text: tbs.subject().to_string(),
-            issuer_text: tbs.issuer().to_string(),
-            subject_der: tbs.subject().to_der().map_err(fault)?,
-            issuer_der: tbs.issuer().to_der().map_err(fault)?,
-            not_before: time_of(tbs.validity().not_before),
-            not_after: time_of(tbs.validity().not_after),
-            ca,
-            key_usage,
-            extended_key_usage,
-            authority_key_id,
-            subject_key_id,
-            public_key_sha256: Fingerprint::of(&spki.to_der().map_err(fault)?),
-            key_algorithm: KeyAlgorithm::of(spki),
-            path: path_by_the_library(tbs),
-        })
     }
-    fn path_by_the_library(tbs: &x509_cert::TbsCertificate) -> PathFacts {
-        let extensions = tbs.extensions().map(Vec::as_slice).unwrap_or_default();
-        let mut facts = PathFacts::default();
-        if tbs.version() != x509_cert::Version::V3 {
-            facts.fault = Some("its version is not 3".into());
-        }
-        for (n, extension) in extensions.iter().enumerate() {
-            let processed = match extension.extn_id.as_bytes() {
-                [0x55, 0x1d, last] => {
-                    facts.constrains_names |= *last == 30;
-                    facts.constrains_policies |= *last == 33 || *last == 36;
-                    PROCESSED.contains(last)
-                }
-                _ => false,
-            };
-            if extension.critical && !processed {
-                facts.fault =
-                    Some(format!("its critical extension {} is not known", extension.extn_id).into());
-            }
-            if extensions[..n].iter().any(|e| e.extn_id == extension.extn_id) {
-                facts.fault = Some(format!("it has extension {} twice", extension.extn_id).into());
-            }
-        }
-        facts
+    let ca = tbs
+        .get_extension::<BasicConstraints>()
+        .map_err(fault)?
+        .and_then(|(_, b)| {
+            b.ca.then_some(CaConstraint {
+                path_length: b.path_len_constraint,
+            })
+        });
+    let key_usage = tbs
+        .get_extension::<KeyUsage>()
+        .map_err(fault)?
+        .map(|(_, u)| KeyUsageFacts {
+            digital_signature: u.0.contains(KeyUsages::DigitalSignature),
+            key_cert_sign: u.0.contains(KeyUsages::KeyCertSign),
+            crl_sign: u.0.contains(KeyUsages::CRLSign),
+        });
+    let extended_key_usage = tbs
+        .get_extension::<ExtendedKeyUsage>()
+        .map_err(fault)?
+        .map(|(_, e)| e.0.iter().map(ToString::to_string).collect());
+    let authority_key_id = tbs
+        .get_extension::<AuthorityKeyIdentifier>()
+        .map_err(fault)?
+        .and_then(|(_, a)| a.key_identifier.map(|k| k.as_bytes().to_vec()));
+    let subject_key_id = tbs
+        .get_extension::<SubjectKeyIdentifier>()
+        .map_err(fault)?
+        .map(|(_, s)| s.0.as_bytes().to_vec());
+    Ok(CertificateFacts {
+        fingerprint: Fingerprint::of(der),
+        serial: serial_hex(tbs.serial_number().as_bytes()),
+        subject_common_names: attribute_texts(tbs.subject(), ATTRIBUTE_COMMON_NAME),
+        subject_serial_numbers: attribute_texts(tbs.subject(), ATTRIBUTE_SERIAL_NUMBER),
+        san_uris: uris,
+        san_dns_names: dns,
+        hardware_serials: hardware,
+        subject_text: tbs.subject().to_string(),
+        issuer_text: tbs.issuer().to_string(),
+        subject_der: tbs.subject().to_der().map_err(fault)?,
+        issuer_der: tbs.issuer().to_der().map_err(fault)?,
+        not_before: time_of(tbs.validity().not_before),
+        not_after: time_of(tbs.validity().not_after),
+        ca,
+        key_usage,
+        extended_key_usage,
+        authority_key_id,
+        subject_key_id,
+        public_key_sha256: Fingerprint::of(&spki.to_der().map_err(fault)?),
+        key_algorithm: KeyAlgorithm::of(spki),
+        path: path_by_the_library(tbs),
+    })
+}
+fn path_by_the_library(tbs: &x509_cert::TbsCertificate) -> PathFacts {
+    let extensions = tbs.extensions().map(Vec::as_slice).unwrap_or_default();
+    let mut facts = PathFacts::default();
+    if tbs.version() != x509_cert::Version::V3 {
+        facts.fault = Some("its version is not 3".into());
     }
+    for (n, extension) in extensions.iter().enumerate() {
+        let processed = match extension.extn_id.as_bytes() {
+            [0x55, 0x1d, last] => {
+                facts.constrains_names |= *last == 30;
+                facts.constrains_policies |= *last == 33 || *last == 36;
+                PROCESSED.contains(last)
+            }
+            _ => false,
+        };
+        if extension.critical && !processed {
+            facts.fault = Some(format!("its critical extension {} is not known", extension.extn_id).into());
+        }
+        if extensions[..n].iter().any(|e| e.extn_id == extension.extn_id) {
+            facts.fault = Some(format!("it has extension {} twice", extension.extn_id).into());
+        }
+    }
+    facts
+}
 
 fn named(parts: &[(DnType, &str)]) -> CertificateParams {
     let mut params = CertificateParams::new(vec![]).unwrap();
@@ -131,13 +130,20 @@ fn device() -> Vec<u8> {
     ]);
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
     params.subject_alt_names = vec![
         SanType::URI(rcgen::string::Ia5String::try_from("urn:x:1").unwrap()),
         SanType::DnsName(rcgen::string::Ia5String::try_from("a.example").unwrap()),
         SanType::OtherName((vec![1, 3, 6, 1, 4, 1, 311, 20, 2, 3], "x".to_owned().into())),
     ];
-    params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    params
+        .self_signed(&KeyPair::generate().unwrap())
+        .unwrap()
+        .der()
+        .to_vec()
 }
 
 fn authority() -> Vec<u8> {
@@ -147,7 +153,11 @@ fn authority() -> Vec<u8> {
     let mut unknown = CustomExtension::from_oid_content(&[1, 2, 3, 4], vec![5, 0]);
     unknown.set_criticality(true);
     params.custom_extensions = vec![unknown];
-    params.self_signed(&KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap()).unwrap().der().to_vec()
+    params
+        .self_signed(&KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap())
+        .unwrap()
+        .der()
+        .to_vec()
 }
 
 #[test]
@@ -180,7 +190,16 @@ fn every_octet_is_read_as_the_library_reads_it() {
     for der in [device(), authority(), of_name(&[(DnType::CommonName, "SN-1")])] {
         assert_eq!(CertificateFacts::parse(&der), by_the_library(&der));
         for place in 0..der.len() {
-            for other in [0x00, 0x01, 0x7f, 0x80, 0xff, der[place] ^ 1, der[place] ^ 0x20, der[place].wrapping_add(1)] {
+            for other in [
+                0x00,
+                0x01,
+                0x7f,
+                0x80,
+                0xff,
+                der[place] ^ 1,
+                der[place] ^ 0x20,
+                der[place].wrapping_add(1),
+            ] {
                 let mut changed = der.clone();
                 changed[place] = other;
                 let (ours, theirs) = (CertificateFacts::parse(&changed), by_the_library(&changed));
@@ -204,7 +223,17 @@ fn every_octet_is_read_as_the_library_reads_it() {
 #[test]
 fn an_rdn_of_several_attributes_is_read_as_the_library_reads_it() {
     let attribute = |id: u8, text: &str| {
-        let mut out = vec![0x30, 5 + 2 + text.len() as u8, 6, 3, 0x55, 4, id, 0x0c, text.len() as u8];
+        let mut out = vec![
+            0x30,
+            5 + 2 + text.len() as u8,
+            6,
+            3,
+            0x55,
+            4,
+            id,
+            0x0c,
+            text.len() as u8,
+        ];
         out.extend_from_slice(text.as_bytes());
         out
     };
@@ -219,14 +248,20 @@ fn an_rdn_of_several_attributes_is_read_as_the_library_reads_it() {
         let mut changed = der.clone();
         let at = changed.windows(plain.len()).rposition(|w| w == plain).unwrap();
         changed.splice(at..at + plain.len(), several);
-        let (ours, theirs) = (CertificateFacts::parse(&changed).unwrap(), by_the_library(&changed).unwrap());
+        let (ours, theirs) = (
+            CertificateFacts::parse(&changed).unwrap(),
+            by_the_library(&changed).unwrap(),
+        );
         assert_eq!(ours.subject_text, theirs.subject_text);
         let sorted = |names: &[String]| {
             let mut names = names.to_vec();
             names.sort_unstable();
             names
         };
-        assert_eq!(sorted(&ours.subject_common_names), sorted(&theirs.subject_common_names));
+        assert_eq!(
+            sorted(&ours.subject_common_names),
+            sorted(&theirs.subject_common_names)
+        );
         assert_eq!(ours.subject_common_names.len(), 2);
     }
 }

@@ -47,11 +47,13 @@ pub struct ExtensionView<'a> {
     pub value: &'a [u8],
 }
 
-/// A name (RFC 5280 section 4.1.2.4), its form checked.
-#[derive(Debug, Clone, Copy)]
+/// A name (RFC 5280 section 4.1.2.4).
+#[derive(Debug, Clone)]
 pub struct NameView<'a> {
     /// All of it, byte for byte.
     pub der: &'a [u8],
+    /// Its attributes in their order.
+    pub attributes: Vec<AttributeView<'a>>,
     /// Whether every RDN has one attribute, as all but a few have.
     is_flat: bool,
 }
@@ -178,21 +180,31 @@ impl<'a> der::DecodeValue<'a> for ExtensionsView<'a> {
 impl<'a> NameView<'a> {
     fn read(reader: &mut SliceReader<'a>) -> der::Result<Self> {
         let der = reader.tlv_bytes()?;
-        let mut is_flat = true;
-        read_name(der, |_| (), |attributes| is_flat &= attributes == 1)?;
+        let mut whole = SliceReader::new(der)?;
+        let mut rdns = SliceReader::new(content(&mut whole, Tag::Sequence)?)?;
+        let (mut attributes, mut is_flat) = (Vec::with_capacity(4), true);
+        while !rdns.is_finished() {
+            let mut rdn = SliceReader::new(content(&mut rdns, Tag::Set)?)?;
+            let before = attributes.len();
+            while !rdn.is_finished() {
+                let mut attribute = SliceReader::new(content(&mut rdn, Tag::Sequence)?)?;
+                attributes.push(AttributeView {
+                    id: ObjectIdentifier::decode(&mut attribute)?,
+                    value: AnyRef::decode(&mut attribute)?,
+                });
+                attribute.finish()?;
+            }
+            is_flat &= attributes.len() == before + 1;
+        }
         if !is_flat {
             // Several attributes of one RDN have an order, which the library knows.
             x509_cert::name::Name::from_der(der)?;
         }
-        Ok(Self { der, is_flat })
-    }
-
-    /// Its attributes in their order.
-    pub fn attributes(&self) -> Vec<AttributeView<'a>> {
-        let mut all = Vec::with_capacity(4);
-        // Its form was checked when it was read.
-        let _ = read_name(self.der, |attribute| all.push(attribute), |_| ());
-        all
+        Ok(Self {
+            der,
+            attributes,
+            is_flat,
+        })
     }
 
     /// The name for people (RFC 4514), as the library writes it. The library looks each attribute up in the list of all
@@ -200,7 +212,8 @@ impl<'a> NameView<'a> {
     /// usual attributes it is not asked.
     pub(super) fn text(&self) -> String {
         self.plain_text().unwrap_or_else(|| {
-            x509_cert::name::Name::from_der(self.der).map_or_else(|_| hex::encode(self.der), |n| n.to_string())
+            x509_cert::name::Name::from_der(self.der)
+                .map_or_else(|_| hex::encode(self.der), |n| n.to_string())
         })
     }
 
@@ -211,14 +224,15 @@ impl<'a> NameView<'a> {
         }
         let mut out = String::with_capacity(64);
         // RFC 4514 section 2.1: the last comes first.
-        for attribute in self.attributes().iter().rev() {
+        for attribute in self.attributes.iter().rev() {
             let (_, key) = USUAL.iter().find(|(id, _)| *id == attribute.id)?;
             if !matches!(attribute.value.tag(), Tag::Utf8String | Tag::PrintableString) {
                 return None;
             }
             let text = std::str::from_utf8(attribute.value.value()).ok()?;
             let is_plain = |c: char| !c.is_control() && !"\"+,;<>\\#".contains(c);
-            if text.is_empty() || !text.chars().all(is_plain) || text.starts_with(' ') || text.ends_with(' ') {
+            if text.is_empty() || !text.chars().all(is_plain) || text.starts_with(' ') || text.ends_with(' ')
+            {
                 return None;
             }
             if !out.is_empty() {
@@ -239,28 +253,3 @@ const USUAL: [(ObjectIdentifier, &str); 4] = [
     (ObjectIdentifier::new_unwrap("2.5.4.10"), "O"),
     (ObjectIdentifier::new_unwrap("2.5.4.11"), "OU"),
 ];
-
-/// Reads a name: each attribute in its order, and after each RDN how many it had.
-fn read_name<'a>(
-    der: &'a [u8],
-    mut visit: impl FnMut(AttributeView<'a>),
-    mut end_of_rdn: impl FnMut(usize),
-) -> der::Result<()> {
-    let mut whole = SliceReader::new(der)?;
-    let mut rdns = SliceReader::new(content(&mut whole, Tag::Sequence)?)?;
-    while !rdns.is_finished() {
-        let mut rdn = SliceReader::new(content(&mut rdns, Tag::Set)?)?;
-        let mut count = 0;
-        while !rdn.is_finished() {
-            visit(rdn.sequence(|r| {
-                Ok::<_, der::Error>(AttributeView {
-                    id: ObjectIdentifier::decode(r)?,
-                    value: AnyRef::decode(r)?,
-                })
-            })?);
-            count += 1;
-        }
-        end_of_rdn(count);
-    }
-    whole.finish()
-}
