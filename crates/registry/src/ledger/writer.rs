@@ -275,36 +275,55 @@ fn keep_session(
     session: &SessionRecord,
 ) -> Result<(), RegistryError> {
     let exchange = session.exchange.as_u64().cast_signed();
-    let before: Option<(i64, Option<i64>)> = tx
-        .prepare_cached("SELECT bytes, ended FROM sessions WHERE exchange = ? AND kind = ? AND name = ?")?
-        .query_row(params![exchange, session.kind, session.name], |r| {
-            Ok((r.get(0)?, r.get(1)?))
-        })
-        .optional()?;
-    match before {
-        Some((_, Some(_))) => return Ok(()),
-        Some((bytes, None)) => budgets.remove(Class::Session, 1, bytes.cast_unsigned()),
-        None => {}
-    }
     let json = damaged(serde_json::to_string(session))?;
     let bytes = cost(json.len());
-    tx.prepare_cached(
-        "INSERT INTO sessions (exchange, kind, name, tenant, device, started, until, ended, bytes, record)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-         ON CONFLICT (exchange, kind, name) DO UPDATE SET until = ?7, ended = ?8, bytes = ?9, record = ?10",
-    )?
-    .execute(params![
-        exchange,
-        session.kind,
-        session.name,
-        session.tenant.as_str(),
-        session.device.as_str(),
-        session.started.unix_ms(),
-        session.ended.unwrap_or(session.seen).unix_ms(),
-        session.ended.map(|t| t.unix_ms()),
-        bytes.cast_signed(),
-        json
-    ])?;
+    let until = session.ended.unwrap_or(session.seen).unix_ms();
+    let ended = session.ended.map(|t| t.unix_ms());
+    // Most are over before they are written for the first time.
+    let is_new = tx
+        .prepare_cached(
+            "INSERT INTO sessions (exchange, kind, name, tenant, device, started, until, ended, bytes, record)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![
+            exchange,
+            session.kind,
+            session.name,
+            session.tenant.as_str(),
+            session.device.as_str(),
+            session.started.unix_ms(),
+            until,
+            ended,
+            bytes.cast_signed(),
+            json
+        ])?
+        > 0;
+    if !is_new {
+        let (before, is_over): (i64, bool) = tx
+            .prepare_cached(
+                "SELECT bytes, ended IS NOT NULL FROM sessions WHERE exchange = ? AND kind = ? AND name = ?",
+            )?
+            .query_row(params![exchange, session.kind, session.name], |r| {
+                Ok((r.get(0)?, r.get(1)?))
+            })?;
+        if is_over {
+            return Ok(());
+        }
+        budgets.remove(Class::Session, 1, before.cast_unsigned());
+        tx.prepare_cached(
+            "UPDATE sessions SET until = ?, ended = ?, bytes = ?, record = ?
+             WHERE exchange = ? AND kind = ? AND name = ?",
+        )?
+        .execute(params![
+            until,
+            ended,
+            bytes.cast_signed(),
+            json,
+            exchange,
+            session.kind,
+            session.name
+        ])?;
+    }
     budgets.add(Class::Session, bytes);
     Ok(())
 }
