@@ -16,7 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("authority", &["identity", "factory"]),
     ("keystore-pkcs11", &["identity"]),
     ("station", &["identity", "factory", "authority"]),
-    ("device", &["identity", "factory", "mqtt"]),
+    ("device", &["identity", "factory", "mqtt", "keystore-pkcs11"]),
     ("gateway", &["identity", "policy", "mqtt"]),
     ("registry", &["identity", "policy", "factory", "mqtt"]),
     (

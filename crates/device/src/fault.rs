@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use countersign_identity::signed::SigningFailed;
 use countersign_mqtt::{ReasonCode, Version};
 use rustls::{AlertDescription, Error as TlsError};
 
@@ -72,16 +73,20 @@ pub enum LinkFault {
         /// The reason, if it gave one.
         reason: Option<String>,
     },
+    /// The device's own key did not do its part.
+    #[error("the device's key cannot be used, {0}")]
+    Key(String),
     /// TLS or MQTT was broken by the other side, or the connection was cut.
     #[error("the connection failed: {0}")]
     Broken(String),
 }
 
 impl LinkFault {
-    /// The exit code of the agent, stable: 4 not reachable, 5 platform not trusted, 6 certificate refused, 7 session
+    /// The exit code of the agent, stable: 3 key not usable, 4 not reachable, 5 platform not trusted, 6 certificate refused, 7 session
     /// refused, 8 not permitted, 9 ended or broken.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Key(_) => 3,
             Self::Unreachable { .. } => 4,
             Self::PlatformNotTrusted { .. } => 5,
             Self::CertificateRefused { .. } => 6,
@@ -94,7 +99,8 @@ impl LinkFault {
     /// Whether trying again may help without anybody doing anything.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Broken(_) | Self::Ended { .. } => true,
+            // A token that is plugged in again.
+            Self::Unreachable { .. } | Self::Broken(_) | Self::Ended { .. } | Self::Key(_) => true,
             // 3.1.1: server unavailable. 5: unavailable, busy, shutting down, quota, rate.
             Self::SessionRefused { code, .. } => matches!(code, 3 | 0x88 | 0x89 | 0x8b | 0x97 | 0x9f),
             _ => false,
@@ -131,6 +137,9 @@ impl LinkFault {
                     detail: e.to_string(),
                     hint,
                 }
+            }
+            TlsError::Other(other) if other.0.downcast_ref::<SigningFailed>().is_some() => {
+                Self::Key(other.0.to_string())
             }
             other => Self::Broken(format!("TLS: {other}")),
         }

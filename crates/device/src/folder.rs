@@ -5,7 +5,7 @@
 //! platform-root.crt   what is pinned
 //! clock               the time of the last connection
 //! device.crt          the certificate in use, and the intermediates above it
-//! device.key          its key
+//! device.key          its key, or where it is: in a token, which it never leaves
 //! ```
 //!
 //! From the first renewal on, certificate and key lie in slots, and the two files are links:
@@ -23,17 +23,20 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use countersign_factory::ProvenKey;
 use countersign_factory::request::pem;
-use countersign_factory::{ProvenKey, SoftwareKey};
+use countersign_identity::signed::Signer;
 use countersign_identity::{CertificateFacts, Fingerprint, Timestamp};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
 use crate::clock::DeviceClock;
 use crate::disk::{Disk, RealDisk, point, replace};
 use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
+use crate::keys::{DeviceKey, KeyStore, KeyStoreFault};
 
 const CERTIFICATE: &str = "device.crt";
 const KEY: &str = "device.key";
@@ -134,10 +137,14 @@ impl IdentityFolder {
         DeviceClock::new(issued.map_or(saved, |t| t.max(saved)))
     }
 
-    fn identity_in(&self, at: &Path) -> Outcome<DeviceIdentity> {
+    /// Who the device is and where it connects.
+    fn profile(&self) -> Outcome<DeviceProfile> {
         let path = self.path.join(PROFILE);
-        let profile: DeviceProfile =
-            serde_json::from_slice(&read(&path)?).map_err(|e| damaged(&path, e.to_string()))?;
+        serde_json::from_slice(&read(&path)?).map_err(|e| damaged(&path, e.to_string()))
+    }
+
+    fn identity_in(&self, at: &Path) -> Outcome<DeviceIdentity> {
+        let profile = self.profile()?;
         let path = at.join(CERTIFICATE);
         let chain = certificates(&path)?;
         let Some(leaf) = chain.first() else {
@@ -145,8 +152,7 @@ impl IdentityFolder {
         };
         let facts = CertificateFacts::parse(leaf).map_err(|e| damaged(&path, e.to_string()))?;
         let path = at.join(KEY);
-        let key = PrivateKeyDer::from_pem_slice(&read_private(&path)?)
-            .map_err(|e| damaged(&path, e.to_string()))?;
+        let key = DeviceKey::read(&read_private(&path)?).map_err(unusable(&path))?;
         Ok(DeviceIdentity {
             profile,
             chain,
@@ -194,12 +200,26 @@ impl IdentityFolder {
     ///
     /// # Errors
     /// [`IdentityFault::Exists`] if there is a certificate already.
-    pub fn first_key(&self) -> Outcome<SoftwareKey> {
+    pub fn first_key(&self, store: &KeyStore) -> Outcome<Arc<dyn Signer>> {
         if self.has_identity() {
             return Err(IdentityFault::Exists(self.path.clone()));
         }
         self.make_folder(&self.path)?;
-        self.key_at(&self.path.join(KEY), None)
+        let path = self.path.join(KEY);
+        if path.exists() {
+            // What an earlier try left is taken up, but not for something else than is asked for now.
+            let left = DeviceKey::read(&read_private(&path)?).map_err(unusable(&path))?;
+            if matches!(left, DeviceKey::Software(_)) != store.is_file() {
+                return Err(damaged(
+                    &path,
+                    format!(
+                        "it is a key {}; hint: name the same key store as before, or move the file away",
+                        left.place()
+                    ),
+                ));
+            }
+        }
+        self.key_at(&path, None, (store, None))
     }
 
     /// Pins the first roots, by the hand of whoever sets the device up. The folder is made if there is none.
@@ -239,18 +259,27 @@ impl IdentityFolder {
     ///
     /// # Errors
     /// [`IdentityFault`].
-    pub fn begin(&self, reuse: KeyReuse) -> Outcome<SoftwareKey> {
+    pub fn begin(&self, reuse: KeyReuse) -> Outcome<Arc<dyn Signer>> {
+        self.begin_in(&self.profile()?.key_store, reuse)
+    }
+
+    /// The same, with the key made in another store than the last ones.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn begin_in(&self, store: &KeyStore, reuse: KeyReuse) -> Outcome<Arc<dyn Signer>> {
         let _alone = self.alone()?;
         self.use_slots()?;
         self.clear_old()?;
-        let slot = self.slot(self.next());
+        let number = self.next();
+        let slot = self.slot(number);
         self.make_folder(&slot)?;
         self.sync(&self.path.join(SLOTS))?;
         let old = match reuse {
             KeyReuse::New => None,
             KeyReuse::Same => Some(read_private(&self.in_use(KEY))?),
         };
-        self.key_at(&slot.join(KEY), old)
+        self.key_at(&slot.join(KEY), old, (store, Some(number)))
     }
 
     /// Keeps the next certificate, with what is above it, DER, beside its key.
@@ -259,8 +288,8 @@ impl IdentityFolder {
     /// [`IdentityFault::NotOurs`] if it is not for that key; then the one in use stays.
     pub fn complete(&self, chain: &[Vec<u8>]) -> Outcome<()> {
         let slot = self.slot(self.next());
-        let key = self.key_at(&slot.join(KEY), None)?;
-        is_for(chain.first(), &key)?;
+        let key = signer(&slot.join(KEY))?;
+        is_for(chain.first(), &*key)?;
         self.replace(&slot.join(CERTIFICATE), chain_pem(chain).as_bytes())
     }
 
@@ -416,6 +445,9 @@ impl IdentityFolder {
         let mut files: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
         files.sort();
         for file in files {
+            if file.file_name().is_some_and(|n| n == KEY) {
+                self.destroy_key(&slot);
+            }
             match self.disk.remove(&file) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unwritable(&file)(e)),
                 _ => {}
@@ -425,21 +457,33 @@ impl IdentityFolder {
         self.sync(&self.path.join(SLOTS))
     }
 
-    /// The key in a file; if there is none, `old` or a new one is put there first.
-    fn key_at(&self, path: &Path, old: Option<Zeroizing<Vec<u8>>>) -> Outcome<SoftwareKey> {
+    /// The key of a key file; if there is none, `old` or a new one is put there first.
+    fn key_at(
+        &self,
+        path: &Path,
+        old: Option<Zeroizing<Vec<u8>>>,
+        (store, slot): (&KeyStore, Option<u64>),
+    ) -> Outcome<Arc<dyn Signer>> {
         if !path.exists() {
             let text = match old {
                 Some(text) => text,
-                None => {
-                    let key = SoftwareKey::generate().map_err(|e| damaged(path, e.to_string()))?;
-                    Zeroizing::new(key.to_pem().as_bytes().to_vec())
-                }
+                None => store.make(slot).map_err(unusable(path))?,
             };
             self.replace(path, &text)?;
         }
-        let der = PrivatePkcs8KeyDer::from_pem_slice(&read_private(path)?)
-            .map_err(|e| damaged(path, e.to_string()))?;
-        SoftwareKey::from_pkcs8(der.secret_pkcs8_der()).map_err(|e| damaged(path, e.to_string()))
+        signer(path)
+    }
+
+    /// Destroys the key that a slot's key file speaks of, if it is elsewhere and the one in use is another. Where it
+    /// cannot be, it stays: its certificate is superseded, and no file names it any more.
+    fn destroy_key(&self, slot: &Path) {
+        let Ok(text) = read_private(&slot.join(KEY)) else {
+            return;
+        };
+        let is_used = read_private(&self.in_use(KEY)).is_ok_and(|used| *used == *text);
+        if !is_used && let Ok(key) = DeviceKey::read(&text) {
+            let _ = key.destroy();
+        }
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> Outcome<()> {
@@ -473,8 +517,16 @@ pub enum KeyReuse {
     Same,
 }
 
+/// The key that a key file holds or speaks of.
+fn signer(path: &Path) -> Outcome<Arc<dyn Signer>> {
+    DeviceKey::read(&read_private(path)?)
+        .and_then(|key| key.signer())
+        .map_err(unusable(path))?
+        .ok_or_else(|| damaged(path, "a P-256 key in PKCS#8 is needed"))
+}
+
 /// Checks that a certificate is for a key.
-pub(crate) fn is_for(certificate: Option<&Vec<u8>>, key: &SoftwareKey) -> Outcome<CertificateFacts> {
+pub(crate) fn is_for(certificate: Option<&Vec<u8>>, key: &dyn Signer) -> Outcome<CertificateFacts> {
     let der = certificate.ok_or_else(|| IdentityFault::NotOurs("there is none in the answer".into()))?;
     let facts = CertificateFacts::parse(der).map_err(|e| IdentityFault::NotOurs(e.to_string()))?;
     if ProvenKey::of(key).fingerprint().ok() != Some(facts.public_key_sha256) {
@@ -517,6 +569,11 @@ fn damaged(path: &Path, what: impl Into<String>) -> IdentityFault {
         path: path.to_owned(),
         what: what.into(),
     }
+}
+
+fn unusable(path: &Path) -> impl FnOnce(KeyStoreFault) -> IdentityFault {
+    let path = path.to_owned();
+    move |source| IdentityFault::Key { path, source }
 }
 
 fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> IdentityFault {

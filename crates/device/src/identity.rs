@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use countersign_identity::{CertificateFacts, DeviceId, TenantId};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::DeviceClock;
 use crate::folder::IdentityFolder;
+use crate::keys::{DeviceKey, KeyStore, KeyStoreFault};
 
 /// Where to connect, as `device.json` has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ pub struct DeviceProfile {
     /// The profile to renew by; the platform's first if none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_profile: Option<String>,
+    /// Where the keys of its next certificates are made; in the folder if nothing is said.
+    #[serde(default, skip_serializing_if = "KeyStore::is_file")]
+    pub key_store: KeyStore,
 }
 
 /// Why an identity folder cannot be used.
@@ -63,6 +67,14 @@ pub enum IdentityFault {
     /// A certificate came for another key or another device than was asked for.
     #[error("the certificate that came is not ours: {0}; hint: ask the platform's operator")]
     NotOurs(String),
+    /// The key cannot be made or used.
+    #[error("the key of {} cannot be used: {source}", path.display())]
+    Key {
+        /// The key file.
+        path: PathBuf,
+        /// Why.
+        source: KeyStoreFault,
+    },
     /// Others may read the key.
     #[error("others may read {} (mode {mode:03o}); hint: chmod 600 {}", path.display(), path.display())]
     Exposed {
@@ -85,7 +97,7 @@ pub struct DeviceIdentity {
     pub platform_roots: Vec<CertificateDer<'static>>,
     /// The time, as far as it is known.
     pub clock: DeviceClock,
-    pub(crate) key: PrivateKeyDer<'static>,
+    pub(crate) key: DeviceKey,
 }
 
 impl std::fmt::Debug for DeviceIdentity {

@@ -2,13 +2,14 @@
 //!
 //! 1. [`identity`]: certificate and key, pinned platform roots, where to connect
 //! 2. [`folder`]: how they are kept, and how a certificate is replaced so that a power cut never leaves none
-//! 3. [`clock`]: the time on a device that may have none
-//! 4. `trust`: whom the device believes to be the platform
-//! 5. [`link`]: mutual TLS and MQTT: connect, publish, subscribe
-//! 6. [`est`]: enrolment over HTTPS
-//! 7. [`renewal`]: the first certificate, the next one, and its first connection
-//! 8. [`fault`]: every way to fail, what it means and what to do about it
-//! 9. [`backoff`]: how long to wait before the next try
+//! 3. [`keys`]: in a file, or in a token that they never leave
+//! 4. [`clock`]: the time on a device that may have none
+//! 5. `trust`: whom the device believes to be the platform
+//! 6. [`link`]: mutual TLS and MQTT: connect, publish, subscribe
+//! 7. [`est`]: enrolment over HTTPS
+//! 8. [`renewal`]: the first certificate, the next one, and its first connection
+//! 9. [`fault`]: every way to fail, what it means and what to do about it
+//! 10. [`backoff`]: how long to wait before the next try
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it runs on the device and reads its clock"
@@ -21,6 +22,7 @@ pub mod est;
 pub mod fault;
 pub mod folder;
 pub mod identity;
+pub mod keys;
 pub mod link;
 pub mod renewal;
 mod trust;
@@ -31,5 +33,6 @@ pub use est::{EstServer, Secret};
 pub use fault::{EnrolFault, LinkFault};
 pub use folder::{IdentityFolder, KeyReuse};
 pub use identity::{DeviceIdentity, DeviceProfile, IdentityFault};
+pub use keys::{DeviceKey, KeyStore, KeyStoreFault};
 pub use link::{Link, LinkOptions, Message};
 pub use renewal::{Enrolment, Keeper, Proof, RenewalWindow};

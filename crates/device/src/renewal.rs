@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_factory::est::Bundle;
-use countersign_factory::{CertificateRequest, SoftwareKey, renewal_proof};
+use countersign_factory::{CertificateRequest, renewal_proof};
+use countersign_identity::signed::Signer;
 use countersign_identity::{CertificateFacts, DeviceId, Timestamp};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -21,6 +22,7 @@ use crate::est::{EstClient, EstServer, Secret, chain_above, device_of};
 use crate::fault::{EnrolFault, LinkFault};
 use crate::folder::{IdentityFolder, KeyReuse, Renewing, is_for};
 use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
+use crate::keys::{DeviceKey, KeyStore};
 use crate::link::{Link, LinkOptions};
 
 /// How long each step of an enrolment may take.
@@ -45,7 +47,7 @@ pub enum Proof {
         /// The certificate, and those above it.
         chain: Vec<CertificateDer<'static>>,
         /// Its key.
-        key: PrivateKeyDer<'static>,
+        key: DeviceKey,
     },
 }
 
@@ -113,6 +115,9 @@ pub struct Enrolment {
     pub proof: Proof,
     /// Whether an identity that is there may be replaced, once the new one has connected.
     pub again: bool,
+    /// Where its keys are made, from now on; where those of the identity that is replaced were, if nothing is said, and in
+    /// the folder if there is none.
+    pub key_store: Option<KeyStore>,
 }
 
 /// Asks for a certificate, and keeps it. Safe to repeat: the key is kept, and the same request gets the same answer.
@@ -133,19 +138,24 @@ pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<Dev
     pin(folder, &client, &bundle)?;
     let replaces = folder.has_identity();
     let _renewing = renewing(folder).await?;
+    let key_store = match &enrolment.key_store {
+        Some(store) => store.clone(),
+        None if replaces => folder.load()?.profile.key_store,
+        None => KeyStore::File,
+    };
     let key = if replaces {
-        folder.begin(KeyReuse::New)?
+        folder.begin_in(&key_store, KeyReuse::New)?
     } else {
-        folder.first_key()?
+        folder.first_key(&key_store)?
     };
     let name = match (&enrolment.device, secret, shown) {
         (Some(device), _, _) => device.to_string(),
         (None, Some(secret), _) => secret.user.clone(),
         (None, None, _) => "device".to_owned(),
     };
-    let request = CertificateRequest::der_with_name(&key, &name).map_err(key_fault)?;
+    let request = CertificateRequest::der_with_name(&*key, &name).map_err(key_fault)?;
     let leaf = client.enrol(&request, secret).await?;
-    let (chain, facts) = checked(leaf, &key, &bundle)?;
+    let (chain, facts) = checked(leaf, &*key, &bundle)?;
     let device = device_of(&facts)
         .filter(|d| enrolment.device.as_ref().is_none_or(|asked| asked == d))
         .ok_or_else(|| IdentityFault::NotOurs(format!("it is for {}", facts.subject_text)))?;
@@ -157,6 +167,7 @@ pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<Dev
         tenant: server.tenant.clone(),
         enrol_port: Some(server.port),
         certificate_profile: server.profile.clone(),
+        key_store,
     };
     if replaces {
         folder.complete(&chain)?;
@@ -186,7 +197,7 @@ pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<Certifica
     let bundle = client.bundle().await?;
     pin(folder, &client, &bundle)?;
     let key = folder.begin(reuse)?;
-    let request = CertificateRequest::with_subject(&key, &identity.facts.subject_der).map_err(key_fault)?;
+    let request = CertificateRequest::with_subject(&*key, &identity.facts.subject_der).map_err(key_fault)?;
     let word = word_of(&identity, &request);
     let renewed = client.reenrol(&request, word.as_deref()).await;
     let leaf = match renewed {
@@ -199,7 +210,7 @@ pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<Certifica
             return Err(fault);
         }
     };
-    let (chain, facts) = checked(leaf, &key, &bundle)?;
+    let (chain, facts) = checked(leaf, &*key, &bundle)?;
     if facts.subject_der != identity.facts.subject_der {
         return Err(IdentityFault::NotOurs(format!("it is for {}", facts.subject_text)).into());
     }
@@ -227,11 +238,8 @@ async fn renewing(folder: &IdentityFolder) -> Result<Renewing, EnrolFault> {
 /// The old key's word for the request. TLS proves that key to the platform's server; a CA behind it may want to see for
 /// itself. `None` for a key of another kind than we make: then the server's word must do.
 fn word_of(identity: &DeviceIdentity, request: &[u8]) -> Option<Vec<u8>> {
-    let PrivateKeyDer::Pkcs8(old) = &identity.key else {
-        return None;
-    };
-    let old = SoftwareKey::from_pkcs8(old.secret_pkcs8_der()).ok()?;
-    renewal_proof::create(&old, identity.chain.first()?, request).ok()
+    let old = identity.key.signer().ok()??;
+    renewal_proof::create(&*old, identity.chain.first()?, request).ok()
 }
 
 /// Fetches the trust bundle, and pins what it says: which of our roots is new, if any.
@@ -286,7 +294,7 @@ fn pin(folder: &IdentityFolder, client: &EstClient, bundle: &Bundle) -> Result<u
 /// The certificate with what is above it, if it is for our key.
 fn checked(
     leaf: Vec<u8>,
-    key: &SoftwareKey,
+    key: &dyn Signer,
     bundle: &Bundle,
 ) -> Result<(Vec<Vec<u8>>, CertificateFacts), EnrolFault> {
     let facts = is_for(Some(&leaf), key)?;

@@ -7,20 +7,21 @@ use countersign_identity::Timestamp;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version,
 };
 
 use crate::clock::DeviceClock;
 use crate::fault::LinkFault;
+use crate::keys::DeviceKey;
 
 /// How often the time is moved forward to a notBefore while the clock is known to be behind: once per certificate of a
 /// chain.
 const SOFT_MAX: usize = 8;
 
 /// What the device shows.
-pub(crate) type Shown<'a> = Option<(&'a [CertificateDer<'static>], &'a PrivateKeyDer<'static>)>;
+pub(crate) type Shown<'a> = Option<(&'a [CertificateDer<'static>], &'a DeviceKey)>;
 
 /// Verifies against pinned roots, and keeps which of them it was.
 #[derive(Debug)]
@@ -160,9 +161,12 @@ pub(crate) fn tls(
         .dangerous()
         .with_custom_certificate_verifier(pinned.clone());
     let mut config = match shown {
-        Some((chain, key)) => builder
-            .with_client_auth_cert(chain.to_vec(), key.clone_key())
-            .map_err(unusable)?,
+        Some((chain, key)) => {
+            let certified = key
+                .certified(chain)
+                .map_err(|e| LinkFault::Key(format!("{}: {e}", key.place())))?;
+            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)))
+        }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![alpn.to_vec()];

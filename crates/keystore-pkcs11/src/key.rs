@@ -197,6 +197,34 @@ impl TokenKey {
         Ok(Some(key))
     }
 
+    /// Destroys a key, both halves. Whether there was one.
+    ///
+    /// # Errors
+    /// [`TokenError`] with its cure, for one if several keys have this name: then none is destroyed.
+    pub fn destroy(uri: TokenUri) -> Result<bool, TokenError> {
+        let token = Token::new(uri);
+        let session = token.writing_session()?;
+        let failed = |e: Error| token.failed("destroy a key", &e);
+        let uri = token.uri();
+        let private = session
+            .find_objects(&by_name(uri, ObjectClass::PRIVATE_KEY))
+            .map_err(failed)?;
+        if private.len() > 1 {
+            return Err(TokenError::SeveralKeys {
+                token: uri.token_text(),
+                key: uri.key_text(),
+            });
+        }
+        // The private half first: a public key alone is nobody's.
+        let public = session
+            .find_objects(&by_name(uri, ObjectClass::PUBLIC_KEY))
+            .map_err(failed)?;
+        for object in private.iter().chain(&public) {
+            session.destroy_object(*object).map_err(failed)?;
+        }
+        Ok(!private.is_empty())
+    }
+
     /// What the token says of how it is kept.
     pub fn protection(&self) -> Protection {
         self.protection

@@ -139,6 +139,57 @@ impl FromStr for TokenUri {
     }
 }
 
+/// Percent-encoding of all but the unreserved characters (RFC 3986 section 2.3) and the slash, which a query may have.
+fn encode(value: &[u8], keep_slash: bool) -> String {
+    value
+        .iter()
+        .map(|b| match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(*b).to_string(),
+            b'/' if keep_slash => "/".into(),
+            _ => format!("%{b:02X}"),
+        })
+        .collect()
+}
+
+impl std::fmt::Display for TokenUri {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let named = |name: &str, value: &Option<String>| {
+            value
+                .as_ref()
+                .map(|v| format!("{name}={}", encode(v.as_bytes(), false)))
+        };
+        let path = [
+            named("token", &self.token),
+            named("serial", &self.serial),
+            named("manufacturer", &self.manufacturer),
+            named("model", &self.model),
+            self.slot.map(|s| format!("slot-id={s}")),
+            named("object", &self.object),
+            // All of it encoded, as RFC 7512 section 2.3 asks for binary data.
+            self.id.as_ref().map(|id| {
+                let octets: String = id.iter().map(|b| format!("%{b:02X}")).collect();
+                format!("id={octets}")
+            }),
+        ];
+        let path: Vec<String> = path.into_iter().flatten().collect();
+        let module = encode(self.module.as_os_str().as_encoded_bytes(), true);
+        write!(f, "pkcs11:{}?module-path={module}", path.join(";"))?;
+        match &self.pin {
+            Some(PinSource::File(path)) => {
+                write!(
+                    f,
+                    "&pin-source={}",
+                    encode(path.as_os_str().as_encoded_bytes(), true)
+                )
+            }
+            Some(PinSource::Credential(name)) => {
+                write!(f, "&pin-source=credential:{}", encode(name.as_bytes(), false))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 fn pin_source(value: &str) -> Result<PinSource, TokenError> {
     if let Some(name) = value.strip_prefix("credential:") {
         if name.is_empty() || name.contains('/') || name == ".." {
@@ -266,6 +317,18 @@ mod tests {
         assert_eq!(uri.pin, Some(PinSource::File("/etc/pin".into())));
         let root = uri.with_suffix("-root").unwrap();
         assert_eq!((root.object.as_deref(), root.id), (Some("issuing-root"), None));
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_the_same() {
+        for text in [
+            "pkcs11:token=The%20CA%3B1;object=issuing;id=%01%aB?module-path=/lib/m.so&pin-source=file:///etc/a%20pin",
+            "pkcs11:serial=7;slot-id=3;object=b%26c?module-path=/lib/m.so&pin-source=credential:pin",
+            "pkcs11:model=m;manufacturer=%C3%BC;token=t;object=b?module-path=/lib/m%25.so",
+        ] {
+            let uri: TokenUri = text.parse().unwrap();
+            assert_eq!(uri.to_string().parse::<TokenUri>().unwrap(), uri, "{uri}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use countersign_authority::folder;
-use countersign_device::DeviceProfile;
+use countersign_device::{DeviceProfile, KeyStore};
 use countersign_factory::key::KeyFault;
 use countersign_factory::{CertificateRequest, SoftwareKey};
 use countersign_identity::DeviceId;
@@ -51,6 +51,7 @@ pub fn files(provisioned: &Provisioned) -> Result<[(&'static str, Vec<u8>); 3], 
         tenant: provisioned.tenant.clone(),
         enrol_port: provisioned.enrol_port,
         certificate_profile: None,
+        key_store: KeyStore::File,
     };
     let text = serde_json::to_string_pretty(&profile).map_err(|e| Failure::internal(e.to_string()))?;
     Ok([

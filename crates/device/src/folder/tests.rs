@@ -1,16 +1,20 @@
 use std::sync::Arc;
 
-use rcgen::{CertificateParams, DnType, KeyPair};
+use countersign_factory::SoftwareKey;
+use der::Encode;
+use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SubjectPublicKeyInfo};
 
 use super::*;
 use crate::disk::CutDisk;
 
 /// A certificate for a key, as an authority would issue it.
-fn certificate(key: &SoftwareKey, name: &str) -> Vec<u8> {
-    let pair = KeyPair::from_pem(&key.to_pem()).unwrap();
+fn certificate(key: &dyn Signer, name: &str) -> Vec<u8> {
+    let public = SubjectPublicKeyInfo::from_der(&key.public_key().to_der().unwrap()).unwrap();
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
-    params.self_signed(&pair).unwrap().der().to_vec()
+    let authority = KeyPair::generate().unwrap();
+    let issuer = Issuer::new(CertificateParams::new(vec![]).unwrap(), authority);
+    params.signed_by(&public, &issuer).unwrap().der().to_vec()
 }
 
 /// A folder as `device provision` writes it, with the fingerprint of its certificate.
@@ -40,8 +44,8 @@ fn in_use(path: &Path) -> String {
 }
 
 fn belongs(identity: &DeviceIdentity) {
-    let key = SoftwareKey::from_pkcs8(identity.key.secret_der()).unwrap();
-    is_for(Some(&identity.chain[0].to_vec()), &key).unwrap();
+    let key = identity.key.signer().unwrap().unwrap();
+    is_for(Some(&identity.chain[0].to_vec()), &*key).unwrap();
 }
 
 struct Shared(Arc<CutDisk>);
@@ -72,7 +76,7 @@ impl Disk for Shared {
 
 fn renew(folder: &IdentityFolder) -> Outcome<()> {
     let key = folder.begin(KeyReuse::New)?;
-    let der = certificate(&key, "d1");
+    let der = certificate(&*key, "d1");
     folder.complete(std::slice::from_ref(&der))?;
     folder.promote(&Fingerprint::of(&der))
 }
@@ -101,11 +105,11 @@ fn the_power_may_be_cut_between_any_two_steps_of_a_renewal() {
         let begun = after.begin(KeyReuse::New).unwrap();
         let again = after.begin(KeyReuse::New).unwrap();
         assert_eq!(
-            begun.to_pkcs8(),
-            again.to_pkcs8(),
+            begun.public_key(),
+            again.public_key(),
             "asked for again: the same key"
         );
-        let der = certificate(&begun, "d1");
+        let der = certificate(&*begun, "d1");
         after.complete(std::slice::from_ref(&der)).unwrap();
         after.promote(&Fingerprint::of(&der)).unwrap();
         assert_ne!(in_use(place.path()), old);
@@ -139,14 +143,14 @@ fn the_old_certificate_stays_until_the_next_one_has_connected() {
         Err(IdentityFault::NotOurs(_))
     ));
     assert!(folder.pending().unwrap().is_none());
-    folder.complete(&[certificate(&key, "d1")]).unwrap();
+    folder.complete(&[certificate(&*key, "d1")]).unwrap();
     assert_eq!(in_use(place.path()), old);
     let next = folder.pending().unwrap().unwrap().facts.fingerprint;
     folder.discard(&next).unwrap();
     assert!(folder.pending().unwrap().is_none());
     assert_eq!(in_use(place.path()), old);
     let key = folder.begin(KeyReuse::Same).unwrap();
-    let der = certificate(&key, "d1");
+    let der = certificate(&*key, "d1");
     folder.complete(std::slice::from_ref(&der)).unwrap();
     // Another process that connected by what was thrown away moves nothing, nor does one that comes too late.
     folder.promote(&next).unwrap();

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use countersign_device::renewal::{self, PATIENCE};
-use countersign_device::{EnrolFault, Enrolment, EstServer, IdentityFault, KeyReuse, Proof, Secret};
+use countersign_device::{
+    DeviceKey, EnrolFault, Enrolment, EstServer, IdentityFault, KeyReuse, KeyStore, Proof, Secret,
+};
 use countersign_identity::{DeviceId, TenantId};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
 use super::Agent;
@@ -43,12 +45,16 @@ pub(crate) struct EnrolArguments {
     /// The certificate to enrol by, such as the factory's, PEM, with those above it
     #[arg(long, requires = "key")]
     certificate: Option<PathBuf>,
-    /// Its private key, PEM
+    /// Its private key, PEM, or a file with the pkcs11: URI of it
     #[arg(long, requires = "certificate")]
     key: Option<PathBuf>,
     /// Replace an identity that is there, once the new one has connected
     #[arg(long)]
     again: bool,
+    /// Where the keys are made: `file`, or a pkcs11: URI that names the first key in a token
+    /// (pkcs11:token=T;object=K?module-path=/PATH/MODULE.so&pin-source=/PATH/PIN) [default: as before, else file]
+    #[arg(long)]
+    key_store: Option<KeyStore>,
 }
 
 pub(crate) async fn enrol(agent: &Agent, arguments: EnrolArguments) -> Result<(), EnrolFault> {
@@ -68,6 +74,7 @@ pub(crate) async fn enrol(agent: &Agent, arguments: EnrolArguments) -> Result<()
         proof: proof(&arguments)?,
         device: arguments.id,
         again: arguments.again,
+        key_store: arguments.key_store,
     };
     let replaces = folder.has_identity();
     let profile = renewal::enrol(folder, &enrolment).await?;
@@ -153,7 +160,7 @@ fn proof(arguments: &EnrolArguments) -> Result<Proof, EnrolFault> {
         let text = Zeroizing::new(read(key)?);
         return Ok(Proof::Certificate {
             chain: certificates(certificate)?,
-            key: PrivateKeyDer::from_pem_slice(&text).map_err(|e| unusable(key, &e))?,
+            key: DeviceKey::read(&text).map_err(|e| unusable(key, &e))?,
         });
     }
     let (Some(file), Some(id)) = (&arguments.secret_file, &arguments.id) else {

@@ -19,9 +19,10 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use countersign_device::renewal::{self, needs_renewal};
 use countersign_device::{
-    Backoff, EnrolFault, IdentityFolder, Keeper, KeyReuse, Link, LinkFault, LinkOptions, RenewalWindow,
+    Backoff, EnrolFault, IdentityFolder, Keeper, KeyReuse, KeyStore, Link, LinkFault, LinkOptions,
+    RenewalWindow,
 };
-use countersign_factory::{CertificateRequest, SoftwareKey};
+use countersign_factory::CertificateRequest;
 use countersign_identity::DeviceId;
 use countersign_mqtt::{QoS, Version};
 
@@ -92,10 +93,13 @@ enum Command {
         #[arg(long, short)]
         count: Option<u64>,
     },
-    /// Make a key in the identity folder, and print a certificate request for it (PKCS#10, PEM)
+    /// Make a key, and print a certificate request for it (PKCS#10, PEM)
     Request {
         /// The device id
         id: DeviceId,
+        /// Where the key is made: `file`, or a pkcs11: URI that names it; device.json then needs the same `key_store`
+        #[arg(long, default_value = "file")]
+        key_store: KeyStore,
     },
 }
 
@@ -126,10 +130,10 @@ struct Agent {
 }
 
 async fn run(arguments: Arguments) -> ExitCode {
-    if let Command::Request { id } = &arguments.command {
-        return request(&arguments.identity, id);
-    }
     let folder = IdentityFolder::new(&arguments.identity);
+    if let Command::Request { id, key_store } = &arguments.command {
+        return request(&folder, id, key_store);
+    }
     if !matches!(arguments.command, Command::Enrol(_)) {
         match folder.load() {
             Ok(identity) => {
@@ -369,38 +373,18 @@ async fn listen(
     Ok(Listened::Enough)
 }
 
-fn request(folder: &std::path::Path, id: &DeviceId) -> ExitCode {
-    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder);
-    if let Err(e) = made {
-        return fail(3, &format!("cannot make {}: {e}", folder.display()));
-    }
-    let path = folder.join("device.key");
-    let key = match SoftwareKey::generate() {
-        Ok(key) => key,
-        Err(e) => return fail(1, &e.to_string()),
-    };
+fn request(folder: &IdentityFolder, id: &DeviceId, store: &KeyStore) -> ExitCode {
+    let path = folder.path().join("device.key");
     // Never over an existing key: the device's identity would be lost with it.
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path);
-    let written = file.and_then(|mut file| {
-        file.write_all(key.to_pem().as_bytes())
-            .and_then(|()| file.sync_all())
-    });
-    if let Err(e) = written {
-        let hint = match e.kind() {
-            std::io::ErrorKind::AlreadyExists => "; hint: a key that exists is never overwritten",
-            _ => "",
-        };
-        return fail(3, &format!("cannot write {}: {e}{hint}", path.display()));
+    if path.symlink_metadata().is_ok() {
+        let hint = "hint: a key that exists is never overwritten";
+        return fail(3, &format!("there is a key in {}; {hint}", path.display()));
     }
-    match CertificateRequest::create(&key, id) {
+    let key = match folder.first_key(store) {
+        Ok(key) => key,
+        Err(e) => return fail(3, &e.to_string()),
+    };
+    match CertificateRequest::create(&*key, id) {
         Ok(text) => {
             print!("{text}");
             eprintln!(
