@@ -16,7 +16,7 @@ pub fn program(program: &Path) -> &'static Path {
         let folder = program.parent().expect("a folder");
         let agent = folder.join("countersign-agent");
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let newest = ["device", "factory", "identity", "mqtt"]
+        let newest = ["device", "factory", "identity", "keystore-pkcs11", "mqtt"]
             .iter()
             .map(|name| newest(&sources.join(name).join("src")))
             .max();
@@ -65,6 +65,7 @@ pub struct Agent {
     program: PathBuf,
     /// The identity folder.
     pub folder: PathBuf,
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Agent {
@@ -73,13 +74,23 @@ impl Agent {
         Self {
             program: program(server).to_owned(),
             folder,
+            environment: Vec::new(),
         }
+    }
+
+    /// The same, with this variable in its environment.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: PathBuf) -> Self {
+        self.environment.retain(|(known, _)| *known != name);
+        self.environment.push((name, value));
+        self
     }
 
     /// The command, with the identity folder given.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--identity").arg(&self.folder).args(arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -111,6 +111,13 @@ pub(crate) async fn renew(agent: &Agent, same_key: bool, no_connect: bool) -> Re
     }
     agent.connect().await?.disconnect().await?;
     let identity = agent.folder.load()?;
+    if next.fingerprint == before {
+        println!(
+            "{}: certificate {} stays in use until {}: for the same key the platform has no other yet",
+            identity.profile.id, next.serial, next.not_after
+        );
+        return Ok(());
+    }
     if identity.facts.fingerprint == before {
         return Err(EnrolFault::Usage(
             "the platform issued a certificate and does not admit it; hint: the old one is still in use; ask `countersign explain DEVICE` there".into(),

@@ -1,0 +1,398 @@
+//! A device whose key is in a token: made there, used there, replaced there; the real agent with SoftHSM against a server.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use countersign_testkit::agent::Agent;
+use countersign_testkit::pki::{Ca, Leaf};
+use countersign_testkit::server::{Server, listener};
+use serde_json::json;
+
+const PIN: &str = "246810";
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_countersign"))
+}
+
+/// The module, where Debian puts it.
+fn module() -> &'static str {
+    let places = [
+        "/usr/lib/softhsm/libsofthsm2.so",
+        "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+        "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+    ];
+    let found = places.into_iter().find(|p| Path::new(p).exists());
+    found.expect("apt-get install softhsm2")
+}
+
+/// A server that enrols, and a machine with a token named `board`.
+struct Place {
+    folder: tempfile::TempDir,
+    server: Server,
+    enrol: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(program(), &folder.path().join("data"), &listener("enrol")).unwrap();
+        let enrol = format!("localhost:{}", server.listener("enrol").unwrap().port());
+        let place = Self {
+            folder,
+            server,
+            enrol,
+        };
+        let root = place.server.cli_ok(&["authority", "export", "platform"]).unwrap();
+        place.write("root.pem", &root);
+        place.write("pin", &format!("{PIN}\n"));
+        std::fs::set_permissions(place.path("pin"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::create_dir(place.path("tokens")).unwrap();
+        let tokens = format!("directories.tokendir = {}\n", place.text("tokens"));
+        place.write("softhsm.conf", &tokens);
+        place.run(
+            "softhsm2-util",
+            &[
+                "--init-token",
+                "--free",
+                "--label",
+                "board",
+                "--pin",
+                PIN,
+                "--so-pin",
+                "13579",
+            ],
+        );
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.path(name), text).unwrap();
+        self.text(name)
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> (bool, String) {
+        let output = Command::new(program)
+            .args(arguments)
+            .env("SOFTHSM2_CONF", self.path("softhsm.conf"))
+            .output()
+            .unwrap();
+        let text = [output.stdout.as_slice(), &output.stderr].concat();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    }
+
+    fn tool(&self, arguments: &[&str]) -> (bool, String) {
+        let login = [
+            "--module",
+            module(),
+            "--token-label",
+            "board",
+            "--login",
+            "--pin",
+            PIN,
+        ];
+        self.run("pkcs11-tool", &[&login, arguments].concat())
+    }
+
+    /// The labels of the private keys in the token.
+    fn keys(&self) -> Vec<String> {
+        let (_, listed) = self.tool(&["--list-objects", "--type", "privkey"]);
+        let labels = listed.lines().filter_map(|l| l.trim().strip_prefix("label:"));
+        let mut labels: Vec<String> = labels.map(|l| l.trim().to_owned()).collect();
+        labels.sort();
+        labels
+    }
+
+    fn uri(&self, key: &str) -> String {
+        format!(
+            "pkcs11:token=board;object={key}?module-path={}&pin-source={}",
+            module(),
+            self.text("pin")
+        )
+    }
+
+    fn agent(&self, name: &str) -> Agent {
+        Agent::new(program(), self.path(name)).with("SOFTHSM2_CONF", self.path("softhsm.conf"))
+    }
+
+    fn secret(&self, device: &str) -> String {
+        let text = self.server.cli_ok(&["device", "secret", device]).unwrap();
+        self.write(&format!("{device}.secret"), &text)
+    }
+
+    /// What enrolls a device by a one-time secret, with its keys in the token.
+    fn arguments(&self, device: &str, key: &str) -> Vec<String> {
+        self.server.cli_ok(&["device", "add", device]).unwrap();
+        let secret = self.secret(device);
+        let (root, store) = (self.text("root.pem"), self.uri(key));
+        [
+            "enrol",
+            "--server",
+            &self.enrol,
+            "--platform-root",
+            &root,
+            "--id",
+            device,
+            "--secret-file",
+            &secret,
+            "--key-store",
+            &store,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+}
+
+fn borrowed(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
+/// All bytes below a folder.
+fn bytes_below(folder: &Path) -> Vec<u8> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        all.extend(if path.is_dir() {
+            bytes_below(&path)
+        } else {
+            std::fs::read(&path).unwrap()
+        });
+    }
+    all
+}
+
+#[test]
+fn the_key_is_made_in_the_token_used_there_and_replaced_there() {
+    let place = Place::new();
+    let agent = place.agent("sensor-1");
+    agent.ok(&borrowed(&place.arguments("sensor-1", "sensor-1")));
+    assert_eq!(place.keys(), ["sensor-1"]);
+    agent.ok(&["publish", "21.5"]);
+    // The same by others, which read device.json.
+    assert!(
+        std::fs::read_to_string(agent.folder.join("device.json"))
+            .unwrap()
+            .contains("pkcs11:token=board")
+    );
+
+    // It cannot be had: not from the disk, not from the token.
+    let holds_key = |bytes: &[u8]| bytes.windows(11).any(|w| w == b"PRIVATE KEY");
+    assert!(!holds_key(&bytes_below(&agent.folder)));
+    let out = place.text("stolen");
+    let (read, said) = place.tool(&[
+        "--read-object",
+        "--type",
+        "privkey",
+        "--label",
+        "sensor-1",
+        "--output-file",
+        &out,
+    ]);
+    assert!(
+        !read || std::fs::read(&out).unwrap_or_default().is_empty(),
+        "{said}"
+    );
+    let (_, listed) = place.tool(&["--list-objects", "--type", "privkey"]);
+    assert!(
+        listed.contains("never extractable") && listed.contains("always sensitive"),
+        "{listed}"
+    );
+
+    // The next certificate has a key of its own, and the old one is destroyed once it has connected.
+    let first = agent.certificate();
+    agent.ok(&["renew", "--no-connect"]);
+    assert_eq!(place.keys(), ["sensor-1", "sensor-1-1"]);
+    assert_eq!(agent.certificate(), first);
+    agent.ok(&["check"]);
+    assert_eq!(place.keys(), ["sensor-1-1"]);
+    assert_ne!(agent.certificate(), first);
+    // Asked for and never answered, as after a power cut: it is taken up again, and leaves no key behind.
+    agent.ok(&["renew"]);
+    agent.ok(&["renew"]);
+    assert_eq!(place.keys(), ["sensor-1-3"]);
+    // The same key once more: it stays, though its old slot goes.
+    assert!(agent.ok(&["renew", "--same-key"]).contains("for the same key"));
+    assert_eq!(place.keys(), ["sensor-1-3"]);
+    agent.ok(&["publish", "22.0"]);
+    assert!(!holds_key(&bytes_below(&agent.folder)));
+
+    place
+        .server
+        .cli_ok(&["device", "decommission", "sensor-1", "--reason", "scrapped"])
+        .unwrap();
+    let (code, _, err) = agent.run(&["check"]);
+    assert!([6, 7].contains(&code), "{code}: {err}");
+}
+
+#[test]
+fn a_key_that_is_in_the_token_already_is_taken() {
+    let place = Place::new();
+    let made = [
+        "--keypairgen",
+        "--key-type",
+        "EC:prime256v1",
+        "--label",
+        "born-here",
+        "--id",
+        "01",
+    ];
+    assert!(place.tool(&made).0);
+    let agent = place.agent("sensor-2");
+    agent.ok(&borrowed(&place.arguments("sensor-2", "born-here")));
+    assert_eq!(place.keys(), ["born-here"]);
+    let (_, point) = place.tool(&[
+        "--read-object",
+        "--type",
+        "pubkey",
+        "--label",
+        "born-here",
+        "--output-file",
+        &place.text("point"),
+    ]);
+    let certificate = place.run(
+        "openssl",
+        &[
+            "x509",
+            "-in",
+            &agent.folder.join("device.crt").display().to_string(),
+            "-noout",
+            "-pubkey",
+        ],
+    );
+    let public = place.run(
+        "openssl",
+        &["pkey", "-pubin", "-inform", "DER", "-in", &place.text("point")],
+    );
+    assert_eq!(certificate, public, "{point}");
+    agent.ok(&["check"]);
+}
+
+#[test]
+fn a_factory_certificate_whose_key_is_in_the_token_enrols() {
+    let place = Place::new();
+    let ca = Ca::root("manufacturer", None);
+    place
+        .server
+        .register("manufacturer", "default", &ca, &json!({ "mode": "known-device" }))
+        .unwrap();
+    let add = ["device", "add", "SN-7", "--authority", "manufacturer"];
+    place.server.cli_ok(&add).unwrap();
+    let factory = ca.issue(&Leaf::named("SN-7"), &[]);
+    let (certificate, key) = (
+        place.write("idevid.pem", &factory.pem),
+        place.write("idevid.key", &factory.key_pem),
+    );
+    let imported = place.run(
+        "softhsm2-util",
+        &[
+            "--import", &key, "--token", "board", "--label", "idevid", "--id", "02", "--pin", PIN,
+        ],
+    );
+    assert!(imported.0, "{}", imported.1);
+    std::fs::remove_file(&key).unwrap();
+    let uri = place.write("idevid.uri", &place.uri("idevid"));
+    std::fs::set_permissions(&uri, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let agent = place.agent("SN-7");
+    let (root, store) = (place.text("root.pem"), place.uri("ldevid"));
+    agent.ok(&[
+        "enrol",
+        "--server",
+        &place.enrol,
+        "--platform-root",
+        &root,
+        "--certificate",
+        &certificate,
+        "--key",
+        &uri,
+        "--key-store",
+        &store,
+    ]);
+    agent.ok(&["renew"]);
+    // The factory's key is not ours to destroy.
+    assert_eq!(place.keys(), ["idevid", "ldevid-1"]);
+}
+
+#[test]
+fn what_is_wrong_with_the_token_is_told_with_its_cure_and_nothing_is_lost() {
+    let place = Place::new();
+    let agent = place.agent("sensor-3");
+    let arguments = place.arguments("sensor-3", "sensor-3");
+    // No such token, and no such module.
+    for (from, to, word) in [
+        ("token=board", "token=other", "there is no token"),
+        (module(), "/nowhere/m.so", "cannot be loaded"),
+    ] {
+        let wrong: Vec<String> = arguments.iter().map(|a| a.replace(from, to)).collect();
+        let (code, _, err) = agent.run(&borrowed(&wrong));
+        assert_eq!(code, 3, "{err}");
+        assert!(err.contains(word) && err.contains("hint: "), "{err}");
+    }
+    agent.ok(&borrowed(&arguments));
+    let before = bytes_below(&agent.folder);
+    // The token is unplugged.
+    let unplugged = agent.clone().with("SOFTHSM2_CONF", place.path("nothing"));
+    place.write(
+        "nothing",
+        &format!("directories.tokendir = {}\n", place.text("empty")),
+    );
+    std::fs::create_dir(place.path("empty")).unwrap();
+    for command in ["check", "renew"] {
+        let (code, _, err) = unplugged.run(&[command]);
+        assert_eq!(code, 3, "{err}");
+        assert!(
+            err.contains("there is no token") && err.contains("hint: plug it in"),
+            "{err}"
+        );
+    }
+    // The PIN was changed: it is tried once, and the token does not lock.
+    place.write("pin", "000000\n");
+    let (code, _, err) = agent.run(&["check"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("is wrong") && err.contains("hint: "), "{err}");
+    place.write("pin", &format!("{PIN}\n"));
+    assert_eq!(bytes_below(&agent.folder), before);
+    agent.ok(&["check"]);
+    // The key was deleted by other hands.
+    place.tool(&["--delete-object", "--type", "privkey", "--label", "sensor-3"]);
+    let (code, _, err) = agent.run(&["check"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(
+        err.contains("has no private key") && err.contains("hint: "),
+        "{err}"
+    );
+    // What an interrupted enrolment left is not taken for something else.
+    let begun = place.agent("sensor-4");
+    let secret = place.arguments("sensor-4", "sensor-4");
+    std::fs::create_dir(&begun.folder).unwrap();
+    let software = Command::new("openssl")
+        .args([
+            "genpkey",
+            "-algorithm",
+            "EC",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+        ])
+        .output()
+        .unwrap();
+    std::fs::write(begun.folder.join("device.key"), software.stdout).unwrap();
+    std::fs::set_permissions(
+        begun.folder.join("device.key"),
+        std::fs::Permissions::from_mode(0o600),
+    )
+    .unwrap();
+    let (code, _, err) = begun.run(&borrowed(&secret));
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("the same key store"), "{err}");
+}
