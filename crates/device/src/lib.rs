@@ -8,8 +8,10 @@
 //! 6. [`link`]: mutual TLS and MQTT: connect, publish, subscribe
 //! 7. [`est`]: enrolment over HTTPS
 //! 8. [`renewal`]: the first certificate, the next one, and its first connection
-//! 9. [`fault`]: every way to fail, what it means and what to do about it
-//! 10. [`backoff`]: how long to wait before the next try
+//! 9. [`queue`]: messages that wait for the platform
+//! 10. [`service`]: all of it, running by itself
+//! 11. [`fault`]: every way to fail, what it means and what to do about it
+//! 12. [`backoff`]: how long to wait before the next try
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it runs on the device and reads its clock"
@@ -24,7 +26,9 @@ pub mod folder;
 pub mod identity;
 pub mod keys;
 pub mod link;
+pub mod queue;
 pub mod renewal;
+pub mod service;
 mod trust;
 
 pub use backoff::Backoff;
@@ -35,4 +39,6 @@ pub use folder::{IdentityFolder, KeyReuse};
 pub use identity::{DeviceIdentity, DeviceProfile, IdentityFault};
 pub use keys::{DeviceKey, KeyStore, KeyStoreFault};
 pub use link::{Link, LinkOptions, Message};
+pub use queue::{Queue, QueueBounds, QueueFault};
 pub use renewal::{Enrolment, Keeper, Proof, RenewalWindow};
+pub use service::{Listener, Outbox, Service, State, Status};

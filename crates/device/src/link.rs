@@ -60,6 +60,8 @@ pub struct Link {
     version: Version,
     keep_alive: Duration,
     next_id: u16,
+    /// A PINGREQ waits for an answer.
+    is_asked: bool,
     messages: VecDeque<Message>,
 }
 
@@ -117,6 +119,7 @@ impl Link {
             version: options.version,
             keep_alive: options.keep_alive,
             next_id: 0,
+            is_asked: false,
             messages: VecDeque::new(),
         };
         let mut packet = Vec::new();
@@ -258,7 +261,11 @@ impl Link {
         }
     }
 
+    /// Asks whether the platform is there. Whoever does not answer until the next time is not (MQTT 5.0 section 3.1.2.10).
     async fn ping(&mut self) -> Result<(), LinkFault> {
+        if std::mem::replace(&mut self.is_asked, true) {
+            return Err(LinkFault::Broken("the platform answers no PINGREQ".into()));
+        }
         let mut packet = Vec::new();
         encode_pingreq(&mut packet);
         self.write(&packet).await
@@ -299,6 +306,7 @@ impl Link {
                 };
             if let Some((taken, length)) = taken {
                 self.input.advance(length);
+                self.is_asked = false;
                 return match taken {
                     Taken::Event(event) => Ok(event),
                     Taken::Message(message, acknowledge) => {

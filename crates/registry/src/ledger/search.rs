@@ -103,6 +103,9 @@ pub struct Doings {
     pub sessions_whole_since: Option<Timestamp>,
 }
 
+/// The last moment of which an id begins with the time in milliseconds and still fits a row's, in September 2039.
+const NEWEST: Timestamp = Timestamp::from_unix_ms(i64::MAX >> 22);
+
 impl Ledger {
     /// Refused exchanges, newest first.
     ///
@@ -172,7 +175,8 @@ impl Ledger {
     ) -> Result<Doings, RegistryError> {
         let db = self.reader.lock();
         let first = ExchangeId::new(from, 0).as_u64().cast_signed();
-        let last = ExchangeId::new(to, u32::MAX).as_u64().cast_signed();
+        // As far as a row's id reaches: whoever writes "until 2100" means until now.
+        let last = ExchangeId::new(to.min(NEWEST), u32::MAX).as_u64().cast_signed();
         let (tenant, device) = (tenant.as_str(), device.as_str());
         let read = |sql: &str, values: &[&dyn ToSql]| -> Result<Vec<String>, RegistryError> {
             let mut statement = db.prepare_cached(sql)?;

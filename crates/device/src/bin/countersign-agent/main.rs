@@ -10,6 +10,8 @@
 )]
 
 mod enrol;
+mod run;
+mod status;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -29,9 +31,9 @@ use countersign_mqtt::{QoS, Version};
 /// A device's link to its Countersign platform: has a certificate issued and renewed, proves who it is by it, then
 /// publishes and subscribes. While it runs it renews its certificate by itself.
 ///
-/// Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 identity folder unusable, 4 platform not reachable, 5 platform
+/// Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 identity folder or key unusable, 4 platform not reachable, 5 platform
 /// not trusted, 6 certificate refused, 7 session refused, 8 publish or subscribe not permitted, 9 session ended, 10
-/// enrolment refused, 11 enrolment waits for approval.
+/// enrolment refused, 11 enrolment waits for approval, 12 service not running.
 #[derive(Parser)]
 #[command(name = "countersign-agent", version)]
 struct Arguments {
@@ -84,6 +86,9 @@ enum Command {
         /// Quality of service
         #[arg(long, short, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
         qos: u8,
+        /// Hand it to the service that runs on this identity (countersign-agent run), which keeps it until it is delivered
+        #[arg(long, conflicts_with = "qos")]
+        queued: bool,
     },
     /// Subscribe, and print each message as TOPIC, tab, payload; reconnect when the link is lost
     Subscribe {
@@ -93,6 +98,10 @@ enum Command {
         #[arg(long, short)]
         count: Option<u64>,
     },
+    /// Run as a service: stay connected, deliver what is handed in, keep it on disk while the platform is away
+    Run(run::RunArguments),
+    /// Show how the service stands, and what to do about it
+    Status(status::StatusArguments),
     /// Make a key, and print a certificate request for it (PKCS#10, PEM)
     Request {
         /// The device id
@@ -134,6 +143,9 @@ async fn run(arguments: Arguments) -> ExitCode {
     if let Command::Request { id, key_store } = &arguments.command {
         return request(&folder, id, key_store);
     }
+    if let Command::Status(asked) = &arguments.command {
+        return status::status(&folder, asked);
+    }
     if !matches!(arguments.command, Command::Enrol(_)) {
         match folder.load() {
             Ok(identity) => {
@@ -159,9 +171,18 @@ async fn run(arguments: Arguments) -> ExitCode {
         Command::Enrol(arguments) => enrol::enrol(&agent, arguments).await,
         Command::Renew { same_key, no_connect } => enrol::renew(&agent, same_key, no_connect).await,
         Command::Check => check(&agent).await,
-        Command::Publish { topic, message, qos } => publish(&agent, topic, message, qos).await,
+        Command::Publish {
+            topic,
+            message,
+            queued: true,
+            ..
+        } => run::hand_in(&agent, topic, message).await,
+        Command::Publish {
+            topic, message, qos, ..
+        } => publish(&agent, topic, message, qos).await,
+        Command::Run(arguments) => run::run(&agent, &arguments).await,
         Command::Subscribe { filter, count } => subscribe(&agent, filter, count).await,
-        Command::Request { .. } => Ok(()),
+        Command::Request { .. } | Command::Status(_) => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,311 @@
+//! `run`: the service, and how programs beside it hand in messages.
+//!
+//! On the socket each line is a JSON object, `{"topic": …, "payload": …}`, and each answer another: `{"waiting": N}` when the
+//! message is on disk, `{"error": …, "hint": …}` when it was not taken.
+
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use countersign_device::{
+    EnrolFault, IdentityFault, LinkFault, Listener, Message, Outbox, QueueBounds, Service, State, Status,
+};
+use sd_notify::NotifyState;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
+
+use super::{Agent, lines, warn};
+
+/// Where programs hand in messages, in the identity folder.
+const SOCKET: &str = "agent.sock";
+/// Held while the service runs.
+const LOCK: &str = ".running";
+/// The longest line that is read from a program.
+const LINE_MAX: u64 = 1 << 20;
+
+#[derive(Args)]
+pub(crate) struct RunArguments {
+    /// Deliver each line of standard input as telemetry; its end is not the service's
+    #[arg(long)]
+    stdin: bool,
+    /// The most messages that wait
+    #[arg(long, default_value_t = QueueBounds::default().messages)]
+    queue_messages: usize,
+    /// The most bytes that wait
+    #[arg(long, default_value_t = QueueBounds::default().bytes)]
+    queue_bytes: u64,
+}
+
+/// What a program hands in.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HandedIn {
+    /// Telemetry of this device by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    topic: Option<String>,
+    payload: String,
+}
+
+/// What it is answered.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Answered {
+    Waiting(usize),
+    #[serde(untagged)]
+    Not {
+        error: String,
+        #[serde(default)]
+        hint: Option<String>,
+    },
+}
+
+impl Answered {
+    fn not(text: &str) -> Self {
+        let (error, hint) = match text.split_once("; hint: ") {
+            Some((error, hint)) => (error, Some(hint.to_owned())),
+            None => (text, None),
+        };
+        Self::Not {
+            error: error.to_owned(),
+            hint,
+        }
+    }
+}
+
+/// The lock that says that a service runs on the folder; `None` if one does.
+///
+/// # Errors
+/// If it cannot be made.
+pub(crate) fn lock(folder: &Path) -> Result<Option<File>, IdentityFault> {
+    let path = folder.join(LOCK);
+    let failed = |source| IdentityFault::Unwritable {
+        path: path.clone(),
+        source,
+    };
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(failed(e)),
+    }
+}
+
+/// Prints messages, and tells systemd.
+struct Shell;
+
+impl Listener for Shell {
+    fn message(&mut self, message: &Message) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        write!(out, "{}\t", message.topic)?;
+        out.write_all(&message.payload)?;
+        out.write_all(b"\n")?;
+        out.flush()
+    }
+
+    fn status(&mut self, status: &Status) {
+        let lines = status.lines(status.since);
+        if status.state != State::Connecting {
+            warn(&lines[0]);
+        }
+        // Outside of systemd there is nobody to tell.
+        let _ = sd_notify::notify(&[NotifyState::Status(&lines[0])]);
+    }
+
+    fn say(&mut self, text: &str) {
+        warn(text);
+    }
+}
+
+pub(crate) async fn run(agent: &Agent, arguments: &RunArguments) -> Result<(), EnrolFault> {
+    let folder = agent.folder.path();
+    let Some(_alone) = lock(folder)? else {
+        return Err(EnrolFault::Usage(format!(
+            "a service runs on {} already; hint: countersign-agent status shows how it stands",
+            folder.display()
+        )));
+    };
+    let bounds = QueueBounds {
+        messages: arguments.queue_messages,
+        bytes: arguments.queue_bytes,
+    };
+    let service = Service::open(folder, agent.options.clone(), agent.window, bounds)?;
+    let telemetry = format!("devices/{}/telemetry", service.device());
+    let socket = open_socket(folder)?;
+    tokio::spawn(take_in(socket, service.outbox(), telemetry.clone()));
+    if arguments.stdin {
+        tokio::spawn(take_lines(service.outbox(), telemetry));
+    }
+    let stop = Arc::new(Notify::new());
+    tokio::spawn(stop_by_signal(stop.clone()));
+    tokio::spawn(watchdog());
+    // From here on messages are taken, whether the platform is there or not.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    let ended = service.run(stop, &mut Shell).await;
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    let _ = std::fs::remove_file(folder.join(SOCKET));
+    ended
+}
+
+fn open_socket(folder: &Path) -> Result<UnixListener, EnrolFault> {
+    let path = folder.join(SOCKET);
+    // The lock is ours, so whose socket this was is gone.
+    let _ = std::fs::remove_file(&path);
+    let failed = |source| IdentityFault::Unwritable {
+        path: path.clone(),
+        source,
+    };
+    let socket = UnixListener::bind(&path).map_err(failed)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(socket)
+}
+
+async fn stop_by_signal(stop: Arc<Notify>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    stop.notify_one();
+}
+
+/// Tells systemd that we live, if it asks (WatchdogSec=).
+async fn watchdog() {
+    let Some(every) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    loop {
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        tokio::time::sleep(every / 3).await;
+    }
+}
+
+async fn take_in(socket: UnixListener, outbox: Outbox, telemetry: String) {
+    loop {
+        match socket.accept().await {
+            Ok((program, _)) => {
+                tokio::spawn(serve(program, outbox.clone(), telemetry.clone()));
+            }
+            Err(e) => {
+                warn(&format!("warning: programs cannot hand in messages: {e}"));
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn serve(mut program: UnixStream, outbox: Outbox, telemetry: String) {
+    let (reading, mut writing) = program.split();
+    let mut reading = BufReader::new(reading);
+    loop {
+        let mut line = Vec::new();
+        match (&mut reading).take(LINE_MAX).read_until(b'\n', &mut line).await {
+            Ok(1..) => {}
+            _ => return,
+        }
+        let is_whole = line.last() == Some(&b'\n');
+        let answer = if is_whole || (line.len() as u64) < LINE_MAX {
+            taken(&line, &outbox, &telemetry)
+        } else {
+            Answered::not("the line is longer than 1 MiB")
+        };
+        let mut text = serde_json::to_vec(&answer).unwrap_or_default();
+        text.push(b'\n');
+        if writing.write_all(&text).await.is_err() || !is_whole {
+            return;
+        }
+    }
+}
+
+fn taken(line: &[u8], outbox: &Outbox, telemetry: &str) -> Answered {
+    let asked: HandedIn = match serde_json::from_slice(line) {
+        Ok(asked) => asked,
+        Err(e) => {
+            return Answered::not(&format!(
+                "not a message: {e}; hint: {{\"payload\": \"21.5\"}}, and \"topic\" for another than telemetry, on one line"
+            ));
+        }
+    };
+    let topic = asked.topic.as_deref().unwrap_or(telemetry);
+    match outbox.push(topic, asked.payload.as_bytes()) {
+        Ok(waiting) => Answered::Waiting(waiting),
+        Err(e) => Answered::not(&e.to_string()),
+    }
+}
+
+async fn take_lines(outbox: Outbox, telemetry: String) {
+    let mut input = lines();
+    while let Some(line) = input.recv().await {
+        // Nobody to tell but whoever reads the log; the line waits until there is room, and so does who writes it.
+        while let Err(e) = outbox.push(&telemetry, &line) {
+            warn(&format!("warning: {e}"));
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    }
+}
+
+/// Hands messages to the running service: one, or each line of standard input.
+pub(crate) async fn hand_in(
+    agent: &Agent,
+    topic: Option<String>,
+    message: Option<String>,
+) -> Result<(), EnrolFault> {
+    let path: PathBuf = agent.folder.path().join(SOCKET);
+    let program = UnixStream::connect(&path).await.map_err(|e| {
+        EnrolFault::Usage(format!(
+            "no service takes messages at {}: {e}; hint: countersign-agent run starts it",
+            path.display()
+        ))
+    })?;
+    let mut service = BufReader::new(program);
+    if let Some(message) = message {
+        return hand(&mut service, topic.as_deref(), message).await;
+    }
+    let mut input = lines();
+    while let Some(line) = input.recv().await {
+        let text = String::from_utf8(line).map_err(|_| {
+            EnrolFault::Usage("a line is no UTF-8; hint: encode it, for example in base64".into())
+        })?;
+        hand(&mut service, topic.as_deref(), text).await?;
+    }
+    Ok(())
+}
+
+async fn hand(
+    service: &mut BufReader<UnixStream>,
+    topic: Option<&str>,
+    payload: String,
+) -> Result<(), EnrolFault> {
+    let broken = |e: &dyn std::fmt::Display| EnrolFault::Link(LinkFault::Broken(format!("the service: {e}")));
+    let asked = HandedIn {
+        topic: topic.map(str::to_owned),
+        payload,
+    };
+    let mut text = serde_json::to_vec(&asked).map_err(|e| broken(&e))?;
+    text.push(b'\n');
+    service.get_mut().write_all(&text).await.map_err(|e| broken(&e))?;
+    let mut line = String::new();
+    service.read_line(&mut line).await.map_err(|e| broken(&e))?;
+    match serde_json::from_str(&line).map_err(|e| broken(&e))? {
+        Answered::Waiting(_) => Ok(()),
+        Answered::Not { error, hint } => Err(EnrolFault::Usage(match hint {
+            Some(hint) => format!("{error}; hint: {hint}"),
+            None => error,
+        })),
+    }
+}

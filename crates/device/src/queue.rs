@@ -1,0 +1,366 @@
+//! Messages that wait for the platform: on disk before they are taken, in order, and gone only when the platform has
+//! acknowledged them. What is there when the power is cut is there afterwards; a message may be delivered twice, and is never
+//! lost (QoS 1 from end to end).
+//!
+//! One file per message, named by its place in the order: topic, a zero octet (no topic has one, MQTT-1.5.4-2), payload.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::disk::{Disk, RealDisk, replace};
+
+/// How much may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueBounds {
+    /// The most messages. Default 10,000.
+    pub messages: usize,
+    /// The most bytes of topics and payloads. Default 8 MiB.
+    pub bytes: u64,
+}
+
+impl Default for QueueBounds {
+    fn default() -> Self {
+        Self {
+            messages: 10_000,
+            bytes: 8 << 20,
+        }
+    }
+}
+
+/// Why a message was not taken. Nothing that waited before is lost.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueFault {
+    /// No room.
+    #[error(
+        "{messages} messages with {bytes} bytes wait, and no more may; hint: the platform is away, see countersign-agent status; keep the message, or raise --queue-messages and --queue-bytes"
+    )]
+    Full {
+        /// Messages that wait.
+        messages: usize,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// The topic is none.
+    #[error("{0:?} is no topic to publish to: {1}")]
+    Topic(String, String),
+    /// The disk.
+    #[error("cannot keep messages in {}: {source}; hint: check space and permissions; those that wait are safe", path.display())]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+}
+
+/// One that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Waiting {
+    number: u64,
+    bytes: u64,
+}
+
+/// A message of the queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queued {
+    /// Its place in the order.
+    pub number: u64,
+    /// The topic.
+    pub topic: String,
+    /// The payload.
+    pub payload: Vec<u8>,
+}
+
+/// The messages that wait, the oldest first.
+pub struct Queue {
+    folder: PathBuf,
+    bounds: QueueBounds,
+    disk: Box<dyn Disk>,
+    waiting: std::collections::VecDeque<Waiting>,
+    next: u64,
+    bytes: u64,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue")
+            .field("folder", &self.folder)
+            .field("waiting", &self.waiting.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Queue {
+    /// Opens the queue in a folder, which is made if there is none.
+    ///
+    /// # Errors
+    /// [`QueueFault::Disk`].
+    pub fn open(folder: &Path, bounds: QueueBounds) -> Result<Self, QueueFault> {
+        Self::open_on(Box::new(RealDisk), folder, bounds)
+    }
+
+    fn open_on(disk: Box<dyn Disk>, folder: &Path, bounds: QueueBounds) -> Result<Self, QueueFault> {
+        let failed = |source| QueueFault::Disk {
+            path: folder.to_owned(),
+            source,
+        };
+        disk.make_folder(folder).map_err(failed)?;
+        let mut waiting = Vec::new();
+        for entry in fs::read_dir(folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Some(number) = entry.file_name().to_str().and_then(number_of) else {
+                // Half written when the power was cut: it was never taken.
+                let _ = disk.remove(&entry.path());
+                continue;
+            };
+            let bytes = entry.metadata().map_err(failed)?.len();
+            waiting.push(Waiting { number, bytes });
+        }
+        waiting.sort_unstable_by_key(|w| w.number);
+        Ok(Self {
+            folder: folder.to_owned(),
+            bounds,
+            disk,
+            next: waiting.last().map_or(0, |w| w.number + 1),
+            bytes: waiting.iter().map(|w| w.bytes).sum(),
+            waiting: waiting.into(),
+        })
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether none does.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Their bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes a message: it is on disk when this returns. How many wait then.
+    ///
+    /// # Errors
+    /// [`QueueFault`]: then it was not taken.
+    pub fn push(&mut self, topic: &str, payload: &[u8]) -> Result<usize, QueueFault> {
+        countersign_mqtt::topic::TopicName::new(topic)
+            .map_err(|e| QueueFault::Topic(topic.to_owned(), e.to_string()))?;
+        let bytes = (topic.len() + 1 + payload.len()) as u64;
+        if self.waiting.len() >= self.bounds.messages || self.bytes + bytes > self.bounds.bytes {
+            return Err(QueueFault::Full {
+                messages: self.waiting.len(),
+                bytes: self.bytes,
+            });
+        }
+        let number = self.next;
+        let path = self.path(number);
+        let content = [topic.as_bytes(), &[0], payload].concat();
+        replace(&*self.disk, &path, &content).map_err(|source| QueueFault::Disk { path, source })?;
+        self.next += 1;
+        self.bytes += bytes;
+        self.waiting.push_back(Waiting { number, bytes });
+        Ok(self.waiting.len())
+    }
+
+    /// The oldest message that waits.
+    ///
+    /// # Errors
+    /// [`QueueFault::Disk`].
+    pub fn front(&mut self) -> Result<Option<Queued>, QueueFault> {
+        while let Some(oldest) = self.waiting.front().copied() {
+            let path = self.path(oldest.number);
+            let content = match fs::read(&path) {
+                Ok(content) => content,
+                // Somebody took it away.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    self.forget();
+                    continue;
+                }
+                Err(source) => return Err(QueueFault::Disk { path, source }),
+            };
+            let topic_end = content.iter().position(|b| *b == 0);
+            let topic = topic_end.and_then(|end| std::str::from_utf8(&content[..end]).ok());
+            if let (Some(end), Some(topic)) = (topic_end, topic) {
+                return Ok(Some(Queued {
+                    number: oldest.number,
+                    topic: topic.to_owned(),
+                    payload: content[end + 1..].to_vec(),
+                }));
+            }
+            // Nobody of ours wrote it.
+            self.done(oldest.number)?;
+        }
+        Ok(None)
+    }
+
+    /// The platform has it: it is removed. A cut right now may bring it back, and it is delivered a second time.
+    ///
+    /// # Errors
+    /// [`QueueFault::Disk`].
+    pub fn done(&mut self, number: u64) -> Result<(), QueueFault> {
+        if self.waiting.front().map(|w| w.number) != Some(number) {
+            return Ok(());
+        }
+        let path = self.path(number);
+        match self.disk.remove(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(QueueFault::Disk { path, source });
+            }
+            _ => {}
+        }
+        self.forget();
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        if let Some(gone) = self.waiting.pop_front() {
+            self.bytes = self.bytes.saturating_sub(gone.bytes);
+        }
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.folder.join(format!("{number:016x}"))
+    }
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    (name.len() == 16)
+        .then(|| u64::from_str_radix(name, 16).ok())
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::disk::CutDisk;
+
+    const TOPIC: &str = "devices/d1/telemetry";
+
+    fn payloads(queue: &mut Queue) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        while let Some(queued) = queue.front().unwrap() {
+            assert_eq!(queued.topic, TOPIC);
+            all.push(queued.payload);
+            queue.done(queued.number).unwrap();
+        }
+        all
+    }
+
+    #[test]
+    fn messages_come_out_in_order_also_after_opening_again() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("queue");
+        let mut queue = Queue::open(&folder, QueueBounds::default()).unwrap();
+        for n in 0..20u8 {
+            assert_eq!(queue.push(TOPIC, &[n, 0, 7]).unwrap(), usize::from(n) + 1);
+        }
+        let first = queue.front().unwrap().unwrap();
+        queue.done(first.number).unwrap();
+        let mut queue = Queue::open(&folder, QueueBounds::default()).unwrap();
+        assert_eq!(queue.len(), 19);
+        queue.push(TOPIC, b"last").unwrap();
+        let mut expected: Vec<Vec<u8>> = (1..20u8).map(|n| vec![n, 0, 7]).collect();
+        expected.push(b"last".to_vec());
+        assert_eq!(payloads(&mut queue), expected);
+        assert_eq!((queue.len(), queue.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_what_waits_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let bounds = QueueBounds {
+            messages: 3,
+            bytes: 90,
+        };
+        let mut queue = Queue::open(place.path(), bounds).unwrap();
+        queue.push(TOPIC, b"1").unwrap();
+        assert!(matches!(
+            queue.push(TOPIC, &[0; 60]),
+            Err(QueueFault::Full { messages: 1, .. })
+        ));
+        queue.push(TOPIC, b"2").unwrap();
+        queue.push(TOPIC, b"3").unwrap();
+        let full = queue.push(TOPIC, b"4").unwrap_err().to_string();
+        assert!(full.contains("hint: "), "{full}");
+        for wrong in ["", "a/+/b", "a/#"] {
+            assert!(
+                matches!(queue.push(wrong, b"5"), Err(QueueFault::Topic(..))),
+                "{wrong:?}"
+            );
+        }
+        assert_eq!(payloads(&mut queue), [b"1", b"2", b"3"]);
+    }
+
+    struct Shared(Arc<CutDisk>);
+
+    impl Disk for Shared {
+        fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+            self.0.write(path, bytes)
+        }
+        fn sync(&self, path: &Path) -> io::Result<()> {
+            self.0.sync(path)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            self.0.rename(from, to)
+        }
+        fn link(&self, target: &Path, path: &Path) -> io::Result<()> {
+            self.0.link(target, path)
+        }
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            self.0.remove(path)
+        }
+        fn remove_folder(&self, path: &Path) -> io::Result<()> {
+            self.0.remove_folder(path)
+        }
+        fn make_folder(&self, path: &Path) -> io::Result<()> {
+            self.0.make_folder(path)
+        }
+    }
+
+    /// Whatever was taken is there after a cut between any two steps, unless it was delivered; nothing else is.
+    #[test]
+    fn the_power_may_be_cut_between_any_two_steps() {
+        let mut cuts = 0;
+        loop {
+            let place = tempfile::tempdir().unwrap();
+            let cut = Arc::new(CutDisk::after(cuts));
+            let (mut taken, mut delivered) = (Vec::new(), Vec::new());
+            let run = (|| -> Result<(), QueueFault> {
+                let disk = Box::new(Shared(cut.clone()));
+                let mut queue = Queue::open_on(disk, place.path(), QueueBounds::default())?;
+                for n in 0..5u8 {
+                    queue.push(TOPIC, &[n])?;
+                    taken.push(vec![n]);
+                    if n % 2 == 1 {
+                        let oldest = queue.front()?.unwrap();
+                        delivered.push(oldest.payload);
+                        queue.done(oldest.number)?;
+                    }
+                }
+                Ok(())
+            })();
+            let mut after = Queue::open(place.path(), QueueBounds::default()).unwrap();
+            let there = payloads(&mut after);
+            for payload in &taken {
+                assert!(
+                    there.contains(payload) || delivered.contains(payload),
+                    "{payload:?} after {cuts}"
+                );
+            }
+            let known = |p: &Vec<u8>| p.len() == 1 && p[0] < 5;
+            assert!(there.iter().all(known), "{there:?} after {cuts}");
+            if run.is_ok() {
+                break;
+            }
+            cuts += 1;
+        }
+        assert!(cuts > 20, "{cuts}");
+    }
+}

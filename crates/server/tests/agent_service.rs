@@ -1,0 +1,296 @@
+//! The agent as a service: what is handed in is delivered, whatever happens to the network, the service, the device.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use countersign_testkit::agent::Agent;
+use countersign_testkit::server::{Server, listener};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_countersign"))
+}
+
+/// A network between device and platform that can be cut.
+struct Network {
+    port: u16,
+    open: Arc<Mutex<(bool, Vec<TcpStream>)>>,
+}
+
+impl Network {
+    fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let open = Arc::new(Mutex::new((true, Vec::new())));
+        let shared = open.clone();
+        std::thread::spawn(move || {
+            for device in listener.incoming() {
+                let device = device.unwrap();
+                let mut state = shared.lock().unwrap();
+                if !state.0 {
+                    continue;
+                }
+                let platform = TcpStream::connect(server).unwrap();
+                for (from, to) in [(&device, &platform), (&platform, &device)] {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+                state.1.extend([device, platform]);
+            }
+        });
+        Self { port, open }
+    }
+
+    fn cut(&self) {
+        let mut state = self.open.lock().unwrap();
+        state.0 = false;
+        for socket in state.1.drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn mend(&self) {
+        self.open.lock().unwrap().0 = true;
+    }
+}
+
+struct Place {
+    folder: tempfile::TempDir,
+    server: Server,
+    network: Network,
+    agent: Agent,
+    running: Vec<Child>,
+}
+
+impl Place {
+    fn new(device: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(program(), &folder.path().join("data"), &listener("enrol")).unwrap();
+        let path = folder.path().join(device);
+        let out = path.display().to_string();
+        server
+            .cli_ok(&["device", "provision", device, "--out", &out])
+            .unwrap();
+        let network = Network::to(server.devices);
+        let json = path.join("device.json");
+        let mut profile: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+        profile["port"] = json!(network.port);
+        std::fs::write(&json, profile.to_string()).unwrap();
+        Self {
+            agent: Agent::new(program(), path),
+            folder,
+            server,
+            network,
+            running: Vec::new(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts the service; its words go to a file.
+    fn run(&mut self, more: &[&str]) {
+        let words = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("words"))
+            .unwrap();
+        let child = self
+            .agent
+            .command(&[&["run"], more].concat())
+            .stdin(Stdio::null())
+            .stdout(std::fs::File::create(self.path("said")).unwrap())
+            .stderr(words)
+            .spawn()
+            .unwrap();
+        self.running.push(child);
+        let socket = self.agent.folder.join("agent.sock");
+        // One that was killed leaves its socket behind, with nobody there.
+        until("it takes messages", || UnixStream::connect(&socket).is_ok());
+    }
+
+    fn signal(&mut self, signal: Signal) -> std::process::ExitStatus {
+        let mut child = self.running.pop().unwrap();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        child.wait().unwrap()
+    }
+
+    /// The status, and the exit code that comes with it.
+    fn status(&self) -> (i32, Value) {
+        let (code, out, err) = self.agent.run(&["status", "--json"]);
+        let status = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+        (code, status)
+    }
+
+    fn until_status(&self, what: &str, holds: impl Fn(i32, &Value) -> bool) {
+        let started = Instant::now();
+        loop {
+            let (code, status) = self.status();
+            if holds(code, &status["status"]) {
+                return;
+            }
+            let words = std::fs::read_to_string(self.path("words")).unwrap_or_default();
+            assert!(
+                started.elapsed() < Duration::from_secs(40),
+                "{what}: {code} {status}\n{words}"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn hand_in(&self, payload: &str) {
+        self.agent.ok(&["publish", "--queued", payload]);
+    }
+
+    /// How many messages the platform had of the device.
+    fn published(&self, device: &str) -> u64 {
+        let path = format!("/tenants/default/devices/{device}/exposure?from=0&to=4102444800000");
+        let answer = self.server.ask("GET", &path, None).unwrap();
+        let topics = answer["published"]
+            .as_array()
+            .unwrap_or_else(|| panic!("{answer}"));
+        topics
+            .iter()
+            .map(|t| t["messages"].as_u64().unwrap_or_else(|| panic!("{t}")))
+            .sum()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for child in &mut self.running {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(30), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_is_handed_in_is_delivered_through_a_cut_network_and_a_killed_service() {
+    let mut place = Place::new("pump-1");
+    let (code, _, err) = place.agent.run(&["status"]);
+    assert_eq!(code, 12, "{err}");
+    assert!(err.contains("hint: "), "{err}");
+    place.run(&[]);
+    place.until_status("connected", |code, s| code == 0 && s["state"] == "connected");
+    for n in 0..5 {
+        place.hand_in(&format!("{n}"));
+    }
+    place.until_status("delivered", |_, s| s["delivered"] == 5 && s["waiting"] == 0);
+
+    // The network is gone: messages are taken all the same, and the status says what is wrong and what to do.
+    place.network.cut();
+    place.until_status("noticed", |code, s| {
+        code != 0 && s["fault"]["cure"].is_string() && s["retry_at"].is_i64()
+    });
+    for n in 5..15 {
+        place.hand_in(&format!("{n}"));
+    }
+    assert_eq!(
+        std::fs::read_dir(place.agent.folder.join("queue"))
+            .unwrap()
+            .count(),
+        10
+    );
+    // A second service does not come in between.
+    let (code, _, err) = place.agent.run(&["run"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("already") && err.contains("hint: "), "{err}");
+
+    // Killed with all of it waiting.
+    place.signal(Signal::KILL);
+    assert_eq!(place.status().0, 12);
+    let (code, _, err) = place.agent.run(&["publish", "--queued", "lost"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("countersign-agent run"), "{err}");
+    place.run(&[]);
+    place.hand_in("15");
+    place.network.mend();
+    place.until_status("all is delivered", |code, s| {
+        code == 0 && s["delivered"] == 11 && s["waiting"] == 0
+    });
+    let status = place.signal(Signal::TERM);
+    assert!(status.success(), "{status}");
+    // The platform's own account; written behind, so after a moment. One may have come twice, none is missing.
+    let started = Instant::now();
+    while !(16..=17).contains(&place.published("pump-1")) {
+        let had = place.published("pump-1");
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "the platform had {had}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (code, status) = place.status();
+    assert_eq!(
+        (code, &status["status"]["state"], &status["running"]),
+        (12, &json!("stopped"), &json!(false))
+    );
+    assert!(!place.agent.folder.join("agent.sock").exists());
+}
+
+#[test]
+fn a_full_queue_says_so_and_keeps_what_waits() {
+    let mut place = Place::new("pump-2");
+    place.network.cut();
+    place.run(&["--queue-messages", "3"]);
+    for n in 0..3 {
+        place.hand_in(&format!("{n}"));
+    }
+    let (code, _, err) = place.agent.run(&["publish", "--queued", "too many"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("3 messages") && err.contains("hint: "), "{err}");
+    let (_, _, wrong) = place
+        .agent
+        .run(&["publish", "--queued", "--topic", "devices/+/x", "1"]);
+    assert!(wrong.contains("no topic"), "{wrong}");
+    place.network.mend();
+    place.until_status("delivered", |code, s| code == 0 && s["delivered"] == 3);
+    // What the policies refuse stands in nobody's way.
+    place
+        .agent
+        .ok(&["publish", "--queued", "--topic", "somebody/elses", "1"]);
+    place.hand_in("after it");
+    place.until_status("the next one", |_, s| s["refused"] == 1 && s["delivered"] == 4);
+}
+
+#[test]
+fn a_suspended_device_tells_its_operator_what_to_do_and_commands_are_printed() {
+    let mut place = Place::new("pump-3");
+    place.run(&[]);
+    place.until_status("connected", |code, _| code == 0);
+    place
+        .server
+        .cli_ok(&["device", "suspend", "pump-3", "--reason", "lost"])
+        .unwrap();
+    place.until_status("refused", |code, s| {
+        let cure = s["fault"]["cure"].as_str().unwrap_or_default();
+        code == 7 && s["state"] == "waiting" && cure.contains("countersign explain")
+    });
+    let (_, out, _) = place.agent.run(&["status"]);
+    assert!(
+        out.contains("fault: ") && out.contains("hint: ") && out.contains("tries again in"),
+        "{out}"
+    );
+    // Nobody has to touch the device once it is trusted again.
+    place.server.cli_ok(&["device", "resume", "pump-3"]).unwrap();
+    place.until_status("in again", |code, s| code == 0 && s["fault"].is_null());
+}
