@@ -47,17 +47,18 @@ pub(crate) fn release_binary() -> Result<PathBuf> {
 /// # Errors
 /// If it cannot be built.
 pub(crate) fn release_binary_of(package: &str) -> Result<PathBuf> {
+    program_of(package, "release")
+}
+
+/// Builds a package by a profile; its program.
+///
+/// # Errors
+/// If it cannot be built.
+pub(crate) fn program_of(package: &str, profile: &str) -> Result<PathBuf> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let built = Command::new(cargo)
-        .args([
-            "build",
-            "--release",
-            "--quiet",
-            "--package",
-            package,
-            "--message-format",
-            "json",
-        ])
+        .args(["build", "--quiet", "--profile", profile, "--package", package])
+        .args(["--message-format", "json"])
         .stderr(Stdio::inherit())
         .output()?;
     ensure!(built.status.success(), "{package} cannot be built");

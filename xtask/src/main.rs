@@ -1,7 +1,8 @@
-//! Project automation: `cargo xtask arrows | cutoff | decisions | issuance | lab | ledger | soak | storm`. Never part of the product's binary.
+//! Project automation: `cargo xtask agent | arrows | cutoff | decisions | issuance | lab | ledger | soak | storm`. Never part of the product's binary.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line")]
 #![allow(clippy::disallowed_methods, reason = "a shell: it waits for processes")]
 
+mod agent;
 mod arrows;
 mod cutoff;
 mod decisions;
@@ -25,6 +26,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure what the agent costs a device: its size, and its memory while it is connected and idle
+    Agent(agent::Options),
     /// Check which crate uses which
     Arrows,
     /// Measure what a policy decision costs, the first of its kind and one that is kept
@@ -45,6 +48,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
+        Command::Agent(options) => agent::run(&options),
         Command::Arrows => arrows::check(),
         Command::Decisions(options) => decisions::run(&options),
         Command::Cutoff(options) => cutoff::run(&options),
