@@ -198,19 +198,41 @@ fn a_key_is_made_saved_opened_and_signs() {
     }
 }
 
-/// The TPM2B_PUBLIC of a file: its last but one OCTET STRING.
-fn public_part(pem: &str) -> Vec<u8> {
+/// What the SEQUENCE of a file holds. The last two are its public and its private part.
+fn parts(pem: &str) -> Vec<der::Any> {
     let der = bytes(pem);
-    let mut reader = der::SliceReader::new(&der).unwrap();
+    let mut content = der::Any::from_der(&der).unwrap().value().to_vec();
     let mut parts = Vec::new();
-    der::Reader::sequence(&mut reader, |inner| {
-        while !der::Reader::is_finished(inner) {
-            parts.push(der::Any::decode(inner)?);
-        }
-        Ok::<_, der::Error>(())
-    })
-    .unwrap();
+    while !content.is_empty() {
+        let (part, rest) = der::Any::from_der_partial(&content).unwrap();
+        let rest = rest.to_vec();
+        parts.push(part);
+        content = rest;
+    }
+    parts
+}
+
+/// TPM2B_PUBLIC.
+fn public_part(pem: &str) -> Vec<u8> {
+    let parts = parts(pem);
     parts[parts.len() - 2].value().to_vec()
+}
+
+/// The file with another TPM2B_PUBLIC.
+fn with_public(pem: &str, public: &[u8]) -> String {
+    let mut parts = parts(pem);
+    let at = parts.len() - 2;
+    parts[at] = der::Any::new(der::Tag::OctetString, public).unwrap();
+    let content: Vec<u8> = parts.iter().flat_map(|p| p.to_der().unwrap()).collect();
+    let der = der::Any::new(der::Tag::Sequence, content)
+        .unwrap()
+        .to_der()
+        .unwrap();
+    tss2_pem(&der)
+}
+
+fn tss2_pem(der: &[u8]) -> String {
+    der::pem::encode_string("TSS2 PRIVATE KEY", der::pem::LineEnding::LF, der).unwrap()
 }
 
 #[test]
@@ -242,11 +264,7 @@ fn a_public_part_that_was_swapped_is_found_out() {
         TpmKey::generate(&tpm.address()).unwrap(),
         TpmKey::generate(&tpm.address()).unwrap(),
     );
-    let (mut der, theirs) = (bytes(&a.to_pem()), public_part(&b.to_pem()));
-    let ours = public_part(&a.to_pem());
-    let at = der.windows(ours.len()).position(|w| w == ours).unwrap();
-    der[at..at + theirs.len()].copy_from_slice(&theirs);
-    let swapped = der::pem::encode_string("TSS2 PRIVATE KEY", der::pem::LineEnding::LF, &der).unwrap();
+    let swapped = with_public(&a.to_pem(), &public_part(&b.to_pem()));
     let (error, _) = fault(TpmKey::open(&tpm.address(), &swapped));
     assert!(matches!(error, TpmError::OtherTpm { .. }), "{error:?}");
 }
@@ -418,14 +436,25 @@ fn what_cannot_be_used_is_refused_with_the_cause() {
     let pem = TpmKey::generate(&tpm.address()).unwrap().to_pem();
     let (error, _) = fault(TpmKey::open(&tpm.address(), &pem[..pem.len() / 2]));
     assert!(matches!(error, TpmError::File(_)), "{error:?}");
-    let mut der = bytes(&pem);
     let public = public_part(&pem);
-    let at = der.windows(public.len()).position(|w| w == public).unwrap();
+    let mut longer = public.clone();
+    longer[1] += 1;
+    longer.push(0);
     // The size of x: one more, so that y begins a byte later.
-    der[at + public.len() - 67] = 33;
-    let crooked = der::pem::encode_string("TSS2 PRIVATE KEY", der::pem::LineEnding::LF, &der).unwrap();
-    let (error, _) = fault(TpmKey::open(&tpm.address(), &crooked));
-    assert!(matches!(error, TpmError::File(_)), "{error:?}");
+    let mut crooked = public.clone();
+    crooked[public.len() - 67] = 33;
+    // An attribute that is there no more, by which the key could be moved: the TPM does not take it for the same key.
+    let mut loose = public.clone();
+    loose[9] &= !2;
+    assert_eq!(with_public(&pem, &public), pem);
+    for (public, is_malformed) in [(longer, true), (crooked, true), (loose, false)] {
+        let (error, _) = fault(TpmKey::open(&tpm.address(), &with_public(&pem, &public)));
+        let told = match is_malformed {
+            true => matches!(error, TpmError::File(_)),
+            false => matches!(error, TpmError::OtherTpm { .. }),
+        };
+        assert!(told, "{error:?}");
+    }
 }
 
 /// A key with a password, whose file says that it has none.
@@ -438,7 +467,7 @@ fn with_hidden_password(tpm: &Swtpm) -> String {
     let head = [0xa0, 3, 1, 1, 0];
     let at = der.windows(head.len()).position(|w| w == head).unwrap();
     der[at + 4] = 0xff;
-    der::pem::encode_string("TSS2 PRIVATE KEY", der::pem::LineEnding::LF, &der).unwrap()
+    tss2_pem(&der)
 }
 
 #[test]
