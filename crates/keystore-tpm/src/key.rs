@@ -76,7 +76,7 @@ impl TpmKey {
                 public: made.out_public.marshall().map_err(failed)?,
                 private: made.out_private.value().to_vec(),
             };
-            // What was asked for is not always what was made; and what cannot be loaded is better known now.
+            // What cannot be loaded or used is better known now than with the first signature.
             Self::loaded(context, address, file)
         })
     }
@@ -142,15 +142,16 @@ impl TpmKey {
     fn try_sign(&self, content: &[u8]) -> Result<Vec<u8>, TpmError> {
         let password =
             || TpmError::Unsupported("it has a password, though its file says that it has none".into());
-        if self.password_wanted.load(Ordering::Relaxed) {
-            return Err(password());
-        }
         let failed = |e: Error| tpm::failed(&self.address, "sign", e);
         let hash = Digest::try_from(digest(&SHA256, content).as_ref().to_vec()).map_err(failed)?;
         let scheme = SignatureScheme::EcDsa {
             hash_scheme: HashScheme::new(HashingAlgorithm::Sha256),
         };
         let signed = tpm::with(&self.address, |context| {
+            // In this turn and not before it, or else threads that wait for it would each try.
+            if self.password_wanted.load(Ordering::Relaxed) {
+                return Err(password());
+            }
             let handle = tpm::load(context, &self.address, &self.file)?;
             let signed = tpm::patiently(|| context.sign(handle, hash.clone(), scheme, no_ticket()?));
             // A failure here is the next turn's trouble, not this signature's; it is tried once more at the end.
