@@ -15,8 +15,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("factory", &["identity"]),
     ("authority", &["identity", "factory"]),
     ("keystore-pkcs11", &["identity"]),
+    ("keystore-tpm", &["identity"]),
     ("station", &["identity", "factory", "authority"]),
-    ("device", &["identity", "factory", "mqtt", "keystore-pkcs11"]),
+    (
+        "device",
+        &["identity", "factory", "mqtt", "keystore-pkcs11", "keystore-tpm"],
+    ),
     ("gateway", &["identity", "policy", "mqtt"]),
     ("registry", &["identity", "policy", "factory", "mqtt"]),
     (

@@ -152,7 +152,7 @@ impl IdentityFolder {
         };
         let facts = CertificateFacts::parse(leaf).map_err(|e| damaged(&path, e.to_string()))?;
         let path = at.join(KEY);
-        let key = DeviceKey::read(&read_private(&path)?).map_err(unusable(&path))?;
+        let key = DeviceKey::read(&read_private(&path)?, &profile.key_store).map_err(unusable(&path))?;
         Ok(DeviceIdentity {
             profile,
             chain,
@@ -208,8 +208,8 @@ impl IdentityFolder {
         let path = self.path.join(KEY);
         if path.exists() {
             // What an earlier try left is taken up, but not for something else than is asked for now.
-            let left = DeviceKey::read(&read_private(&path)?).map_err(unusable(&path))?;
-            if matches!(left, DeviceKey::Software(_)) != store.is_file() {
+            let left = DeviceKey::read(&read_private(&path)?, store).map_err(unusable(&path))?;
+            if !store.is_of(&left) {
                 return Err(damaged(
                     &path,
                     format!(
@@ -287,8 +287,16 @@ impl IdentityFolder {
     /// # Errors
     /// [`IdentityFault::NotOurs`] if it is not for that key; then the one in use stays.
     pub fn complete(&self, chain: &[Vec<u8>]) -> Outcome<()> {
+        self.complete_in(&self.profile()?.key_store, chain)
+    }
+
+    /// The same for a key that is in another store than the last ones.
+    ///
+    /// # Errors
+    /// As for [`IdentityFolder::complete`].
+    pub fn complete_in(&self, store: &KeyStore, chain: &[Vec<u8>]) -> Outcome<()> {
         let slot = self.slot(self.next());
-        let key = signer(&slot.join(KEY))?;
+        let key = signer(&slot.join(KEY), store)?;
         is_for(chain.first(), &*key)?;
         self.replace(&slot.join(CERTIFICATE), chain_pem(chain).as_bytes())
     }
@@ -471,7 +479,7 @@ impl IdentityFolder {
             };
             self.replace(path, &text)?;
         }
-        signer(path)
+        signer(path, store)
     }
 
     /// Destroys the key that a slot's key file speaks of, if it is elsewhere and the one in use is another. Where it
@@ -481,7 +489,7 @@ impl IdentityFolder {
             return;
         };
         let is_used = read_private(&self.in_use(KEY)).is_ok_and(|used| *used == *text);
-        if !is_used && let Ok(key) = DeviceKey::read(&text) {
+        if !is_used && let Ok(key) = DeviceKey::read(&text, &KeyStore::File) {
             let _ = key.destroy();
         }
     }
@@ -518,8 +526,8 @@ pub enum KeyReuse {
 }
 
 /// The key that a key file holds or speaks of.
-fn signer(path: &Path) -> Outcome<Arc<dyn Signer>> {
-    DeviceKey::read(&read_private(path)?)
+fn signer(path: &Path, store: &KeyStore) -> Outcome<Arc<dyn Signer>> {
+    DeviceKey::read(&read_private(path)?, store)
         .and_then(|key| key.signer())
         .map_err(unusable(path))?
         .ok_or_else(|| damaged(path, "a P-256 key in PKCS#8 is needed"))

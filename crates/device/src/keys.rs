@@ -1,7 +1,10 @@
-//! Where the device's keys are: in a file, or where they never leave: a token (PKCS#11).
+//! Where the device's keys are: in a file, or where they never leave: a token (PKCS#11), a TPM.
 //!
 //! Whatever holds it, a key is a [`Signer`]: TLS and certificate requests ask it to sign, and see no more of it. What lies in
-//! `device.key` is either the key itself, in PEM, or which key it is: a PKCS#11 URI (RFC 7512).
+//! `device.key` is the key itself, in PEM; or which key it is, a PKCS#11 URI (RFC 7512); or what only the TPM that made it can
+//! open, a file `TSS2 PRIVATE KEY`, which OpenSSL's TPM provider reads too.
+//!
+//! Keys in a TPM need libtss2, and are there with the feature `tpm` alone (countersign-agent-tpm).
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,6 +14,9 @@ use countersign_factory::SoftwareKey;
 use countersign_factory::key::KeyFault;
 use countersign_identity::signed::{Signer, SigningFailed};
 use countersign_keystore_pkcs11::{TokenError, TokenKey, TokenUri};
+#[cfg(feature = "tpm")]
+use countersign_keystore_tpm::TpmKey;
+use countersign_keystore_tpm::{TpmAddress, TpmError, is_tpm_key};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SigningKey};
@@ -18,7 +24,8 @@ use rustls::{Error as TlsError, OtherError, SignatureAlgorithm, SignatureScheme}
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-/// Where new keys are made. In `device.json` and on the command line: `file`, or a PKCS#11 URI.
+/// Where new keys are made. In `device.json` and on the command line: `file`, a PKCS#11 URI, `tpm` for the machine's, or
+/// `tpm:ADDRESS` for another.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum KeyStore {
@@ -27,17 +34,27 @@ pub enum KeyStore {
     File,
     /// In a token. The URI names the first key; the key of each renewal has the number of its slot after that name.
     Token(Box<TokenUri>),
+    /// In a TPM. What the folder has of a key is of use to that very TPM alone.
+    Tpm(TpmAddress),
 }
 
 /// Why a key cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyStoreFault {
     /// What lies in `device.key` is no key, and names none.
-    #[error("it is no private key in PEM, and no pkcs11: URI ({0}); hint: put the key back, or enrol anew")]
+    #[error(
+        "it is no private key in PEM, no pkcs11: URI and no key of a TPM ({0}); hint: put the key back, or enrol anew"
+    )]
     Malformed(String),
     /// The token.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The TPM.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// This program was built without TPMs.
+    #[error("it is in a TPM, and this agent was built without; hint: use countersign-agent-tpm")]
+    NoTpm,
     /// A key in software.
     #[error(transparent)]
     Software(#[from] KeyFault),
@@ -47,20 +64,22 @@ pub enum KeyStoreFault {
 }
 
 impl FromStr for KeyStore {
-    type Err = TokenError;
+    type Err = KeyStoreFault;
 
-    fn from_str(text: &str) -> Result<Self, TokenError> {
-        match text {
-            "file" => Ok(Self::File),
-            uri => Ok(Self::Token(Box::new(uri.parse()?))),
+    fn from_str(text: &str) -> Result<Self, KeyStoreFault> {
+        match (text, text.strip_prefix("tpm:")) {
+            ("file", _) => Ok(Self::File),
+            ("tpm", _) => Ok(Self::Tpm(TpmAddress::default())),
+            (_, Some(address)) => Ok(Self::Tpm(address.parse()?)),
+            (uri, None) => Ok(Self::Token(Box::new(uri.parse()?))),
         }
     }
 }
 
 impl TryFrom<String> for KeyStore {
-    type Error = TokenError;
+    type Error = KeyStoreFault;
 
-    fn try_from(text: String) -> Result<Self, TokenError> {
+    fn try_from(text: String) -> Result<Self, KeyStoreFault> {
         text.parse()
     }
 }
@@ -76,6 +95,7 @@ impl fmt::Display for KeyStore {
         match self {
             Self::File => f.write_str("file"),
             Self::Token(uri) => write!(f, "{uri}"),
+            Self::Tpm(address) => write!(f, "tpm:{address}"),
         }
     }
 }
@@ -84,6 +104,24 @@ impl KeyStore {
     /// Whether keys are made in the folder itself.
     pub fn is_file(&self) -> bool {
         *self == Self::File
+    }
+
+    /// Whether a key is one of this kind of store.
+    pub(crate) fn is_of(&self, key: &DeviceKey) -> bool {
+        matches!(
+            (self, key),
+            (Self::File, DeviceKey::Software(_))
+                | (Self::Token(_), DeviceKey::Token(_))
+                | (Self::Tpm(_), DeviceKey::Tpm { .. })
+        )
+    }
+
+    /// The TPM that a key file speaks of which names none.
+    fn tpm(&self) -> TpmAddress {
+        match self {
+            Self::Tpm(address) => address.clone(),
+            _ => TpmAddress::default(),
+        }
     }
 
     /// Makes a key. What of it belongs into `device.key`. In a token, a key that is there under that name already is
@@ -105,6 +143,10 @@ impl KeyStore {
                 }
                 Ok(Zeroizing::new(format!("{uri}\n").into_bytes()))
             }
+            #[cfg(feature = "tpm")]
+            Self::Tpm(address) => Ok(Zeroizing::new(TpmKey::generate(address)?.to_pem().into_bytes())),
+            #[cfg(not(feature = "tpm"))]
+            Self::Tpm(_) => Err(KeyStoreFault::NoTpm),
         }
     }
 }
@@ -115,6 +157,13 @@ pub enum DeviceKey {
     Software(PrivateKeyDer<'static>),
     /// In a token.
     Token(TokenUri),
+    /// In a TPM.
+    Tpm {
+        /// What that TPM opens.
+        file: String,
+        /// Which.
+        address: TpmAddress,
+    },
 }
 
 impl fmt::Debug for DeviceKey {
@@ -122,20 +171,26 @@ impl fmt::Debug for DeviceKey {
         match self {
             Self::Software(_) => f.write_str("Software"),
             Self::Token(uri) => write!(f, "Token({uri})"),
+            Self::Tpm { address, .. } => write!(f, "Tpm({address})"),
         }
     }
 }
 
 impl DeviceKey {
-    /// Reads what a key file holds. A token is not asked yet.
+    /// Reads what a key file holds. No token and no TPM is asked yet; of a TPM's key, `store` says which TPM.
     ///
     /// # Errors
     /// [`KeyStoreFault`].
-    pub fn read(text: &[u8]) -> Result<Self, KeyStoreFault> {
-        if let Some(uri) = std::str::from_utf8(text).ok().map(str::trim)
-            && uri.starts_with("pkcs11:")
-        {
-            return Ok(Self::Token(uri.parse()?));
+    pub fn read(text: &[u8], store: &KeyStore) -> Result<Self, KeyStoreFault> {
+        match std::str::from_utf8(text).map(str::trim) {
+            Ok(uri) if uri.starts_with("pkcs11:") => return Ok(Self::Token(uri.parse()?)),
+            Ok(file) if is_tpm_key(file) => {
+                return Ok(Self::Tpm {
+                    file: file.to_owned(),
+                    address: store.tpm(),
+                });
+            }
+            _ => {}
         }
         PrivateKeyDer::from_pem_slice(text)
             .map(Self::Software)
@@ -147,6 +202,7 @@ impl DeviceKey {
         match self {
             Self::Software(_) => "in a file".into(),
             Self::Token(uri) => format!("{} in the token {}", uri.key_text(), uri.token_text()),
+            Self::Tpm { address, .. } => format!("in the TPM {address}"),
         }
     }
 
@@ -160,8 +216,20 @@ impl DeviceKey {
                 .ok()
                 .map(|key| Arc::new(key) as Arc<dyn Signer>),
             Self::Software(_) => None,
-            Self::Token(uri) => Some(Arc::new(TokenKey::open(uri.clone())?)),
+            Self::Token(_) | Self::Tpm { .. } => Some(self.held()?),
         })
+    }
+
+    /// One that is held elsewhere.
+    fn held(&self) -> Result<Arc<dyn Signer>, KeyStoreFault> {
+        match self {
+            Self::Token(uri) => Ok(Arc::new(TokenKey::open(uri.clone())?)),
+            #[cfg(feature = "tpm")]
+            Self::Tpm { file, address } => Ok(Arc::new(TpmKey::open(address, file)?)),
+            #[cfg(not(feature = "tpm"))]
+            Self::Tpm { .. } => Err(KeyStoreFault::NoTpm),
+            Self::Software(_) => Err(KeyStoreFault::Unusable("it is in software".into())),
+        }
     }
 
     /// It as what TLS signs with, under a certificate.
@@ -175,7 +243,7 @@ impl DeviceKey {
         let key: Arc<dyn SigningKey> = match self {
             Self::Software(der) => rustls::crypto::aws_lc_rs::sign::any_supported_type(der)
                 .map_err(|e| KeyStoreFault::Unusable(e.to_string()))?,
-            Self::Token(uri) => Arc::new(TlsKey(Arc::new(TokenKey::open(uri.clone())?))),
+            Self::Token(_) | Self::Tpm { .. } => Arc::new(TlsKey(self.held()?)),
         };
         let certified = CertifiedKey::new(chain.to_vec(), key);
         match certified.keys_match() {
@@ -193,7 +261,8 @@ impl DeviceKey {
     /// [`KeyStoreFault`].
     pub(crate) fn destroy(&self) -> Result<bool, KeyStoreFault> {
         match self {
-            Self::Software(_) => Ok(false),
+            // The key file is all that there is: without it the TPM has nothing.
+            Self::Software(_) | Self::Tpm { .. } => Ok(false),
             Self::Token(uri) => Ok(TokenKey::destroy(uri.clone())?),
         }
     }
@@ -204,6 +273,10 @@ impl Clone for DeviceKey {
         match self {
             Self::Software(der) => Self::Software(der.clone_key()),
             Self::Token(uri) => Self::Token(uri.clone()),
+            Self::Tpm { file, address } => Self::Tpm {
+                file: file.clone(),
+                address: address.clone(),
+            },
         }
     }
 }

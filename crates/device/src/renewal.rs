@@ -170,7 +170,7 @@ pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<Dev
         key_store,
     };
     if replaces {
-        folder.complete(&chain)?;
+        folder.complete_in(&profile.key_store, &chain)?;
         folder.save_profile(&profile)?;
     } else {
         folder.enrolled(&profile, &chain)?;

@@ -12,37 +12,57 @@ use std::time::SystemTime;
 /// If it cannot be built.
 pub fn program(program: &Path) -> &'static Path {
     static AGENT: OnceLock<PathBuf> = OnceLock::new();
-    AGENT.get_or_init(|| {
-        let folder = program.parent().expect("a folder");
-        let agent = folder.join("countersign-agent");
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let newest = ["device", "factory", "identity", "keystore-pkcs11", "mqtt"]
-            .iter()
-            .map(|name| newest(&sources.join(name).join("src")))
-            .max();
-        let built = std::fs::metadata(&agent).and_then(|m| m.modified()).ok();
-        if built < newest {
-            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-            let mut command = Command::new(cargo);
-            command
-                .args([
-                    "build",
-                    "--quiet",
-                    "--locked",
-                    "--package",
-                    "countersign-device",
-                    "--bins",
-                ])
-                .current_dir(&sources)
-                .env("CARGO_TARGET_DIR", folder.parent().expect("the target folder"));
-            if folder.file_name().is_some_and(|n| n == "release") {
-                command.arg("--release");
-            }
-            let status = command.status().expect("cargo");
-            assert!(status.success(), "the agent cannot be built: {status}");
+    AGENT.get_or_init(|| built(program, "countersign-agent", &[]))
+}
+
+/// The agent with keys in a TPM. It is none of those that testing the workspace builds, for it needs libtss2.
+///
+/// # Panics
+/// If it cannot be built.
+pub fn program_with_tpm(program: &Path) -> &'static Path {
+    static AGENT: OnceLock<PathBuf> = OnceLock::new();
+    AGENT.get_or_init(|| built(program, "countersign-agent-tpm", &["--features", "tpm"]))
+}
+
+fn built(program: &Path, name: &str, more: &[&str]) -> PathBuf {
+    let folder = program.parent().expect("a folder");
+    let agent = folder.join(name);
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let newest = [
+        "device",
+        "factory",
+        "identity",
+        "keystore-pkcs11",
+        "keystore-tpm",
+        "mqtt",
+    ]
+    .iter()
+    .map(|name| newest(&sources.join(name).join("src")))
+    .max();
+    let built = std::fs::metadata(&agent).and_then(|m| m.modified()).ok();
+    if built < newest {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--package",
+                "countersign-device",
+                "--bin",
+                name,
+            ])
+            .args(more)
+            .current_dir(&sources)
+            .env("CARGO_TARGET_DIR", folder.parent().expect("the target folder"));
+        if folder.file_name().is_some_and(|n| n == "release") {
+            command.arg("--release");
         }
-        agent
-    })
+        let status = command.status().expect("cargo");
+        assert!(status.success(), "the agent cannot be built: {status}");
+    }
+    agent
 }
 
 fn newest(folder: &Path) -> SystemTime {
@@ -75,6 +95,14 @@ impl Agent {
             program: program(server).to_owned(),
             folder,
             environment: Vec::new(),
+        }
+    }
+
+    /// Of the agent with keys in a TPM.
+    pub fn with_tpm(server: &Path, folder: PathBuf) -> Self {
+        Self {
+            program: program_with_tpm(server).to_owned(),
+            ..Self::new(server, folder)
         }
     }
 

@@ -19,3 +19,4 @@ pub mod pki;
 pub mod server;
 pub mod station_crash;
 pub mod storm;
+pub mod swtpm;

@@ -45,14 +45,15 @@ pub(crate) struct EnrolArguments {
     /// The certificate to enrol by, such as the factory's, PEM, with those above it
     #[arg(long, requires = "key")]
     certificate: Option<PathBuf>,
-    /// Its private key, PEM, or a file with the pkcs11: URI of it
+    /// Its private key, PEM; a file with the pkcs11: URI of it; or the file of a TPM's
     #[arg(long, requires = "certificate")]
     key: Option<PathBuf>,
     /// Replace an identity that is there, once the new one has connected
     #[arg(long)]
     again: bool,
-    /// Where the keys are made: `file`, or a pkcs11: URI that names the first key in a token
-    /// (pkcs11:token=T;object=K?module-path=/PATH/MODULE.so&pin-source=/PATH/PIN) [default: as before, else file]
+    /// Where the keys are made: `file`; a pkcs11: URI that names the first key in a token
+    /// (pkcs11:token=T;object=K?module-path=/PATH/MODULE.so&pin-source=/PATH/PIN); `tpm`, or tpm:ADDRESS such as
+    /// tpm:device:/dev/tpmrm0 (countersign-agent-tpm) [default: as before, else file]
     #[arg(long)]
     key_store: Option<KeyStore>,
 }
@@ -167,7 +168,8 @@ fn proof(arguments: &EnrolArguments) -> Result<Proof, EnrolFault> {
         let text = Zeroizing::new(read(key)?);
         return Ok(Proof::Certificate {
             chain: certificates(certificate)?,
-            key: DeviceKey::read(&text).map_err(|e| unusable(key, &e))?,
+            key: DeviceKey::read(&text, arguments.key_store.as_ref().unwrap_or(&KeyStore::File))
+                .map_err(|e| unusable(key, &e))?,
         });
     }
     let (Some(file), Some(id)) = (&arguments.secret_file, &arguments.id) else {

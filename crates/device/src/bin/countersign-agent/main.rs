@@ -106,13 +106,14 @@ enum Command {
     Request {
         /// The device id
         id: DeviceId,
-        /// Where the key is made: `file`, or a pkcs11: URI that names it; device.json then needs the same `key_store`
+        /// Where the key is made: `file`, a pkcs11: URI that names it, `tpm` or tpm:ADDRESS; device.json then needs the same
+        /// `key_store`
         #[arg(long, default_value = "file")]
         key_store: KeyStore,
     },
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -1,0 +1,80 @@
+//! What can go wrong with a TPM, each with its cure.
+
+use crate::address::TpmAddress;
+
+/// Why a key in a TPM cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TpmError {
+    /// The text is no address of a TPM.
+    #[error(
+        "not an address of a TPM: {0}; hint: device:/dev/tpmrm0, swtpm:host=127.0.0.1,port=2321 or tabrmd"
+    )]
+    Address(String),
+    /// Nothing answers there.
+    #[error("there is no TPM at {address}: {cause}; hint: {hint}")]
+    NoTpm {
+        /// Where it was looked for.
+        address: TpmAddress,
+        /// What the system says.
+        cause: String,
+        /// The cure.
+        hint: &'static str,
+    },
+    /// This user may not use it.
+    #[error(
+        "this user may not open {address}; hint: add it to the group of the device, mostly tss (usermod --append --groups tss USER), or SupplementaryGroups=tss in the service's unit"
+    )]
+    Permission {
+        /// The TPM.
+        address: TpmAddress,
+    },
+    /// TPM_RC_LOCKOUT (0x921): after too many wrong passwords, of whatever program (TPM 2.0 part 1, section "Dictionary
+    /// Attack Protection"). It hits only keys without noDA; those that are made here have it.
+    #[error(
+        "the TPM at {address} is locked after too many wrong passwords (TPM_RC_LOCKOUT, 0x921); hint: wait as long as tpm2_getcap properties-variable says (TPM2_PT_LOCKOUT_INTERVAL), or tpm2_dictionarylockout --clear-lockout; a key that is made here (noDA) is not hit by it"
+    )]
+    Lockout {
+        /// The TPM.
+        address: TpmAddress,
+    },
+    /// The owner hierarchy has a password, so that the standard parent cannot be made.
+    #[error(
+        "the owner hierarchy of the TPM at {address} has a password, which is not used here; hint: make a storage key persistent (tpm2_evictcontrol) and a key under it (openssl genpkey -provider tpm2 -algorithm EC -pkeyopt group:P-256 -pkeyopt parent:0x81000001), and use that file"
+    )]
+    OwnerPassword {
+        /// The TPM.
+        address: TpmAddress,
+    },
+    /// The key is not of this TPM, or of what it was before it was cleared.
+    #[error(
+        "the key is not of the TPM at {address}: {cause}; hint: a key works only in the TPM that made it, and no more once that TPM was cleared; give this device its own file, or make a new key and enrol again"
+    )]
+    OtherTpm {
+        /// The TPM.
+        address: TpmAddress,
+        /// What the TPM says.
+        cause: String,
+    },
+    /// The text is no file of a key in a TPM.
+    #[error(
+        "not a file of a key in a TPM: {0}; hint: it begins with -----BEGIN TSS2 PRIVATE KEY-----, and is taken from the copy as it was made"
+    )]
+    File(String),
+    /// The key is none that can be used here.
+    #[error(
+        "the key in the TPM cannot be used: {0}; hint: an unrestricted signing key on P-256, without a password or a policy, directly under the owner hierarchy or a persistent key"
+    )]
+    Unsupported(String),
+    /// The TPM failed.
+    #[error("the TPM at {address} cannot {what}: {cause}; hint: {hint}")]
+    Failed {
+        /// The TPM.
+        address: TpmAddress,
+        /// What was tried.
+        what: &'static str,
+        /// What it says.
+        cause: String,
+        /// The cure.
+        hint: &'static str,
+    },
+}

@@ -1,0 +1,43 @@
+//! Keys in a TPM 2.0, for a device's TLS key and its requests for certificates. The key is made in the TPM and never
+//! leaves it; what comes out is a public key, signatures, and a file that is of use only to that very TPM.
+//!
+//! 1. [`address`]: which TPM
+//! 2. [`key_file`]: the file `TSS2 PRIVATE KEY`, as tpm2-openssl and the OpenSSL engines read and write it
+//! 3. `encoding`: what a TPM writes differently from X.509: points and ECDSA signatures
+//! 4. `tpm`: one turn at a TPM at a time; parents; loading, and leaving nothing behind
+//! 5. `key`: a key that signs, as [`countersign_identity::signed::Signer`]
+//!
+//! The last two need libtss2 and are there with the feature `tpm` only. Without it, a program can still tell such a
+//! file from others ([`is_tpm_key`]) and say that it was built without.
+//!
+//! No password is ever sent. So a TPM is not locked by wrong ones, and whoever may use the TPM may use its keys, on that
+//! device. What this protects from is the key being carried away.
+//!
+//! libtss2 writes to standard error when a call fails, beside what is returned here. `TSS2_LOG=all+NONE` in the
+//! environment of the process silences it.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a shell: it talks to devices, and waits for a TPM that is busy"
+)]
+#![cfg_attr(
+    not(feature = "tpm"),
+    allow(
+        dead_code,
+        reason = "what reads and writes files is tested without libtss2 too"
+    )
+)]
+
+pub mod address;
+mod encoding;
+mod error;
+#[cfg(feature = "tpm")]
+mod key;
+pub mod key_file;
+#[cfg(feature = "tpm")]
+mod tpm;
+
+pub use address::TpmAddress;
+pub use error::TpmError;
+#[cfg(feature = "tpm")]
+pub use key::{Protection, TpmKey};
+pub use key_file::is_tpm_key;

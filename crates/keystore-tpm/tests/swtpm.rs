@@ -1,0 +1,515 @@
+//! Against a real TPM in software: swtpm, one for each test, and against tpm2-openssl and tpm2-tools on the same TPM.
+#![cfg(feature = "tpm")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use countersign_identity::signed::{Signed, Signer};
+use countersign_keystore_tpm::{TpmAddress, TpmError, TpmKey};
+use der::{Decode, Encode};
+
+/// A TPM of its own. It ends with the test.
+/// A TPM in software, and other programs that use it.
+struct Swtpm(countersign_testkit::swtpm::Swtpm);
+
+impl Swtpm {
+    fn start() -> Self {
+        Self(countersign_testkit::swtpm::Swtpm::start())
+    }
+
+    fn stop(&mut self) {
+        self.0.stop();
+    }
+
+    /// A power cycle: what it keeps is in its folder.
+    fn restart(&mut self) {
+        self.0.restart();
+    }
+
+    fn address(&self) -> TpmAddress {
+        self.tcti().parse().unwrap()
+    }
+
+    fn tcti(&self) -> String {
+        self.0.address()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.folder().join(name)
+    }
+
+    /// Another program, in this TPM's folder and with this TPM.
+    fn try_run(&self, program: &str, arguments: &[&str]) -> Output {
+        Command::new(program)
+            .args(arguments)
+            .current_dir(self.0.folder())
+            .env("TPM2OPENSSL_TCTI", self.tcti())
+            .env("TPM2TOOLS_TCTI", self.tcti())
+            .output()
+            .unwrap_or_else(|e| panic!("{program}: {e}; apt-get install openssl tpm2-openssl tpm2-tools"))
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.try_run(program, arguments);
+        assert!(
+            output.status.success(),
+            "{program} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn openssl(&self, arguments: &str) -> String {
+        self.run("openssl", &arguments.split(' ').collect::<Vec<_>>())
+    }
+
+    /// The keys that are loaded now, by tpm2-tools.
+    fn transient(&self) -> String {
+        self.run("tpm2_getcap", &["handles-transient"])
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+}
+
+/// Signs, and checks the signature by the public half that was read.
+fn works(key: &TpmKey) {
+    let content = b"a request for a certificate";
+    let signature = key.sign(content).unwrap();
+    let signed = Signed {
+        content,
+        algorithm: key.algorithm(),
+        signature: &signature,
+    };
+    signed.verify(key.public_key()).unwrap();
+    // The check is one.
+    let other = Signed {
+        content: b"another request",
+        ..signed
+    };
+    other.verify(key.public_key()).unwrap_err();
+}
+
+fn point(key: &TpmKey) -> &[u8] {
+    key.public_key().subject_public_key.as_bytes().unwrap()
+}
+
+fn public_pem(key: &TpmKey) -> String {
+    let der = key.public_key().to_der().unwrap();
+    der::pem::encode_string("PUBLIC KEY", der::pem::LineEnding::LF, &der).unwrap()
+}
+
+fn bytes(pem: &str) -> Vec<u8> {
+    der::pem::decode_vec(pem.as_bytes()).unwrap().1
+}
+
+fn fault<T: std::fmt::Debug>(result: Result<T, TpmError>) -> (TpmError, String) {
+    let error = result.unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("; hint: "), "{message}");
+    (error, message)
+}
+
+#[test]
+fn a_key_is_made_saved_opened_and_signs() {
+    let tpm = Swtpm::start();
+    let key = TpmKey::generate(&tpm.address()).unwrap();
+    works(&key);
+    let p = key.protection();
+    assert!(p.made_in_tpm && p.fixed_tpm && p.fixed_parent, "{p:?}");
+    let pem = key.to_pem();
+    assert!(pem.starts_with("-----BEGIN TSS2 PRIVATE KEY-----\n"), "{pem}");
+    assert!(TpmKey::is_tpm_key(&pem));
+    drop(key);
+    let again = TpmKey::open(&tpm.address(), &pem).unwrap();
+    works(&again);
+    assert_eq!(again.to_pem(), pem);
+    let other = TpmKey::generate(&tpm.address()).unwrap();
+    assert_ne!(other.public_key(), again.public_key());
+    // The TPM's own word of what it holds.
+    tpm.write("public.bin", public_part(&pem));
+    let told = tpm.run("tpm2_print", &["-t", "TPM2B_PUBLIC", "public.bin"]);
+    for word in [
+        "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign\n",
+        "NIST p256",
+    ] {
+        assert!(told.contains(word), "{told}");
+    }
+}
+
+/// What the SEQUENCE of a file holds. The last two are its public and its private part.
+fn parts(pem: &str) -> Vec<der::Any> {
+    let der = bytes(pem);
+    let mut content = der::Any::from_der(&der).unwrap().value().to_vec();
+    let mut parts = Vec::new();
+    while !content.is_empty() {
+        let (part, rest) = der::Any::from_der_partial(&content).unwrap();
+        let rest = rest.to_vec();
+        parts.push(part);
+        content = rest;
+    }
+    parts
+}
+
+/// TPM2B_PUBLIC.
+fn public_part(pem: &str) -> Vec<u8> {
+    let parts = parts(pem);
+    parts[parts.len() - 2].value().to_vec()
+}
+
+/// The file with another TPM2B_PUBLIC.
+fn with_public(pem: &str, public: &[u8]) -> String {
+    let mut parts = parts(pem);
+    let at = parts.len() - 2;
+    parts[at] = der::Any::new(der::Tag::OctetString, public).unwrap();
+    let content: Vec<u8> = parts.iter().flat_map(|p| p.to_der().unwrap()).collect();
+    let der = der::Any::new(der::Tag::Sequence, content)
+        .unwrap()
+        .to_der()
+        .unwrap();
+    tss2_pem(&der)
+}
+
+fn tss2_pem(der: &[u8]) -> String {
+    der::pem::encode_string("TSS2 PRIVATE KEY", der::pem::LineEnding::LF, der).unwrap()
+}
+
+#[test]
+fn the_file_is_of_no_use_to_another_tpm() {
+    let (tpm, other) = (Swtpm::start(), Swtpm::start());
+    let key = TpmKey::generate(&tpm.address()).unwrap();
+    let (error, message) = fault(TpmKey::open(&other.address(), &key.to_pem()));
+    assert!(matches!(error, TpmError::OtherTpm { .. }), "{error:?}");
+    assert!(
+        message.contains("not of the TPM at") && message.contains("0x1df"),
+        "{message}"
+    );
+    // The refusal left nothing there, however often.
+    for _ in 0..4 {
+        fault(TpmKey::open(&other.address(), &key.to_pem()));
+    }
+    assert_eq!(other.transient(), "");
+    // A TPM that is cleared is another one from then on.
+    tpm.run("tpm2_clear", &["-c", "p"]);
+    assert!(key.sign(b"x").unwrap_err().to_string().contains("cleared"));
+    let (error, _) = fault(TpmKey::open(&tpm.address(), &key.to_pem()));
+    assert!(matches!(error, TpmError::OtherTpm { .. }), "{error:?}");
+}
+
+#[test]
+fn a_public_part_that_was_swapped_is_found_out() {
+    let tpm = Swtpm::start();
+    let (a, b) = (
+        TpmKey::generate(&tpm.address()).unwrap(),
+        TpmKey::generate(&tpm.address()).unwrap(),
+    );
+    let swapped = with_public(&a.to_pem(), &public_part(&b.to_pem()));
+    let (error, _) = fault(TpmKey::open(&tpm.address(), &swapped));
+    assert!(matches!(error, TpmError::OtherTpm { .. }), "{error:?}");
+}
+
+#[test]
+fn tpm2_openssl_reads_our_file() {
+    let tpm = Swtpm::start();
+    let key = TpmKey::generate(&tpm.address()).unwrap();
+    tpm.write("key.pem", key.to_pem());
+    let public = tpm.openssl("pkey -provider tpm2 -provider base -in key.pem -pubout");
+    assert_eq!(public, public_pem(&key));
+    tpm.write("content", "signed by the other program");
+    tpm.openssl(
+        "dgst -provider tpm2 -provider default -propquery ?provider=tpm2 -sha256 -sign key.pem -out signature content",
+    );
+    let signature = std::fs::read(tpm.path("signature")).unwrap();
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point(&key))
+        .verify(b"signed by the other program", &signature)
+        .unwrap();
+    // And the other way round.
+    tpm.write("signature", key.sign(b"signed by the other program").unwrap());
+    tpm.write("public.pem", &public);
+    let told = tpm.openssl("dgst -sha256 -verify public.pem -signature signature content");
+    assert_eq!(told, "Verified OK\n");
+}
+
+#[test]
+fn keys_that_tpm2_openssl_made_are_used() {
+    let tpm = Swtpm::start();
+    tpm.openssl("genpkey -provider tpm2 -algorithm EC -pkeyopt group:P-256 -out key.pem");
+    let key = TpmKey::open(&tpm.address(), &tpm.read("key.pem")).unwrap();
+    works(&key);
+    assert_eq!(
+        tpm.openssl("pkey -provider tpm2 -provider base -in key.pem -pubout"),
+        public_pem(&key)
+    );
+    // Written anew by us, it is still theirs.
+    tpm.write("again.pem", key.to_pem());
+    assert_eq!(
+        tpm.openssl("pkey -provider tpm2 -provider base -in again.pem -pubout"),
+        public_pem(&key)
+    );
+}
+
+#[test]
+fn keys_under_a_persistent_parent_are_used() {
+    let tpm = Swtpm::start();
+    tpm.run(
+        "tpm2_createprimary",
+        &["-C", "o", "-G", "rsa2048", "-c", "parent.ctx"],
+    );
+    tpm.run("tpm2_flushcontext", &["-t"]);
+    tpm.run(
+        "tpm2_evictcontrol",
+        &["-C", "o", "-c", "parent.ctx", "0x81000001"],
+    );
+    tpm.run("tpm2_flushcontext", &["-t"]);
+    tpm.openssl(
+        "genpkey -provider tpm2 -algorithm EC -pkeyopt group:P-256 -pkeyopt parent:0x81000001 -out key.pem",
+    );
+    let key = TpmKey::open(&tpm.address(), &tpm.read("key.pem")).unwrap();
+    (0..10).for_each(|_| works(&key));
+    works(&TpmKey::open(&tpm.address(), &key.to_pem()).unwrap());
+    assert_eq!(tpm.transient(), "");
+    assert!(
+        tpm.run("tpm2_getcap", &["handles-persistent"])
+            .contains("0x81000001")
+    );
+    // Without its parent.
+    let other = Swtpm::start();
+    let (error, message) = fault(TpmKey::open(&other.address(), &key.to_pem()));
+    assert!(matches!(error, TpmError::OtherTpm { .. }), "{error:?}");
+    assert!(message.contains("no key at 0x81000001"), "{message}");
+}
+
+#[test]
+fn fifty_signatures_leave_nothing_in_the_tpm() {
+    let tpm = Swtpm::start();
+    let key = TpmKey::generate(&tpm.address()).unwrap();
+    for _ in 0..50 {
+        // There are three slots. Often enough, too, that r or s begins with a zero or a high bit.
+        works(&key);
+    }
+    assert_eq!(tpm.transient(), "");
+    // What another program left there is not ours to flush, and leaves room for one signature at a time.
+    tpm.run("tpm2_createprimary", &["-C", "o", "-c", "other.ctx"]);
+    assert_eq!(tpm.transient().lines().count(), 1);
+    (0..5).for_each(|_| works(&key));
+    assert_eq!(tpm.transient().lines().count(), 1);
+}
+
+#[test]
+fn full_slots_are_told_with_their_cure() {
+    let tpm = Swtpm::start();
+    let key = TpmKey::generate(&tpm.address()).unwrap();
+    for name in ["1", "2", "3"] {
+        tpm.run("tpm2_createprimary", &["-C", "o", "-c", name]);
+    }
+    let message = key.sign(b"x").unwrap_err().to_string();
+    assert!(
+        message.contains("0x902") && message.contains("hint: another program"),
+        "{message}"
+    );
+    tpm.run("tpm2_flushcontext", &["-t"]);
+    works(&key);
+}
+
+#[test]
+fn many_threads_sign_at_once() {
+    let tpm = Swtpm::start();
+    let keys = [
+        TpmKey::generate(&tpm.address()).unwrap(),
+        TpmKey::generate(&tpm.address()).unwrap(),
+    ];
+    std::thread::scope(|scope| {
+        for thread in 0..12 {
+            let key = &keys[thread % 2];
+            scope.spawn(move || (0..8).for_each(|_| works(key)));
+        }
+    });
+    assert_eq!(tpm.transient(), "");
+}
+
+/// Whether 32 bytes in a row somewhere are the private key of this point.
+fn holds_the_scalar(bytes: &[u8], point: &[u8]) -> bool {
+    bytes.windows(32).any(|window| {
+        let key = PrivateKey::from_private_key(&ECDH_P256, window);
+        key.is_ok_and(|key| key.compute_public_key().unwrap().as_ref() == point)
+    })
+}
+
+#[test]
+fn the_private_key_is_nowhere_in_the_file() {
+    let tpm = Swtpm::start();
+    // The search finds one where there is one.
+    tpm.openssl("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out soft.pem");
+    let public = bytes(&tpm.openssl("pkey -in soft.pem -pubout"));
+    let info = spki::SubjectPublicKeyInfoOwned::from_der(&public).unwrap();
+    let soft_point = info.subject_public_key.as_bytes().unwrap();
+    assert!(holds_the_scalar(&bytes(&tpm.read("soft.pem")), soft_point));
+    let key = TpmKey::generate(&tpm.address()).unwrap();
+    let pem = key.to_pem();
+    assert!(!holds_the_scalar(&bytes(&pem), point(&key)));
+    assert!(!pem.contains("BEGIN PRIVATE KEY") && !pem.contains("BEGIN EC PRIVATE KEY"));
+    // And openssl alone can do nothing with it, as PEM or as DER.
+    tpm.write("key.pem", &pem);
+    tpm.write("key.der", bytes(&pem));
+    for file in ["key.pem", "key.der"] {
+        assert!(!tpm.try_run("openssl", &["pkey", "-in", file]).status.success());
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_with_the_cause() {
+    let tpm = Swtpm::start();
+    for (arguments, word) in [
+        ("EC -pkeyopt group:P-384", "not on P-256"),
+        ("RSA -pkeyopt bits:2048", "no elliptic-curve key"),
+        ("EC -pkeyopt group:P-256 -pkeyopt user-auth:abc", "password"),
+    ] {
+        tpm.openssl(&format!(
+            "genpkey -provider tpm2 -algorithm {arguments} -out key.pem"
+        ));
+        let (error, message) = fault(TpmKey::open(&tpm.address(), &tpm.read("key.pem")));
+        assert!(matches!(error, TpmError::Unsupported(_)), "{error:?}");
+        assert!(message.contains(word), "{message}");
+    }
+    // Cut in the middle of its parts, or with more in them than they say.
+    let pem = TpmKey::generate(&tpm.address()).unwrap().to_pem();
+    let (error, _) = fault(TpmKey::open(&tpm.address(), &pem[..pem.len() / 2]));
+    assert!(matches!(error, TpmError::File(_)), "{error:?}");
+    let public = public_part(&pem);
+    let mut longer = public.clone();
+    longer[1] += 1;
+    longer.push(0);
+    // The size of x: one more, so that y begins a byte later.
+    let mut crooked = public.clone();
+    crooked[public.len() - 67] = 33;
+    // An attribute that is there no more, by which the key could be moved: the TPM does not take it for the same key.
+    let mut loose = public.clone();
+    loose[9] &= !2;
+    assert_eq!(with_public(&pem, &public), pem);
+    for (public, is_malformed) in [(longer, true), (crooked, true), (loose, false)] {
+        let (error, _) = fault(TpmKey::open(&tpm.address(), &with_public(&pem, &public)));
+        let told = match is_malformed {
+            true => matches!(error, TpmError::File(_)),
+            false => matches!(error, TpmError::OtherTpm { .. }),
+        };
+        assert!(told, "{error:?}");
+    }
+}
+
+/// A key with a password, whose file says that it has none.
+fn with_hidden_password(tpm: &Swtpm) -> String {
+    tpm.openssl(
+        "genpkey -provider tpm2 -algorithm EC -pkeyopt group:P-256 -pkeyopt user-auth:abc -out key.pem",
+    );
+    let mut der = bytes(&tpm.read("key.pem"));
+    // tpm2-openssl writes FALSE here, as one byte.
+    let head = [0xa0, 3, 1, 1, 0];
+    let at = der.windows(head.len()).position(|w| w == head).unwrap();
+    der[at + 4] = 0xff;
+    tss2_pem(&der)
+}
+
+#[test]
+fn a_password_is_not_tried_twice_and_a_lockout_is_told() {
+    let tpm = Swtpm::start();
+    let unhurt = TpmKey::generate(&tpm.address()).unwrap();
+    tpm.run(
+        "tpm2_dictionarylockout",
+        &[
+            "-s",
+            "--max-tries=3",
+            "--recovery-time=1000",
+            "--lockout-recovery-time=1000",
+        ],
+    );
+    let pem = with_hidden_password(&tpm);
+    let key = TpmKey::open(&tpm.address(), &pem).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                let message = key.sign(b"x").unwrap_err().to_string();
+                assert!(message.contains("password"), "{message}");
+            });
+        }
+    });
+    let counted = |n: u32| {
+        let told = tpm.run("tpm2_getcap", &["properties-variable"]);
+        told.contains(&format!("TPM2_PT_LOCKOUT_COUNTER: {n:#X}").replace("0X", "0x"))
+    };
+    assert!(counted(1), "twenty calls are one try");
+    // Others lock it.
+    let mut messages = Vec::new();
+    for _ in 0..3 {
+        let again = TpmKey::open(&tpm.address(), &pem);
+        messages.push(match again {
+            Ok(key) => key.sign(b"x").unwrap_err().to_string(),
+            Err(e) => e.to_string(),
+        });
+    }
+    let last = messages.pop().unwrap();
+    assert!(
+        last.contains("0x921") && last.contains("hint: wait"),
+        "{messages:?} {last}"
+    );
+    assert_eq!(tpm.transient(), "");
+    // A key that is made here is not hit.
+    works(&unhurt);
+    works(&TpmKey::generate(&tpm.address()).unwrap());
+}
+
+#[test]
+fn a_password_of_the_owner_is_told() {
+    let tpm = Swtpm::start();
+    let key = TpmKey::generate(&tpm.address()).unwrap();
+    tpm.run("tpm2_changeauth", &["-c", "o", "abc"]);
+    let (error, message) = fault(TpmKey::generate(&tpm.address()));
+    assert!(matches!(error, TpmError::OwnerPassword { .. }), "{message}");
+    assert!(
+        key.sign(b"x")
+            .unwrap_err()
+            .to_string()
+            .contains("owner hierarchy")
+    );
+}
+
+#[test]
+fn no_tpm_there_is_told_with_its_cure() {
+    let mut tpm = Swtpm::start();
+    let key = TpmKey::generate(&tpm.address()).unwrap();
+    tpm.stop();
+    let (error, message) = fault(TpmKey::open(&tpm.address(), &key.to_pem()));
+    assert!(matches!(error, TpmError::NoTpm { .. }), "{error:?}");
+    assert!(
+        message.contains("refused") && message.contains("start swtpm"),
+        "{message}"
+    );
+    let message = key.sign(b"x").unwrap_err().to_string();
+    assert!(message.contains("there is no TPM at swtpm:"), "{message}");
+    for (address, word) in [
+        ("device:/dev/no-such-tpm", "No such file"),
+        ("device:/dev/null", "device:/dev/null"),
+    ] {
+        let (_, message) = fault(TpmKey::generate(&address.parse().unwrap()));
+        assert!(message.contains(word), "{message}");
+    }
+}
+
+#[test]
+fn a_tpm_that_comes_back_is_used_again() {
+    let mut tpm = Swtpm::start();
+    let key = TpmKey::generate(&tpm.address()).unwrap();
+    works(&key);
+    tpm.restart();
+    works(&key);
+    works(&TpmKey::open(&tpm.address(), &key.to_pem()).unwrap());
+}

@@ -1,0 +1,228 @@
+//! A device whose key is in a TPM: the real agent, and stock clients, with swtpm against a server.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use countersign_testkit::agent::Agent;
+use countersign_testkit::server::{Server, listener};
+use countersign_testkit::swtpm::Swtpm;
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_countersign"))
+}
+
+struct Place {
+    folder: tempfile::TempDir,
+    server: Server,
+    enrol: String,
+    tpm: Swtpm,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(program(), &folder.path().join("data"), &listener("enrol")).unwrap();
+        let enrol = format!("localhost:{}", server.listener("enrol").unwrap().port());
+        let place = Self {
+            folder,
+            server,
+            enrol,
+            tpm: Swtpm::start(),
+        };
+        let root = place.server.cli_ok(&["authority", "export", "platform"]).unwrap();
+        std::fs::write(place.path("root.pem"), root).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn agent(&self, device: &str) -> Agent {
+        Agent::with_tpm(program(), self.path(device)).with("TSS2_LOG", "all+NONE".into())
+    }
+
+    /// What enrolls a device with its keys in this TPM.
+    fn arguments(&self, device: &str, tpm: &Swtpm) -> Vec<String> {
+        self.server.cli_ok(&["device", "add", device]).unwrap();
+        let secret = self.server.cli_ok(&["device", "secret", device]).unwrap();
+        std::fs::write(self.path("secret"), secret).unwrap();
+        let (root, secret, store) = (
+            self.text("root.pem"),
+            self.text("secret"),
+            format!("tpm:{}", tpm.address()),
+        );
+        [
+            "enrol",
+            "--server",
+            &self.enrol,
+            "--platform-root",
+            &root,
+            "--id",
+            device,
+        ]
+        .into_iter()
+        .chain(["--secret-file", &secret, "--key-store", &store])
+        .map(str::to_owned)
+        .collect()
+    }
+
+    fn enrolled(&self, device: &str) -> Agent {
+        let agent = self.agent(device);
+        let arguments = self.arguments(device, &self.tpm);
+        agent.ok(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        agent
+    }
+
+    /// Another client with OpenSSL's TPM provider, as the book has it.
+    fn stock(&self, program: &str, arguments: &[&str]) -> Output {
+        let config = self.path("openssl.cnf");
+        std::fs::write(
+            &config,
+            "openssl_conf = all\n[all]\nproviders = providers\n[providers]\ndefault = on\ntpm2 = on\n\
+             [on]\nactivate = 1\n",
+        )
+        .unwrap();
+        Command::new(program)
+            .args(arguments)
+            .env("OPENSSL_CONF", config)
+            .env("TPM2OPENSSL_TCTI", self.tpm.address())
+            .output()
+            .unwrap_or_else(|e| panic!("{program}: {e}"))
+    }
+}
+
+/// All bytes below a folder.
+fn bytes_below(folder: &Path) -> Vec<u8> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        all.extend(if path.is_dir() {
+            bytes_below(&path)
+        } else {
+            std::fs::read(&path).unwrap()
+        });
+    }
+    all
+}
+
+fn holds(bytes: &[u8], word: &[u8]) -> bool {
+    bytes.windows(word.len()).any(|w| w == word)
+}
+
+#[test]
+fn the_key_is_made_in_the_tpm_used_there_and_carried_away_it_is_worth_nothing() {
+    let mut place = Place::new();
+    let agent = place.enrolled("sensor-1");
+    agent.ok(&["publish", "21.5"]);
+    let first = (
+        agent.certificate(),
+        std::fs::read(agent.folder.join("device.key")).unwrap(),
+    );
+    agent.ok(&["renew"]);
+    assert_ne!(agent.certificate(), first.0);
+    assert_ne!(
+        std::fs::read(agent.folder.join("device.key")).unwrap(),
+        first.1,
+        "a key of its own"
+    );
+    agent.ok(&["check"]);
+    // After a power cycle it is the same TPM.
+    place.tpm.restart();
+    agent.ok(&["check"]);
+
+    let below = bytes_below(&agent.folder);
+    assert!(holds(&below, b"-----BEGIN TSS2 PRIVATE KEY-----"));
+    assert!(!holds(&below, b"-----BEGIN PRIVATE KEY-----") && !holds(&below, b"EC PRIVATE KEY"));
+    // The whole folder on another machine: its TPM does not know the key.
+    let other = Swtpm::start();
+    let json = agent.folder.join("device.json");
+    let here = std::fs::read_to_string(&json).unwrap();
+    std::fs::write(&json, here.replace(&place.tpm.address(), &other.address())).unwrap();
+    let (code, _, err) = agent.run(&["check"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("not of the TPM") && err.contains("hint: "), "{err}");
+    std::fs::write(&json, here).unwrap();
+    // Without a TPM, and by the agent that has none: what is wrong, and what to do.
+    place.tpm.stop();
+    let (code, _, err) = agent.run(&["check"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("there is no TPM") && err.contains("hint: "), "{err}");
+    let without = Agent::new(program(), agent.folder.clone());
+    let (code, _, err) = without.run(&["check"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("countersign-agent-tpm"), "{err}");
+    place.tpm.restart();
+    place
+        .server
+        .cli_ok(&["device", "decommission", "sensor-1", "--reason", "scrapped"])
+        .unwrap();
+    let (code, _, err) = agent.run(&["check"]);
+    assert!([6, 7].contains(&code), "{code}: {err}");
+}
+
+#[test]
+fn mosquitto_and_curl_use_the_same_key_in_the_tpm() {
+    let place = Place::new();
+    let agent = place.enrolled("sensor-2");
+    let file = |name: &str| agent.folder.join(name).display().to_string();
+    let port = place.server.devices.port().to_string();
+    let (root, certificate, key) = (file("platform-root.crt"), file("device.crt"), file("device.key"));
+    let mosquitto = place.stock(
+        "mosquitto_pub",
+        &[
+            "-h",
+            "localhost",
+            "-p",
+            &port,
+            "--cafile",
+            &root,
+            "--cert",
+            &certificate,
+            "--key",
+            &key,
+            "-i",
+            "sensor-2",
+            "-q",
+            "1",
+            "-t",
+            "devices/sensor-2/telemetry",
+            "-m",
+            "21.5",
+        ],
+    );
+    assert!(mosquitto.status.success(), "{mosquitto:?}");
+    let url = format!("https://localhost:{port}/v1/publish/devices/sensor-2/telemetry");
+    let token = format!("https://localhost:{port}/oauth2/token");
+    let mtls = ["-sS", "--cacert", &root, "--cert", &certificate, "--key", &key];
+    let curl = place.stock(
+        "curl",
+        &[&mtls[..], &["-d", "grant_type=client_credentials", &token]].concat(),
+    );
+    let answer: serde_json::Value =
+        serde_json::from_slice(&curl.stdout).unwrap_or_else(|_| panic!("{curl:?}"));
+    let bearer = format!(
+        "Authorization: Bearer {}",
+        answer["access_token"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{answer}"))
+    );
+    let published = place.stock(
+        "curl",
+        &[
+            &mtls[..],
+            &["-H", &bearer, "-w", "%{http_code}", "--data", "22.0", &url],
+        ]
+        .concat(),
+    );
+    let status = String::from_utf8_lossy(&published.stdout);
+    assert!(
+        status.ends_with("204") || status.ends_with("202") || status.ends_with("200"),
+        "{published:?}"
+    );
+}

@@ -1,0 +1,94 @@
+//! A TPM 2.0 in software, for tests: swtpm, on the loopback device.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A TPM with a state of its own, which ends with this value.
+#[derive(Debug)]
+pub struct Swtpm {
+    child: Child,
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Swtpm {
+    /// A new one.
+    ///
+    /// # Panics
+    /// If it does not start; without the Debian package swtpm it cannot.
+    pub fn start() -> Self {
+        // Somebody may take a port between the look and the start: then with others.
+        (0..20)
+            .find_map(|_| Self::try_start())
+            .expect("swtpm starts (Debian: swtpm)")
+    }
+
+    fn try_start() -> Option<Self> {
+        let server = TcpListener::bind("127.0.0.1:0").ok()?;
+        let port = server.local_addr().ok()?.port();
+        let control = TcpListener::bind(("127.0.0.1", port.checked_add(1)?)).ok()?;
+        drop((server, control));
+        let folder = tempfile::tempdir().ok()?;
+        let child = spawn(port, folder.path())?;
+        Some(Self { child, port, folder })
+    }
+
+    /// As TCTI strings have it.
+    pub fn address(&self) -> String {
+        format!("swtpm:host=127.0.0.1,port={}", self.port)
+    }
+
+    /// A folder beside its state.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Takes the power away.
+    pub fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Gives it power again: the same TPM, at the same address.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart(&mut self) {
+        self.stop();
+        let again = (0..20).find_map(|_| spawn(self.port, self.folder.path()));
+        self.child = again.expect("swtpm starts again");
+    }
+}
+
+impl Drop for Swtpm {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Comes back when it answers.
+fn spawn(port: u16, folder: &Path) -> Option<Child> {
+    let mut child = Command::new("swtpm")
+        .args(["socket", "--tpm2"])
+        .args(["--tpmstate", &format!("dir={}", folder.display())])
+        .args(["--server", &format!("type=tcp,port={port}")])
+        .args(["--ctrl", &format!("type=tcp,port={}", port + 1)])
+        .args(["--flags", "not-need-init,startup-clear"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let started = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port + 1)).is_err() {
+        if child.try_wait().ok()?.is_some() || started.elapsed() > Duration::from_secs(10) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Some(child)
+}
