@@ -1,5 +1,6 @@
 //! Measures what the agent costs a device: the size of what is shipped, and the memory of one that is connected and idle.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,27 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use countersign_testkit::server::Server;
 
+/// What is shipped: its name, what chooses it, and whether the limits are its too.
+const ARTEFACTS: [(&str, &[&str], bool); 2] = [
+    (
+        "countersign-agent",
+        &["--package", "countersign-device", "--bin", "countersign-agent"],
+        true,
+    ),
+    // It needs libtss2, which is not counted.
+    (
+        "countersign-agent-tpm",
+        &[
+            "--package",
+            "countersign-device",
+            "--bin",
+            "countersign-agent-tpm",
+            "--features",
+            "tpm",
+        ],
+        false,
+    ),
+];
 /// The largest program that is shipped, in bytes.
 const SIZE_MAX: u64 = 6 << 20;
 /// The most resident memory while it is connected and idle, in KiB.
@@ -21,18 +43,25 @@ pub(crate) struct Options {
     check: bool,
 }
 
-/// Builds the agent as it is shipped, and runs it as a service against a release server.
+/// Builds the agents as they are shipped, and runs each as a service against a release server.
 ///
 /// # Errors
 /// If it does not connect, or with `--check` a limit is not held.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let agent = crate::lab::program_of("countersign-device", "agent")?;
-    let size = std::fs::metadata(&agent)?.len();
     let place = tempfile::tempdir()?;
     let server = Server::start(&crate::lab::release_binary()?, &place.path().join("data"), "")?;
-    let folder = place.path().join("device");
+    for (name, chosen, is_limited) in ARTEFACTS {
+        measure(name, chosen, options.check && is_limited, &server, place.path())?;
+    }
+    Ok(())
+}
+
+fn measure(name: &str, chosen: &[&str], check: bool, server: &Server, place: &Path) -> Result<()> {
+    let agent = crate::lab::program_of(chosen, "agent")?;
+    let size = std::fs::metadata(&agent)?.len();
+    let folder = place.join(name);
     let out = folder.display().to_string();
-    server.cli_ok(&["device", "provision", "idle", "--out", &out])?;
+    server.cli_ok(&["device", "provision", name, "--out", &out])?;
     let mut service = Command::new(&agent)
         .arg("--identity")
         .arg(&folder)
@@ -46,21 +75,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     service.wait()?;
     let resident = resident?;
     println!(
-        "countersign-agent: {:.2} MiB (limit {}), {:.1} MiB resident while connected and idle (limit {})",
+        "{name}: {:.2} MiB (limit {}), {:.1} MiB resident while connected and idle (limit {})",
         size as f64 / 1_048_576.0,
         SIZE_MAX >> 20,
         resident as f64 / 1024.0,
         RESIDENT_MAX_KIB >> 10
     );
     ensure!(
-        !options.check || (size <= SIZE_MAX && resident <= RESIDENT_MAX_KIB),
-        "over the limit"
+        !check || (size <= SIZE_MAX && resident <= RESIDENT_MAX_KIB),
+        "{name} is over the limit"
     );
     Ok(())
 }
 
 /// Its resident memory in KiB, once it is connected and has had nothing to do for a while.
-fn connected_and_idle(agent: &std::path::Path, folder: &std::path::Path, pid: u32) -> Result<u64> {
+fn connected_and_idle(agent: &Path, folder: &Path, pid: u32) -> Result<u64> {
     let started = Instant::now();
     let is_connected = || -> Result<bool> {
         let asked = Command::new(agent)

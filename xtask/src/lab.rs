@@ -47,21 +47,22 @@ pub(crate) fn release_binary() -> Result<PathBuf> {
 /// # Errors
 /// If it cannot be built.
 pub(crate) fn release_binary_of(package: &str) -> Result<PathBuf> {
-    program_of(package, "release")
+    program_of(&["--package", package], "release")
 }
 
-/// Builds a package by a profile; its program.
+/// Builds what is chosen by a profile; its program.
 ///
 /// # Errors
 /// If it cannot be built.
-pub(crate) fn program_of(package: &str, profile: &str) -> Result<PathBuf> {
+pub(crate) fn program_of(chosen: &[&str], profile: &str) -> Result<PathBuf> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let built = Command::new(cargo)
-        .args(["build", "--quiet", "--profile", profile, "--package", package])
+        .args(["build", "--quiet", "--profile", profile])
+        .args(chosen)
         .args(["--message-format", "json"])
         .stderr(Stdio::inherit())
         .output()?;
-    ensure!(built.status.success(), "{package} cannot be built");
+    ensure!(built.status.success(), "{chosen:?} cannot be built");
     String::from_utf8(built.stdout)?
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())

@@ -396,3 +396,35 @@ fn what_is_wrong_with_the_token_is_told_with_its_cure_and_nothing_is_lost() {
     assert_eq!(code, 3, "{err}");
     assert!(err.contains("the same key store"), "{err}");
 }
+
+#[test]
+fn curl_uses_the_same_key_in_the_token() {
+    let place = Place::new();
+    let agent = place.agent("sensor-5");
+    agent.ok(&borrowed(&place.arguments("sensor-5", "sensor-5")));
+    let file = |name: &str| agent.folder.join(name).display().to_string();
+    // OpenSSL's engine takes a line end for a part of the PIN.
+    let pin = place.write("bare-pin", PIN);
+    let output = Command::new("curl")
+        .args(["-sS", "--engine", "pkcs11", "--key-type", "ENG", "--key"])
+        .arg(format!(
+            "pkcs11:token=board;object=sensor-5;type=private;pin-source={pin}"
+        ))
+        .args([
+            "--cacert",
+            &file("platform-root.crt"),
+            "--cert",
+            &file("device.crt"),
+        ])
+        .args(["-d", "grant_type=client_credentials", "-d", "client_id=sensor-5"])
+        .arg(format!(
+            "https://localhost:{}/oauth2/token",
+            place.server.devices.port()
+        ))
+        .env("SOFTHSM2_CONF", place.path("softhsm.conf"))
+        .env("PKCS11_MODULE_PATH", module())
+        .output()
+        .unwrap();
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(answer.contains("access_token"), "{output:?}");
+}

@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use countersign_testkit::agent::Agent;
 use countersign_testkit::server::{Server, listener};
@@ -79,23 +79,45 @@ impl Place {
         agent
     }
 
-    /// Another client with OpenSSL's TPM provider, as the book has it.
-    fn stock(&self, program: &str, arguments: &[&str]) -> Output {
+    /// A shell's commands with OpenSSL's TPM provider, as the book has it: beside tpm2-abrmd, on a bus of its own. What they
+    /// printed.
+    fn stock(&self, commands: &str) -> String {
         let config = self.path("openssl.cnf");
-        std::fs::write(
-            &config,
-            "openssl_conf = all\n[all]\nproviders = providers\n[providers]\ndefault = on\ntpm2 = on\n\
-             [on]\nactivate = 1\n",
-        )
-        .unwrap();
-        Command::new(program)
-            .args(arguments)
-            .env("OPENSSL_CONF", config)
-            .env("TPM2OPENSSL_TCTI", self.tpm.address())
+        std::fs::write(&config, OPENSSL).unwrap();
+        let script = format!(
+            "tpm2-abrmd --session --allow-root --tcti={} &\n\
+             broker=$!\n\
+             until tpm2_getrandom -T tabrmd:bus_type=session --hex 8 >/dev/null 2>&1; do sleep 0.1; done\n\
+             export OPENSSL_CONF={} TPM2OPENSSL_TCTI=tabrmd:bus_type=session\n\
+             {commands}\n\
+             kill $broker\n",
+            self.tpm.address(),
+            config.display()
+        );
+        let output = Command::new("timeout")
+            .args(["60", "dbus-run-session", "--", "sh", "-c", &script])
+            .env("TSS2_LOG", "all+NONE")
             .output()
-            .unwrap_or_else(|e| panic!("{program}: {e}"))
+            .unwrap();
+        let text = [output.stdout.as_slice(), &output.stderr].concat();
+        String::from_utf8_lossy(&text).into_owned()
     }
 }
+
+/// Signatures by the TPM, all else as ever.
+const OPENSSL: &str = "\
+openssl_conf = all
+[all]
+providers = providers
+alg_section = algorithms
+[providers]
+default = on
+tpm2 = on
+[on]
+activate = 1
+[algorithms]
+default_properties = ?tpm2.signature=yes
+";
 
 /// All bytes below a folder.
 fn bytes_below(folder: &Path) -> Vec<u8> {
@@ -172,57 +194,16 @@ fn mosquitto_and_curl_use_the_same_key_in_the_tpm() {
     let agent = place.enrolled("sensor-2");
     let file = |name: &str| agent.folder.join(name).display().to_string();
     let port = place.server.devices.port().to_string();
-    let (root, certificate, key) = (file("platform-root.crt"), file("device.crt"), file("device.key"));
-    let mosquitto = place.stock(
-        "mosquitto_pub",
-        &[
-            "-h",
-            "localhost",
-            "-p",
-            &port,
-            "--cafile",
-            &root,
-            "--cert",
-            &certificate,
-            "--key",
-            &key,
-            "-i",
-            "sensor-2",
-            "-q",
-            "1",
-            "-t",
-            "devices/sensor-2/telemetry",
-            "-m",
-            "21.5",
-        ],
-    );
-    assert!(mosquitto.status.success(), "{mosquitto:?}");
-    let url = format!("https://localhost:{port}/v1/publish/devices/sensor-2/telemetry");
-    let token = format!("https://localhost:{port}/oauth2/token");
-    let mtls = ["-sS", "--cacert", &root, "--cert", &certificate, "--key", &key];
-    let curl = place.stock(
-        "curl",
-        &[&mtls[..], &["-d", "grant_type=client_credentials", &token]].concat(),
-    );
-    let answer: serde_json::Value =
-        serde_json::from_slice(&curl.stdout).unwrap_or_else(|_| panic!("{curl:?}"));
-    let bearer = format!(
-        "Authorization: Bearer {}",
-        answer["access_token"]
-            .as_str()
-            .unwrap_or_else(|| panic!("{answer}"))
-    );
-    let published = place.stock(
-        "curl",
-        &[
-            &mtls[..],
-            &["-H", &bearer, "-w", "%{http_code}", "--data", "22.0", &url],
-        ]
-        .concat(),
-    );
-    let status = String::from_utf8_lossy(&published.stdout);
-    assert!(
-        status.ends_with("204") || status.ends_with("202") || status.ends_with("200"),
-        "{published:?}"
-    );
+    let mtls = format!("--cert {} --key {}", file("device.crt"), file("device.key"));
+    let root = file("platform-root.crt");
+    let said = place.stock(&format!(
+        "mosquitto_pub -h localhost -p {port} --cafile {root} {mtls} -i sensor-2 -q 1 \
+         -t devices/sensor-2/telemetry -m 21.5 && echo mosquitto published\n\
+         token=$(curl -sS --cacert {root} {mtls} -d grant_type=client_credentials -d client_id=sensor-2 \
+         https://localhost:{port}/oauth2/token | sed 's/.*\"access_token\":\"\\([^\"]*\\)\".*/\\1/')\n\
+         curl -sS --cacert {root} {mtls} -H \"Authorization: Bearer $token\" -w 'curl %{{http_code}}\\n' --data 22.0 \
+         https://localhost:{port}/v1/publish/devices/sensor-2/telemetry"
+    ));
+    assert!(said.contains("mosquitto published"), "{said}");
+    assert!(said.contains("curl 2"), "{said}");
 }
