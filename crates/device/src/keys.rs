@@ -255,6 +255,20 @@ impl DeviceKey {
         }
     }
 
+    /// Keeps its certificate, and those above it, where it is, for others that look for them there.
+    ///
+    /// # Errors
+    /// [`KeyStoreFault`], for one if there is no room: the identity folder has them in any case.
+    pub(crate) fn keep_certificates(&self, chain: &[CertificateDer<'static>]) -> Result<(), KeyStoreFault> {
+        match self {
+            Self::Software(_) | Self::Tpm { .. } => Ok(()),
+            Self::Token(uri) => {
+                let chain: Vec<Vec<u8>> = chain.iter().map(|der| der.to_vec()).collect();
+                Ok(TokenKey::keep_certificates(uri.clone(), &chain)?)
+            }
+        }
+    }
+
     /// Removes it from where it is, if that is not the key file. Whether there was one.
     ///
     /// # Errors

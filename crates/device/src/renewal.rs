@@ -176,6 +176,11 @@ pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<Dev
         folder.enrolled(&profile, &chain)?;
     }
     folder.save_time(folder.clock().now())?;
+    if !replaces {
+        // Where there is no room for it, the folder has it.
+        let identity = folder.load()?;
+        let _ = identity.key.keep_certificates(&identity.chain);
+    }
     Ok(profile)
 }
 
@@ -326,6 +331,11 @@ pub async fn connect(
         match Link::connect(&next, options).await {
             Ok(link) => {
                 folder.promote(&next.facts.fingerprint)?;
+                if let Err(e) = next.key.keep_certificates(&next.chain) {
+                    say(&format!(
+                        "warning: the certificate is kept in the folder alone: {e}"
+                    ));
+                }
                 say(&format!(
                     "the new certificate {} is in use, until {}",
                     next.facts.serial, next.facts.not_after

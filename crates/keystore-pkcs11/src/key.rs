@@ -2,10 +2,11 @@
 
 use aws_lc_rs::digest::{SHA256, SHA384, digest};
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use countersign_identity::certificate::CertificateView;
 use countersign_identity::signed::{Signer, SigningFailed};
 use cryptoki::error::Error;
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, CertificateType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use der::asn1::BitString;
 use der::{Any, Encode};
@@ -67,6 +68,41 @@ fn find_private(token: &Token, session: &Session) -> Result<Option<ObjectHandle>
     } else {
         None
     })
+}
+
+/// CKA_ID of an object; empty if it has none.
+fn id_of(session: &Session, object: ObjectHandle) -> Result<Vec<u8>, Error> {
+    let found = session.get_attributes(object, &[AttributeType::Id])?;
+    Ok(found
+        .into_iter()
+        .find_map(|a| match a {
+            Attribute::Id(id) => Some(id),
+            _ => None,
+        })
+        .unwrap_or_default())
+}
+
+/// CKA_VALUE of an object.
+fn value(session: &Session, object: ObjectHandle) -> Result<Vec<u8>, Error> {
+    let found = session.get_attributes(object, &[AttributeType::Value])?;
+    Ok(found
+        .into_iter()
+        .find_map(|a| match a {
+            Attribute::Value(value) => Some(value),
+            _ => None,
+        })
+        .unwrap_or_default())
+}
+
+/// The certificates that belong to a key.
+fn certificates(session: &Session, id: &[u8]) -> Result<Vec<ObjectHandle>, Error> {
+    if id.is_empty() {
+        return Ok(Vec::new());
+    }
+    session.find_objects(&[
+        Attribute::Class(ObjectClass::CERTIFICATE),
+        Attribute::Id(id.to_vec()),
+    ])
 }
 
 fn protection(session: &Session, handle: ObjectHandle) -> Result<Protection, Error> {
@@ -219,10 +255,71 @@ impl TokenKey {
         let public = session
             .find_objects(&by_name(uri, ObjectClass::PUBLIC_KEY))
             .map_err(failed)?;
-        for object in private.iter().chain(&public) {
+        let certificates = match private.first() {
+            Some(key) => certificates(&session, &id_of(&session, *key).map_err(failed)?).map_err(failed)?,
+            None => Vec::new(),
+        };
+        for object in private.iter().chain(&public).chain(&certificates) {
             session.destroy_object(*object).map_err(failed)?;
         }
         Ok(!private.is_empty())
+    }
+
+    /// Keeps the certificate of a key, and those above it, in the token beside the key, in place of earlier ones: where others
+    /// that use the token look for them. They have the key's CKA_ID; its CKA_LABEL is the first one's.
+    ///
+    /// # Errors
+    /// [`TokenError`], for one if there is no room: then the earlier ones are still there.
+    pub fn keep_certificates(uri: TokenUri, chain: &[Vec<u8>]) -> Result<(), TokenError> {
+        let token = Token::new(uri);
+        let session = token.writing_session()?;
+        let failed = |e: Error| token.failed("keep a certificate", &e);
+        let uri = token.uri();
+        let Some(key) = find_private(&token, &session).map_err(failed)? else {
+            return Err(TokenError::NoKey {
+                token: uri.token_text(),
+                key: uri.key_text(),
+            });
+        };
+        let id = id_of(&session, key).map_err(failed)?;
+        let old = certificates(&session, &id).map_err(failed)?;
+        let mut kept = Vec::new();
+        for object in &old {
+            kept.push(value(&session, *object).map_err(failed)?);
+        }
+        // A flash has only so many writes.
+        if kept.len() == chain.len() && chain.iter().all(|der| kept.contains(der)) {
+            return Ok(());
+        }
+        let label = uri.object.clone().unwrap_or_default();
+        for (n, der) in chain.iter().enumerate() {
+            let view = CertificateView::of_certificate(der)
+                .map_err(|e| TokenError::Unsuitable(format!("a certificate to keep is none: {e}")))?;
+            let label = if n == 0 {
+                label.clone()
+            } else {
+                format!("{label} issuer {n}")
+            };
+            let serial = view.serial_number.to_der().unwrap_or_default();
+            let template = [
+                Attribute::Class(ObjectClass::CERTIFICATE),
+                Attribute::CertificateType(CertificateType::X_509),
+                Attribute::Token(true),
+                Attribute::Private(false),
+                Attribute::Label(label.into_bytes()),
+                Attribute::Id(id.clone()),
+                Attribute::Subject(view.subject.der.to_vec()),
+                Attribute::Issuer(view.issuer.der.to_vec()),
+                Attribute::SerialNumber(serial),
+                Attribute::Value(der.clone()),
+            ];
+            session.create_object(&template).map_err(failed)?;
+        }
+        // Last: until then the earlier ones are found as well.
+        for object in old {
+            session.destroy_object(object).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// What the token says of how it is kept.

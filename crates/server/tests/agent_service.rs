@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
@@ -293,4 +293,35 @@ fn a_suspended_device_tells_its_operator_what_to_do_and_commands_are_printed() {
     // Nobody has to touch the device once it is trusted again.
     place.server.cli_ok(&["device", "resume", "pump-3"]).unwrap();
     place.until_status("in again", |code, s| code == 0 && s["fault"].is_null());
+}
+
+/// What systemd is told: that messages are taken, where it stands, that it lives, and that it stops.
+#[test]
+fn systemd_is_told_when_it_is_ready_and_how_it_stands() {
+    let mut place = Place::new("pump-4");
+    let path = place.path("notify");
+    let systemd = UnixDatagram::bind(&path).unwrap();
+    systemd.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    place.agent = place
+        .agent
+        .clone()
+        .with("NOTIFY_SOCKET", path)
+        .with("WATCHDOG_USEC", "3000000".into());
+    // Nobody is there: it is ready all the same.
+    place.network.cut();
+    place.run(&[]);
+    let mut told = String::new();
+    let mut until_told = |words: &[&str]| {
+        while !words.iter().all(|word| told.contains(word)) {
+            let mut word = [0; 512];
+            let n = systemd.recv(&mut word).unwrap_or_else(|e| panic!("{e}: {told}"));
+            told += &String::from_utf8_lossy(&word[..n]);
+            told.push('\n');
+        }
+    };
+    until_told(&["READY=1", "WATCHDOG=1", "not connected to"]);
+    place.network.mend();
+    until_told(&[": connected to"]);
+    place.signal(Signal::TERM);
+    until_told(&["STOPPING=1"]);
 }

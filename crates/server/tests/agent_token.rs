@@ -210,6 +210,33 @@ fn the_key_is_made_in_the_token_used_there_and_replaced_there() {
         "{listed}"
     );
 
+    // Certificate and chain lie beside it, where others look for them.
+    let certificates = |label: &str| {
+        let out = place.text("kept");
+        let _ = std::fs::remove_file(&out);
+        place.tool(&[
+            "--read-object",
+            "--type",
+            "cert",
+            "--label",
+            label,
+            "--output-file",
+            &out,
+        ]);
+        let pem = place.run("openssl", &["x509", "-inform", "DER", "-in", &out]).1;
+        (
+            pem,
+            place
+                .tool(&["--list-objects", "--type", "cert"])
+                .1
+                .matches("Certificate Object")
+                .count(),
+        )
+    };
+    let (kept, count) = certificates("sensor-1");
+    assert!(agent.certificate().starts_with(kept.trim_end()), "{kept}");
+    assert_eq!(count, agent.certificate().matches("BEGIN").count());
+
     // The next certificate has a key of its own, and the old one is destroyed once it has connected.
     let first = agent.certificate();
     agent.ok(&["renew", "--no-connect"]);
@@ -218,6 +245,9 @@ fn the_key_is_made_in_the_token_used_there_and_replaced_there() {
     agent.ok(&["check"]);
     assert_eq!(place.keys(), ["sensor-1-1"]);
     assert_ne!(agent.certificate(), first);
+    let (kept, still) = certificates("sensor-1-1");
+    assert!(agent.certificate().starts_with(kept.trim_end()), "{kept}");
+    assert_eq!(still, count, "the old ones went with their key");
     // Asked for and never answered, as after a power cut: it is taken up again, and leaves no key behind.
     agent.ok(&["renew"]);
     agent.ok(&["renew"]);
