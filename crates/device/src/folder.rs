@@ -275,6 +275,17 @@ impl IdentityFolder {
         let slot = self.slot(number);
         self.make_folder(&slot)?;
         self.sync(&self.path.join(SLOTS))?;
+        // Begun before and cut off: taken up again, unless that key is gone, or is not where it is to be now.
+        if let Ok(text) = read_private(&slot.join(KEY))
+            && !slot.join(CERTIFICATE).exists()
+        {
+            let left = DeviceKey::read(&text, store).ok();
+            if !left.is_some_and(|key| store.is_of(&key) && key.is_there()) {
+                self.remove_slot(number)?;
+                self.make_folder(&slot)?;
+                self.sync(&self.path.join(SLOTS))?;
+            }
+        }
         let old = match reuse {
             KeyReuse::New => None,
             KeyReuse::Same => Some(read_private(&self.in_use(KEY))?),
@@ -485,11 +496,14 @@ impl IdentityFolder {
     /// Destroys the key that a slot's key file speaks of, if it is elsewhere and the one in use is another. Where it
     /// cannot be, it stays: its certificate is superseded, and no file names it any more.
     fn destroy_key(&self, slot: &Path) {
-        let Ok(text) = read_private(&slot.join(KEY)) else {
+        let key_of = |path: &Path| DeviceKey::read(&read_private(path).ok()?, &KeyStore::File).ok();
+        // If it cannot be told which one is in use, none is destroyed.
+        let (Some(key), Some(used)) = (key_of(&slot.join(KEY)), key_of(&self.in_use(KEY))) else {
             return;
         };
-        let is_used = read_private(&self.in_use(KEY)).is_ok_and(|used| *used == *text);
-        if !is_used && let Ok(key) = DeviceKey::read(&text, &KeyStore::File) {
+        let next = self.slot(self.next());
+        let is_pending = slot != next && key_of(&next.join(KEY)).is_some_and(|pending| pending.is_same(&key));
+        if !key.is_same(&used) && !is_pending {
             let _ = key.destroy();
         }
     }

@@ -24,6 +24,9 @@ use rustls::{Error as TlsError, OtherError, SignatureAlgorithm, SignatureScheme}
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+/// After the URI of a key that we made ourselves: it is ours to destroy.
+const MADE_HERE: &str = "# made by countersign-agent, and destroyed when it is replaced";
+
 /// Where new keys are made. In `device.json` and on the command line: `file`, a PKCS#11 URI, `tpm` for the machine's, or
 /// `tpm:ADDRESS` for another.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -41,6 +44,11 @@ pub enum KeyStore {
 /// Why a key cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyStoreFault {
+    /// The URI names no key by its label.
+    #[error(
+        "the URI has no object=NAME; hint: name the first key by it, for the keys of renewals get that name with a number"
+    )]
+    NoName,
     /// What lies in `device.key` is no key, and names none.
     #[error(
         "it is no private key in PEM, no pkcs11: URI and no key of a TPM ({0}); hint: put the key back, or enrol anew"
@@ -71,7 +79,14 @@ impl FromStr for KeyStore {
             ("file", _) => Ok(Self::File),
             ("tpm", _) => Ok(Self::Tpm(TpmAddress::default())),
             (_, Some(address)) => Ok(Self::Tpm(address.parse()?)),
-            (uri, None) => Ok(Self::Token(Box::new(uri.parse()?))),
+            (uri, None) => {
+                let uri: TokenUri = uri.parse()?;
+                // Else the first renewal would fail, months later.
+                if uri.object.is_none() {
+                    return Err(KeyStoreFault::NoName);
+                }
+                Ok(Self::Token(Box::new(uri)))
+            }
         }
     }
 }
@@ -106,14 +121,17 @@ impl KeyStore {
         *self == Self::File
     }
 
-    /// Whether a key is one of this kind of store.
+    /// Whether a key is one of this store.
     pub(crate) fn is_of(&self, key: &DeviceKey) -> bool {
-        matches!(
-            (self, key),
-            (Self::File, DeviceKey::Software(_))
-                | (Self::Token(_), DeviceKey::Token(_))
-                | (Self::Tpm(_), DeviceKey::Tpm { .. })
-        )
+        match (self, key) {
+            (Self::File, DeviceKey::Software(_)) => true,
+            (Self::Token(store), DeviceKey::Token { uri, .. }) => {
+                let token = |u: &TokenUri| (u.module.clone(), u.token.clone(), u.serial.clone(), u.slot);
+                token(store) == token(uri)
+            }
+            (Self::Tpm(store), DeviceKey::Tpm { address, .. }) => store == address,
+            _ => false,
+        }
     }
 
     /// The TPM that a key file speaks of which names none.
@@ -138,13 +156,21 @@ impl KeyStore {
             Self::Token(first) => {
                 let suffix = slot.map(|n| format!("-{n}")).unwrap_or_default();
                 let uri = TokenUri::clone(first).with_suffix(&suffix)?;
-                if TokenKey::generate(uri.clone())?.is_none() {
+                let made = TokenKey::generate(uri.clone())?.is_some();
+                if !made {
                     TokenKey::open(uri.clone())?;
                 }
-                Ok(Zeroizing::new(format!("{uri}\n").into_bytes()))
+                // The name of a slot's key is one that we gave it, be it in a try that was cut off. Under the first name it
+                // may be the token's maker's.
+                let word = if made || slot.is_some() { MADE_HERE } else { "" };
+                Ok(Zeroizing::new(format!("{uri}\n{word}\n").into_bytes()))
             }
             #[cfg(feature = "tpm")]
-            Self::Tpm(address) => Ok(Zeroizing::new(TpmKey::generate(address)?.to_pem().into_bytes())),
+            Self::Tpm(address) => {
+                let file = TpmKey::generate(address)?.to_pem();
+                // Who reads PEM skips what stands before it.
+                Ok(Zeroizing::new(format!("tpm:{address}\n{file}").into_bytes()))
+            }
             #[cfg(not(feature = "tpm"))]
             Self::Tpm(_) => Err(KeyStoreFault::NoTpm),
         }
@@ -156,7 +182,12 @@ pub enum DeviceKey {
     /// In software.
     Software(PrivateKeyDer<'static>),
     /// In a token.
-    Token(TokenUri),
+    Token {
+        /// Which it is.
+        uri: TokenUri,
+        /// Whether we made it.
+        is_ours: bool,
+    },
     /// In a TPM.
     Tpm {
         /// What that TPM opens.
@@ -170,27 +201,36 @@ impl fmt::Debug for DeviceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Software(_) => f.write_str("Software"),
-            Self::Token(uri) => write!(f, "Token({uri})"),
+            Self::Token { uri, .. } => write!(f, "Token({uri})"),
             Self::Tpm { address, .. } => write!(f, "Tpm({address})"),
         }
     }
 }
 
 impl DeviceKey {
-    /// Reads what a key file holds. No token and no TPM is asked yet; of a TPM's key, `store` says which TPM.
+    /// Reads what a key file holds. No token and no TPM is asked yet; of a TPM's key whose file does not say it, `store` says
+    /// which TPM.
     ///
     /// # Errors
     /// [`KeyStoreFault`].
     pub fn read(text: &[u8], store: &KeyStore) -> Result<Self, KeyStoreFault> {
-        match std::str::from_utf8(text).map(str::trim) {
-            Ok(uri) if uri.starts_with("pkcs11:") => return Ok(Self::Token(uri.parse()?)),
-            Ok(file) if is_tpm_key(file) => {
-                return Ok(Self::Tpm {
-                    file: file.to_owned(),
-                    address: store.tpm(),
-                });
-            }
-            _ => {}
+        let words = std::str::from_utf8(text).map(str::trim).unwrap_or_default();
+        let (first, rest) = words.split_once('\n').unwrap_or((words, ""));
+        if first.starts_with("pkcs11:") {
+            return Ok(Self::Token {
+                uri: first.trim().parse()?,
+                is_ours: rest.trim() == MADE_HERE,
+            });
+        }
+        let (address, file) = match first.strip_prefix("tpm:") {
+            Some(address) => (address.trim().parse()?, rest.trim()),
+            None => (store.tpm(), words),
+        };
+        if is_tpm_key(file) {
+            return Ok(Self::Tpm {
+                file: file.to_owned(),
+                address,
+            });
         }
         PrivateKeyDer::from_pem_slice(text)
             .map(Self::Software)
@@ -201,7 +241,7 @@ impl DeviceKey {
     pub fn place(&self) -> String {
         match self {
             Self::Software(_) => "in a file".into(),
-            Self::Token(uri) => format!("{} in the token {}", uri.key_text(), uri.token_text()),
+            Self::Token { uri, .. } => format!("{} in the token {}", uri.key_text(), uri.token_text()),
             Self::Tpm { address, .. } => format!("in the TPM {address}"),
         }
     }
@@ -216,14 +256,14 @@ impl DeviceKey {
                 .ok()
                 .map(|key| Arc::new(key) as Arc<dyn Signer>),
             Self::Software(_) => None,
-            Self::Token(_) | Self::Tpm { .. } => Some(self.held()?),
+            Self::Token { .. } | Self::Tpm { .. } => Some(self.held()?),
         })
     }
 
     /// One that is held elsewhere.
     fn held(&self) -> Result<Arc<dyn Signer>, KeyStoreFault> {
         match self {
-            Self::Token(uri) => Ok(Arc::new(TokenKey::open(uri.clone())?)),
+            Self::Token { uri, .. } => Ok(Arc::new(TokenKey::open(uri.clone())?)),
             #[cfg(feature = "tpm")]
             Self::Tpm { file, address } => Ok(Arc::new(TpmKey::open(address, file)?)),
             #[cfg(not(feature = "tpm"))]
@@ -243,7 +283,7 @@ impl DeviceKey {
         let key: Arc<dyn SigningKey> = match self {
             Self::Software(der) => rustls::crypto::aws_lc_rs::sign::any_supported_type(der)
                 .map_err(|e| KeyStoreFault::Unusable(e.to_string()))?,
-            Self::Token(_) | Self::Tpm { .. } => Arc::new(TlsKey(self.held()?)),
+            Self::Token { .. } | Self::Tpm { .. } => Arc::new(TlsKey(self.held()?)),
         };
         let certified = CertifiedKey::new(chain.to_vec(), key);
         match certified.keys_match() {
@@ -261,23 +301,50 @@ impl DeviceKey {
     /// [`KeyStoreFault`], for one if there is no room: the identity folder has them in any case.
     pub(crate) fn keep_certificates(&self, chain: &[CertificateDer<'static>]) -> Result<(), KeyStoreFault> {
         match self {
-            Self::Software(_) | Self::Tpm { .. } => Ok(()),
-            Self::Token(uri) => {
+            // What lies beside a key of others is theirs.
+            Self::Software(_) | Self::Tpm { .. } | Self::Token { is_ours: false, .. } => Ok(()),
+            Self::Token { uri, .. } => {
                 let chain: Vec<Vec<u8>> = chain.iter().map(|der| der.to_vec()).collect();
                 Ok(TokenKey::keep_certificates(uri.clone(), &chain)?)
             }
         }
     }
 
-    /// Removes it from where it is, if that is not the key file. Whether there was one.
+    /// Whether another file speaks of the same key, by whatever words.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Software(a), Self::Software(b)) => a.secret_der() == b.secret_der(),
+            (Self::Token { uri: a, .. }, Self::Token { uri: b, .. }) => {
+                let key = |u: &TokenUri| TokenUri {
+                    pin: None,
+                    ..u.clone()
+                };
+                key(a) == key(b)
+            }
+            (Self::Tpm { file: a, .. }, Self::Tpm { file: b, .. }) => a == b,
+            _ => false,
+        }
+    }
+
+    /// Whether it is where it should be: not, if its token has no such key, or the TPM is not the one that made it. What
+    /// cannot be told now counts as there.
+    pub(crate) fn is_there(&self) -> bool {
+        !matches!(
+            self.signer(),
+            Err(KeyStoreFault::Token(TokenError::NoKey { .. })
+                | KeyStoreFault::Tpm(TpmError::OtherTpm { .. }))
+        )
+    }
+
+    /// Removes it from where it is, if we made it there. Whether there was one.
     ///
     /// # Errors
     /// [`KeyStoreFault`].
     pub(crate) fn destroy(&self) -> Result<bool, KeyStoreFault> {
         match self {
             // The key file is all that there is: without it the TPM has nothing.
-            Self::Software(_) | Self::Tpm { .. } => Ok(false),
-            Self::Token(uri) => Ok(TokenKey::destroy(uri.clone())?),
+            Self::Software(_) | Self::Tpm { .. } | Self::Token { is_ours: false, .. } => Ok(false),
+            Self::Token { uri, .. } => Ok(TokenKey::destroy(uri.clone())?),
         }
     }
 }
@@ -286,7 +353,10 @@ impl Clone for DeviceKey {
     fn clone(&self) -> Self {
         match self {
             Self::Software(der) => Self::Software(der.clone_key()),
-            Self::Token(uri) => Self::Token(uri.clone()),
+            Self::Token { uri, is_ours } => Self::Token {
+                uri: uri.clone(),
+                is_ours: *is_ours,
+            },
             Self::Tpm { file, address } => Self::Tpm {
                 file: file.clone(),
                 address: address.clone(),

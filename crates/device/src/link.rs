@@ -62,7 +62,8 @@ pub struct Link {
     next_id: u16,
     /// A PINGREQ waits for an answer.
     is_asked: bool,
-    messages: VecDeque<Message>,
+    /// Each with what is to be acknowledged when it is taken out.
+    messages: VecDeque<(Message, Option<PacketId>)>,
 }
 
 impl std::fmt::Debug for Link {
@@ -228,7 +229,7 @@ impl Link {
     /// [`LinkFault`] when the session ends.
     pub async fn next(&mut self) -> Result<Message, LinkFault> {
         loop {
-            if let Some(message) = self.messages.pop_front() {
+            if let Some(message) = self.taken().await? {
                 return Ok(message);
             }
             match tokio::time::timeout(self.keep_alive / 2, self.event()).await {
@@ -238,6 +239,26 @@ impl Link {
                 Err(_) => self.ping().await?,
             }
         }
+    }
+
+    /// A message that has come already; it is acknowledged now.
+    ///
+    /// # Errors
+    /// [`LinkFault`] if it cannot be acknowledged; then it comes again or not at all, as the platform has it.
+    pub async fn taken(&mut self) -> Result<Option<Message>, LinkFault> {
+        let Some((message, acknowledge)) = self.messages.pop_front() else {
+            return Ok(None);
+        };
+        if let Some(packet_id) = acknowledge {
+            let mut packet = Vec::new();
+            let ack = Ack {
+                packet_id,
+                reason: ReasonCode::SUCCESS,
+            };
+            ack.encode(0x40, self.version, None, &mut packet);
+            self.write(&packet).await?;
+        }
+        Ok(Some(message))
     }
 
     /// Keeps the session alive for `time`, taking messages in.
@@ -306,20 +327,10 @@ impl Link {
                 };
             if let Some((taken, length)) = taken {
                 self.input.advance(length);
-                self.is_asked = false;
                 return match taken {
                     Taken::Event(event) => Ok(event),
                     Taken::Message(message, acknowledge) => {
-                        self.messages.push_back(message);
-                        if let Some(packet_id) = acknowledge {
-                            let mut packet = Vec::new();
-                            let ack = Ack {
-                                packet_id,
-                                reason: ReasonCode::SUCCESS,
-                            };
-                            ack.encode(0x40, self.version, None, &mut packet);
-                            self.write(&packet).await?;
-                        }
+                        self.messages.push_back((message, acknowledge));
                         Ok(Event::Message)
                     }
                     Taken::Ended(reason) => Err(LinkFault::Ended { reason: Some(reason) }),
@@ -334,6 +345,8 @@ impl Link {
             {
                 return Err(LinkFault::Ended { reason: None });
             }
+            // Whatever comes, somebody is there: a large packet on a slow line is an answer too.
+            self.is_asked = false;
         }
     }
 }

@@ -10,6 +10,13 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::{Disk, RealDisk, replace};
 
+/// The largest message, topic and all: what a platform takes as it is set up by default (256 KiB a packet), less what MQTT adds.
+pub const MESSAGE_MAX: u64 = (256 << 10) - 64;
+/// Messages that the platform would not have are kept, the newest of them.
+const ASIDE_MAX: usize = 100;
+/// Where.
+const ASIDE: &str = "refused";
+
 /// How much may wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueBounds {
@@ -39,6 +46,12 @@ pub enum QueueFault {
         /// Messages that wait.
         messages: usize,
         /// Their bytes.
+        bytes: u64,
+    },
+    /// It would never be taken by the platform.
+    #[error("the message has {bytes} bytes with its topic, and {MESSAGE_MAX} may be; hint: send it in parts")]
+    TooLarge {
+        /// Its bytes.
         bytes: u64,
     },
     /// The topic is none.
@@ -109,6 +122,9 @@ impl Queue {
         let mut waiting = Vec::new();
         for entry in fs::read_dir(folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
+            if entry.file_name() == ASIDE {
+                continue;
+            }
             let Some(number) = entry.file_name().to_str().and_then(number_of) else {
                 // Half written when the power was cut: it was never taken.
                 let _ = disk.remove(&entry.path());
@@ -151,6 +167,9 @@ impl Queue {
         countersign_mqtt::topic::TopicName::new(topic)
             .map_err(|e| QueueFault::Topic(topic.to_owned(), e.to_string()))?;
         let bytes = (topic.len() + 1 + payload.len()) as u64;
+        if bytes > MESSAGE_MAX {
+            return Err(QueueFault::TooLarge { bytes });
+        }
         if self.waiting.len() >= self.bounds.messages || self.bytes + bytes > self.bounds.bytes {
             return Err(QueueFault::Full {
                 messages: self.waiting.len(),
@@ -213,6 +232,36 @@ impl Queue {
             }
             _ => {}
         }
+        self.forget();
+        Ok(())
+    }
+
+    /// The platform will not have it: it is laid aside, in the folder `refused` beside the others, for somebody to look at.
+    ///
+    /// # Errors
+    /// [`QueueFault::Disk`]; then it stays where it is.
+    pub fn set_aside(&mut self, number: u64) -> Result<(), QueueFault> {
+        if self.waiting.front().map(|w| w.number) != Some(number) {
+            return Ok(());
+        }
+        let aside = self.folder.join(ASIDE);
+        let path = self.path(number);
+        let failed = |source| QueueFault::Disk {
+            path: aside.clone(),
+            source,
+        };
+        self.disk.make_folder(&aside).map_err(failed)?;
+        let mut kept: Vec<PathBuf> = fs::read_dir(&aside)
+            .map_err(failed)?
+            .filter_map(|e| Some(e.ok()?.path()))
+            .collect();
+        kept.sort();
+        while kept.len() >= ASIDE_MAX {
+            let oldest = kept.remove(0);
+            self.disk.remove(&oldest).map_err(failed)?;
+        }
+        let name = path.file_name().unwrap_or_default();
+        self.disk.rename(&path, &aside.join(name)).map_err(failed)?;
         self.forget();
         Ok(())
     }
@@ -289,6 +338,17 @@ mod tests {
         queue.push(TOPIC, b"3").unwrap();
         let full = queue.push(TOPIC, b"4").unwrap_err().to_string();
         assert!(full.contains("hint: "), "{full}");
+        let bounds = QueueBounds {
+            messages: 9,
+            bytes: 1 << 30,
+        };
+        let other = tempfile::tempdir().unwrap();
+        let mut wide = Queue::open(other.path(), bounds).unwrap();
+        let large = vec![0; MESSAGE_MAX as usize];
+        assert!(matches!(
+            wide.push(TOPIC, &large),
+            Err(QueueFault::TooLarge { .. })
+        ));
         for wrong in ["", "a/+/b", "a/#"] {
             assert!(
                 matches!(queue.push(wrong, b"5"), Err(QueueFault::Topic(..))),
@@ -296,6 +356,27 @@ mod tests {
             );
         }
         assert_eq!(payloads(&mut queue), [b"1", b"2", b"3"]);
+    }
+
+    #[test]
+    fn what_the_platform_will_not_have_is_laid_aside_and_the_next_one_comes() {
+        let place = tempfile::tempdir().unwrap();
+        let mut queue = Queue::open(place.path(), QueueBounds::default()).unwrap();
+        for n in 0..=ASIDE_MAX {
+            queue.push(TOPIC, format!("{n}").as_bytes()).unwrap();
+        }
+        for _ in 0..=ASIDE_MAX {
+            let front = queue.front().unwrap().unwrap().number;
+            queue.set_aside(front).unwrap();
+        }
+        queue.push(TOPIC, b"good").unwrap();
+        // What lies aside does not come back, and has a bound: the oldest went.
+        let mut queue = Queue::open(place.path(), QueueBounds::default()).unwrap();
+        assert_eq!(payloads(&mut queue), [b"good"]);
+        let aside = fs::read_dir(place.path().join(ASIDE)).unwrap();
+        let kept: Vec<Vec<u8>> = aside.map(|e| fs::read(e.unwrap().path()).unwrap()).collect();
+        assert_eq!(kept.len(), ASIDE_MAX);
+        assert!(!kept.iter().any(|k| k.ends_with(b"\x000")));
     }
 
     struct Shared(Arc<CutDisk>);

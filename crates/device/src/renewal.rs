@@ -25,6 +25,9 @@ use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
 use crate::keys::{DeviceKey, KeyStore};
 use crate::link::{Link, LinkOptions};
 
+/// How what a [`Keeper`] says of a renewal that failed begins.
+pub(crate) const NOT_RENEWED: &str = "the certificate could not be renewed";
+
 /// How long each step of an enrolment may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The time is written down when it has moved on by so much: a flash has only so many writes.
@@ -327,7 +330,17 @@ pub async fn connect(
     say: &(dyn Fn(&str) + Sync),
 ) -> Result<(Link, DeviceIdentity), EnrolFault> {
     let mut refused = None;
-    if let Some(next) = folder.pending()? {
+    let next = match folder.pending() {
+        Ok(next) => next,
+        // The one in use may be sound all the same.
+        Err(fault) => {
+            say(&format!(
+                "the new certificate cannot be used: {fault}; trying the old one"
+            ));
+            None
+        }
+    };
+    if let Some(next) = next {
         match Link::connect(&next, options).await {
             Ok(link) => {
                 folder.promote(&next.facts.fingerprint)?;
@@ -342,6 +355,12 @@ pub async fn connect(
                 ));
                 save_time(folder, &next)?;
                 return Ok((link, next));
+            }
+            // Its token or TPM is away. The old key may be elsewhere; the new one is not given up for it.
+            Err(fault @ LinkFault::Key(_)) => {
+                say(&format!(
+                    "the new certificate cannot be used: {fault}; trying the old one"
+                ));
             }
             // Says nothing about the certificate: the old one would fare no better.
             Err(fault) if fault.is_passing() => return Err(fault.into()),
@@ -419,9 +438,11 @@ async fn keep(
         let identity = match folder.load() {
             Ok(identity) if identity.profile.enrol_port.is_some() => identity,
             Ok(_) => return,
+            // A disk or a descriptor that fails for a moment must not end renewals for years.
             Err(e) => {
                 say(&format!("certificates are not renewed: {e}"));
-                return;
+                tokio::time::sleep(LOOK).await;
+                continue;
             }
         };
         let left = window.due(&identity.facts).since(identity.clock.now());
@@ -464,7 +485,7 @@ async fn keep(
                 };
                 let wait = least + backoff.wait();
                 say(&format!(
-                    "the certificate could not be renewed: {fault}; trying again in {:.0} s",
+                    "{NOT_RENEWED}, trying again in {:.0} s: {fault}",
                     wait.as_secs_f64()
                 ));
                 tokio::time::sleep(wait).await;

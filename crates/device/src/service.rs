@@ -23,7 +23,7 @@ use crate::link::{Link, LinkOptions, Message};
 use crate::queue::{Queue, QueueBounds, QueueFault};
 use crate::renewal::{self, Keeper, RenewalWindow, needs_renewal};
 
-/// The file of the status, in the identity folder.
+/// The file of the last status, in the identity folder.
 const STATUS: &str = "status.json";
 /// The folder of the messages that wait.
 const QUEUE: &str = "queue";
@@ -31,6 +31,12 @@ const QUEUE: &str = "queue";
 const WAIT_MAX: Duration = Duration::from_secs(300);
 /// What will not pass by itself is tried all the same, but not often: the operator may resume the device.
 const REFUSED_WAIT_MIN: Duration = Duration::from_secs(30);
+/// A session that lasted so long begins a new count of failures.
+const SOUND_AFTER: Duration = Duration::from_secs(60);
+/// So many admitted sessions that the platform closed on one message, and it is that message.
+const CLOSED_ON_MAX: u32 = 5;
+/// How often a queue that could not be read is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// Where the service stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +96,9 @@ pub struct Status {
     pub retry_at: Option<Timestamp>,
     /// What went wrong last; nothing since it was connected for the first time, or again.
     pub fault: Option<StatusFault>,
+    /// Why the certificate could not be renewed, if the last try failed; it goes on trying.
+    #[serde(default)]
+    pub renewal_fault: Option<String>,
     /// The serial number of the certificate in use.
     pub certificate: String,
     /// Until when that is valid.
@@ -102,7 +111,7 @@ pub struct Status {
     pub waiting: u64,
     /// Messages that were delivered since the start.
     pub delivered: u64,
-    /// Messages that the platform's policies refused since the start; they are gone.
+    /// Messages that the platform would not have since the start; they are laid aside in `queue/refused`.
     pub refused: u64,
 }
 
@@ -148,6 +157,11 @@ impl Status {
         if let Some(fault) = &self.fault {
             lines.push(format!("fault: {} ({})", fault.what, fault.at));
             lines.extend(fault.cure.iter().map(|cure| format!("hint: {cure}")));
+        }
+        if let Some(fault) = &self.renewal_fault {
+            let (what, cure) = fault.split_once("; hint: ").unwrap_or((fault, ""));
+            lines.push(format!("fault: {what}"));
+            lines.extend((!cure.is_empty()).then(|| format!("hint: {cure}")));
         }
         let renewal = match self.renewal_at {
             Some(at) => format!("renewed from {at} on"),
@@ -220,6 +234,19 @@ pub struct Service {
     outbox: Outbox,
     clock: DeviceClock,
     status: Status,
+    /// The same, for whoever asks meanwhile.
+    shown: Arc<Mutex<Status>>,
+    /// The message that sessions were closed on without a word, and how many were.
+    closed_on: (u64, u32),
+    /// A certificate was renewed because the last one had ended, and nothing was admitted since.
+    renewed_in_vain: bool,
+}
+
+/// What comes from beside the link.
+struct Beside<'a> {
+    keeper: Option<Keeper>,
+    heard: tokio::sync::mpsc::UnboundedReceiver<(bool, String)>,
+    stop: &'a Notify,
 }
 
 impl Service {
@@ -237,22 +264,27 @@ impl Service {
         let identity = folder.load()?;
         let queue = Queue::open(&path.join(QUEUE), bounds).map_err(|e| EnrolFault::Usage(e.to_string()))?;
         let now = identity.clock.now();
+        let status = Status {
+            device: identity.profile.id.clone(),
+            platform: format!("{}:{}", identity.profile.host, identity.profile.port),
+            state: State::Connecting,
+            since: now,
+            retry_at: None,
+            fault: None,
+            renewal_fault: None,
+            certificate: String::new(),
+            certificate_until: now,
+            renewal_at: None,
+            key: String::new(),
+            waiting: 0,
+            delivered: 0,
+            refused: 0,
+        };
         Ok(Self {
-            status: Status {
-                device: identity.profile.id.clone(),
-                platform: format!("{}:{}", identity.profile.host, identity.profile.port),
-                state: State::Connecting,
-                since: now,
-                retry_at: None,
-                fault: None,
-                certificate: String::new(),
-                certificate_until: now,
-                renewal_at: None,
-                key: String::new(),
-                waiting: 0,
-                delivered: 0,
-                refused: 0,
-            },
+            shown: Arc::new(Mutex::new(status.clone())),
+            closed_on: (0, 0),
+            renewed_in_vain: false,
+            status,
             clock: identity.clock,
             path: path.to_owned(),
             folder,
@@ -270,6 +302,11 @@ impl Service {
         self.outbox.clone()
     }
 
+    /// Its condition, always as it is now.
+    pub fn status(&self) -> Arc<Mutex<Status>> {
+        self.shown.clone()
+    }
+
     /// The device.
     pub fn device(&self) -> &DeviceId {
         &self.status.device
@@ -280,30 +317,23 @@ impl Service {
     /// # Errors
     /// [`EnrolFault`] if a message for the device cannot be handed on. No fault of the platform or the network ends it.
     pub async fn run(mut self, stop: Arc<Notify>, listener: &mut dyn Listener) -> Result<(), EnrolFault> {
-        let (words, mut heard) = tokio::sync::mpsc::unbounded_channel::<String>();
-        let mut keeper = self.window.map(|window| {
-            let words = words.clone();
+        let (words, heard) = tokio::sync::mpsc::unbounded_channel();
+        let keeper = self.window.map(|window| {
             Keeper::start(&self.path, window, KeyReuse::New, move |text| {
-                let _ = words.send(text.to_owned());
+                let _ = words.send((text.starts_with(renewal::NOT_RENEWED), text.to_owned()));
             })
         });
+        let mut beside = Beside {
+            keeper,
+            heard,
+            stop: &stop,
+        };
         let mut backoff = Backoff::new(Duration::from_secs(1), WAIT_MAX);
         loop {
             self.tell(State::Connecting, listener);
-            let session = self.session(&mut keeper, &stop, &mut backoff, listener);
-            let ended = tokio::select! {
-                ended = session => ended,
-                () = stop.notified() => Ok(Ended::Stopped),
-            };
-            while let Ok(text) = heard.try_recv() {
-                listener.say(&text);
-            }
-            let fault = match ended {
+            let fault = match self.session(&mut beside, &mut backoff, listener).await {
                 Ok(Ended::Renewed) => continue,
-                Ok(Ended::Stopped) => {
-                    self.tell(State::Stopped, listener);
-                    return Ok(());
-                }
+                Ok(Ended::Stopped) => break,
                 Err(EnrolFault::Usage(text)) => return Err(EnrolFault::Usage(text)),
                 Err(fault) => fault,
             };
@@ -311,9 +341,14 @@ impl Service {
             listener.say(&format!("warning: {fault}"));
             if let (EnrolFault::Link(link), true) = (&fault, self.window.is_some())
                 && needs_renewal(link)
+                && !self.renewed_in_vain
             {
                 match renewal::renew(&self.folder, KeyReuse::New).await {
-                    Ok(_) => continue,
+                    // Once: if that one is not admitted either, another would not be.
+                    Ok(_) => {
+                        self.renewed_in_vain = true;
+                        continue;
+                    }
                     Err(e) => {
                         self.status.fault = Some(StatusFault::of(&e, self.clock.now()));
                         listener.say(&format!("warning: {e}"));
@@ -330,26 +365,20 @@ impl Service {
             self.tell(State::Waiting, listener);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = stop.notified() => {
-                    self.tell(State::Stopped, listener);
-                    return Ok(());
-                }
+                () = stop.notified() => break,
             }
         }
+        self.tell(State::Stopped, listener);
+        Ok(())
     }
 
-    async fn session(
-        &mut self,
-        keeper: &mut Option<Keeper>,
-        stop: &Notify,
-        backoff: &mut Backoff,
-        listener: &mut dyn Listener,
-    ) -> Result<Ended, EnrolFault> {
+    /// Connects, and asks for commands.
+    async fn enter(&mut self, listener: &mut dyn Listener) -> Result<Link, EnrolFault> {
         let said = Mutex::new(Vec::new());
         let say = |text: &str| {
             said.lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .push(text.to_owned())
+                .push(text.to_owned());
         };
         let connected = renewal::connect(&self.folder, &self.options, &say).await;
         for text in said.into_inner().unwrap_or_default() {
@@ -357,63 +386,114 @@ impl Service {
         }
         let (mut link, identity) = connected?;
         let filter = format!("devices/{}/commands/#", identity.profile.id);
-        match link.subscribe(&filter, QoS::AtLeastOnce).await {
+        let subscribing = link.subscribe(&filter, QoS::AtLeastOnce);
+        match tokio::time::timeout(self.options.keep_alive, subscribing).await {
             // Who may only publish is no worse for it.
-            Err(fault @ LinkFault::NotPermitted { .. }) => listener.say(&format!("warning: {fault}")),
-            other => {
+            Ok(Err(fault @ LinkFault::NotPermitted { .. })) => listener.say(&format!("warning: {fault}")),
+            Ok(other) => {
                 other?;
             }
+            Err(_) => return Err(LinkFault::Broken("the platform does not answer SUBSCRIBE".into()).into()),
         }
-        backoff.reset();
+        Ok(link)
+    }
+
+    async fn session(
+        &mut self,
+        beside: &mut Beside<'_>,
+        backoff: &mut Backoff,
+        listener: &mut dyn Listener,
+    ) -> Result<Ended, EnrolFault> {
+        let stop = beside.stop;
+        let mut link = tokio::select! {
+            entered = self.enter(listener) => entered?,
+            () = stop.notified() => return Ok(Ended::Stopped),
+        };
+        let sound_at = tokio::time::Instant::now() + SOUND_AFTER;
         self.status.fault = None;
         self.status.retry_at = None;
+        self.renewed_in_vain = false;
         self.tell(State::Connected, listener);
         loop {
-            if self.deliver(&mut link, listener).await? {
-                self.tell(State::Connected, listener);
+            let delivered = self.status.delivered;
+            let goes_on = self.deliver(&mut link, stop, listener).await?;
+            if self.status.delivered > delivered || tokio::time::Instant::now() > sound_at {
+                backoff.reset();
             }
-            tokio::select! {
+            if !goes_on {
+                let _ = tokio::time::timeout(self.options.keep_alive, link.disconnect()).await;
+                return Ok(Ended::Stopped);
+            }
+            let waits = !self.outbox.locked().is_empty();
+            let ended = tokio::select! {
                 message = link.next() => {
-                    let message = message?;
-                    listener
-                        .message(&message)
-                        .map_err(|e| EnrolFault::Usage(format!("a message cannot be handed on: {e}")))?;
+                    hand_on(&message?, listener)?;
+                    continue;
                 }
-                () = self.outbox.more.notified() => {}
-                () = renewed(keeper) => {
-                    let _ = link.disconnect().await;
-                    return Ok(Ended::Renewed);
+                () = self.outbox.more.notified() => continue,
+                // What could not be read a moment ago.
+                () = tokio::time::sleep(LOOK_AGAIN), if waits => continue,
+                Some((is_fault, text)) = beside.heard.recv() => {
+                    listener.say(&text);
+                    self.status.renewal_fault = is_fault.then_some(text);
+                    self.show();
+                    continue;
                 }
-                () = stop.notified() => {
-                    let _ = link.disconnect().await;
-                    return Ok(Ended::Stopped);
-                }
+                () = renewed(&mut beside.keeper) => Ended::Renewed,
+                () = stop.notified() => Ended::Stopped,
+            };
+            // What came in the last moment.
+            while let Some(message) = link.taken().await? {
+                hand_on(&message, listener)?;
             }
+            let _ = tokio::time::timeout(self.options.keep_alive, link.disconnect()).await;
+            return Ok(ended);
         }
     }
 
-    /// Delivers all that waits, one after the other; whether there was any.
-    async fn deliver(&mut self, link: &mut Link, listener: &mut dyn Listener) -> Result<bool, EnrolFault> {
-        let mut any = false;
+    /// Delivers all that waits, one after the other, and hands on what comes meanwhile. Whether it is to go on: not, if it was
+    /// stopped.
+    async fn deliver(
+        &mut self,
+        link: &mut Link,
+        stop: &Notify,
+        listener: &mut dyn Listener,
+    ) -> Result<bool, EnrolFault> {
         loop {
             let oldest = self.outbox.locked().front();
             let queued = match oldest {
                 Ok(Some(queued)) => queued,
-                Ok(None) => return Ok(any),
+                Ok(None) => return Ok(true),
                 Err(e) => {
                     listener.say(&format!("warning: {e}"));
-                    return Ok(any);
+                    return Ok(true);
                 }
             };
-            any = true;
             let publishing = link.publish(&queued.topic, &queued.payload, QoS::AtLeastOnce);
-            let answered = tokio::time::timeout(self.options.keep_alive, publishing).await;
-            match answered {
-                Ok(Ok(())) => self.status.delivered += 1,
+            let answered = tokio::select! {
+                answered = tokio::time::timeout(self.options.keep_alive, publishing) => answered,
+                () = stop.notified() => return Ok(false),
+            };
+            let done = match answered {
+                Ok(Ok(())) => {
+                    self.status.delivered += 1;
+                    self.outbox.locked().done(queued.number)
+                }
                 // It would stand before all others for ever.
                 Ok(Err(fault @ LinkFault::NotPermitted { .. })) => {
-                    self.status.refused += 1;
-                    listener.say(&format!("warning: a message is given up: {fault}"));
+                    listener.say(&format!(
+                        "warning: a message is laid aside in queue/refused: {fault}"
+                    ));
+                    self.set_aside(queued.number)
+                }
+                // MQTT 3.1.1 has no other word for no.
+                Ok(Err(fault @ LinkFault::Ended { .. })) if self.is_closed_on(queued.number) => {
+                    listener.say(&format!(
+                        "warning: a message is laid aside in queue/refused, for each of {CLOSED_ON_MAX} sessions was closed on it: {fault}"
+                    ));
+                    self.set_aside(queued.number)
+                        .map_err(|e| EnrolFault::Link(LinkFault::Broken(e.to_string())))?;
+                    return Err(fault.into());
                 }
                 Ok(Err(fault)) => return Err(fault.into()),
                 Err(_) => {
@@ -423,15 +503,37 @@ impl Service {
                     ))
                     .into());
                 }
-            }
-            if let Err(e) = self.outbox.locked().done(queued.number) {
+            };
+            self.show();
+            if let Err(e) = done {
                 listener.say(&format!("warning: {e}"));
-                return Ok(any);
+                return Ok(true);
+            }
+            while let Some(message) = link.taken().await? {
+                hand_on(&message, listener)?;
             }
         }
     }
 
-    /// Writes the status down, and tells it.
+    fn set_aside(&mut self, number: u64) -> Result<(), QueueFault> {
+        self.status.refused += 1;
+        self.outbox.locked().set_aside(number)
+    }
+
+    /// Counts a session that the platform closed on a message; whether it was one too many.
+    fn is_closed_on(&mut self, number: u64) -> bool {
+        let (last, count) = self.closed_on;
+        self.closed_on = (number, if last == number { count + 1 } else { 1 });
+        self.closed_on.1 >= CLOSED_ON_MAX
+    }
+
+    /// Shows the status to who asks.
+    fn show(&mut self) {
+        self.status.waiting = self.outbox.locked().len() as u64;
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.status.clone();
+    }
+
+    /// Shows the status, tells it, and writes it down.
     fn tell(&mut self, state: State, listener: &mut dyn Listener) {
         let now = self.clock.now();
         if self.status.state != state {
@@ -446,9 +548,10 @@ impl Service {
             self.status.renewal_at = renews.map(|window| window.due(&identity.facts));
             self.status.key = identity.key.place();
         }
-        self.status.waiting = self.outbox.locked().len() as u64;
+        self.show();
         listener.status(&self.status);
-        // Not synced: it is of this moment, and a flash has only so many writes.
+        // For who asks when no service runs any more. Not synced, and not with every message: a flash has only so many
+        // writes.
         let path = self.path.join(STATUS);
         let new = self.path.join(".status.json.new");
         let text = serde_json::to_vec_pretty(&self.status).unwrap_or_default();
@@ -463,4 +566,10 @@ async fn renewed(keeper: &mut Option<Keeper>) {
         Some(keeper) => keeper.renewed().await,
         None => std::future::pending().await,
     }
+}
+
+fn hand_on(message: &Message, listener: &mut dyn Listener) -> Result<(), EnrolFault> {
+    listener
+        .message(message)
+        .map_err(|e| EnrolFault::Usage(format!("a message cannot be handed on: {e}")))
 }

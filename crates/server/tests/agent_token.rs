@@ -307,6 +307,97 @@ fn a_key_that_is_in_the_token_already_is_taken() {
     );
     assert_eq!(certificate, public, "{point}");
     agent.ok(&["check"]);
+    // It is somebody else's, and so is the certificate beside it: neither goes when ours are renewed.
+    let maker = Ca::root("maker", None).issue(&Leaf::named("born-here"), &[]);
+    let (pem, der) = (place.write("maker.pem", &maker.pem), place.text("maker.der"));
+    place.run("openssl", &["x509", "-in", &pem, "-outform", "DER", "-out", &der]);
+    let written = place.tool(&[
+        "--write-object",
+        &der,
+        "--type",
+        "cert",
+        "--label",
+        "born-here",
+        "--id",
+        "01",
+    ]);
+    assert!(written.0, "{}", written.1);
+    agent.ok(&["renew"]);
+    agent.ok(&["renew"]);
+    assert_eq!(place.keys(), ["born-here", "born-here-2"]);
+    let kept = place.text("kept");
+    place.tool(&[
+        "--read-object",
+        "--type",
+        "cert",
+        "--label",
+        "born-here",
+        "--output-file",
+        &kept,
+    ]);
+    assert_eq!(std::fs::read(kept).unwrap(), std::fs::read(&der).unwrap());
+}
+
+/// The power was cut, the token was cleaned by other hands, a key store was changed: what is half done is taken up or begun
+/// anew, and the certificate in use is never given up for it.
+#[test]
+fn what_is_left_half_done_stands_in_nobodys_way() {
+    let place = Place::new();
+    let agent = place.agent("sensor-6");
+    agent.ok(&borrowed(&place.arguments("sensor-6", "sensor-6")));
+    let first = agent.certificate();
+    // The next certificate came, and its key is gone: the one in use is used on.
+    agent.ok(&["renew", "--no-connect"]);
+    place.tool(&["--delete-object", "--type", "privkey", "--label", "sensor-6-1"]);
+    let (code, _, err) = agent.run(&["check"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        err.contains("trying the old one") && err.contains("no private key"),
+        "{err}"
+    );
+    assert_eq!(agent.certificate(), first);
+    // Asked for, not answered, and the key is gone: another one.
+    std::fs::remove_file(agent.folder.join("slots/1/device.crt")).unwrap();
+    agent.ok(&["renew"]);
+    assert_ne!(agent.certificate(), first);
+    // The same URI in other words is the same key, and is not destroyed with a slot.
+    agent.ok(&["renew", "--same-key", "--no-connect"]);
+    let in_use = agent.folder.join("device.key");
+    let words = std::fs::read_to_string(&in_use).unwrap();
+    place.write("other-pin", &format!("{PIN}\n"));
+    std::fs::set_permissions(place.path("other-pin"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let other = words.replace(&place.text("pin"), &place.text("other-pin"));
+    assert_ne!(other, words);
+    std::fs::write(std::fs::canonicalize(&in_use).unwrap(), other).unwrap();
+    agent.ok(&["check"]);
+    agent.ok(&["renew"]);
+    agent.ok(&["check"]);
+    assert_eq!(place.keys().len(), 1, "{:?}", place.keys());
+
+    // From a file into the token: a key that an earlier try left in a file is not taken for one in the token.
+    let moves = place.agent("sensor-7");
+    let mut arguments = place.arguments("sensor-7", "sensor-7");
+    let store = arguments.split_off(arguments.len() - 2);
+    moves.ok(&borrowed(&arguments));
+    let begun = moves.folder.join("slots/1");
+    moves.ok(&["renew", "--no-connect"]);
+    std::fs::remove_file(begun.join("device.crt")).unwrap();
+    arguments.extend(store);
+    arguments.push("--again".into());
+    place.secret("sensor-7");
+    moves.ok(&borrowed(&arguments));
+    assert!(
+        std::fs::read_to_string(moves.folder.join("device.key"))
+            .unwrap()
+            .starts_with("pkcs11:")
+    );
+    assert!(
+        place.keys().contains(&"sensor-7-1".to_owned()),
+        "{:?}",
+        place.keys()
+    );
+    moves.ok(&["renew"]);
+    moves.ok(&["publish", "x"]);
 }
 
 #[test]

@@ -163,13 +163,13 @@ fn the_key_is_made_in_the_tpm_used_there_and_carried_away_it_is_worth_nothing() 
     assert!(!holds(&below, b"-----BEGIN PRIVATE KEY-----") && !holds(&below, b"EC PRIVATE KEY"));
     // The whole folder on another machine: its TPM does not know the key.
     let other = Swtpm::start();
-    let json = agent.folder.join("device.json");
-    let here = std::fs::read_to_string(&json).unwrap();
-    std::fs::write(&json, here.replace(&place.tpm.address(), &other.address())).unwrap();
+    let key = std::fs::canonicalize(agent.folder.join("device.key")).unwrap();
+    let here = std::fs::read_to_string(&key).unwrap();
+    std::fs::write(&key, here.replace(&place.tpm.address(), &other.address())).unwrap();
     let (code, _, err) = agent.run(&["check"]);
     assert_eq!(code, 3, "{err}");
     assert!(err.contains("not of the TPM") && err.contains("hint: "), "{err}");
-    std::fs::write(&json, here).unwrap();
+    std::fs::write(&key, here).unwrap();
     // Without a TPM, and by the agent that has none: what is wrong, and what to do.
     place.tpm.stop();
     let (code, _, err) = agent.run(&["check"]);

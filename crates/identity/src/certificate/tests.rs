@@ -113,7 +113,7 @@ fn named(parts: &[(DnType, &str)]) -> CertificateParams {
     params
 }
 
-/// A certificate of a name, of a fixed key so that only the name differs.
+/// A certificate of a name.
 fn of_name(parts: &[(DnType, &str)]) -> Vec<u8> {
     named(parts)
         .self_signed(&KeyPair::generate().unwrap())

@@ -120,7 +120,7 @@ impl Scope<'_> {
                     .map(BatchId::as_str),
             ])
             .map_err(|e| match e.sqlite_error_code() {
-                // Of the index over authority and serial of what was issued here: one in 2^126, or a broken random source.
+                // Of the index over authority and serial of what was issued here: one in 2^80, or a broken random source.
                 Some(rusqlite::ErrorCode::ConstraintViolation) if new.issued.is_some() => {
                     RegistryError::Refused(format!(
                         "the serial number {} was given out before by this authority: nothing was minted; hint: ask again, and if this comes again do not trust the machine's random source",

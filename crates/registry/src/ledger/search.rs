@@ -174,7 +174,7 @@ impl Ledger {
         limit: u32,
     ) -> Result<Doings, RegistryError> {
         let db = self.reader.lock();
-        let first = ExchangeId::new(from, 0).as_u64().cast_signed();
+        let first = ExchangeId::new(from.min(NEWEST), 0).as_u64().cast_signed();
         // As far as a row's id reaches: whoever writes "until 2100" means until now.
         let last = ExchangeId::new(to.min(NEWEST), u32::MAX).as_u64().cast_signed();
         let (tenant, device) = (tenant.as_str(), device.as_str());

@@ -372,7 +372,8 @@ impl Service {
 }
 
 fn certificate(issued: IssueOutcome, told: Option<Told>) -> Result<BulkCertificate, Failure> {
-    let (serial, fingerprint, not_after) = match told {
+    // What was told of one that was thrown away, because another request came first, is of no certificate.
+    let (serial, fingerprint, not_after) = match told.filter(|_| !issued.repeated) {
         Some(told) => told,
         None => {
             let facts =

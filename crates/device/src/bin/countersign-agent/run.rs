@@ -1,18 +1,19 @@
 //! `run`: the service, and how programs beside it hand in messages.
 //!
 //! On the socket each line is a JSON object, `{"topic": …, "payload": …}`, and each answer another: `{"waiting": N}` when the
-//! message is on disk, `{"error": …, "hint": …}` when it was not taken.
+//! message is on disk, `{"error": …, "hint": …}` when it was not taken. `{"status": true}` is answered by the status.
 
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
 use countersign_device::{
-    EnrolFault, IdentityFault, LinkFault, Listener, Message, Outbox, QueueBounds, Service, State, Status,
+    EnrolFault, IdentityFault, LinkFault, Listener, Message, Outbox, QueueBounds, QueueFault, Service, State,
+    Status,
 };
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,21 @@ pub(crate) struct RunArguments {
     queue_bytes: u64,
 }
 
+/// What a program asks.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Asked {
+    Message(HandedIn),
+    Status(StatusAsked),
+}
+
+/// How the service stands.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StatusAsked {
+    pub(crate) status: bool,
+}
+
 /// What a program hands in.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,6 +73,8 @@ struct HandedIn {
 #[serde(rename_all = "kebab-case")]
 enum Answered {
     Waiting(usize),
+    #[serde(untagged)]
+    Status(Box<Status>),
     #[serde(untagged)]
     Not {
         error: String,
@@ -82,7 +100,7 @@ impl Answered {
 ///
 /// # Errors
 /// If it cannot be made.
-pub(crate) fn lock(folder: &Path) -> Result<Option<File>, IdentityFault> {
+fn lock(folder: &Path) -> Result<Option<File>, IdentityFault> {
     let path = folder.join(LOCK);
     let failed = |source| IdentityFault::Unwritable {
         path: path.clone(),
@@ -100,6 +118,23 @@ pub(crate) fn lock(folder: &Path) -> Result<Option<File>, IdentityFault> {
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(e)) => Err(failed(e)),
     }
+}
+
+/// The same; somebody who only looks has it for a moment.
+async fn lock_soon(folder: &Path) -> Result<Option<File>, IdentityFault> {
+    for _ in 0..10 {
+        if let Some(lock) = lock(folder)? {
+            return Ok(Some(lock));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(None)
+}
+
+/// Whether a service runs on a folder. Nothing is made to find out: whoever looks may be another user.
+pub(crate) fn is_running(folder: &Path) -> bool {
+    let held = |file: File| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+    File::open(folder.join(LOCK)).is_ok_and(held)
 }
 
 /// Prints messages, and tells systemd.
@@ -130,7 +165,7 @@ impl Listener for Shell {
 
 pub(crate) async fn run(agent: &Agent, arguments: &RunArguments) -> Result<(), EnrolFault> {
     let folder = agent.folder.path();
-    let Some(_alone) = lock(folder)? else {
+    let Some(_alone) = lock_soon(folder).await? else {
         return Err(EnrolFault::Usage(format!(
             "a service runs on {} already; hint: countersign-agent status shows how it stands",
             folder.display()
@@ -143,7 +178,12 @@ pub(crate) async fn run(agent: &Agent, arguments: &RunArguments) -> Result<(), E
     let service = Service::open(folder, agent.options.clone(), agent.window, bounds)?;
     let telemetry = format!("devices/{}/telemetry", service.device());
     let socket = open_socket(folder)?;
-    tokio::spawn(take_in(socket, service.outbox(), telemetry.clone()));
+    let counter = Counter {
+        outbox: service.outbox(),
+        status: service.status(),
+        telemetry: telemetry.clone(),
+    };
+    tokio::spawn(take_in(socket, counter));
     if arguments.stdin {
         tokio::spawn(take_lines(service.outbox(), telemetry));
     }
@@ -156,6 +196,14 @@ pub(crate) async fn run(agent: &Agent, arguments: &RunArguments) -> Result<(), E
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     let _ = std::fs::remove_file(folder.join(SOCKET));
     ended
+}
+
+/// Where programs are served.
+#[derive(Clone)]
+struct Counter {
+    outbox: Outbox,
+    status: Arc<Mutex<Status>>,
+    telemetry: String,
 }
 
 fn open_socket(folder: &Path) -> Result<UnixListener, EnrolFault> {
@@ -195,11 +243,11 @@ async fn watchdog() {
     }
 }
 
-async fn take_in(socket: UnixListener, outbox: Outbox, telemetry: String) {
+async fn take_in(socket: UnixListener, counter: Counter) {
     loop {
         match socket.accept().await {
             Ok((program, _)) => {
-                tokio::spawn(serve(program, outbox.clone(), telemetry.clone()));
+                tokio::spawn(serve(program, counter.clone()));
             }
             Err(e) => {
                 warn(&format!("warning: programs cannot hand in messages: {e}"));
@@ -209,7 +257,7 @@ async fn take_in(socket: UnixListener, outbox: Outbox, telemetry: String) {
     }
 }
 
-async fn serve(mut program: UnixStream, outbox: Outbox, telemetry: String) {
+async fn serve(mut program: UnixStream, counter: Counter) {
     let (reading, mut writing) = program.split();
     let mut reading = BufReader::new(reading);
     loop {
@@ -220,7 +268,7 @@ async fn serve(mut program: UnixStream, outbox: Outbox, telemetry: String) {
         }
         let is_whole = line.last() == Some(&b'\n');
         let answer = if is_whole || (line.len() as u64) < LINE_MAX {
-            taken(&line, &outbox, &telemetry)
+            counter.answer(&line)
         } else {
             Answered::not("the line is longer than 1 MiB")
         };
@@ -232,20 +280,35 @@ async fn serve(mut program: UnixStream, outbox: Outbox, telemetry: String) {
     }
 }
 
-fn taken(line: &[u8], outbox: &Outbox, telemetry: &str) -> Answered {
-    let asked: HandedIn = match serde_json::from_slice(line) {
-        Ok(asked) => asked,
-        Err(e) => {
-            return Answered::not(&format!(
-                "not a message: {e}; hint: {{\"payload\": \"21.5\"}}, and \"topic\" for another than telemetry, on one line"
-            ));
+impl Counter {
+    fn answer(&self, line: &[u8]) -> Answered {
+        match serde_json::from_slice(line) {
+            Ok(Asked::Message(message)) => {
+                let topic = message.topic.as_deref().unwrap_or(&self.telemetry);
+                match self.outbox.push(topic, message.payload.as_bytes()) {
+                    Ok(waiting) => Answered::Waiting(waiting),
+                    Err(e) => Answered::not(&e.to_string()),
+                }
+            }
+            Ok(Asked::Status(StatusAsked { status: true })) => {
+                let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+                Answered::Status(Box::new(status.clone()))
+            }
+            _ => Answered::not(
+                "not a message; hint: {\"payload\": \"21.5\"}, and \"topic\" for another than telemetry, on one line; {\"status\": true} asks how the service stands",
+            ),
         }
-    };
-    let topic = asked.topic.as_deref().unwrap_or(telemetry);
-    match outbox.push(topic, asked.payload.as_bytes()) {
-        Ok(waiting) => Answered::Waiting(waiting),
-        Err(e) => Answered::not(&e.to_string()),
     }
+}
+
+/// The status of the service that runs on a folder, by its own word; `None` if it gives none.
+pub(crate) fn live_status(folder: &Path) -> Option<Status> {
+    let socket = std::os::unix::net::UnixStream::connect(folder.join(SOCKET)).ok()?;
+    socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    (&socket).write_all(b"{\"status\": true}\n").ok()?;
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(&socket), &mut line).ok()?;
+    serde_json::from_str(&line).ok()
 }
 
 async fn take_lines(outbox: Outbox, telemetry: String) {
@@ -254,6 +317,9 @@ async fn take_lines(outbox: Outbox, telemetry: String) {
         // Nobody to tell but whoever reads the log; the line waits until there is room, and so does who writes it.
         while let Err(e) = outbox.push(&telemetry, &line) {
             warn(&format!("warning: {e}"));
+            if matches!(e, QueueFault::TooLarge { .. }) {
+                break;
+            }
             tokio::time::sleep(Duration::from_secs(5)).await;
         }
     }
@@ -302,7 +368,7 @@ async fn hand(
     let mut line = String::new();
     service.read_line(&mut line).await.map_err(|e| broken(&e))?;
     match serde_json::from_str(&line).map_err(|e| broken(&e))? {
-        Answered::Waiting(_) => Ok(()),
+        Answered::Waiting(_) | Answered::Status(_) => Ok(()),
         Answered::Not { error, hint } => Err(EnrolFault::Usage(match hint {
             Some(hint) => format!("{error}; hint: {hint}"),
             None => error,

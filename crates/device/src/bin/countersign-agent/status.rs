@@ -19,11 +19,9 @@ pub(crate) struct StatusArguments {
 
 /// Prints it. The exit code is 0 while the service is connected, and else that of what is wrong.
 pub(crate) fn status(folder: &IdentityFolder, asked: &StatusArguments) -> ExitCode {
-    let is_running = match run::lock(folder.path()) {
-        Ok(lock) => lock.is_none(),
-        Err(e) => return fail(3, &e.to_string()),
-    };
-    let status = match Status::read(folder.path()) {
+    let is_running = run::is_running(folder.path());
+    let live = run::live_status(folder.path()).filter(|_| is_running);
+    let status = match live.map_or_else(|| Status::read(folder.path()), Ok) {
         Ok(status) => status,
         Err(e) => return fail(NOT_RUNNING, &e),
     };
