@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use countersign_testkit::client::{Attempt, Seen, connect};
+use countersign_testkit::client::{Attempt, LastSession, Seen, connect};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 use countersign_testkit::server::Server;
 use rustls::ClientConfig;
@@ -151,6 +151,8 @@ struct Subject {
     identity: Identity,
     /// Remembers the session of when it was active; `None`: each of its handshakes is a full one.
     client: Option<Arc<ClientConfig>>,
+    /// Where it does.
+    session: Arc<LastSession>,
 }
 
 struct World {
@@ -212,9 +214,13 @@ impl World {
             authority,
             identity,
             client: None,
+            session: Arc::default(),
         };
         if handshake == Handshake::Resumed {
-            subject.client = self.attempt(&subject, protocol, false).resuming().client;
+            subject.client = self
+                .attempt(&subject, protocol, false)
+                .remembering(subject.session.clone())
+                .client;
             assert_eq!(self.comes_in(&subject, protocol), "yes");
         }
         if let Some(name) = state.moved_by() {
@@ -290,7 +296,8 @@ impl World {
         let attempt = self.attempt(subject, protocol, true);
         let thread = std::thread::spawn(move || attempt.run());
         let started = Instant::now();
-        while !self.is_live(subject) {
+        // And has read its ticket, or it would come back without.
+        while !self.is_live(subject) || (subject.client.is_some() && !subject.session.is_some()) {
             assert!(
                 started.elapsed() < Duration::from_secs(10),
                 "{}: {}",
