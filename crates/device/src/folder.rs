@@ -352,6 +352,20 @@ impl IdentityFolder {
         }
     }
 
+    /// Takes the right to run a service on the folder, which one process has at a time, for as long as the answer lives;
+    /// `None` while another has it. Two would write over each other's messages.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn try_running(&self) -> Outcome<Option<Running>> {
+        let (file, path) = self.lock_file(".running")?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Running(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(unwritable(&path)(e)),
+        }
+    }
+
     /// Whether this is the certificate that waits for its first connection.
     fn is_pending(&self, fingerprint: &Fingerprint) -> bool {
         certificates(&self.slot(self.next()).join(CERTIFICATE))
@@ -514,6 +528,10 @@ impl IdentityFolder {
 /// The right to renew; see [`IdentityFolder::try_renewing`].
 #[derive(Debug)]
 pub struct Renewing(#[allow(dead_code, reason = "the lock ends with the file")] File);
+
+/// The right to run a service; see [`IdentityFolder::try_running`].
+#[derive(Debug)]
+pub struct Running(#[allow(dead_code, reason = "the lock ends with the file")] File);
 
 /// Whether the next certificate has a key of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -183,6 +183,11 @@ impl Outbox {
         Ok(waiting)
     }
 
+    /// How many wait now.
+    pub fn waiting(&self) -> usize {
+        self.locked().len()
+    }
+
     fn locked(&self) -> std::sync::MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,9 +3,9 @@
 //! On the socket each line is a JSON object, `{"topic": …, "payload": …}`, and each answer another: `{"waiting": N}` when the
 //! message is on disk, `{"error": …, "hint": …}` when it was not taken.
 
-use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::fs::Permissions;
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +24,6 @@ use super::{Agent, lines, warn};
 
 /// Where programs hand in messages, in the identity folder.
 const SOCKET: &str = "agent.sock";
-/// Held while the service runs.
-const LOCK: &str = ".running";
 /// The longest line that is read from a program.
 const LINE_MAX: u64 = 1 << 20;
 
@@ -78,30 +76,6 @@ impl Answered {
     }
 }
 
-/// The lock that says that a service runs on the folder; `None` if one does.
-///
-/// # Errors
-/// If it cannot be made.
-pub(crate) fn lock(folder: &Path) -> Result<Option<File>, IdentityFault> {
-    let path = folder.join(LOCK);
-    let failed = |source| IdentityFault::Unwritable {
-        path: path.clone(),
-        source,
-    };
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(e)) => Err(failed(e)),
-    }
-}
-
 /// Prints messages, and tells systemd.
 struct Shell;
 
@@ -130,7 +104,7 @@ impl Listener for Shell {
 
 pub(crate) async fn run(agent: &Agent, arguments: &RunArguments) -> Result<(), EnrolFault> {
     let folder = agent.folder.path();
-    let Some(_alone) = lock(folder)? else {
+    let Some(_alone) = agent.folder.try_running()? else {
         return Err(EnrolFault::Usage(format!(
             "a service runs on {} already; hint: countersign-agent status shows how it stands",
             folder.display()

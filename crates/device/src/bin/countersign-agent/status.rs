@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use countersign_device::{IdentityFolder, State, Status};
 
-use super::{fail, run};
+use super::fail;
 
 /// No service runs on the identity folder.
 const NOT_RUNNING: u8 = 12;
@@ -19,7 +19,7 @@ pub(crate) struct StatusArguments {
 
 /// Prints it. The exit code is 0 while the service is connected, and else that of what is wrong.
 pub(crate) fn status(folder: &IdentityFolder, asked: &StatusArguments) -> ExitCode {
-    let is_running = match run::lock(folder.path()) {
+    let is_running = match folder.try_running() {
         Ok(lock) => lock.is_none(),
         Err(e) => return fail(3, &e.to_string()),
     };
