@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,9 @@ const QUEUE: &str = "queue";
 const WAIT_MAX: Duration = Duration::from_secs(300);
 /// What will not pass by itself is tried all the same, but not often: the operator may resume the device.
 const REFUSED_WAIT_MIN: Duration = Duration::from_secs(30);
+
+/// How long a session may take to say goodbye to the platform when it is stopped.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Where the service stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -295,10 +299,18 @@ impl Service {
         let mut backoff = Backoff::new(Duration::from_secs(1), WAIT_MAX);
         loop {
             self.tell(State::Connecting, listener);
-            let session = self.session(&mut keeper, &stop, &mut backoff, listener);
-            let ended = tokio::select! {
-                ended = session => ended,
-                () = stop.notified() => Ok(Ended::Stopped),
+            let goodbye = Notify::new();
+            let ended = {
+                let mut session = pin!(self.session(&mut keeper, &goodbye, &mut backoff, listener));
+                tokio::select! {
+                    ended = &mut session => ended,
+                    () = stop.notified() => {
+                        goodbye.notify_one();
+                        // However it ends then: it was stopped.
+                        let _ = tokio::time::timeout(GOODBYE, session).await;
+                        Ok(Ended::Stopped)
+                    }
+                }
             };
             while let Ok(text) = heard.try_recv() {
                 listener.say(&text);
@@ -356,7 +368,10 @@ impl Service {
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(text.to_owned())
         };
-        let connected = renewal::connect(&self.folder, &self.options, &say).await;
+        let connected = tokio::select! {
+            connected = renewal::connect(&self.folder, &self.options, &say) => connected,
+            () = stop.notified() => return Ok(Ended::Stopped),
+        };
         for text in said.into_inner().unwrap_or_default() {
             listener.say(&text);
         }
