@@ -106,7 +106,7 @@ pub struct Status {
     pub waiting: u64,
     /// Messages that were delivered since the start.
     pub delivered: u64,
-    /// Messages that the platform's policies refused since the start; they are gone.
+    /// Messages that the platform's policies refused since the start, or that are larger than it takes; they are gone.
     pub refused: u64,
 }
 
@@ -431,7 +431,7 @@ impl Service {
             match answered {
                 Ok(Ok(())) => self.status.delivered += 1,
                 // It would stand before all others for ever.
-                Ok(Err(fault @ LinkFault::NotPermitted { .. })) => {
+                Ok(Err(fault @ (LinkFault::NotPermitted { .. } | LinkFault::TooLarge { .. }))) => {
                     self.status.refused += 1;
                     listener.say(&format!("warning: a message is given up: {fault}"));
                 }
