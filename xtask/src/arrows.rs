@@ -21,6 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "device",
         &["identity", "factory", "mqtt", "keystore-pkcs11", "keystore-tpm"],
     ),
+    ("device-c", &["device"]),
     ("gateway", &["identity", "policy", "mqtt"]),
     ("registry", &["identity", "policy", "factory", "mqtt"]),
     (

@@ -67,6 +67,18 @@ pub enum LinkFault {
         /// Its name.
         name: &'static str,
     },
+    /// A message is larger than the platform takes. It was not sent: the platform would end the session.
+    #[error(
+        "the message to {topic} makes a packet of {bytes} bytes, and the platform takes {bytes_max}; hint: send less at a time, or have limits.packet_bytes_max raised there"
+    )]
+    TooLarge {
+        /// Where it was to go.
+        topic: String,
+        /// The size of its packet.
+        bytes: usize,
+        /// The largest that the platform takes.
+        bytes_max: usize,
+    },
     /// The platform ended the session.
     #[error("the platform ended the session{}; hint: ask `countersign explain DEVICE` there", reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default())]
     Ended {
@@ -83,7 +95,7 @@ pub enum LinkFault {
 
 impl LinkFault {
     /// The exit code of the agent, stable: 3 key not usable, 4 not reachable, 5 platform not trusted, 6 certificate refused, 7 session
-    /// refused, 8 not permitted, 9 ended or broken.
+    /// refused, 8 not permitted or too large, 9 ended or broken.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Key(_) => 3,
@@ -91,7 +103,7 @@ impl LinkFault {
             Self::PlatformNotTrusted { .. } => 5,
             Self::CertificateRefused { .. } => 6,
             Self::SessionRefused { .. } => 7,
-            Self::NotPermitted { .. } => 8,
+            Self::NotPermitted { .. } | Self::TooLarge { .. } => 8,
             Self::Ended { .. } | Self::Broken(_) => 9,
         }
     }

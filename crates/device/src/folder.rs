@@ -44,6 +44,7 @@ const ROOTS: &str = "platform-root.crt";
 const PROFILE: &str = "device.json";
 const CLOCK: &str = "clock";
 const CURRENT: &str = "current";
+const RUNNING: &str = ".running";
 const SLOTS: &str = "slots";
 
 /// An identity folder.
@@ -363,6 +364,30 @@ impl IdentityFolder {
         }
     }
 
+    /// Takes the right to run a service on the folder, which one process has at a time, for as long as the answer lives;
+    /// `None` while another has it. Two would write over each other's messages.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn try_running(&self) -> Outcome<Option<Running>> {
+        let (file, path) = self.lock_file(RUNNING)?;
+        // Somebody who only looks has it for a moment.
+        for _ in 0..10 {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(Running(file))),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(std::time::Duration::from_millis(20)),
+                Err(TryLockError::Error(e)) => return Err(unwritable(&path)(e)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a service runs on the folder. Nothing is made to find out: whoever looks may be another user.
+    pub fn is_running(&self) -> bool {
+        let held = |file: File| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+        File::open(self.path.join(RUNNING)).is_ok_and(held)
+    }
+
     /// Whether this is the certificate that waits for its first connection.
     fn is_pending(&self, fingerprint: &Fingerprint) -> bool {
         certificates(&self.slot(self.next()).join(CERTIFICATE))
@@ -528,6 +553,10 @@ impl IdentityFolder {
 /// The right to renew; see [`IdentityFolder::try_renewing`].
 #[derive(Debug)]
 pub struct Renewing(#[allow(dead_code, reason = "the lock ends with the file")] File);
+
+/// The right to run a service; see [`IdentityFolder::try_running`].
+#[derive(Debug)]
+pub struct Running(#[allow(dead_code, reason = "the lock ends with the file")] File);
 
 /// Whether the next certificate has a key of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -35,7 +35,7 @@ pub use backoff::Backoff;
 pub use clock::DeviceClock;
 pub use est::{EstServer, Secret};
 pub use fault::{EnrolFault, LinkFault};
-pub use folder::{IdentityFolder, KeyReuse};
+pub use folder::{IdentityFolder, KeyReuse, Running};
 pub use identity::{DeviceIdentity, DeviceProfile, IdentityFault};
 pub use keys::{DeviceKey, KeyStore, KeyStoreFault};
 pub use link::{Link, LinkOptions, Message};

@@ -59,6 +59,8 @@ pub struct Link {
     input: BytesMut,
     version: Version,
     keep_alive: Duration,
+    /// The largest packet that the platform takes; in 3.1.1 it does not say.
+    bytes_max: usize,
     next_id: u16,
     /// A PINGREQ waits for an answer.
     is_asked: bool,
@@ -76,7 +78,11 @@ impl std::fmt::Debug for Link {
 
 /// What came from the server, owned.
 enum Event {
-    Connack { code: u8, reason: Option<String> },
+    Connack {
+        code: u8,
+        reason: Option<String>,
+        bytes_max: usize,
+    },
     Acknowledged(PacketId, u8),
     Message,
     Other,
@@ -119,6 +125,7 @@ impl Link {
             input: BytesMut::new(),
             version: options.version,
             keep_alive: options.keep_alive,
+            bytes_max: usize::MAX,
             next_id: 0,
             is_asked: false,
             messages: VecDeque::new(),
@@ -139,8 +146,13 @@ impl Link {
         // fail it; the alert that says why is still there to be read.
         let written = link.write(&packet).await;
         match link.event().await {
-            Ok(Event::Connack { code: 0, .. }) => Ok(link),
-            Ok(Event::Connack { code, reason }) => {
+            Ok(Event::Connack {
+                code: 0, bytes_max, ..
+            }) => {
+                link.bytes_max = bytes_max;
+                Ok(link)
+            }
+            Ok(Event::Connack { code, reason, .. }) => {
                 Err(LinkFault::of_connack(options.version, code, reason.as_deref()))
             }
             Ok(_) => Err(LinkFault::Broken("the first packet was no CONNACK".into())),
@@ -166,7 +178,7 @@ impl Link {
     /// Publishes. With QoS 1 it returns when the platform has acknowledged.
     ///
     /// # Errors
-    /// [`LinkFault::NotPermitted`] if the platform says no; others as they say.
+    /// [`LinkFault::NotPermitted`] if the platform says no, [`LinkFault::TooLarge`] if it would; others as they say.
     pub async fn publish(&mut self, topic: &str, payload: &[u8], qos: QoS) -> Result<(), LinkFault> {
         let name = TopicName::new(topic).map_err(|e| LinkFault::Broken(e.to_string()))?;
         let packet_id = (qos != QoS::AtMostOnce).then(|| self.packet_id());
@@ -181,6 +193,14 @@ impl Link {
             payload,
         }
         .encode(self.version, &mut packet);
+        // MQTT-3.2.2-15.
+        if packet.len() > self.bytes_max {
+            return Err(LinkFault::TooLarge {
+                topic: topic.to_owned(),
+                bytes: packet.len(),
+                bytes_max: self.bytes_max,
+            });
+        }
         self.write(&packet).await?;
         match packet_id {
             None => Ok(()),
@@ -363,6 +383,10 @@ fn take(frame: &Frame<'_>, version: Version) -> Result<Taken, LinkFault> {
         ServerPacket::Connack(connack) => Taken::Event(Event::Connack {
             code: connack.code,
             reason: connack.properties.reason_string.map(str::to_owned),
+            bytes_max: connack
+                .properties
+                .maximum_packet_size
+                .map_or(usize::MAX, |n| n as usize),
         }),
         ServerPacket::Publish(publish) => Taken::Message(
             Message {

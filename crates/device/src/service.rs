@@ -35,6 +35,8 @@ const REFUSED_WAIT_MIN: Duration = Duration::from_secs(30);
 const SOUND_AFTER: Duration = Duration::from_secs(60);
 /// So many admitted sessions that the platform closed on one message, and it is that message.
 const CLOSED_ON_MAX: u32 = 5;
+/// How long a session may take to say goodbye to the platform.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// How often a queue that could not be read is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
@@ -195,6 +197,11 @@ impl Outbox {
         let waiting = self.locked().push(topic, payload)?;
         self.more.notify_one();
         Ok(waiting)
+    }
+
+    /// How many wait now.
+    pub fn waiting(&self) -> usize {
+        self.locked().len()
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, Queue> {
@@ -421,7 +428,7 @@ impl Service {
                 backoff.reset();
             }
             if !goes_on {
-                let _ = tokio::time::timeout(self.options.keep_alive, link.disconnect()).await;
+                let _ = tokio::time::timeout(GOODBYE, link.disconnect()).await;
                 return Ok(Ended::Stopped);
             }
             let waits = !self.outbox.locked().is_empty();
@@ -446,7 +453,7 @@ impl Service {
             while let Some(message) = link.taken().await? {
                 hand_on(&message, listener)?;
             }
-            let _ = tokio::time::timeout(self.options.keep_alive, link.disconnect()).await;
+            let _ = tokio::time::timeout(GOODBYE, link.disconnect()).await;
             return Ok(ended);
         }
     }
@@ -480,7 +487,7 @@ impl Service {
                     self.outbox.locked().done(queued.number)
                 }
                 // It would stand before all others for ever.
-                Ok(Err(fault @ LinkFault::NotPermitted { .. })) => {
+                Ok(Err(fault @ (LinkFault::NotPermitted { .. } | LinkFault::TooLarge { .. }))) => {
                     listener.say(&format!(
                         "warning: a message is laid aside in queue/refused: {fault}"
                     ));

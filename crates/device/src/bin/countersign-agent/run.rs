@@ -3,9 +3,9 @@
 //! On the socket each line is a JSON object, `{"topic": …, "payload": …}`, and each answer another: `{"waiting": N}` when the
 //! message is on disk, `{"error": …, "hint": …}` when it was not taken. `{"status": true}` is answered by the status.
 
-use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::fs::Permissions;
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,8 +25,6 @@ use super::{Agent, lines, warn};
 
 /// Where programs hand in messages, in the identity folder.
 const SOCKET: &str = "agent.sock";
-/// Held while the service runs.
-const LOCK: &str = ".running";
 /// The longest line that is read from a program.
 const LINE_MAX: u64 = 1 << 20;
 
@@ -96,47 +94,6 @@ impl Answered {
     }
 }
 
-/// The lock that says that a service runs on the folder; `None` if one does.
-///
-/// # Errors
-/// If it cannot be made.
-fn lock(folder: &Path) -> Result<Option<File>, IdentityFault> {
-    let path = folder.join(LOCK);
-    let failed = |source| IdentityFault::Unwritable {
-        path: path.clone(),
-        source,
-    };
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(e)) => Err(failed(e)),
-    }
-}
-
-/// The same; somebody who only looks has it for a moment.
-async fn lock_soon(folder: &Path) -> Result<Option<File>, IdentityFault> {
-    for _ in 0..10 {
-        if let Some(lock) = lock(folder)? {
-            return Ok(Some(lock));
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(None)
-}
-
-/// Whether a service runs on a folder. Nothing is made to find out: whoever looks may be another user.
-pub(crate) fn is_running(folder: &Path) -> bool {
-    let held = |file: File| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
-    File::open(folder.join(LOCK)).is_ok_and(held)
-}
-
 /// Prints messages, and tells systemd.
 struct Shell;
 
@@ -165,7 +122,7 @@ impl Listener for Shell {
 
 pub(crate) async fn run(agent: &Agent, arguments: &RunArguments) -> Result<(), EnrolFault> {
     let folder = agent.folder.path();
-    let Some(_alone) = lock_soon(folder).await? else {
+    let Some(_alone) = agent.folder.try_running()? else {
         return Err(EnrolFault::Usage(format!(
             "a service runs on {} already; hint: countersign-agent status shows how it stands",
             folder.display()

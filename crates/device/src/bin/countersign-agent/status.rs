@@ -19,7 +19,7 @@ pub(crate) struct StatusArguments {
 
 /// Prints it. The exit code is 0 while the service is connected, and else that of what is wrong.
 pub(crate) fn status(folder: &IdentityFolder, asked: &StatusArguments) -> ExitCode {
-    let is_running = run::is_running(folder.path());
+    let is_running = folder.is_running();
     let live = run::live_status(folder.path()).filter(|_| is_running);
     let status = match live.map_or_else(|| Status::read(folder.path()), Ok) {
         Ok(status) => status,
