@@ -336,6 +336,10 @@ impl Listener for Ear {
         self.shared.change(|known| known.status = Some(status.clone()));
     }
 
+    fn counted(&mut self, status: &Status) {
+        self.shared.change(|known| known.status = Some(status.clone()));
+    }
+
     fn say(&mut self, text: &str) {
         if self.words == Words::StandardError {
             let text = text.replace("; hint: ", "\nhint: ");

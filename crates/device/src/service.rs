@@ -220,6 +220,11 @@ pub trait Listener: Send {
     /// Its condition changed.
     fn status(&mut self, status: &Status);
 
+    /// Only its counts did.
+    fn counted(&mut self, status: &Status) {
+        let _ = status;
+    }
+
     /// Something for people.
     fn say(&mut self, text: &str);
 }
@@ -512,6 +517,7 @@ impl Service {
                 }
             };
             self.show();
+            listener.counted(&self.status);
             if let Err(e) = done {
                 listener.say(&format!("warning: {e}"));
                 return Ok(true);
