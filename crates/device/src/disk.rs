@@ -133,7 +133,7 @@ impl CutDisk {
 }
 
 #[cfg(test)]
-impl Disk for CutDisk {
+impl Disk for std::sync::Arc<CutDisk> {
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         self.step(|| {
             self.unsynced.lock().unwrap().push(path.to_owned());

@@ -18,7 +18,7 @@ use countersign_keystore_pkcs11::{TokenError, TokenKey, TokenUri};
 use countersign_keystore_tpm::TpmKey;
 use countersign_keystore_tpm::{TpmAddress, TpmError, is_tpm_key};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{Error as TlsError, OtherError, SignatureAlgorithm, SignatureScheme};
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,11 @@ pub enum KeyStoreFault {
     /// A key in software.
     #[error(transparent)]
     Software(#[from] KeyFault),
+    /// It belongs to another certificate.
+    #[error(
+        "it is not the key of the certificate beside it; hint: put back the one that it was issued for, or enrol anew"
+    )]
+    OfOther,
     /// TLS has no use for it.
     #[error("TLS cannot use it: {0}; hint: use P-256, P-384, Ed25519 or RSA")]
     Unusable(String),
@@ -283,14 +288,14 @@ impl DeviceKey {
         let key: Arc<dyn SigningKey> = match self {
             Self::Software(der) => rustls::crypto::aws_lc_rs::sign::any_supported_type(der)
                 .map_err(|e| KeyStoreFault::Unusable(e.to_string()))?,
-            Self::Token { .. } | Self::Tpm { .. } => Arc::new(TlsKey(self.held()?)),
+            Self::Token { .. } | Self::Tpm { .. } => Arc::new(TlsKey::of(self.held()?)),
         };
         let certified = CertifiedKey::new(chain.to_vec(), key);
         match certified.keys_match() {
-            // A key of this kind does not tell its public half to TLS; it was held against the certificate when that came.
             Ok(()) | Err(TlsError::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
                 Ok(Arc::new(certified))
             }
+            Err(TlsError::InconsistentKeys(_)) => Err(KeyStoreFault::OfOther),
             Err(e) => Err(KeyStoreFault::Unusable(e.to_string())),
         }
     }
@@ -372,7 +377,11 @@ impl From<PrivateKeyDer<'static>> for DeviceKey {
 }
 
 /// A [`Signer`] as TLS wants it.
-struct TlsKey(Arc<dyn Signer>);
+struct TlsKey {
+    key: Arc<dyn Signer>,
+    /// DER of its public half, which TLS holds against the certificate.
+    info: Option<Vec<u8>>,
+}
 
 impl fmt::Debug for TlsKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -381,9 +390,15 @@ impl fmt::Debug for TlsKey {
 }
 
 impl TlsKey {
+    fn of(key: Arc<dyn Signer>) -> Self {
+        use der::Encode;
+        let info = key.public_key().to_der().ok();
+        Self { key, info }
+    }
+
     fn scheme(&self) -> Option<SignatureScheme> {
         // RFC 8446 section 4.2.3: in TLS 1.3 the curve is the hash's.
-        match self.0.algorithm().oid.to_string().as_str() {
+        match self.key.algorithm().oid.to_string().as_str() {
             "1.2.840.10045.4.3.2" => Some(SignatureScheme::ECDSA_NISTP256_SHA256),
             "1.2.840.10045.4.3.3" => Some(SignatureScheme::ECDSA_NISTP384_SHA384),
             _ => None,
@@ -395,7 +410,7 @@ impl SigningKey for TlsKey {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn rustls::sign::Signer>> {
         let scheme = self.scheme().filter(|s| offered.contains(s))?;
         Some(Box::new(TlsSigner {
-            key: self.0.clone(),
+            key: self.key.clone(),
             scheme,
         }))
     }
@@ -404,8 +419,8 @@ impl SigningKey for TlsKey {
         SignatureAlgorithm::ECDSA
     }
 
-    fn public_key(&self) -> Option<rustls::pki_types::SubjectPublicKeyInfoDer<'_>> {
-        None
+    fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
+        self.info.as_deref().map(SubjectPublicKeyInfoDer::from)
     }
 }
 

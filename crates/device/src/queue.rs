@@ -379,32 +379,6 @@ mod tests {
         assert!(!kept.iter().any(|k| k.ends_with(b"\x000")));
     }
 
-    struct Shared(Arc<CutDisk>);
-
-    impl Disk for Shared {
-        fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-            self.0.write(path, bytes)
-        }
-        fn sync(&self, path: &Path) -> io::Result<()> {
-            self.0.sync(path)
-        }
-        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-            self.0.rename(from, to)
-        }
-        fn link(&self, target: &Path, path: &Path) -> io::Result<()> {
-            self.0.link(target, path)
-        }
-        fn remove(&self, path: &Path) -> io::Result<()> {
-            self.0.remove(path)
-        }
-        fn remove_folder(&self, path: &Path) -> io::Result<()> {
-            self.0.remove_folder(path)
-        }
-        fn make_folder(&self, path: &Path) -> io::Result<()> {
-            self.0.make_folder(path)
-        }
-    }
-
     /// Whatever was taken is there after a cut between any two steps, unless it was delivered; nothing else is.
     #[test]
     fn the_power_may_be_cut_between_any_two_steps() {
@@ -414,7 +388,7 @@ mod tests {
             let cut = Arc::new(CutDisk::after(cuts));
             let (mut taken, mut delivered) = (Vec::new(), Vec::new());
             let run = (|| -> Result<(), QueueFault> {
-                let disk = Box::new(Shared(cut.clone()));
+                let disk = Box::new(cut.clone());
                 let mut queue = Queue::open_on(disk, place.path(), QueueBounds::default())?;
                 for n in 0..5u8 {
                     queue.push(TOPIC, &[n])?;

@@ -243,6 +243,7 @@ pub struct Service {
     folder: IdentityFolder,
     options: LinkOptions,
     window: Option<RenewalWindow>,
+    reuse: KeyReuse,
     outbox: Outbox,
     clock: DeviceClock,
     status: Status,
@@ -302,11 +303,19 @@ impl Service {
             folder,
             options,
             window,
+            reuse: KeyReuse::New,
             outbox: Outbox {
                 queue: Arc::new(Mutex::new(queue)),
                 more: Arc::default(),
             },
         })
+    }
+
+    /// Renews with the same key, for a token that has no room for a second one.
+    #[must_use]
+    pub fn renewing(mut self, reuse: KeyReuse) -> Self {
+        self.reuse = reuse;
+        self
     }
 
     /// Where messages are handed in.
@@ -331,7 +340,7 @@ impl Service {
     pub async fn run(mut self, stop: Arc<Notify>, listener: &mut dyn Listener) -> Result<(), EnrolFault> {
         let (words, heard) = tokio::sync::mpsc::unbounded_channel();
         let keeper = self.window.map(|window| {
-            Keeper::start(&self.path, window, KeyReuse::New, move |text| {
+            Keeper::start(&self.path, window, self.reuse, move |text| {
                 let _ = words.send((text.starts_with(renewal::NOT_RENEWED), text.to_owned()));
             })
         });
@@ -355,7 +364,7 @@ impl Service {
                 && needs_renewal(link)
                 && !self.renewed_in_vain
             {
-                match renewal::renew(&self.folder, KeyReuse::New).await {
+                match renewal::renew(&self.folder, self.reuse).await {
                     // Once: if that one is not admitted either, another would not be.
                     Ok(_) => {
                         self.renewed_in_vain = true;

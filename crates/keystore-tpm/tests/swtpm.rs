@@ -2,10 +2,8 @@
 #![cfg(feature = "tpm")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::process::{Command, Output};
 
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
@@ -13,7 +11,6 @@ use countersign_identity::signed::{Signed, Signer};
 use countersign_keystore_tpm::{TpmAddress, TpmError, TpmKey};
 use der::{Decode, Encode};
 
-/// A TPM of its own. It ends with the test.
 /// A TPM in software, and other programs that use it.
 struct Swtpm(countersign_testkit::swtpm::Swtpm);
 

@@ -485,6 +485,19 @@ fn what_is_wrong_with_the_token_is_told_with_its_cure_and_nothing_is_lost() {
     place.write("pin", &format!("{PIN}\n"));
     assert_eq!(bytes_below(&agent.folder), before);
     agent.ok(&["check"]);
+    // A key of another certificate is not shown to anybody.
+    let other = place.agent("sensor-8");
+    other.ok(&borrowed(&place.arguments("sensor-8", "sensor-8")));
+    let (mine, others) = (agent.folder.join("device.key"), other.folder.join("device.key"));
+    let kept = std::fs::read(&mine).unwrap();
+    std::fs::copy(&others, &mine).unwrap();
+    let (code, _, err) = agent.run(&["check"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(
+        err.contains("not the key of the certificate") && err.contains("hint: "),
+        "{err}"
+    );
+    std::fs::write(&mine, kept).unwrap();
     // The key was deleted by other hands.
     place.tool(&["--delete-object", "--type", "privkey", "--label", "sensor-3"]);
     let (code, _, err) = agent.run(&["check"]);

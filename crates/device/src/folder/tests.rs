@@ -48,32 +48,6 @@ fn belongs(identity: &DeviceIdentity) {
     is_for(Some(&identity.chain[0].to_vec()), &*key).unwrap();
 }
 
-struct Shared(Arc<CutDisk>);
-
-impl Disk for Shared {
-    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        self.0.write(path, bytes)
-    }
-    fn sync(&self, path: &Path) -> io::Result<()> {
-        self.0.sync(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
-    fn link(&self, target: &Path, path: &Path) -> io::Result<()> {
-        self.0.link(target, path)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.0.remove(path)
-    }
-    fn remove_folder(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_folder(path)
-    }
-    fn make_folder(&self, path: &Path) -> io::Result<()> {
-        self.0.make_folder(path)
-    }
-}
-
 fn renew(folder: &IdentityFolder) -> Outcome<()> {
     let key = folder.begin(KeyReuse::New)?;
     let der = certificate(&*key, "d1");
@@ -91,7 +65,7 @@ fn the_power_may_be_cut_between_any_two_steps_of_a_renewal() {
         let cut = Arc::new(CutDisk::after(steps));
         let folder = IdentityFolder {
             path: place.path().to_owned(),
-            disk: Box::new(Shared(cut.clone())),
+            disk: Box::new(cut.clone()),
         };
         let first = renew(&folder);
         let second = first.and_then(|()| renew(&folder));

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use clap::Args;
 use countersign_device::{
-    EnrolFault, IdentityFault, LinkFault, Listener, Message, Outbox, QueueBounds, QueueFault, Service, State,
-    Status,
+    EnrolFault, IdentityFault, KeyReuse, LinkFault, Listener, Message, Outbox, QueueBounds, QueueFault,
+    Service, State, Status,
 };
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,9 @@ pub(crate) struct RunArguments {
     /// Deliver each line of standard input as telemetry; its end is not the service's
     #[arg(long)]
     stdin: bool,
+    /// Renew with the same key, for a token that has no room for a second one
+    #[arg(long)]
+    same_key: bool,
     /// The most messages that wait
     #[arg(long, default_value_t = QueueBounds::default().messages)]
     queue_messages: usize,
@@ -132,7 +135,12 @@ pub(crate) async fn run(agent: &Agent, arguments: &RunArguments) -> Result<(), E
         messages: arguments.queue_messages,
         bytes: arguments.queue_bytes,
     };
-    let service = Service::open(folder, agent.options.clone(), agent.window, bounds)?;
+    let reuse = if arguments.same_key {
+        KeyReuse::Same
+    } else {
+        KeyReuse::New
+    };
+    let service = Service::open(folder, agent.options.clone(), agent.window, bounds)?.renewing(reuse);
     let telemetry = format!("devices/{}/telemetry", service.device());
     let socket = open_socket(folder)?;
     let counter = Counter {
