@@ -276,10 +276,8 @@ impl IdentityFolder {
         let slot = self.slot(number);
         self.make_folder(&slot)?;
         self.sync(&self.path.join(SLOTS))?;
-        // Begun before and cut off: taken up again, unless that key is gone, or is not where it is to be now.
-        if let Ok(text) = read_private(&slot.join(KEY))
-            && !slot.join(CERTIFICATE).exists()
-        {
+        // Begun before: taken up again, unless that key is gone, or is not where it is to be now.
+        if let Ok(text) = read_private(&slot.join(KEY)) {
             let left = DeviceKey::read(&text, store).ok();
             if !left.is_some_and(|key| store.is_of(&key) && key.is_there()) {
                 self.remove_slot(number)?;

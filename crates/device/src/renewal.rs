@@ -25,9 +25,6 @@ use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
 use crate::keys::{DeviceKey, KeyStore};
 use crate::link::{Link, LinkOptions};
 
-/// How what a [`Keeper`] says of a renewal that failed begins.
-pub(crate) const NOT_RENEWED: &str = "the certificate could not be renewed";
-
 /// How long each step of an enrolment may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The time is written down when it has moved on by so much: a flash has only so many writes.
@@ -389,6 +386,17 @@ fn save_time(folder: &IdentityFolder, identity: &DeviceIdentity) -> Result<(), I
     Ok(())
 }
 
+/// What a [`Keeper`] tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// There is a new certificate.
+    Renewed,
+    /// A renewal failed; it tries again.
+    NotRenewed,
+    /// Something else.
+    Other,
+}
+
 /// Renews in the background for as long as it lives.
 #[derive(Debug)]
 pub struct Keeper {
@@ -402,7 +410,7 @@ impl Keeper {
         folder: &Path,
         window: RenewalWindow,
         reuse: KeyReuse,
-        say: impl Fn(&str) + Send + Sync + 'static,
+        say: impl Fn(News, &str) + Send + Sync + 'static,
     ) -> Self {
         let (sender, renewed) = mpsc::channel(1);
         let folder = IdentityFolder::new(folder);
@@ -430,7 +438,7 @@ async fn keep(
     window: RenewalWindow,
     reuse: KeyReuse,
     renewed: &mpsc::Sender<()>,
-    say: &(dyn Fn(&str) + Send + Sync),
+    say: &(dyn Fn(News, &str) + Send + Sync),
 ) {
     let mut backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(3600));
     let mut bundle_in = jittered(BUNDLE_EVERY / 2, BUNDLE_EVERY);
@@ -440,7 +448,7 @@ async fn keep(
             Ok(_) => return,
             // A disk or a descriptor that fails for a moment must not end renewals for years.
             Err(e) => {
-                say(&format!("certificates are not renewed: {e}"));
+                say(News::NotRenewed, &format!("certificates are not renewed: {e}"));
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
@@ -456,8 +464,11 @@ async fn keep(
                 bundle_in = jittered(BUNDLE_EVERY, BUNDLE_EVERY / 2);
                 match update_roots(folder).await {
                     Ok(0) => {}
-                    Ok(new) => say(&format!("{new} new platform root(s) pinned")),
-                    Err(e) => say(&format!("the trust bundle could not be fetched: {e}")),
+                    Ok(new) => say(News::Other, &format!("{new} new platform root(s) pinned")),
+                    Err(e) => say(
+                        News::Other,
+                        &format!("the trust bundle could not be fetched: {e}"),
+                    ),
                 }
             }
             continue;
@@ -465,10 +476,10 @@ async fn keep(
         match renew(folder, reuse).await {
             Ok(facts) => {
                 backoff.reset();
-                say(&format!(
-                    "renewed: certificate {} until {}",
-                    facts.serial, facts.not_after
-                ));
+                say(
+                    News::Renewed,
+                    &format!("renewed: certificate {} until {}", facts.serial, facts.not_after),
+                );
                 if renewed.send(()).await.is_err() {
                     return;
                 }
@@ -484,10 +495,13 @@ async fn keep(
                     _ => Duration::from_secs(1),
                 };
                 let wait = least + backoff.wait();
-                say(&format!(
-                    "{NOT_RENEWED}, trying again in {:.0} s: {fault}",
-                    wait.as_secs_f64()
-                ));
+                say(
+                    News::NotRenewed,
+                    &format!(
+                        "the certificate could not be renewed, trying again in {:.0} s: {fault}",
+                        wait.as_secs_f64()
+                    ),
+                );
                 tokio::time::sleep(wait).await;
             }
         }

@@ -21,7 +21,7 @@ use crate::fault::{EnrolFault, LinkFault};
 use crate::folder::{IdentityFolder, KeyReuse};
 use crate::link::{Link, LinkOptions, Message};
 use crate::queue::{Queue, QueueBounds, QueueFault};
-use crate::renewal::{self, Keeper, RenewalWindow, needs_renewal};
+use crate::renewal::{self, Keeper, News, RenewalWindow, needs_renewal};
 
 /// The file of the last status, in the identity folder.
 const STATUS: &str = "status.json";
@@ -258,7 +258,7 @@ pub struct Service {
 /// What comes from beside the link.
 struct Beside<'a> {
     keeper: Option<Keeper>,
-    heard: tokio::sync::mpsc::UnboundedReceiver<(bool, String)>,
+    heard: tokio::sync::mpsc::UnboundedReceiver<(News, String)>,
     stop: &'a Notify,
 }
 
@@ -340,8 +340,8 @@ impl Service {
     pub async fn run(mut self, stop: Arc<Notify>, listener: &mut dyn Listener) -> Result<(), EnrolFault> {
         let (words, heard) = tokio::sync::mpsc::unbounded_channel();
         let keeper = self.window.map(|window| {
-            Keeper::start(&self.path, window, self.reuse, move |text| {
-                let _ = words.send((text.starts_with(renewal::NOT_RENEWED), text.to_owned()));
+            Keeper::start(&self.path, window, self.reuse, move |news, text| {
+                let _ = words.send((news, text.to_owned()));
             })
         });
         let mut beside = Beside {
@@ -454,9 +454,13 @@ impl Service {
                 () = self.outbox.more.notified() => continue,
                 // What could not be read a moment ago.
                 () = tokio::time::sleep(LOOK_AGAIN), if waits => continue,
-                Some((is_fault, text)) = beside.heard.recv() => {
+                Some((news, text)) = beside.heard.recv() => {
                     listener.say(&text);
-                    self.status.renewal_fault = is_fault.then_some(text);
+                    match news {
+                        News::Renewed => self.status.renewal_fault = None,
+                        News::NotRenewed => self.status.renewal_fault = Some(text),
+                        News::Other => {}
+                    }
                     self.show();
                     continue;
                 }
@@ -538,8 +542,9 @@ impl Service {
     }
 
     fn set_aside(&mut self, number: u64) -> Result<(), QueueFault> {
+        self.outbox.locked().set_aside(number)?;
         self.status.refused += 1;
-        self.outbox.locked().set_aside(number)
+        Ok(())
     }
 
     /// Counts a session that the platform closed on a message; whether it was one too many.

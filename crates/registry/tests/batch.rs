@@ -10,7 +10,7 @@ use countersign_identity::{
     AuthorityId, BatchId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp,
 };
 use countersign_policy::facts::CredentialKind;
-use countersign_policy::{CredentialState, Custody, FactSource, LifecycleMove, LifecycleState};
+use countersign_policy::{ClientIdMode, CredentialState, Custody, FactSource, LifecycleMove, LifecycleState};
 use countersign_registry::{
     Actor, BulkIssue, BulkItem, IssuanceRules, IssueOutcome, IssuedHere, LedgerLimits, NewCredential,
     NewDevice, Registry, RegistryError, Revocation,
@@ -283,6 +283,61 @@ fn what_a_batch_does_not_take_leaves_nothing_behind() {
     }
     assert_eq!(registry.facts().credential_count(), 0);
     assert_eq!(registry.facts().device_count(), 1);
+}
+
+/// Minting is outside of the registry's transactions: what changes meanwhile is seen before anything is kept, and what was
+/// minted for nothing is kept nowhere.
+#[test]
+fn what_changes_while_certificates_are_minted_is_decided_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Arc::new(open(folder.path()));
+    registry.add_batch(actor(), plan(10)).unwrap();
+    let ask = |names: [&str; 2], meanwhile: fn(&Registry)| {
+        let certificates = names.map(certificate);
+        let items = names.iter().zip(&certificates).map(|(device, c)| BulkItem {
+            device: id(device),
+            key: c.public_key_sha256,
+        });
+        let request = BulkIssue {
+            tenant: tenant(),
+            batch: batch_id(),
+            demands_new_key: false,
+            replace: false,
+            items: items.collect(),
+        };
+        let other = registry.clone();
+        let answers = registry.issue_in_batch(actor(), request, move |n, _| {
+            // Inside of a transaction of the one writer this would wait for itself.
+            meanwhile(&other);
+            let certificate = certificates[n].clone();
+            Ok(NewCredential {
+                kind: CredentialKind::Factory,
+                state: CredentialState::Issued,
+                custody: Custody::Unknown,
+                authority: Some(AuthorityId::new("ca").unwrap()),
+                issued: Some(IssuedHere {
+                    certificate: certificate.fingerprint.as_bytes().to_vec(),
+                    profile: "factory".into(),
+                    batch: Some(batch_id()),
+                }),
+                certificate,
+            })
+        });
+        answers.unwrap().value.iter().map(refusal).collect::<Vec<_>>()
+    };
+    // A change that does not matter: decided anew, and the same.
+    let kept = ask(["SN-1", "SN-2"], |r| {
+        let _ = r.add_tenant(actor(), TenantId::new("other").unwrap(), ClientIdMode::Strict);
+    });
+    assert_eq!(kept, ["issued, repeated: false", "issued, repeated: false"]);
+    let before = registry.facts().credential_count();
+    let closed = ask(["SN-3", "SN-4"], |r| {
+        r.close_batch(actor(), tenant(), batch_id(), "meanwhile".into())
+            .unwrap();
+    });
+    assert_eq!(closed, ["batch.closed", "batch.closed"]);
+    assert_eq!(registry.facts().credential_count(), before);
+    assert_eq!(registry.batch(&tenant(), &batch_id()).unwrap().devices, 2);
 }
 
 #[test]

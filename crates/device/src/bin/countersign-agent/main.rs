@@ -200,7 +200,12 @@ impl Agent {
 
     fn keeper(&self) -> Option<Keeper> {
         let window = self.window?;
-        Some(Keeper::start(self.folder.path(), window, KeyReuse::New, warn))
+        Some(Keeper::start(
+            self.folder.path(),
+            window,
+            KeyReuse::New,
+            |_, text| warn(text),
+        ))
     }
 
     fn topic(&self, below: &str) -> Result<String, EnrolFault> {
