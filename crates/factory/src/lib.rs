@@ -6,12 +6,14 @@
 //! 4. [`profile`]: what certificates of one kind hold
 //! 5. [`grant`]: who may be issued what; [`grant::EnrolmentGrant`] has no other way to exist
 //! 6. [`batch`]: a planned number of identities, and what may enter
-//! 7. [`station`]: offline factory stations: terms, journal, account
-//! 8. [`est`]: enrolment over secure transport: paths, bodies, answers
-//! 9. [`pkcs12`]: key and certificates in one file
-//! 10. [`manifest`]: secure elements, as their manufacturer tells of them
-//! 11. [`RevocationReason`]: why a certificate ended before its time
+//! 7. [`attest`]: TPM attestation: that a key was made in a TPM and cannot leave it
+//! 8. [`station`]: offline factory stations: terms, journal, account
+//! 9. [`est`]: enrolment over secure transport: paths, bodies, answers
+//! 10. [`pkcs12`]: key and certificates in one file
+//! 11. [`manifest`]: secure elements, as their manufacturer tells of them
+//! 12. [`RevocationReason`]: why a certificate ended before its time
 
+pub mod attest;
 pub mod batch;
 pub mod est;
 pub mod grant;

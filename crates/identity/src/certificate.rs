@@ -20,6 +20,8 @@ pub use self::view::{AttributeView, CertificateView, ExtensionView, NameView};
 pub const EKU_CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
 /// id-kp-serverAuth (RFC 5280 section 4.2.1.12).
 pub const EKU_SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");
+/// tcg-kp-EKCertificate (TCG EK Credential Profile for TPM Family 2.0, section 3.2.16).
+pub const EKU_ENDORSEMENT: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.8.1");
 /// The subject attribute serialNumber (X.520; IEEE 802.1AR section 8.6).
 pub const ATTRIBUTE_SERIAL_NUMBER: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.5");
 /// The subject attribute commonName.

@@ -10,7 +10,7 @@ use const_oid::ObjectIdentifier;
 use rustls_pki_types::CertificateDer;
 
 use crate::anchor::{Anchor, AnchorIndex, AnchorState, StoredIntermediate};
-use crate::certificate::{CertificateFacts, EKU_CLIENT_AUTH, EKU_SERVER_AUTH};
+use crate::certificate::{CertificateFacts, EKU_CLIENT_AUTH, EKU_ENDORSEMENT, EKU_SERVER_AUTH};
 use crate::id::{AuthorityId, DeviceId, Generation, TenantId};
 use crate::path::{HeldPath, INTERMEDIATES_MAX, Node, PathDigest, Search, Terms};
 use crate::raw::RawCertificate;
@@ -157,6 +157,8 @@ pub enum Purpose {
     Client,
     /// To authenticate a TLS server.
     Server,
+    /// To say that a TPM is one: the certificate of its endorsement key, which signs nothing.
+    Endorsement,
 }
 
 impl Purpose {
@@ -164,6 +166,7 @@ impl Purpose {
         match self {
             Self::Client => EKU_CLIENT_AUTH,
             Self::Server => EKU_SERVER_AUTH,
+            Self::Endorsement => EKU_ENDORSEMENT,
         }
     }
 
@@ -171,6 +174,7 @@ impl Purpose {
         match self {
             Self::Client => "extKeyUsage lacks clientAuth",
             Self::Server => "extKeyUsage lacks serverAuth",
+            Self::Endorsement => "extKeyUsage lacks tcg-kp-EKCertificate",
         }
     }
 
@@ -178,6 +182,7 @@ impl Purpose {
         match self {
             Self::Client => "the authority's extKeyUsage lacks clientAuth",
             Self::Server => "the authority's extKeyUsage lacks serverAuth",
+            Self::Endorsement => "the authority's extKeyUsage lacks tcg-kp-EKCertificate",
         }
     }
 }
@@ -336,7 +341,10 @@ impl VerifiedChain {
                 }
                 other => other,
             })?;
-        check_leaf(&leaf)?;
+        // An endorsement key decrypts; what kind of key it must be, attestation says.
+        if demands.purpose != Purpose::Endorsement {
+            check_leaf(&leaf)?;
+        }
         drop(above);
         Ok(Self {
             not_after: leaf.not_after.min(found.above_ends),

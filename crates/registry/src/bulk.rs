@@ -259,6 +259,7 @@ impl<'a> Run<'a> {
             return Ok(None);
         }
         let single = IssueRequest {
+            attestation: None,
             tenant: tenant.clone(),
             device: item.device.clone(),
             key: item.key,

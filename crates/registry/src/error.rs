@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use countersign_factory::BatchRefusal;
+use countersign_factory::attest::{Refusal, Refused};
 use countersign_identity::{
     AuthorityId, BatchId, DeviceId, Fingerprint, ServiceId, StationId, TenantId, Timestamp,
 };
@@ -192,6 +193,15 @@ pub enum RegistryError {
     /// A claim refuses.
     #[error("{0}")]
     Claim(ClaimRefusal),
+    /// An attestation is refused.
+    #[error("{0}")]
+    Attestation(Refused),
+    /// No such endorsement authority.
+    #[error("there is no endorsement authority {0}; hint: countersign attestation authority list")]
+    NoEndorsementAuthority(AuthorityId),
+    /// No such endorsement key.
+    #[error("no device has the endorsement key {0}; hint: countersign attestation key list DEVICE")]
+    NoEndorsementKey(Fingerprint),
     /// The input breaks a rule.
     #[error("{0}")]
     Refused(String),
@@ -206,6 +216,18 @@ impl From<LaneRefusal> for RegistryError {
 impl From<ClaimRefusal> for RegistryError {
     fn from(refusal: ClaimRefusal) -> Self {
         Self::Claim(refusal)
+    }
+}
+
+impl From<Refused> for RegistryError {
+    fn from(refused: Refused) -> Self {
+        Self::Attestation(refused)
+    }
+}
+
+impl From<Refusal> for RegistryError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Attestation(refusal.into())
     }
 }
 

@@ -33,6 +33,7 @@
     reason = "a shell: it reads the clock for revisions and audit"
 )]
 
+mod attestation;
 mod audit;
 pub mod authority;
 pub mod backup;
@@ -66,6 +67,9 @@ pub mod store;
 mod table;
 mod writer;
 
+pub use attestation::{
+    AttestationView, EndorsementAuthorityView, EndorsementKeyView, EndorsementSource, NewAttestation,
+};
 pub use audit::{AuditEntry, AuditFault};
 pub use authority::{AuthorityMove, NewAuthority, Origin};
 pub use backup::{DATABASES, EpochView, RegistryFacts};

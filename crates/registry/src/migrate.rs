@@ -31,6 +31,7 @@ pub(crate) const REGISTRY: Schema = Schema {
         include_str!("migrations/registry_012.sql"),
         include_str!("migrations/registry_013.sql"),
         include_str!("migrations/registry_014.sql"),
+        include_str!("migrations/registry_015.sql"),
     ],
     synchronous: "FULL",
 };

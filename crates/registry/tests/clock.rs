@@ -94,6 +94,7 @@ fn issue_of(
     };
     let _ = registry.add_device(actor(), TenantId::default_tenant(), new);
     let request = IssueRequest {
+        attestation: None,
         tenant: TenantId::default_tenant(),
         device,
         key: facts.public_key_sha256,

@@ -46,6 +46,7 @@ fn issue(
     certificate: CertificateFacts,
 ) -> Result<IssueOutcome, RegistryError> {
     let request = IssueRequest {
+        attestation: None,
         tenant: tenant(),
         device: DeviceId::new(device).unwrap(),
         key: certificate.public_key_sha256,

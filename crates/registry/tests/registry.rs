@@ -43,6 +43,7 @@ fn device(text: &str) -> NewDevice {
 
 fn request(device: &str, certificate: &CertificateFacts) -> IssueRequest {
     IssueRequest {
+        attestation: None,
         tenant: tenant(),
         device: id(device),
         key: certificate.public_key_sha256,
@@ -261,6 +262,7 @@ fn after_the_renewal_point_a_new_certificate_is_minted_unless_the_key_must_be_ne
     registry.confirm_credential(actor(), fingerprint).unwrap();
     let second = aged("d1 again");
     let asked = IssueRequest {
+        attestation: None,
         demands_new_key: true,
         ..request("d1", &second)
     };
@@ -279,6 +281,7 @@ fn an_idempotency_key_is_for_one_content() {
     let (first, other) = (certificate("d1").0, certificate("d1").0);
     let ask = |c: &CertificateFacts| {
         let asked = IssueRequest {
+            attestation: None,
             idempotency_key: Some("k".into()),
             ..request("d1", c)
         };

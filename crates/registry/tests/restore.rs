@@ -91,6 +91,7 @@ fn issue(registry: &Registry, name: &str, serial: u64) -> Fingerprint {
     let certificate = CertificateFacts::parse(&der).unwrap();
     let fingerprint = certificate.fingerprint;
     let asked = IssueRequest {
+        attestation: None,
         tenant: tenant(),
         device: id(name),
         key: certificate.public_key_sha256,

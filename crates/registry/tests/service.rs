@@ -188,6 +188,7 @@ fn nothing_is_minted_for_the_key_of_a_service_and_its_device_leaves_nothing_behi
 
     device(&registry, "d1", certificate("d1", &KeyPair::generate().unwrap())).unwrap();
     let request = IssueRequest {
+        attestation: None,
         tenant: tenant(),
         device: DeviceId::new("d1").unwrap(),
         key: known.public_key_sha256,
@@ -278,7 +279,10 @@ fn what_a_service_may_not_ask_any_more_is_told_and_an_older_registry_takes_nothi
     let db = rusqlite::Connection::open(&before).unwrap();
     // Policies became versions after that.
     db.execute_batch(
-        "DROP TABLE service_permissions;
+        "DROP TABLE attestations;
+         DROP TABLE endorsement_keys;
+         DROP TABLE endorsement_authorities;
+         DROP TABLE service_permissions;
          DROP TABLE services;
          DROP TABLE policy_versions;
          ALTER TABLE tenants DROP COLUMN policy_version;

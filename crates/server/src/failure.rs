@@ -1,6 +1,7 @@
 //! What can fail, as API and CLI tell it: a status, a message, a hint. Exit codes follow from the status.
 
 use countersign_authority::{FolderError, HierarchyError, MintError};
+use countersign_factory::attest::Refusal as AttestationRefusal;
 use countersign_policy::{ClaimRefusal, LifecycleState};
 use countersign_registry::RegistryError;
 
@@ -114,6 +115,8 @@ impl From<RegistryError> for Failure {
             | RegistryError::NoPolicyVersion { .. }
             | RegistryError::NoReceipt(_)
             | RegistryError::NoService(_)
+            | RegistryError::NoEndorsementAuthority(_)
+            | RegistryError::NoEndorsementKey(_)
             | RegistryError::NoCredential(_) => 404,
             RegistryError::Exists(_)
             | RegistryError::Move { .. }
@@ -125,6 +128,10 @@ impl From<RegistryError> for Failure {
             RegistryError::Unauthorised(_) => 401,
             RegistryError::Claim(ClaimRefusal::Unknown) => 401,
             RegistryError::NotActive { .. } | RegistryError::Lane(_) | RegistryError::Claim(_) => 403,
+            RegistryError::Attestation(refused) => match refused.refusal {
+                AttestationRefusal::Malformed => 422,
+                _ => 403,
+            },
             RegistryError::Refused(_) => 422,
             RegistryError::Constraint(_) => 500,
             RegistryError::DiskFull => 507,

@@ -12,6 +12,7 @@ pub mod ca;
 pub mod client;
 pub mod crash;
 pub mod decisions;
+pub mod forged_tpm;
 pub mod hold;
 pub mod issuance;
 pub mod ledger;

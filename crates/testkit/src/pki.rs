@@ -1,8 +1,9 @@
 //! A throw-away PKI, and certificates with every fault that a gateway must see.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason,
+    RevokedCertParams, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -132,6 +133,18 @@ impl Ca {
         }
     }
 
+    /// The certificate (DER) of a TPM's endorsement key, whose SubjectPublicKeyInfo it is: without a subject, as many are.
+    pub fn endorse(&self, info: &[u8]) -> Vec<u8> {
+        let mut params = CertificateParams::new(vec![]).expect("parameters");
+        params.distinguished_name = DistinguishedName::new();
+        params.key_usages = vec![KeyUsagePurpose::KeyAgreement];
+        let purpose = ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 1]);
+        params.extended_key_usages = vec![purpose];
+        let key = SubjectPublicKeyInfo::from_der(info).expect("a public key");
+        let certificate = params.signed_by(&key, &self.issuer()).expect("a certificate");
+        certificate.der().to_vec()
+    }
+
     /// A CA below this one that expires so many seconds from now.
     pub fn below_for_seconds(&self, name: &str, seconds: i64) -> Self {
         let (mut params, key) = (ca_params(name, None), key());
@@ -243,7 +256,7 @@ impl Ca {
         until: Option<OffsetDateTime>,
     ) -> Identity {
         let mut params = CertificateParams::new(vec![]).expect("parameters");
-        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name = DistinguishedName::new();
         for name in &leaf.common_names {
             params.distinguished_name.push(DnType::CommonName, name.as_str());
         }
@@ -298,7 +311,7 @@ pub fn self_signed(name: &str) -> Identity {
 pub fn self_signed_from(name: &str, days: i64) -> Identity {
     let key = key();
     let mut params = CertificateParams::new(vec![]).expect("parameters");
-    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params.serial_number = Some(serial_of(&key));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use countersign_factory::attest::Refusal;
 use countersign_identity::{DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::renewal_lane::LanePass;
 use countersign_policy::{ClaimId, CredentialState, LaneRefusal, LifecycleState};
@@ -12,6 +13,7 @@ use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
 use super::{IssuanceRules, IssueOutcome, IssueRequest, NewCredential, Requester, read_credential};
+use crate::attestation::Cited;
 use crate::change::{Actor, damaged};
 use crate::error::RegistryError;
 use crate::store::Registry;
@@ -180,10 +182,16 @@ fn check_requester(
     scope: &mut Scope<'_>,
     actor: &Actor,
     request: &IssueRequest,
+    cited: Option<&Cited>,
     rules: IssuanceRules,
 ) -> Result<Standing, RegistryError> {
     match &request.requester {
         Requester::Operator | Requester::JudgedByCa => Ok(Standing::Whole),
+        Requester::Attested => match cited {
+            Some(cited) if cited.is_registered => Ok(Standing::Whole),
+            Some(_) => Err(Refusal::NotEnough.into()),
+            None => Err(Refusal::Unknown.into()),
+        },
         Requester::Expired(expired) => Ok(match scope.enter_lane(actor, request, expired)? {
             LanePass::Issue => Standing::Whole,
             LanePass::Repeat => Standing::RepeatOnly,
@@ -245,7 +253,8 @@ fn issue(
 ) -> Result<IssueOutcome, RegistryError> {
     let (tenant, device) = (&request.tenant, &request.device);
     // Who may not ask is not told which devices there are, nor how they stand.
-    let standing = check_requester(scope, actor, request, rules)?;
+    let cited = scope.cited_attestation(request)?;
+    let standing = check_requester(scope, actor, request, cited.as_ref(), rules)?;
     let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
         return Err(RegistryError::NoDevice {
             tenant: tenant.clone(),
@@ -295,12 +304,19 @@ fn issue(
     // Before anything is minted for it: a CA apart would have it in its log.
     scope.refuse_key_of_service(&request.key)?;
     if let Some(same) = scope.issued_before(request, rules)? {
+        if let Some(cited) = &cited {
+            scope.consume_attestation(actor, request, cited, &Fingerprint::of(&same.certificate))?;
+        }
         return Ok(same);
     }
     if standing == Standing::RepeatOnly {
         return Err(LaneRefusal::Used.into());
     }
-    let new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
+    let mut new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
+    // The key is the same, and where it is.
+    if let Some(custody) = scope.custody_of_key(request)? {
+        new.custody = custody;
+    }
     let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
         return Err(RegistryError::Refused("what was minted is not kept".into()));
     };
@@ -318,6 +334,9 @@ fn issue(
     };
     scope.put_credential(tenant, device, &new)?;
     scope.keep_time()?;
+    if let Some(cited) = &cited {
+        scope.consume_attestation(actor, request, cited, &new.certificate.fingerprint)?;
+    }
     if let Standing::OnClaim(claim) = &standing {
         scope.mark_minted(tenant, device, &new.certificate.fingerprint, claim)?;
     }

@@ -113,6 +113,8 @@ pub struct IssueRequest {
     pub idempotency_key: Option<String>,
     /// Who asks.
     pub requester: Requester,
+    /// The attestation of the key that it cites, by the SHA-256 of its token.
+    pub attestation: Option<Fingerprint>,
 }
 
 /// On whose word a certificate is issued.
@@ -128,6 +130,8 @@ pub enum Requester {
     Expired(ExpiredRequester),
     /// Whoever holds a claim, for the ids on its list.
     Claim(ClaimRequester),
+    /// The active device's own, by the attestation that the request cites, of a TPM that is registered for it.
+    Attested,
     /// The active device's own, by evidence that the CA judges: a secret that only the CA knows.
     JudgedByCa,
 }

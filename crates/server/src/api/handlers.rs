@@ -17,7 +17,9 @@ use super::body::{
     BindBody, CertificateBody, DeviceBody, DeviceQuery, ExchangeQuery, HostBody, ImportBody, MoveBody,
     ProvisionBody, RevokeBody, TenantBody, TenantQuery, TenantSettings,
 };
-use super::{authorities, batches, claims, keeping, ledger, policies, receipts, services, stations};
+use super::{
+    attestations, authorities, batches, claims, keeping, ledger, policies, receipts, services, stations,
+};
 use crate::failure::Failure;
 use crate::service::{PolicyDraft, Service, Wanted};
 
@@ -166,6 +168,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .merge(stations::routes())
         .merge(receipts::routes())
         .merge(services::routes())
+        .merge(attestations::routes())
         .route("/sessions", get(sessions))
         .route("/clones", get(clones))
         .route("/exchanges", get(exchanges))

@@ -3,6 +3,7 @@
 //! The CLI has no other way to change anything: against a running server it comes over loopback, otherwise it calls
 //! the very same router in its own process.
 
+mod attestations;
 mod authorities;
 mod batches;
 mod body;

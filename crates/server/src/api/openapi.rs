@@ -101,6 +101,15 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("post" "/tenants/{tenant}/devices/{device}/revoke" "revokes all certificates of a device; answers when the sessions that this ends are closed"
         body [("code?", "CRL reason, default unspecified"), ("reason?", "why, for the audit")]),
     endpoint!("delete" "/tenants/{tenant}/devices/{device}/sessions" "ends the sessions of a device; it may connect again at once"),
+    endpoint!("get" "/tenants/{tenant}/endorsement-authorities" "lists the TPM manufacturers whose endorsement certificates a tenant trusts"),
+    endpoint!("post" "/tenants/{tenant}/endorsement-authorities" "trusts a TPM manufacturer's CA"
+        body [("id", "a name for it"), ("certificate", "its certificate, root or intermediate, PEM")]),
+    endpoint!("delete" "/tenants/{tenant}/endorsement-authorities/{authority}" "trusts it no more; what was attested stays so"),
+    endpoint!("get" "/tenants/{tenant}/devices/{device}/endorsement-keys" "lists the TPMs of a device"),
+    endpoint!("post" "/tenants/{tenant}/devices/{device}/endorsement-keys" "says which device a TPM is in: attested by it, the device enrols without any other proof; safe to repeat"
+        body [("key", "the endorsement key, PEM: its certificate, or the public key alone")]),
+    endpoint!("delete" "/tenants/{tenant}/endorsement-keys/{fingerprint}" "forgets which device a TPM is in"),
+    endpoint!("get" "/tenants/{tenant}/devices/{device}/attestations" "what the TPM of a device said of its keys, newest first: the evidence of custody `attested`"),
     endpoint!("get" "/tenants/{tenant}/claims" "lists claims"),
     endpoint!("post" "/tenants/{tenant}/claims" "makes a claim: one secret or certificate that enrols the devices of its list; a secret is in the answer, once"
         body [("id", "claim name"), ("allow", "which devices: {ids: [...]} or {pattern: {pattern, quota}}"), ("days", "how many days it is good, 1 to 366"), ("certificate?", "the certificate that the devices show, PEM; without it a secret is made"), ("profile?", "the only profile that it enrols by"), ("model?", "model of the devices that it brings"), ("groups?", "their groups")]),

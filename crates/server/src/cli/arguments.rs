@@ -11,6 +11,7 @@ use countersign_identity::{DeviceId, Fingerprint, TenantId};
 use countersign_policy::{DenialCode, ExchangeId};
 use countersign_registry::Network;
 
+use super::attestation::AttestationCommand;
 use super::ca::CaCommand;
 pub use super::factory::arguments::FactoryCommand;
 use super::ledger::Moment;
@@ -104,6 +105,9 @@ pub enum Command {
     /// The factory: batches, their identities in bulk, and claims
     #[command(subcommand)]
     Factory(FactoryCommand),
+    /// TPM attestation: whose TPMs are trusted, which device each is in, what they said
+    #[command(subcommand)]
+    Attestation(AttestationCommand),
     /// Live sessions, of connections and of tokens
     #[command(subcommand)]
     Session(SessionCommand),

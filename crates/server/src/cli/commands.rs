@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use super::arguments::{ClonesCommand, Command, CredentialCommand, SessionCommand};
 use super::output::{Output, time};
-use super::{authority, device, diagnosis, factory, keeping, ledger, moves, policy, service, tenant, why};
+use super::{
+    attestation, authority, device, diagnosis, factory, keeping, ledger, moves, policy, service, tenant, why,
+};
 use crate::api::Token;
 use crate::client::Client;
 use crate::config::Config;
@@ -153,6 +155,7 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
                 ],
             )
         }
+        Command::Attestation(command) => attestation::run(command, client, out).await,
         Command::Service(command) => service::run(command, client, out).await,
         Command::Session(SessionCommand::Disconnect(one)) => {
             let answer = client

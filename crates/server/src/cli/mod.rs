@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line")]
 
 mod arguments;
+mod attestation;
 mod authority;
 mod bulk;
 mod ca;

@@ -7,6 +7,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 use zeroize::Zeroizing;
 
+use super::client::Peer;
 use crate::failure::Failure;
 
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -51,6 +52,18 @@ impl From<Failure> for Refusal {
 }
 
 impl Refusal {
+    /// Logs it, once, with the cause.
+    pub(super) fn logged(self, peer: &Peer, path: &str) -> Self {
+        tracing::warn!(
+            source = %peer.source,
+            path,
+            status = self.status.as_u16(),
+            cause = self.text.as_str(),
+            "enrolment refused"
+        );
+        self
+    }
+
     pub(super) fn into_answer(self) -> Answer {
         let mut answer = plain(self.status, "text/plain; charset=utf-8", self.text + "\n");
         if self.status == StatusCode::UNAUTHORIZED {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_factory::est::{self, BODY_MAX, Extra, Lines, Operation, Target};
-use countersign_factory::{CertificateRequest, SoftwareKey, renewal_proof};
+use countersign_factory::{CertificateRequest, SoftwareKey, attest, renewal_proof};
+use countersign_identity::Fingerprint;
 use countersign_policy::LifecycleState;
 use countersign_registry::{Actor, IssueOutcome};
 use http_body_util::{BodyExt, Limited};
@@ -22,19 +23,9 @@ use crate::service::{Service, Wanted};
 /// Answers one request. Whatever is refused is logged once, with the cause.
 pub(super) async fn answer(service: &Arc<Service>, peer: &Peer, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
-    match operate(service, peer, request).await {
-        Ok(answer) => answer,
-        Err(refusal) => {
-            tracing::warn!(
-                source = %peer.source,
-                path = path.as_str(),
-                status = refusal.status.as_u16(),
-                cause = refusal.text.as_str(),
-                "enrolment refused"
-            );
-            refusal.into_answer()
-        }
-    }
+    operate(service, peer, request)
+        .await
+        .unwrap_or_else(|refusal| refusal.logged(peer, &path).into_answer())
 }
 
 const NOTHING_HERE: &str = "there is nothing at this path; hint: EST is below /.well-known/est/; on a device listener tokens are at /oauth2/token, and publishing is at /v1/publish/TOPIC";
@@ -118,6 +109,8 @@ struct Asked {
     target: Target,
     asker: Asker,
     csr: CertificateRequest,
+    /// The attestation that is cited, by the SHA-256 of its token.
+    attestation: Option<Fingerprint>,
 }
 
 impl Asked {
@@ -143,6 +136,8 @@ impl Asked {
         }
         let authorization = request.headers().get(header::AUTHORIZATION).cloned();
         let proof = request.headers().get(renewal_proof::HEADER).cloned();
+        let cited = request.headers().get(attest::messages::HEADER);
+        let attestation = cited.map(|token| Fingerprint::of(token.as_bytes()));
         let body = Limited::new(request.into_body(), BODY_MAX)
             .collect()
             .await
@@ -157,9 +152,15 @@ impl Asked {
             authorization.as_ref(),
             proof.as_ref(),
             &csr,
+            attestation.is_some(),
         )
         .await?;
-        Ok(Self { target, asker, csr })
+        Ok(Self {
+            target,
+            asker,
+            csr,
+            attestation,
+        })
     }
 
     /// Issues it: the certificate, DER.
@@ -170,7 +171,9 @@ impl Asked {
             Asker::Expired(lane) => {
                 let device = lane.device().clone();
                 let actor = Actor(format!("est:{device}"));
-                let issued = lane.reenrol(actor, self.target.profile, self.csr).await;
+                let issued = lane
+                    .reenrol(actor, self.target.profile, self.csr, self.attestation)
+                    .await;
                 (device, issued)
             }
             // An id is the registry's to give. What the request says otherwise is passed over.
@@ -184,6 +187,7 @@ impl Asked {
                     profile: self.target.profile.or(profile),
                     requester,
                     shown,
+                    attestation: self.attestation,
                     ..Wanted::new(self.target.tenant, device.clone(), self.csr)
                 };
                 let issued = service.issue(Actor(format!("est:{device}")), wanted).await;

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use countersign_factory::{CertificateRequest, ProfileKind};
-use countersign_identity::{CertificateFacts, DeviceId, ExpiredChain, TenantId, Timestamp};
+use countersign_identity::{CertificateFacts, DeviceId, ExpiredChain, Fingerprint, TenantId, Timestamp};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::renewal_lane::{self, LaneKeys};
 use countersign_policy::{Denial, DenialCode, FactSource, LaneRefusal};
@@ -92,6 +92,7 @@ impl RenewalLane {
         actor: Actor,
         profile: Option<String>,
         request: CertificateRequest,
+        attestation: Option<Fingerprint>,
     ) -> Result<IssueOutcome, Failure> {
         let rules = self.service.profile(profile.as_deref())?;
         let keys = if rules.lane_same_key {
@@ -114,6 +115,7 @@ impl RenewalLane {
             profile,
             requester: Requester::Expired(requester),
             shown: self.shown,
+            attestation,
             ..Wanted::new(self.tenant, self.device, request)
         };
         self.service.issue(actor, wanted).await

@@ -6,10 +6,12 @@
 //! 3. [`requester`]: on whose word a certificate is issued: certificate, one-time secret, claim, or the lane
 //! 4. [`lane`]: the renewal lane, for certificates that have expired
 //! 5. [`est`]: what each operation answers
-//! 6. [`answer`]: how answers and refusals look
-//! 7. [`device_port`]: the same for devices that have a session
+//! 6. [`attestation`]: what a TPM says of a key
+//! 7. [`answer`]: how answers and refusals look
+//! 8. [`device_port`]: the same for devices that have a session
 
 mod answer;
+mod attestation;
 mod client;
 mod device_port;
 mod est;
@@ -98,7 +100,12 @@ async fn serve(stream: TlsStream<TcpStream>, source: SocketAddr, service: Arc<Se
     };
     let answer = service_fn(|request: Request<Incoming>| {
         let (service, peer) = (service.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(est::answer(&service, &peer, request).await) }
+        async move {
+            Ok::<_, Infallible>(match attestation::answer(&service, &peer, request).await {
+                Ok(answer) => answer,
+                Err(request) => est::answer(&service, &peer, request).await,
+            })
+        }
     });
     let _ = server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

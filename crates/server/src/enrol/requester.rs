@@ -55,6 +55,7 @@ pub(super) async fn asker(
     authorization: Option<&HeaderValue>,
     proof: Option<&HeaderValue>,
     csr: &CertificateRequest,
+    is_attested: bool,
 ) -> Result<Asker, Refusal> {
     let renews = target.operation == Operation::SimpleReenroll;
     if let Some([leaf, ..]) = peer.chain.as_deref() {
@@ -83,6 +84,9 @@ pub(super) async fn asker(
         ));
     }
     let Some((user, secret)) = authorization.and_then(basic).or_else(|| challenge(service, csr)) else {
+        if is_attested {
+            return by_attestation(csr);
+        }
         return Err(unauthorised("show a certificate, or a one-time secret"));
     };
     let hash = Fingerprint::of(secret.as_bytes());
@@ -166,15 +170,7 @@ fn on_claim(
     csr: &CertificateRequest,
 ) -> Result<Asker, Refusal> {
     // One secret for many devices: which of them this is, the request says. The claim's list says whether it may be.
-    let device = csr
-        .common_name()
-        .and_then(|n| DeviceId::new(n).ok())
-        .ok_or_else(|| {
-            Refusal::new(
-                StatusCode::BAD_REQUEST,
-                "on a claim the request's subject must have the device id as its only common name",
-            )
-        })?;
+    let device = named(csr, "on a claim")?;
     let profile = service
         .registry()
         .profile_of_claim(&target.tenant, &claim)
@@ -185,6 +181,28 @@ fn on_claim(
         profile,
         shown: Shown::Nothing,
     })
+}
+
+/// By what its TPM said alone: which device it is, the request says. The registry knows which device the TPM is in.
+fn by_attestation(csr: &CertificateRequest) -> Result<Asker, Refusal> {
+    Ok(Asker::Device {
+        device: named(csr, "by an attestation")?,
+        requester: Requester::Attested,
+        profile: None,
+        shown: Shown::Nothing,
+    })
+}
+
+/// The device that a request names.
+fn named(csr: &CertificateRequest, by: &str) -> Result<DeviceId, Refusal> {
+    csr.common_name()
+        .and_then(|n| DeviceId::new(n).ok())
+        .ok_or_else(|| {
+            Refusal::new(
+                StatusCode::BAD_REQUEST,
+                format!("{by} the request's subject must have the device id as its only common name"),
+            )
+        })
 }
 
 /// The proof of possession of the old key that a CA in a process of its own asks for.

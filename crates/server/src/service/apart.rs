@@ -158,8 +158,8 @@ impl Service {
                 certificate: Base64(certificate.clone()),
                 proof: proof.clone().map(Base64),
             }),
-            // So is a claim.
-            (Requester::Claim(_), _) => Ok(Evidence::Batch { device, batch: None }),
+            // So are a claim and an attestation.
+            (Requester::Claim(_) | Requester::Attested, _) => Ok(Evidence::Batch { device, batch: None }),
             _ => Err(Failure::internal("what was shown cannot be handed on to the CA")),
         }
     }
@@ -217,6 +217,7 @@ impl Service {
             profile: profile.name,
             demands_new_key: profile.new_key,
             idempotency_key: wanted.idempotency_key,
+            attestation: wanted.attestation,
             requester: match wanted.requester {
                 // The registry does not know the CA's secrets.
                 Requester::Secret(_) => Requester::JudgedByCa,

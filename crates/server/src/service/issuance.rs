@@ -32,6 +32,8 @@ pub struct Wanted {
     pub idempotency_key: Option<String>,
     /// Who asks.
     pub requester: Requester,
+    /// The attestation of the key that is cited, by the SHA-256 of its token.
+    pub attestation: Option<Fingerprint>,
     /// What the requester showed, for a CA that judges it anew.
     pub shown: Shown,
     /// When it is dated, if not now: for demonstrations of what has expired.
@@ -49,6 +51,7 @@ impl Wanted {
             authority: None,
             idempotency_key: None,
             requester: Requester::Operator,
+            attestation: None,
             shown: Shown::Nothing,
             dated: None,
         }
@@ -124,6 +127,7 @@ impl Service {
             demands_new_key: profile.new_key,
             idempotency_key: wanted.idempotency_key,
             requester: wanted.requester,
+            attestation: wanted.attestation,
         };
         let kind = match profile.kind {
             ProfileKind::Factory => CredentialKind::Factory,

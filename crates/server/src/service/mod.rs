@@ -1,6 +1,7 @@
 //! What operators can do, in one place: API, CLI and quickstart all come through here.
 
 mod apart;
+mod attestation;
 mod authorities;
 mod batches;
 #[cfg(test)]
@@ -136,6 +137,7 @@ pub struct Service {
     /// The CA, if it is a process of its own.
     ca: Option<CaLink>,
     ended_told: Arc<apart::EndedTold>,
+    challenge_key: attestation::ChallengeKey,
     gateway: OnceLock<Arc<Gateway>>,
     tokens: OnceLock<Tokens>,
     /// Where the listeners are, once they are open.
@@ -219,6 +221,7 @@ impl Service {
             time_signer: Mutex::default(),
             ca,
             ended_told: Arc::default(),
+            challenge_key: attestation::ChallengeKey::new()?,
             gateway: OnceLock::new(),
             tokens: OnceLock::new(),
             listeners: OnceLock::new(),
