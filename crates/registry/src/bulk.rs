@@ -1,6 +1,7 @@
 //! Many identities of one batch kept in one transaction: one revision, one audit entry, one sync; each of them is issued by
 //! the same rules as a single one, and one that is refused leaves nothing behind and does not hold up the others.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -212,16 +213,17 @@ impl<'a> Run<'a> {
         // A CA of its own may answer with what it issued before.
         scope.need_not_lost(Some(authority), &new.certificate.serial)?;
         let generation = self.generation(scope)?;
+        let tenant = &self.request.tenant;
+        let mut new = Cow::Borrowed(new);
         if is_new {
             self.put_device(scope, &item.device, generation)?;
+        } else if let Some(custody) = scope.custody_of_key(tenant, &item.device, &item.key)?
+            && custody != new.custody
+        {
+            // The key is the same, and where it is.
+            new.to_mut().custody = custody;
         }
-        scope.put_row(
-            &self.request.tenant,
-            &item.device,
-            new,
-            Some(authority),
-            generation,
-        )?;
+        scope.put_row(tenant, &item.device, &new, Some(authority), generation)?;
         self.audited
             .insert(item.device.clone(), new.certificate.fingerprint);
         for fingerprint in replaced {

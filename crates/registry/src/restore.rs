@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use self::compare::{compare, ended_services};
+use self::compare::{compare, ended_endorsements, ended_services};
 use crate::backup::RegistryFacts;
 use crate::change::{Actor, newest_revision};
 use crate::error::RegistryError;
@@ -81,11 +81,12 @@ pub struct NewerState {
 /// What may let devices in, and had ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewerEnd {
-    /// `station`, `claim`, `batch`, `service`, or `service-permission`: a service may ask about one tenant less.
+    /// `station`, `claim`, `batch`, `service`, `service-permission` (a service may ask about one tenant less),
+    /// `endorsement-authority` or `endorsement-key`.
     pub kind: String,
     /// The tenant; empty for a service.
     pub tenant: String,
-    /// Its id; of a permission, that of the service.
+    /// Its id; of a permission, that of the service; of an endorsement key, its fingerprint.
     pub id: String,
     /// Since when, if that is kept.
     pub at: Option<Timestamp>,
@@ -331,16 +332,12 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`] if it is none of ours.
     pub fn newer_in_registry(&self, other: &Path) -> Result<Newer, RegistryError> {
-        // Asked before it is brought to the newest schema: a registry of before there were services has none of ours.
-        let knows_services: Result<bool, _> = Connection::open(other)?.query_row(
-            "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'services')",
-            [],
-            |r| r.get(0),
+        // Asked before it is brought to the newest schema: a registry of before there were services, or TPMs, has none of
+        // ours.
+        let (knows_services, knows_endorsements) = (
+            has_table(other, "services")?,
+            has_table(other, "endorsement_keys")?,
         );
-        let knows_services = knows_services.map_err(|e| match e.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::NotADatabase) => RegistryError::Foreign(other.to_owned()),
-            _ => e.into(),
-        })?;
         drop(migrate::open_writer(other, REGISTRY)?);
         // A connection of its own: it needs the other database beside this one.
         let db = Connection::open(self.path().join("registry.db"))?;
@@ -349,6 +346,9 @@ impl Registry {
         let mut newer = compare(&db)?;
         if knows_services {
             newer.ends.extend(ended_services(&db)?);
+        }
+        if knows_endorsements {
+            newer.ends.extend(ended_endorsements(&db)?);
         }
         Ok(newer)
     }
@@ -477,6 +477,20 @@ impl Scope<'_> {
                 )?;
                 ("service.narrow", &end.id)
             }
+            "endorsement-authority" => {
+                self.tx.execute(
+                    "DELETE FROM endorsement_authorities WHERE tenant = ?1 AND id = ?2",
+                    params![end.tenant, end.id],
+                )?;
+                ("endorsement-authority.remove", &end.id)
+            }
+            "endorsement-key" => {
+                self.tx.execute(
+                    "DELETE FROM endorsement_keys WHERE tenant = ?1 AND lower(hex(fingerprint)) = ?2",
+                    params![end.tenant, end.id],
+                )?;
+                ("endorsement-key.remove", &end.id)
+            }
             _ => {
                 let generation = self.revise("batch", &end.tenant, &end.id)?;
                 self.tx.execute(
@@ -517,4 +531,18 @@ impl Scope<'_> {
         });
         self.audit(actor, "device.restore", &device.tenant, &device.id, &detail)
     }
+}
+
+/// Whether a database has a table.
+fn has_table(database: &Path, name: &str) -> Result<bool, RegistryError> {
+    Connection::open(database)?
+        .query_row(
+            "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = ?)",
+            [name],
+            |r| r.get(0),
+        )
+        .map_err(|e| match e.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase) => RegistryError::Foreign(database.to_owned()),
+            _ => e.into(),
+        })
 }

@@ -167,21 +167,21 @@ impl Scope<'_> {
     }
 
     /// How a device's key is held, as far as an earlier certificate for it says.
-    pub(crate) fn custody_of_key(&self, request: &IssueRequest) -> Result<Option<Custody>, RegistryError> {
+    pub(crate) fn custody_of_key(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        key: &Fingerprint,
+    ) -> Result<Option<Custody>, RegistryError> {
         let found: Option<String> = self
             .tx
             .prepare_cached(
                 "SELECT custody FROM credentials WHERE public_key = ? AND tenant = ? AND device = ?
                  ORDER BY rowid DESC LIMIT 1",
             )?
-            .query_row(
-                params![
-                    request.key.as_bytes(),
-                    request.tenant.as_str(),
-                    request.device.as_str()
-                ],
-                |r| r.get(0),
-            )
+            .query_row(params![key.as_bytes(), tenant.as_str(), device.as_str()], |r| {
+                r.get(0)
+            })
             .optional()?;
         found.map(|custody| damaged(custody.parse())).transpose()
     }

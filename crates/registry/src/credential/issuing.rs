@@ -314,7 +314,7 @@ fn issue(
     }
     let mut new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
     // The key is the same, and where it is.
-    if let Some(custody) = scope.custody_of_key(request)? {
+    if let Some(custody) = scope.custody_of_key(tenant, device, &request.key)? {
         new.custody = custody;
     }
     let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {

@@ -172,6 +172,30 @@ fn newer_policies(db: &Connection) -> Result<Vec<NewerPolicies>, RegistryError> 
     Ok(found.collect::<Result<_, _>>()?)
 }
 
+/// TPMs that this platform no longer takes somebody's word for: whose maker is trusted no more, and those that no longer let
+/// their device enrol, or not this one.
+pub(super) fn ended_endorsements(db: &Connection) -> Result<Vec<NewerEnd>, RegistryError> {
+    let mut statement = db.prepare(
+        "SELECT 'endorsement-authority', m.tenant, m.id FROM main.endorsement_authorities m
+         WHERE NOT EXISTS (SELECT 1 FROM later.endorsement_authorities l
+                           WHERE l.tenant = m.tenant AND l.id = m.id AND l.certificate = m.certificate)
+         UNION ALL SELECT 'endorsement-key', m.tenant, lower(hex(m.fingerprint)) FROM main.endorsement_keys m
+         WHERE NOT EXISTS (SELECT 1 FROM later.endorsement_keys l WHERE l.tenant = m.tenant
+                           AND l.fingerprint = m.fingerprint AND l.device = m.device AND l.source = m.source)
+         ORDER BY 1, 2, 3",
+    )?;
+    let ended = statement.query_map([], |r| {
+        Ok(NewerEnd {
+            kind: r.get(0)?,
+            tenant: r.get(1)?,
+            id: r.get(2)?,
+            at: None,
+            reason: None,
+        })
+    })?;
+    Ok(ended.collect::<Result<_, _>>()?)
+}
+
 /// Services that may ask less than `main` says, or nothing.
 pub(super) fn ended_services(db: &Connection) -> Result<Vec<NewerEnd>, RegistryError> {
     let mut statement = db.prepare(
