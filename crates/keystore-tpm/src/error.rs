@@ -2,7 +2,7 @@
 
 use crate::address::TpmAddress;
 
-/// Why a key in a TPM cannot be used.
+/// Why a TPM, or a key in it, cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TpmError {
     /// The text is no address of a TPM.
@@ -50,6 +50,34 @@ pub enum TpmError {
         "the key is not of the TPM at {address}: {cause}; hint: a key works only in the TPM that made it, and no more once that TPM was cleared; give this device its own file, or make a new key and enrol again"
     )]
     OtherTpm {
+        /// The TPM.
+        address: TpmAddress,
+        /// What the TPM says.
+        cause: String,
+    },
+    /// The endorsement hierarchy has a password, so that the endorsement key cannot be made or used.
+    #[error(
+        "the endorsement hierarchy of the TPM at {address} has a password, which is not used here; hint: take it away for the time of the attestation (tpm2_changeauth --object-context endorsement --object-auth PASSWORD)"
+    )]
+    EndorsementPassword {
+        /// The TPM.
+        address: TpmAddress,
+    },
+    /// The TPM holds endorsement certificates, but none of an endorsement key that it has.
+    #[error(
+        "the TPM at {address} has no endorsement key that its certificates are of: {cause}; hint: if the key is made by another template than the standard one, make it persistent (tpm2_createek --template, tpm2_evictcontrol --hierarchy o 0x81010001 for RSA, 0x81010002 for ECC); if the endorsement seed was changed (tpm2_changeeps), the certificates are lost for good"
+    )]
+    Endorsement {
+        /// The TPM.
+        address: TpmAddress,
+        /// Each certificate with its fault.
+        cause: String,
+    },
+    /// The challenge (of TPM2_MakeCredential) was made for another TPM or another attestation key, or it was changed.
+    #[error(
+        "the challenge is not for this attestation by the TPM at {address}: {cause}; hint: begin a new attestation and answer the challenge that is made for it; an older one is for a key that is gone"
+    )]
+    Challenge {
         /// The TPM.
         address: TpmAddress,
         /// What the TPM says.

@@ -8,6 +8,7 @@ use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use tss_esapi::constants::StructureTag;
 use tss_esapi::constants::response_code::Tss2ResponseCodeKind as Kind;
 use tss_esapi::constants::tss::TPM2_RH_NULL;
+use tss_esapi::handles::KeyHandle;
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::structures::{
@@ -111,6 +112,11 @@ impl TpmKey {
         self.pem.clone()
     }
 
+    /// The TPM that the key is in.
+    pub fn address(&self) -> &TpmAddress {
+        &self.address
+    }
+
     /// What the TPM vouches for of how the private key is kept.
     pub fn protection(&self) -> Protection {
         self.protection
@@ -139,29 +145,20 @@ impl TpmKey {
         })
     }
 
+    /// TPMT_PUBLIC.
+    pub(crate) fn public(&self) -> &[u8] {
+        &self.file.public
+    }
+
     fn try_sign(&self, content: &[u8]) -> Result<Vec<u8>, TpmError> {
-        let password =
-            || TpmError::Unsupported("it has a password, though its file says that it has none".into());
         let failed = |e: Error| tpm::failed(&self.address, "sign", e);
         let hash = Digest::try_from(digest(&SHA256, content).as_ref().to_vec()).map_err(failed)?;
         let scheme = SignatureScheme::EcDsa {
             hash_scheme: HashScheme::new(HashingAlgorithm::Sha256),
         };
         let signed = tpm::with(&self.address, |context| {
-            // In this turn and not before it, or else threads that wait for it would each try.
-            if self.password_wanted.load(Ordering::Relaxed) {
-                return Err(password());
-            }
-            let handle = tpm::load(context, &self.address, &self.file)?;
-            let signed = tpm::patiently(|| context.sign(handle, hash.clone(), scheme, no_ticket()?));
-            // A failure here is the next turn's trouble, not this signature's; it is tried once more at the end.
-            let _ = context.flush_context(handle.into());
-            signed.map_err(|e| match tpm::kind(e) {
-                Some(Kind::AuthFail | Kind::BadAuth) => {
-                    self.password_wanted.store(true, Ordering::Relaxed);
-                    password()
-                }
-                _ => failed(e),
+            self.used(context, &self.address, "sign", |context, handle| {
+                context.sign(handle, hash.clone(), scheme, no_ticket()?)
             })
         })?;
         let parts = match &signed {
@@ -175,6 +172,33 @@ impl TpmKey {
             what: "sign",
             cause: "its signature is none on P-256".into(),
             hint: "update the TPM's firmware",
+        })
+    }
+
+    /// Loads the key for one command, in this turn at the TPM, and flushes it after it.
+    pub(crate) fn used<T>(
+        &self,
+        context: &mut Context,
+        address: &TpmAddress,
+        what: &'static str,
+        mut command: impl FnMut(&mut Context, KeyHandle) -> Result<T, Error>,
+    ) -> Result<T, TpmError> {
+        let password =
+            || TpmError::Unsupported("it has a password, though its file says that it has none".into());
+        // In this turn and not before it, or else threads that wait for it would each try.
+        if self.password_wanted.load(Ordering::Relaxed) {
+            return Err(password());
+        }
+        let handle = tpm::load(context, address, &self.file)?;
+        let done = tpm::patiently(|| command(context, handle));
+        // A failure here is the next turn's trouble, not this command's; it is tried once more at the end.
+        let _ = context.flush_context(handle.into());
+        done.map_err(|e| match tpm::kind(e) {
+            Some(Kind::AuthFail | Kind::BadAuth) => {
+                self.password_wanted.store(true, Ordering::Relaxed);
+                password()
+            }
+            _ => tpm::failed(address, what, e),
         })
     }
 }

@@ -6,8 +6,11 @@
 //! 3. `encoding`: what a TPM writes differently from X.509: points and ECDSA signatures
 //! 4. `tpm`: one turn at a TPM at a time; parents; loading, and leaving nothing behind
 //! 5. `key`: a key that signs, as [`countersign_identity::signed::Signer`]
+//! 6. `nv`: what the TPM keeps of data
+//! 7. `endorsement`: the key and the certificates by which a TPM is known to be one
+//! 8. `attestation`: what the TPM says of itself and of its keys
 //!
-//! The last two need libtss2 and are there with the feature `tpm` only. Without it, a program can still tell such a
+//! All from `tpm` on need libtss2 and are there with the feature `tpm` only. Without it, a program can still tell such a
 //! file from others ([`is_tpm_key`]) and say that it was built without.
 //!
 //! No password is ever sent. So a TPM is not locked by wrong ones, and whoever may use the TPM may use its keys, on that
@@ -28,15 +31,23 @@
 )]
 
 pub mod address;
+#[cfg(feature = "tpm")]
+pub mod attestation;
 mod encoding;
+#[cfg(feature = "tpm")]
+mod endorsement;
 mod error;
 #[cfg(feature = "tpm")]
 mod key;
 pub mod key_file;
 #[cfg(feature = "tpm")]
+mod nv;
+#[cfg(feature = "tpm")]
 mod tpm;
 
 pub use address::TpmAddress;
+#[cfg(feature = "tpm")]
+pub use attestation::{Attestation, Certified};
 pub use error::TpmError;
 #[cfg(feature = "tpm")]
 pub use key::{Protection, TpmKey};

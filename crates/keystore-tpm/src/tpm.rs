@@ -7,12 +7,14 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::TcpStream;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tss_esapi::attributes::ObjectAttributesBuilder;
+use tss_esapi::constants::CapabilityType;
 use tss_esapi::constants::response_code::{Tss2ResponseCode, Tss2ResponseCodeKind as Kind};
 use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
@@ -20,8 +22,8 @@ use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    EccPoint, EccScheme, KeyDerivationFunctionScheme, Private, Public, PublicBuilder, PublicEccParameters,
-    SymmetricDefinitionObject,
+    CapabilityData, EccPoint, EccScheme, KeyDerivationFunctionScheme, Private, Public, PublicBuilder,
+    PublicEccParameters, SymmetricDefinitionObject,
 };
 use tss_esapi::tcti_ldr::TctiNameConf;
 use tss_esapi::traits::UnMarshall;
@@ -44,6 +46,9 @@ const WAITS: [Duration; 6] = [
     Duration::from_millis(320),
     Duration::from_millis(640),
 ];
+
+/// How many handles are asked for at once.
+const HANDLES_MAX: u32 = 64;
 
 const HINT_STATE: &str = "try again; if it stays so, tpm2_selftest --fulltest and tpm2_getcap properties-variable tell the TPM's state";
 
@@ -171,6 +176,35 @@ pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Error>) -> Res
         }
     }
     attempt()
+}
+
+/// Which of these numbers the TPM keeps something at: NV indices or persistent keys, by the numbers.
+pub(crate) fn handles(
+    context: &mut Context,
+    address: &TpmAddress,
+    within: RangeInclusive<u32>,
+) -> Result<Vec<u32>, TpmError> {
+    const WHAT: &str = "list what it keeps";
+    let (mut from, last) = (*within.start(), *within.end());
+    let mut found = Vec::new();
+    loop {
+        // It answers with as many as it likes, and whether there are more.
+        let answer = patiently(|| {
+            context.execute_without_session(|c| c.get_capability(CapabilityType::Handles, from, HANDLES_MAX))
+        });
+        let (handles, more) = match answer {
+            Ok((CapabilityData::Handles(handles), more)) => (handles.into_inner(), more),
+            Ok(_) => (Vec::new(), false),
+            Err(e) => return Err(failed(address, WHAT, e)),
+        };
+        let numbers = handles.into_iter().map(u32::from);
+        let before = found.len();
+        found.extend(numbers.filter(|n| (from..=last).contains(n)));
+        match found[before..].last() {
+            Some(&n) if more && n < last => from = n + 1,
+            _ => return Ok(found),
+        }
+    }
 }
 
 /// The template of the owner hierarchy's primary key: to the bit the one that tpm2-openssl and the OpenSSL engines take,
