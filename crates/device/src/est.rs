@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_factory::est::client::{ANSWER_BYTES_MAX, certificates, retry_after_s};
 use countersign_factory::est::{BUNDLE_BYTES_MAX, Bundle, Extra, Lines, Operation, Target, base64_encode};
-use countersign_factory::renewal_proof;
+use countersign_factory::{attest, renewal_proof};
 use countersign_identity::{CertificateFacts, DeviceId, TenantId};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -65,6 +65,28 @@ impl std::fmt::Debug for EstClient {
             .field("server", &self.server)
             .finish_non_exhaustive()
     }
+}
+
+const PKCS10: &str = "application/pkcs10";
+
+/// On whose word a certificate is asked for, beside the certificate that is shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Word<'a> {
+    /// A one-time secret.
+    pub secret: Option<&'a Secret>,
+    /// The old key's word ([`renewal_proof`]), for a CA that takes nobody's word but that of the key which it certified.
+    pub word: Option<&'a [u8]>,
+    /// What the TPM's attestation of the key is cited by.
+    pub attestation: Option<&'a str>,
+}
+
+struct Question<'a> {
+    method: &'a str,
+    path: &'a str,
+    by: Word<'a>,
+    /// What it is, and what it says.
+    body: Option<(&'static str, String)>,
+    bytes_max: usize,
 }
 
 struct Answer {
@@ -128,37 +150,33 @@ impl EstClient {
         &self.root
     }
 
-    async fn ask(
-        &mut self,
-        method: &str,
-        path: &str,
-        (secret, word): (Option<&Secret>, Option<&[u8]>),
-        body: Option<String>,
-        bytes_max: usize,
-    ) -> Result<Answer, EnrolFault> {
+    async fn ask(&mut self, question: Question<'_>) -> Result<Answer, EnrolFault> {
         let mut request = Request::builder()
-            .method(method)
-            .uri(path)
+            .method(question.method)
+            .uri(question.path)
             .header(header::HOST, format!("{}:{}", self.server.host, self.server.port))
             .header(
                 header::USER_AGENT,
                 concat!("countersign-agent/", env!("CARGO_PKG_VERSION")),
             );
-        if body.is_some() {
-            request = request
-                .header(header::CONTENT_TYPE, "application/pkcs10")
-                .header("content-transfer-encoding", "base64");
+        if let Some((kind, _)) = &question.body {
+            request = request.header(header::CONTENT_TYPE, *kind);
+            if *kind == PKCS10 {
+                request = request.header("content-transfer-encoding", "base64");
+            }
         }
-        if let Some(Secret { user, secret }) = secret {
+        if let Some(Secret { user, secret }) = question.by.secret {
             let pair = Zeroizing::new(format!("{user}:{}", secret.as_str()));
             let basic = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())));
-            let mut value = HeaderValue::from_str(&basic).map_err(broken)?;
-            value.set_sensitive(true);
-            request = request.header(header::AUTHORIZATION, value);
+            request = request.header(header::AUTHORIZATION, secret_header(&basic)?);
         }
-        if let Some(word) = word {
+        if let Some(word) = question.by.word {
             request = request.header(renewal_proof::HEADER, STANDARD.encode(word));
         }
+        if let Some(attestation) = question.by.attestation {
+            request = request.header(attest::messages::HEADER, secret_header(attestation)?);
+        }
+        let (body, bytes_max) = (question.body.map(|(_, body)| body), question.bytes_max);
         let request = request
             .body(Full::from(body.unwrap_or_default()))
             .map_err(broken)?;
@@ -198,38 +216,56 @@ impl EstClient {
     ///
     /// # Errors
     /// [`EnrolFault::Waits`] if somebody is to approve it: then the same is asked again later. Others as they say.
-    pub async fn enrol(&mut self, request: &[u8], secret: Option<&Secret>) -> Result<Vec<u8>, EnrolFault> {
-        self.certificate(Operation::SimpleEnroll, request, (secret, None))
-            .await
+    pub async fn enrol(&mut self, request: &[u8], by: Word<'_>) -> Result<Vec<u8>, EnrolFault> {
+        self.certificate(Operation::SimpleEnroll, request, by).await
     }
 
-    /// Asks for the next certificate, by the one that is shown. `word` is [`renewal_proof`], for a CA that takes nobody's
-    /// word but that of the key which it certified.
+    /// Asks for the next certificate, by the one that is shown.
     ///
     /// # Errors
     /// As [`EstClient::enrol`].
-    pub async fn reenrol(&mut self, request: &[u8], word: Option<&[u8]>) -> Result<Vec<u8>, EnrolFault> {
-        self.certificate(Operation::SimpleReenroll, request, (None, word))
-            .await
+    pub async fn reenrol(&mut self, request: &[u8], by: Word<'_>) -> Result<Vec<u8>, EnrolFault> {
+        self.certificate(Operation::SimpleReenroll, request, by).await
     }
 
     async fn certificate(
         &mut self,
         operation: Operation,
         request: &[u8],
-        by: (Option<&Secret>, Option<&[u8]>),
+        by: Word<'_>,
     ) -> Result<Vec<u8>, EnrolFault> {
-        let path = self.target(operation);
-        let body = base64_encode(request, Lines::One);
-        let answer = self
-            .ask(operation.method(), &path, by, Some(body), ANSWER_BYTES_MAX)
-            .await?;
-        let answer = accepted(answer)?;
+        let question = Question {
+            method: operation.method(),
+            path: &self.target(operation),
+            by,
+            body: Some((PKCS10, base64_encode(request, Lines::One))),
+            bytes_max: ANSWER_BYTES_MAX,
+        };
+        let answer = accepted(self.ask(question).await?)?;
         let found = certificates(&answer.body).map_err(|e| EnrolFault::Answer(e.to_string()))?;
         found
             .into_iter()
             .next()
             .ok_or_else(|| EnrolFault::Answer("the answer holds no certificate".into()))
+    }
+
+    /// Says something in JSON, and hears of it in JSON.
+    #[cfg(feature = "tpm")]
+    pub(crate) async fn tell<T: serde::de::DeserializeOwned>(
+        &mut self,
+        path: &str,
+        what: &impl serde::Serialize,
+    ) -> Result<T, EnrolFault> {
+        let body = serde_json::to_string(what).map_err(broken)?;
+        let question = Question {
+            method: "POST",
+            path,
+            by: Word::default(),
+            body: Some(("application/json", body)),
+            bytes_max: attest::messages::BYTES_MAX,
+        };
+        let answer = accepted(self.ask(question).await?)?;
+        serde_json::from_slice(&answer.body).map_err(|e| EnrolFault::Answer(e.to_string()))
     }
 
     /// What the device is to trust, and where it connects.
@@ -238,10 +274,14 @@ impl EstClient {
     /// [`EnrolFault`].
     pub async fn bundle(&mut self) -> Result<Bundle, EnrolFault> {
         let path = Extra::Bundle(self.server.tenant.clone()).path();
-        let answer = accepted(
-            self.ask("GET", &path, (None, None), None, BUNDLE_BYTES_MAX)
-                .await?,
-        )?;
+        let question = Question {
+            method: "GET",
+            path: &path,
+            by: Word::default(),
+            body: None,
+            bytes_max: BUNDLE_BYTES_MAX,
+        };
+        let answer = accepted(self.ask(question).await?)?;
         serde_json::from_slice(&answer.body).map_err(|e| EnrolFault::Answer(e.to_string()))
     }
 }
@@ -290,6 +330,13 @@ fn accepted(answer: Answer) -> Result<Answer, EnrolFault> {
             Err(EnrolFault::refused(status.as_u16(), text, answer.retry_after_s))
         }
     }
+}
+
+/// The value of a header that no log shows.
+fn secret_header(text: &str) -> Result<HeaderValue, LinkFault> {
+    let mut value = HeaderValue::from_str(text).map_err(broken)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn silence(patience: Duration) -> LinkFault {

@@ -7,6 +7,7 @@ use countersign_mqtt::{ReasonCode, Version};
 use rustls::{AlertDescription, Error as TlsError};
 
 use crate::identity::IdentityFault;
+use crate::keys::KeyStoreFault;
 
 /// Why a link could not be opened, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -245,6 +246,9 @@ pub enum EnrolFault {
     /// The identity folder.
     #[error(transparent)]
     Identity(#[from] IdentityFault),
+    /// The key, on the way to its certificate.
+    #[error("the key cannot be used: {0}")]
+    Key(KeyStoreFault),
     /// What was given does not do.
     #[error("{0}")]
     Usage(String),
@@ -305,7 +309,7 @@ impl EnrolFault {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Link(fault) => fault.exit_code(),
-            Self::Identity(_) => 3,
+            Self::Identity(_) | Self::Key(_) => 3,
             Self::Usage(_) => 2,
             Self::Answer(_) => 9,
             Self::Refused { .. } => 10,
@@ -319,6 +323,8 @@ impl EnrolFault {
             Self::Link(fault) => fault.is_passing(),
             Self::Refused { status, .. } => matches!(status, 429 | 500..=599),
             Self::Waits { .. } => true,
+            // A token that was pulled out, a TPM that is busy.
+            Self::Key(fault) => !matches!(fault, KeyStoreFault::NoTpm),
             Self::Answer(_) | Self::Identity(_) | Self::Usage(_) => false,
         }
     }

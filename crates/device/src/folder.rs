@@ -254,6 +254,19 @@ impl IdentityFolder {
         self.replace(&path, format!("{text}\n").as_bytes())
     }
 
+    /// The key that waits for its certificate: the first one, or the next one.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub(crate) fn waiting_key(&self, store: &KeyStore) -> Outcome<DeviceKey> {
+        let path = if self.has_identity() {
+            self.slot(self.next()).join(KEY)
+        } else {
+            self.path.join(KEY)
+        };
+        DeviceKey::read(&read_private(&path)?, store).map_err(unusable(&path))
+    }
+
     // --- the next certificate
 
     /// The key for the next certificate. If one was asked for before and did not come, it is the same again.

@@ -32,6 +32,9 @@ pub struct DeviceProfile {
     /// Where the keys of its next certificates are made; in the folder if nothing is said.
     #[serde(default, skip_serializing_if = "KeyStore::is_file")]
     pub key_store: KeyStore,
+    /// Whether its TPM says of each new key how it is held; not if nothing is said.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attest: bool,
 }
 
 /// Why an identity folder cannot be used.

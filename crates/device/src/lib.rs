@@ -8,15 +8,18 @@
 //! 6. [`link`]: mutual TLS and MQTT: connect, publish, subscribe
 //! 7. [`est`]: enrolment over HTTPS
 //! 8. [`renewal`]: the first certificate, the next one, and its first connection
-//! 9. [`queue`]: messages that wait for the platform
-//! 10. [`service`]: all of it, running by itself
-//! 11. [`fault`]: every way to fail, what it means and what to do about it
-//! 12. [`backoff`]: how long to wait before the next try
+//! 9. `attest`: its TPM says how it holds a key
+//! 10. [`queue`]: messages that wait for the platform
+//! 11. [`service`]: all of it, running by itself
+//! 12. [`fault`]: every way to fail, what it means and what to do about it
+//! 13. [`backoff`]: how long to wait before the next try
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it runs on the device and reads its clock"
 )]
 
+#[cfg(feature = "tpm")]
+mod attest;
 pub mod backoff;
 pub mod clock;
 mod disk;

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::backoff::Backoff;
-use crate::est::{EstClient, EstServer, Secret, chain_above, device_of};
+use crate::est::{EstClient, EstServer, Secret, Word, chain_above, device_of};
 use crate::fault::{EnrolFault, LinkFault};
 use crate::folder::{IdentityFolder, KeyReuse, Renewing, is_for};
 use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
@@ -49,6 +49,8 @@ pub enum Proof {
         /// Its key.
         key: DeviceKey,
     },
+    /// What its TPM says, which the platform knows to be in this device.
+    Tpm,
 }
 
 /// When a certificate is renewed: at a moment within this part of its life, in percent, each as likely. The moment is
@@ -118,6 +120,8 @@ pub struct Enrolment {
     /// Where its keys are made, from now on; where those of the identity that is replaced were, if nothing is said, and in
     /// the folder if there is none.
     pub key_store: Option<KeyStore>,
+    /// Whether its TPM says how it holds the key, now and of each key after it.
+    pub attest: bool,
 }
 
 /// Asks for a certificate, and keeps it. Safe to repeat: the key is kept, and the same request gets the same answer.
@@ -132,6 +136,7 @@ pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<Dev
     let (shown, secret) = match &enrolment.proof {
         Proof::Secret(secret) => (None, Some(secret)),
         Proof::Certificate { chain, key } => (Some((chain.as_slice(), key)), None),
+        Proof::Tpm => (None, None),
     };
     let mut client = EstClient::connect(server, &folder.roots()?, folder.clock(), shown).await?;
     let bundle = client.bundle().await?;
@@ -154,7 +159,21 @@ pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<Dev
         (None, None, _) => "device".to_owned(),
     };
     let request = CertificateRequest::der_with_name(&*key, &name).map_err(key_fault)?;
-    let leaf = client.enrol(&request, secret).await?;
+    let attestation = if enrolment.attest {
+        let device = enrolment.device.as_ref().ok_or_else(|| {
+            EnrolFault::Usage("an attestation is of one device; hint: name it by --id".into())
+        })?;
+        let waiting = folder.waiting_key(&key_store)?;
+        Some(attested(&mut client, &waiting, &server.tenant, device).await?)
+    } else {
+        None
+    };
+    let by = Word {
+        secret,
+        word: None,
+        attestation: attestation.as_deref(),
+    };
+    let leaf = client.enrol(&request, by).await?;
     let (chain, facts) = checked(leaf, &*key, &bundle)?;
     let device = device_of(&facts)
         .filter(|d| enrolment.device.as_ref().is_none_or(|asked| asked == d))
@@ -168,6 +187,7 @@ pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<Dev
         enrol_port: Some(server.port),
         certificate_profile: server.profile.clone(),
         key_store,
+        attest: enrolment.attest,
     };
     if replaces {
         folder.complete_in(&profile.key_store, &chain)?;
@@ -204,7 +224,7 @@ pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<Certifica
     let key = folder.begin(reuse)?;
     let request = CertificateRequest::with_subject(&*key, &identity.facts.subject_der).map_err(key_fault)?;
     let word = word_of(&identity, &request);
-    let renewed = client.reenrol(&request, word.as_deref()).await;
+    let renewed = reenrol(folder, &identity, &mut client, &request, word.as_deref(), reuse).await;
     let leaf = match renewed {
         Ok(leaf) => leaf,
         Err(fault) => {
@@ -221,6 +241,45 @@ pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<Certifica
     }
     folder.complete(&chain)?;
     Ok(facts)
+}
+
+/// Asks for the next certificate; a new key is attested before, where its keys are.
+async fn reenrol(
+    folder: &IdentityFolder,
+    identity: &DeviceIdentity,
+    client: &mut EstClient,
+    request: &[u8],
+    word: Option<&[u8]>,
+    reuse: KeyReuse,
+) -> Result<Vec<u8>, EnrolFault> {
+    let profile = &identity.profile;
+    let attestation = match reuse {
+        KeyReuse::New if profile.attest => {
+            let waiting = folder.waiting_key(&profile.key_store)?;
+            Some(attested(client, &waiting, &profile.tenant, &profile.id).await?)
+        }
+        _ => None,
+    };
+    let by = Word {
+        secret: None,
+        word,
+        attestation: attestation.as_deref(),
+    };
+    client.reenrol(request, by).await
+}
+
+#[cfg(feature = "tpm")]
+use crate::attest::attest as attested;
+
+/// Without TPMs there is none that could say anything.
+#[cfg(not(feature = "tpm"))]
+async fn attested(
+    _: &mut EstClient,
+    _: &DeviceKey,
+    _: &countersign_identity::TenantId,
+    _: &DeviceId,
+) -> Result<String, EnrolFault> {
+    std::future::ready(Err(EnrolFault::Key(crate::keys::KeyStoreFault::NoTpm))).await
 }
 
 /// The right to renew, once no other process has it.

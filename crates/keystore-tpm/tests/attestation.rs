@@ -28,42 +28,7 @@ impl Swtpm {
     /// As it comes from the factory: EKs of RSA-2048 and P-384, kept at 0x81010001 and 0x81010016, and their certificates,
     /// by a CA of its own.
     fn manufactured() -> Self {
-        let mut tpm = Self::start();
-        let folder = tpm.0.folder().display().to_string();
-        tpm.write("localca.options", "");
-        tpm.write(
-            "localca.conf",
-            format!(
-                "statedir = {folder}/ca\nsigningkey = {folder}/ca/signkey.pem\n\
-                 issuercert = {folder}/ca/issuercert.pem\ncertserial = {folder}/ca/certserial\n"
-            ),
-        );
-        tpm.write(
-            "setup.conf",
-            format!(
-                "create_certs_tool = /usr/bin/swtpm_localca\n\
-                 create_certs_tool_config = {folder}/localca.conf\n\
-                 create_certs_tool_options = {folder}/localca.options\n"
-            ),
-        );
-        std::fs::create_dir(tpm.path("ca")).unwrap();
-        std::fs::create_dir(tpm.path("made")).unwrap();
-        tpm.run(
-            "swtpm_setup",
-            &[
-                "--tpm2",
-                "--tpm-state",
-                "made",
-                "--create-ek-cert",
-                "--config",
-                "setup.conf",
-            ],
-        );
-        // Off for a moment only, or else somebody takes its port.
-        tpm.0.stop();
-        std::fs::copy(tpm.path("made/tpm2-00.permall"), tpm.path("tpm2-00.permall")).unwrap();
-        tpm.0.restart();
-        tpm
+        Self(countersign_testkit::swtpm::Swtpm::manufactured(&[]))
     }
 
     fn address(&self) -> TpmAddress {

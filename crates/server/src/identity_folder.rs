@@ -52,6 +52,7 @@ pub fn files(provisioned: &Provisioned) -> Result<[(&'static str, Vec<u8>); 3], 
         enrol_port: provisioned.enrol_port,
         certificate_profile: None,
         key_store: KeyStore::File,
+        attest: false,
     };
     let text = serde_json::to_string_pretty(&profile).map_err(|e| Failure::internal(e.to_string()))?;
     Ok([

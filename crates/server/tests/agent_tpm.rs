@@ -21,6 +21,10 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
+        Self::with(Swtpm::start())
+    }
+
+    fn with(tpm: Swtpm) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let server = Server::start(program(), &folder.path().join("data"), &listener("enrol")).unwrap();
         let enrol = format!("localhost:{}", server.listener("enrol").unwrap().port());
@@ -28,7 +32,7 @@ impl Place {
             folder,
             server,
             enrol,
-            tpm: Swtpm::start(),
+            tpm,
         };
         let root = place.server.cli_ok(&["authority", "export", "platform"]).unwrap();
         std::fs::write(place.path("root.pem"), root).unwrap();
@@ -187,6 +191,66 @@ fn the_key_is_made_in_the_tpm_used_there_and_carried_away_it_is_worth_nothing() 
     let (code, _, err) = agent.run(&["check"]);
     assert!([6, 7].contains(&code), "{code}: {err}");
 }
+
+#[test]
+fn what_the_tpm_says_of_the_key_is_believed_and_policies_demand_it() {
+    for kind in [&[][..], &["--ecc"]] {
+        let place = Place::with(Swtpm::manufactured(kind));
+        let cli = |arguments: &[&str]| place.server.cli_ok(arguments).unwrap();
+        let custody = |device: &str| -> Vec<String> {
+            let text = cli(&["device", "show", device, "--json"]);
+            let shown: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let all = shown["credentials"].as_array().unwrap();
+            all.iter()
+                .map(|c| c["custody"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        let policy = place.path("policy.cedar");
+        std::fs::write(&policy, ATTESTED).unwrap();
+        cli(&["policy", "set", &policy.display().to_string(), "--reason", "test"]);
+
+        let agent = place.agent("sensor-1");
+        let mut enrol = place.arguments("sensor-1", &place.tpm);
+        enrol.push("--attest".into());
+        let enrol: Vec<_> = enrol.iter().map(String::as_str).collect();
+        // Nobody vouches for this TPM yet.
+        let (code, _, err) = agent.run(&enrol);
+        assert_eq!(code, 10, "{err}");
+        assert!(
+            err.contains("attestation.ek-unknown") && err.contains("attestation authority add"),
+            "{err}"
+        );
+        let maker = place.tpm.maker().display().to_string();
+        cli(&["attestation", "authority", "add", "swtpm", &maker]);
+        agent.ok(&enrol);
+        agent.ok(&["publish", "21.5"]);
+        assert_eq!(custody("sensor-1"), ["attested"]);
+        // The next key is another one, and attested too, without anybody saying so again.
+        agent.ok(&["renew"]);
+        agent.ok(&["publish", "21.6"]);
+        assert_eq!(custody("sensor-1"), ["attested", "attested"]);
+        // The same TPM, and nothing said of the key: that is no device for this policy.
+        let other = place.enrolled("sensor-2");
+        assert_eq!(custody("sensor-2"), ["unknown"]);
+        let (code, _, err) = other.run(&["check"]);
+        assert_eq!(code, 7, "{err}");
+        // Nor can it be said of another device's TPM.
+        let mut enrol = place.arguments("sensor-3", &place.tpm);
+        enrol.push("--attest".into());
+        let (code, _, err) = place
+            .agent("sensor-3")
+            .run(&enrol.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(code, 10, "{err}");
+        assert!(err.contains("attestation.ek-of-other-device"), "{err}");
+    }
+}
+
+/// Only keys that a TPM says it holds.
+const ATTESTED: &str = r#"
+@id("attested-only")
+permit (principal, action, resource)
+when { context.credential.custody == "attested" };
+"#;
 
 #[test]
 fn mosquitto_and_curl_use_the_same_key_in_the_tpm() {

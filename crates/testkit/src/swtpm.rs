@@ -1,7 +1,7 @@
 //! A TPM 2.0 in software, for tests: swtpm, on the loopback device.
 
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,58 @@ impl Swtpm {
         let folder = tempfile::tempdir().ok()?;
         let child = spawn(port, folder.path())?;
         Some(Self { child, port, folder })
+    }
+
+    /// One as it comes from a factory: with endorsement keys and their certificates, by a maker of its own
+    /// ([`Swtpm::maker`]). `more`: options of swtpm_setup, such as `--ecc`.
+    ///
+    /// # Panics
+    /// If it cannot be made; without the Debian package swtpm-tools it cannot.
+    pub fn manufactured(more: &[&str]) -> Self {
+        let mut tpm = Self::start();
+        let folder = tpm.folder.path().to_owned();
+        let place = folder.display();
+        let write = |name: &str, text: String| std::fs::write(folder.join(name), text).expect("a file");
+        write("localca.options", String::new());
+        write(
+            "localca.conf",
+            format!(
+                "statedir = {place}/ca\nsigningkey = {place}/ca/signkey.pem\n\
+                 issuercert = {place}/ca/issuercert.pem\ncertserial = {place}/ca/certserial\n"
+            ),
+        );
+        write(
+            "setup.conf",
+            format!(
+                "create_certs_tool = /usr/bin/swtpm_localca\n\
+                 create_certs_tool_config = {place}/localca.conf\n\
+                 create_certs_tool_options = {place}/localca.options\n"
+            ),
+        );
+        std::fs::create_dir(folder.join("ca")).expect("a folder");
+        std::fs::create_dir(folder.join("made")).expect("a folder");
+        let made = Command::new("swtpm_setup")
+            .args(["--tpm2", "--tpm-state", "made", "--create-ek-cert"])
+            .args(["--config", "setup.conf"])
+            .args(more)
+            .current_dir(&folder)
+            .output()
+            .expect("swtpm_setup (Debian: swtpm-tools)");
+        assert!(made.status.success(), "swtpm_setup: {made:?}");
+        // Off for a moment only, or else somebody takes its port.
+        tpm.stop();
+        std::fs::copy(
+            folder.join("made/tpm2-00.permall"),
+            folder.join("tpm2-00.permall"),
+        )
+        .expect("its state");
+        tpm.restart();
+        tpm
+    }
+
+    /// The certificate (PEM) of whoever made it, if it was [`Swtpm::manufactured`].
+    pub fn maker(&self) -> PathBuf {
+        self.folder.path().join("ca/issuercert.pem")
     }
 
     /// As TCTI strings have it.

@@ -37,7 +37,7 @@ pub(crate) struct EnrolArguments {
     profile: Option<String>,
     /// A file with the one-time secret (countersign device secret ID); - for standard input. A secret on the command line
     /// would be seen by everybody on this machine
-    #[arg(long, required_unless_present = "certificate", conflicts_with = "certificate")]
+    #[arg(long, required_unless_present_any = ["certificate", "attest"], conflicts_with = "certificate")]
     secret_file: Option<PathBuf>,
     /// The claim that the secret is of: it enrols the ids on its list
     #[arg(long, requires = "secret_file")]
@@ -48,6 +48,10 @@ pub(crate) struct EnrolArguments {
     /// Its private key, PEM; a file with the pkcs11: URI of it; or the file of a TPM's
     #[arg(long, requires = "certificate")]
     key: Option<PathBuf>,
+    /// Have the TPM say how it holds the key, now and of each key after it (countersign-agent-tpm). Without a secret or a
+    /// certificate that alone is what the device enrols by: then the platform must know that this TPM is in it
+    #[arg(long, requires = "id")]
+    attest: bool,
     /// Replace an identity that is there, once the new one has connected
     #[arg(long)]
     again: bool,
@@ -76,6 +80,7 @@ pub(crate) async fn enrol(agent: &Agent, arguments: EnrolArguments) -> Result<()
         device: arguments.id,
         again: arguments.again,
         key_store: arguments.key_store,
+        attest: arguments.attest,
     };
     let replaces = folder.has_identity();
     let profile = renewal::enrol(folder, &enrolment).await?;
@@ -173,6 +178,9 @@ fn proof(arguments: &EnrolArguments) -> Result<Proof, EnrolFault> {
         });
     }
     let (Some(file), Some(id)) = (&arguments.secret_file, &arguments.id) else {
+        if arguments.attest {
+            return Ok(Proof::Tpm);
+        }
         return Err(EnrolFault::Usage(
             "give --id and --secret-file, or --certificate and --key".into(),
         ));
