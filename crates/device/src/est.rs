@@ -250,7 +250,6 @@ impl EstClient {
     }
 
     /// Says something in JSON, and hears of it in JSON.
-    #[cfg(feature = "tpm")]
     pub(crate) async fn tell<T: serde::de::DeserializeOwned>(
         &mut self,
         path: &str,

@@ -26,9 +26,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use countersign_factory::ProvenKey;
+use countersign_factory::destruction::Statement;
 use countersign_factory::request::pem;
 use countersign_identity::signed::Signer;
-use countersign_identity::{CertificateFacts, Fingerprint, Timestamp};
+use countersign_identity::{CertificateFacts, DeviceId, Fingerprint, Timestamp};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use zeroize::Zeroizing;
@@ -46,6 +47,7 @@ const CLOCK: &str = "clock";
 const CURRENT: &str = "current";
 const RUNNING: &str = ".running";
 const SLOTS: &str = "slots";
+const STATEMENT: &str = "destruction.json";
 
 /// An identity folder.
 pub struct IdentityFolder {
@@ -138,8 +140,16 @@ impl IdentityFolder {
         DeviceClock::new(issued.map_or(saved, |t| t.max(saved)))
     }
 
+    /// Who the device is, also after its keys are gone.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub fn device_id(&self) -> Outcome<DeviceId> {
+        Ok(self.profile()?.id)
+    }
+
     /// Who the device is and where it connects.
-    fn profile(&self) -> Outcome<DeviceProfile> {
+    pub(crate) fn profile(&self) -> Outcome<DeviceProfile> {
         let path = self.path.join(PROFILE);
         serde_json::from_slice(&read(&path)?).map_err(|e| damaged(&path, e.to_string()))
     }
@@ -424,6 +434,77 @@ impl IdentityFolder {
             .open(&path)
             .map_err(unwritable(&path))?;
         Ok((file, path))
+    }
+
+    // --- the end
+
+    /// The statement that the key is destroyed, if it was made.
+    ///
+    /// # Errors
+    /// [`IdentityFault`] if it cannot be read.
+    pub(crate) fn statement(&self) -> Outcome<Option<Statement>> {
+        let path = self.path.join(STATEMENT);
+        if !path.exists() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&read(&path)?)
+            .map(Some)
+            .map_err(|e| damaged(&path, e.to_string()))
+    }
+
+    /// Keeps it.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub(crate) fn keep_statement(&self, statement: &Statement) -> Outcome<()> {
+        let path = self.path.join(STATEMENT);
+        let text = serde_json::to_string_pretty(statement).map_err(|e| damaged(&path, e.to_string()))?;
+        self.replace(&path, format!("{text}\n").as_bytes())
+    }
+
+    /// Destroys every key of the folder, and removes the certificates after that: what is left identifies nobody.
+    ///
+    /// # Errors
+    /// [`IdentityFault`] if a key cannot be destroyed; those that are left can be tried again.
+    pub(crate) fn destroy_keys(&self) -> Outcome<()> {
+        let _alone = self.alone()?;
+        let mut folders = vec![self.path.clone()];
+        if let Ok(entries) = fs::read_dir(self.path.join(SLOTS)) {
+            folders.extend(entries.filter_map(|e| Some(e.ok()?.path())));
+        }
+        let store = self.profile()?.key_store;
+        for folder in &folders {
+            let path = folder.join(KEY);
+            let Ok(text) = read_private(&path) else { continue };
+            let key = DeviceKey::read(&text, &store).map_err(unusable(&path))?;
+            if !key.end().map_err(unusable(&path))? {
+                return Err(damaged(
+                    &path,
+                    format!(
+                        "its key, {}, was not made by this agent; hint: destroy it by the token's own tools, remove this file, and run this again",
+                        key.place()
+                    ),
+                ));
+            }
+            // Of a link, what it leads to is one of the other folders.
+            self.remove(&path)?;
+        }
+        for folder in &folders {
+            self.remove(&folder.join(CERTIFICATE))?;
+        }
+        for slot in &folders[1..] {
+            self.disk.remove_folder(slot).map_err(unwritable(slot))?;
+        }
+        self.remove(&self.path.join(CURRENT))?;
+        self.sync(&self.path)
+    }
+
+    /// Removes a file, durably; one that is not there is no matter.
+    fn remove(&self, path: &Path) -> Outcome<()> {
+        match self.disk.remove(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(unwritable(path)(e)),
+            _ => Ok(()),
+        }
     }
 
     // --- what else is kept

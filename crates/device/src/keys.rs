@@ -251,6 +251,15 @@ impl DeviceKey {
         }
     }
 
+    /// Where it is, as where new ones are made.
+    pub(crate) fn store(&self) -> KeyStore {
+        match self {
+            Self::Software(_) => KeyStore::File,
+            Self::Token { uri, .. } => KeyStore::Token(Box::new(uri.clone())),
+            Self::Tpm { address, .. } => KeyStore::Tpm(address.clone()),
+        }
+    }
+
     /// It as what signs requests; `None` for a key in software of another kind than we make.
     ///
     /// # Errors
@@ -339,6 +348,19 @@ impl DeviceKey {
             Err(KeyStoreFault::Token(TokenError::NoKey { .. })
                 | KeyStoreFault::Tpm(TpmError::OtherTpm { .. }))
         )
+    }
+
+    /// Destroys it for good; whether it is gone once its key file is too. Not, if others made it in a token: it is theirs.
+    ///
+    /// # Errors
+    /// [`KeyStoreFault`].
+    pub(crate) fn end(&self) -> Result<bool, KeyStoreFault> {
+        match self {
+            Self::Software(_) | Self::Tpm { .. } => Ok(true),
+            Self::Token { is_ours: false, .. } => Ok(!self.is_there()),
+            // Gone already: by a try that was cut off.
+            Self::Token { uri, .. } => TokenKey::destroy(uri.clone()).map(|_| true).map_err(Into::into),
+        }
     }
 
     /// Removes it from where it is, if we made it there. Whether there was one.

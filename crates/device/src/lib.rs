@@ -9,10 +9,11 @@
 //! 7. [`est`]: enrolment over HTTPS
 //! 8. [`renewal`]: the first certificate, the next one, and its first connection
 //! 9. `attest`: its TPM says how it holds a key
-//! 10. [`queue`]: messages that wait for the platform
-//! 11. [`service`]: all of it, running by itself
-//! 12. [`fault`]: every way to fail, what it means and what to do about it
-//! 13. [`backoff`]: how long to wait before the next try
+//! 10. [`line`]: on the factory line; [`ending`]: the end of the device
+//! 11. [`queue`]: messages that wait for the platform
+//! 12. [`service`]: all of it, running by itself
+//! 13. [`fault`]: every way to fail, what it means and what to do about it
+//! 14. [`backoff`]: how long to wait before the next try
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it runs on the device and reads its clock"
@@ -23,11 +24,13 @@ mod attest;
 pub mod backoff;
 pub mod clock;
 mod disk;
+pub mod ending;
 pub mod est;
 pub mod fault;
 pub mod folder;
 pub mod identity;
 pub mod keys;
+pub mod line;
 pub mod link;
 pub mod queue;
 pub mod renewal;

@@ -317,7 +317,7 @@ pub async fn update_roots(folder: &IdentityFolder) -> Result<usize, EnrolFault> 
     pin(folder, &client, &bundle)
 }
 
-async fn client_of(identity: &DeviceIdentity) -> Result<EstClient, EnrolFault> {
+pub(crate) async fn client_of(identity: &DeviceIdentity) -> Result<EstClient, EnrolFault> {
     let profile = &identity.profile;
     let Some(port) = profile.enrol_port else {
         return Err(EnrolFault::Usage(

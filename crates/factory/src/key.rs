@@ -1,9 +1,10 @@
-//! A P-256 key in software.
+//! A P-256 key in software; and what any device key signed.
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
-use countersign_identity::signed::{Signer, SigningFailed};
-use der::asn1::BitString;
+use countersign_identity::certificate::KeyAlgorithm;
+use countersign_identity::signed::{SignatureFault, Signed, Signer, SigningFailed};
+use der::asn1::{BitString, Null};
 use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::der::Any;
 use zeroize::Zeroizing;
@@ -105,4 +106,32 @@ impl Signer for SoftwareKey {
             .map(|s| s.as_ref().to_vec())
             .map_err(|_| SigningFailed("the random source failed".into()))
     }
+}
+
+/// Checks a signature by a device's key, which signs as such keys do: P-256 with SHA-256, P-384 with SHA-384, Ed25519, RSA
+/// PKCS#1 with SHA-256.
+///
+/// # Errors
+/// [`SignatureFault`].
+pub(crate) fn verify_by(
+    key: &SubjectPublicKeyInfoOwned,
+    content: &[u8],
+    signature: &[u8],
+) -> Result<(), SignatureFault> {
+    let (oid, parameters) = match KeyAlgorithm::of(key) {
+        KeyAlgorithm::EcP256 => ("1.2.840.10045.4.3.2", None),
+        KeyAlgorithm::EcP384 => ("1.2.840.10045.4.3.3", None),
+        KeyAlgorithm::Ed25519 => ("1.3.101.112", None),
+        KeyAlgorithm::Rsa(_) => ("1.2.840.113549.1.1.11", Some(Null.into())),
+        KeyAlgorithm::Other => return Err(SignatureFault::Algorithm),
+    };
+    Signed {
+        content,
+        algorithm: AlgorithmIdentifierOwned {
+            oid: const_oid::ObjectIdentifier::new_unwrap(oid),
+            parameters,
+        },
+        signature,
+    }
+    .verify(key)
 }

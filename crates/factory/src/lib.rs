@@ -11,10 +11,13 @@
 //! 9. [`est`]: enrolment over secure transport: paths, bodies, answers
 //! 10. [`pkcs12`]: key and certificates in one file
 //! 11. [`manifest`]: secure elements, as their manufacturer tells of them
-//! 12. [`RevocationReason`]: why a certificate ended before its time
+//! 12. [`confirmation`]: the last step on the line; [`destruction`]: the end of a device, by its own word
+//! 13. [`RevocationReason`]: why a certificate ended before its time
 
 pub mod attest;
 pub mod batch;
+pub mod confirmation;
+pub mod destruction;
 pub mod est;
 pub mod grant;
 pub mod key;

@@ -10,12 +10,10 @@
 //! signed as the old key signs (P-256 with SHA-256, P-384 with SHA-384, Ed25519, RSA PKCS#1 with SHA-256). In EST it
 //! travels in the header [`HEADER`], base64. A request for the same key needs none: PKCS#10 is signed by that key itself.
 
-use const_oid::ObjectIdentifier;
 use countersign_identity::Fingerprint;
-use countersign_identity::certificate::KeyAlgorithm;
-use countersign_identity::signed::{SignatureFault, Signed, Signer, SigningFailed, key_of};
-use der::asn1::Null;
-use spki::AlgorithmIdentifierOwned;
+use countersign_identity::signed::{SignatureFault, Signer, SigningFailed, key_of};
+
+use crate::key::verify_by;
 
 /// The header of an EST request that carries the proof.
 pub const HEADER: &str = "countersign-renewal-proof";
@@ -41,21 +39,5 @@ pub fn create(old_key: &dyn Signer, certificate: &[u8], request: &[u8]) -> Resul
 /// # Errors
 /// [`SignatureFault`] if the certificate's key did not sign this.
 pub fn verify(certificate: &[u8], request: &[u8], proof: &[u8]) -> Result<(), SignatureFault> {
-    let key = key_of(certificate)?;
-    let (oid, parameters) = match KeyAlgorithm::of(&key) {
-        KeyAlgorithm::EcP256 => ("1.2.840.10045.4.3.2", None),
-        KeyAlgorithm::EcP384 => ("1.2.840.10045.4.3.3", None),
-        KeyAlgorithm::Ed25519 => ("1.3.101.112", None),
-        KeyAlgorithm::Rsa(_) => ("1.2.840.113549.1.1.11", Some(Null.into())),
-        KeyAlgorithm::Other => return Err(SignatureFault::Algorithm),
-    };
-    Signed {
-        content: &content(certificate, request),
-        algorithm: AlgorithmIdentifierOwned {
-            oid: ObjectIdentifier::new_unwrap(oid),
-            parameters,
-        },
-        signature: proof,
-    }
-    .verify(&key)
+    verify_by(&key_of(certificate)?, &content(certificate, request), proof)
 }

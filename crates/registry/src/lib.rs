@@ -27,7 +27,8 @@
 //! 15. [`revocation_list`]: what registered authorities revoked by their own word
 //! 16. [`policies`]: a tenant's policies and topic spaces as versions
 //! 17. [`station`]: offline factory stations: granted, reconciled, revoked
-//! 18. `service`: backends of the fleet, which are no devices
+//! 18. `attestation`: what TPMs said of keys; `destruction`: the end of a device, by its own word
+//! 19. `service`: backends of the fleet, which are no devices
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clock for revisions and audit"
@@ -44,6 +45,7 @@ mod claim;
 pub mod clock;
 mod clones;
 pub mod credential;
+mod destruction;
 mod error;
 mod first_contact;
 pub mod forecast;
@@ -82,6 +84,7 @@ pub use credential::{
     EndedCredential, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential,
     Requester, Revocation, Swept,
 };
+pub use destruction::DestructionView;
 pub use error::RegistryError;
 pub use forecast::{ForecastGroup, Windows};
 pub use import::ImportReport;

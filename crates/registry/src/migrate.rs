@@ -32,6 +32,7 @@ pub(crate) const REGISTRY: Schema = Schema {
         include_str!("migrations/registry_013.sql"),
         include_str!("migrations/registry_014.sql"),
         include_str!("migrations/registry_015.sql"),
+        include_str!("migrations/registry_016.sql"),
     ],
     synchronous: "FULL",
 };

@@ -122,7 +122,7 @@ pub struct MovedMany {
 }
 
 impl Scope<'_> {
-    fn move_device(
+    pub(crate) fn move_device(
         &mut self,
         actor: &Actor,
         tenant: &TenantId,

@@ -1,16 +1,19 @@
-//! The endpoints of TPM attestation: whose TPMs are trusted, which device each is in, and what they said.
+//! What devices say of their keys: the endpoints of TPM attestation (whose TPMs are trusted, which device each is in, what they
+//! said), and of the end of a key.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
+use countersign_factory::destruction::Statement;
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::handlers::{Answer, App, Body, In, actor, encode};
+use crate::failure::Failure;
 use crate::service::Service;
 
 #[derive(Debug, Deserialize)]
@@ -48,6 +51,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
             "/tenants/{tenant}/devices/{device}/attestations",
             get(attestations),
         )
+        .route("/tenants/{tenant}/devices/{device}/destruction", post(destroyed))
 }
 
 async fn authorities(State(service): App, In(tenant): In<TenantId>) -> Answer {
@@ -109,4 +113,20 @@ async fn remove_key(
 
 async fn attestations(State(service): App, In((tenant, device)): In<(TenantId, DeviceId)>) -> Answer {
     encode(service.registry().attestations(&tenant, &device)?)
+}
+
+async fn destroyed(
+    State(service): App,
+    headers: HeaderMap,
+    In((tenant, device)): In<(TenantId, DeviceId)>,
+    Body(statement): Body<Statement>,
+) -> Answer {
+    if statement.tenant != tenant || statement.device != device {
+        return Err(Failure::invalid(format!(
+            "it is the statement of device {} of tenant {}; hint: name that one",
+            statement.device, statement.tenant
+        )));
+    }
+    let recorded = service.declare_destruction(actor(&headers), statement).await?;
+    encode(json!({ "device": device, "recorded": recorded }))
 }

@@ -360,7 +360,10 @@ async fn device(State(service): App, In((tenant, device)): In<(TenantId, DeviceI
         .filter(|s| s.device == device)
         .collect();
     let batch = service.registry().batch_of(&tenant, &device)?;
-    encode(json!({ "device": view, "batch": batch, "credentials": credentials, "sessions": sessions }))
+    let destructions = service.registry().destructions(&tenant, &device)?;
+    encode(json!({
+        "device": view, "batch": batch, "credentials": credentials, "sessions": sessions, "destructions": destructions,
+    }))
 }
 
 async fn bind_device(

@@ -110,6 +110,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
         body [("key", "the endorsement key, PEM: its certificate, or the public key alone")]),
     endpoint!("delete" "/tenants/{tenant}/endorsement-keys/{fingerprint}" "forgets which device a TPM is in"),
     endpoint!("get" "/tenants/{tenant}/devices/{device}/attestations" "what the TPM of a device said of its keys, newest first: the evidence of custody `attested`"),
+    endpoint!("post" "/tenants/{tenant}/devices/{device}/destruction" "records a device's own statement that its key is destroyed, for a device that cannot hand it in itself: the device is decommissioned, and that is final"
+        body [("tenant", "its tenant"), ("device", "the device"), ("certificate", "the certificate of the key, DER in base64"), ("at", "when it was stated, milliseconds since 1970"), ("signature", "by that key, base64")]),
     endpoint!("get" "/tenants/{tenant}/claims" "lists claims"),
     endpoint!("post" "/tenants/{tenant}/claims" "makes a claim: one secret or certificate that enrols the devices of its list; a secret is in the answer, once"
         body [("id", "claim name"), ("allow", "which devices: {ids: [...]} or {pattern: {pattern, quota}}"), ("days", "how many days it is good, 1 to 366"), ("certificate?", "the certificate that the devices show, PEM; without it a secret is made"), ("profile?", "the only profile that it enrols by"), ("model?", "model of the devices that it brings"), ("groups?", "their groups")]),

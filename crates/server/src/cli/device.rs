@@ -188,6 +188,20 @@ pub(super) async fn run(command: DeviceCommand, client: &Client, out: Output) ->
             let answer = client.call("GET", &path_of(&one), None).await?;
             out.say(&answer, show)
         }
+        DeviceCommand::Destroyed { statement: path } => {
+            let statement: Value = serde_json::from_str(&read(&path)?)
+                .map_err(|e| Failure::invalid(format!("{}: {e}", path.display())))?;
+            let text = |name: &str| statement[name].as_str().unwrap_or("-").to_owned();
+            let (tenant, device) = (text("tenant"), text("device"));
+            let endpoint = format!("/tenants/{tenant}/devices/{device}/destruction");
+            let answer = client.call("POST", &endpoint, Some(statement)).await?;
+            out.say(&answer, |a| {
+                format!(
+                    "the destruction of {device} is recorded as declared, at {}; it is decommissioned",
+                    time(&a["recorded"])
+                )
+            })
+        }
         // Taken out above.
         DeviceCommand::Activate(_)
         | DeviceCommand::Suspend { .. }
@@ -311,6 +325,18 @@ fn show(a: &Value) -> String {
             time(&c["not_before"]),
             time(&c["not_after"]),
             cell(&c["issuer"])
+        ));
+    }
+    for d in a["destructions"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+    {
+        text.push_str(&format!(
+            "\n\ndestroyed    declared by the device at {}, recorded {}\n  certificate {}",
+            time(&d["stated"]),
+            time(&d["recorded"]),
+            cell(&d["certificate"])
         ));
     }
     for s in a["sessions"].as_array().map(Vec::as_slice).unwrap_or_default() {

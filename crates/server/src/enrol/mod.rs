@@ -7,8 +7,9 @@
 //! 4. [`lane`]: the renewal lane, for certificates that have expired
 //! 5. [`est`]: what each operation answers
 //! 6. [`attestation`]: what a TPM says of a key
-//! 7. [`answer`]: how answers and refusals look
-//! 8. [`device_port`]: the same for devices that have a session
+//! 7. [`line`]: its certificate is on the device; its key is destroyed
+//! 8. [`answer`]: how answers and refusals look
+//! 9. [`device_port`]: the same for devices that have a session
 
 mod answer;
 mod attestation;
@@ -16,6 +17,7 @@ mod client;
 mod device_port;
 mod est;
 mod lane;
+mod line;
 #[cfg(test)]
 mod overlap_tests;
 mod requester;
@@ -101,7 +103,11 @@ async fn serve(stream: TlsStream<TcpStream>, source: SocketAddr, service: Arc<Se
     let answer = service_fn(|request: Request<Incoming>| {
         let (service, peer) = (service.clone(), peer.clone());
         async move {
-            Ok::<_, Infallible>(match attestation::answer(&service, &peer, request).await {
+            let request = match attestation::answer(&service, &peer, request).await {
+                Ok(answer) => return Ok(answer),
+                Err(request) => request,
+            };
+            Ok::<_, Infallible>(match line::answer(&service, &peer, request).await {
                 Ok(answer) => answer,
                 Err(request) => est::answer(&service, &peer, request).await,
             })

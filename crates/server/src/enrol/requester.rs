@@ -37,7 +37,7 @@ pub(super) enum Asker {
     Expired(Box<RenewalLane>),
 }
 
-fn denied(denial: &Denial) -> Refusal {
+pub(super) fn denied(denial: &Denial) -> Refusal {
     let code = denial.code;
     let text = format!("{code}: {}; hint: {}", code.cause(), code.cure());
     Refusal::new(StatusCode::FORBIDDEN, text)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use countersign_factory::destruction::Statement;
 use countersign_factory::request::pem;
 use countersign_factory::{CertificateRequest, EnrolmentGrant, Profile, ProfileKind, RevocationReason};
 use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
@@ -195,6 +196,32 @@ impl Service {
         self.change(move |r| r.confirm_credential(actor, fingerprint))
             .await?;
         Ok(())
+    }
+
+    /// Records a device's own statement that its key is destroyed, and waits for the sessions that this ends: since when it is
+    /// known.
+    ///
+    /// # Errors
+    /// [`Failure`] if the statement does not hold, or is not that of a certificate of this device in force.
+    pub async fn declare_destruction(
+        &self,
+        actor: Actor,
+        statement: Statement,
+    ) -> Result<Timestamp, Failure> {
+        let certificate = statement.check().map_err(|e| Failure::refused(e.to_string()))?;
+        let deed = Deed {
+            actor: actor.clone(),
+            action: "device.destroyed".into(),
+            tenant: Some(statement.tenant.clone()),
+            subject: statement.device.to_string(),
+            reason: "its own statement".into(),
+        };
+        let (recorded, _) = self
+            .deed(deed, move |r| {
+                r.declare_destruction(actor, statement, certificate)
+            })
+            .await?;
+        Ok(recorded)
     }
 
     /// Makes a one-time secret with which a device enrols over EST. It is shown once, and kept only as its hash.

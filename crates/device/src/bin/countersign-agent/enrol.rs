@@ -28,7 +28,7 @@ pub(crate) struct EnrolArguments {
     platform_root: Option<PathBuf>,
     /// The device id; with --certificate it may be left to the platform
     #[arg(long, required_unless_present = "certificate")]
-    id: Option<DeviceId>,
+    pub(crate) id: Option<DeviceId>,
     /// The tenant
     #[arg(long, default_value = "default")]
     tenant: TenantId,
@@ -54,7 +54,7 @@ pub(crate) struct EnrolArguments {
     attest: bool,
     /// Replace an identity that is there, once the new one has connected
     #[arg(long)]
-    again: bool,
+    pub(crate) again: bool,
     /// Where the keys are made: `file`; a pkcs11: URI that names the first key in a token
     /// (pkcs11:token=T;object=K?module-path=/PATH/MODULE.so&pin-source=/PATH/PIN); `tpm`, or tpm:ADDRESS such as
     /// tpm:device:/dev/tpmrm0 (countersign-agent-tpm) [default: as before, else file]
@@ -211,21 +211,21 @@ fn proof(arguments: &EnrolArguments) -> Result<Proof, EnrolFault> {
     Ok(Proof::Secret(Secret { user, secret }))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, IdentityFault> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, IdentityFault> {
     std::fs::read(path).map_err(|source| IdentityFault::Unreadable {
         path: path.to_owned(),
         source,
     })
 }
 
-fn unusable(path: &Path, e: &dyn std::fmt::Display) -> IdentityFault {
+pub(crate) fn unusable(path: &Path, e: &dyn std::fmt::Display) -> IdentityFault {
     IdentityFault::Damaged {
         path: path.to_owned(),
         what: e.to_string(),
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityFault> {
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityFault> {
     let found = CertificateDer::pem_slice_iter(&read(path)?)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| unusable(path, &e))?;

@@ -10,6 +10,7 @@
 )]
 
 mod enrol;
+mod line;
 mod run;
 mod status;
 
@@ -65,6 +66,25 @@ enum MqttVersion {
 enum Command {
     /// Have a first certificate issued over EST, by a one-time secret or by the factory's certificate
     Enrol(enrol::EnrolArguments),
+    /// On the factory line: enrol, show the platform the certificate and prove its key, so that it never lapses. Safe to run again
+    /// after any cut
+    Provision(enrol::EnrolArguments),
+    /// On the factory line: take what a station (or countersign device provision --csr) issued for the key of `request`
+    Install {
+        /// The folder with device.crt, platform-root.crt and device.json
+        from: PathBuf,
+    },
+    /// On the factory line: sign a station's challenge, and print the signature in base64
+    Prove {
+        /// The file with the challenge; - for standard input
+        challenge: PathBuf,
+    },
+    /// End this device for good: state by its key that the key is destroyed, destroy it, and hand the statement in
+    Destroy {
+        /// That you mean it: the device's id
+        #[arg(long, value_name = "ID")]
+        confirm: DeviceId,
+    },
     /// Have the next certificate issued by the one in use, and put it in use once it was admitted
     Renew {
         /// Keep the key, where the platform's profile lets us
@@ -147,7 +167,11 @@ async fn run(arguments: Arguments) -> ExitCode {
     if let Command::Status(asked) = &arguments.command {
         return status::status(&folder, asked);
     }
-    if !matches!(arguments.command, Command::Enrol(_)) {
+    let needs_identity = !matches!(
+        arguments.command,
+        Command::Enrol(_) | Command::Provision(_) | Command::Install { .. } | Command::Destroy { .. }
+    );
+    if needs_identity {
         match folder.load() {
             Ok(identity) => {
                 for oddity in identity.oddities() {
@@ -170,6 +194,10 @@ async fn run(arguments: Arguments) -> ExitCode {
     };
     let done = match arguments.command {
         Command::Enrol(arguments) => enrol::enrol(&agent, arguments).await,
+        Command::Provision(arguments) => line::provision(&agent, arguments).await,
+        Command::Install { from } => line::install(&agent, &from),
+        Command::Prove { challenge } => line::prove(&agent, &challenge),
+        Command::Destroy { confirm } => line::destroy(&agent, &confirm).await,
         Command::Renew { same_key, no_connect } => enrol::renew(&agent, same_key, no_connect).await,
         Command::Check => check(&agent).await,
         Command::Publish {

@@ -202,6 +202,11 @@ pub enum DeviceCommand {
     },
     /// End devices for good
     Decommission(MoveArguments),
+    /// Record a device's own statement that its key is destroyed, which it could not hand in itself; ends the device for good
+    Destroyed {
+        /// The statement: destruction.json, as the agent wrote it
+        statement: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]

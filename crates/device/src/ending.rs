@@ -1,0 +1,81 @@
+//! The end of a device: its key states that it is destroyed, is destroyed, and the statement is handed in.
+//!
+//! ```text
+//! destruction.json is on disk ─▶ every key is destroyed, then every certificate removed ─▶ the platform has recorded it
+//! ```
+//!
+//! Each step is durable before the next, and a cut anywhere leaves what can simply be run again: while there is a key there is
+//! one to state it with, and no statement is handed in while a key is left.
+
+use countersign_factory::destruction::{PATH, Recorded, Statement};
+
+use crate::est::{EstClient, EstServer};
+use crate::fault::EnrolFault;
+use crate::folder::IdentityFolder;
+use crate::identity::{DeviceProfile, IdentityFault};
+use crate::renewal::PATIENCE;
+
+/// How far it came.
+#[derive(Debug)]
+pub enum Ended {
+    /// The platform has recorded it.
+    Recorded(Recorded),
+    /// The keys are gone, and the statement is still to be handed in: by this again, or by an operator.
+    Stated(EnrolFault),
+}
+
+/// Ends the device. There is no way back.
+///
+/// # Errors
+/// [`EnrolFault`] if a key is left.
+pub async fn destroy(folder: &IdentityFolder) -> Result<Ended, EnrolFault> {
+    let statement = match folder.statement()? {
+        Some(statement) => statement,
+        None => state(folder)?,
+    };
+    folder.destroy_keys()?;
+    let profile = folder.profile()?;
+    Ok(match hand_in(folder, &profile, &statement).await {
+        Ok(recorded) => Ended::Recorded(recorded),
+        Err(fault) => Ended::Stated(fault),
+    })
+}
+
+fn state(folder: &IdentityFolder) -> Result<Statement, EnrolFault> {
+    let identity = folder.load()?;
+    let signer = identity.key.signer().map_err(EnrolFault::Key)?;
+    let signer = signer.ok_or_else(|| {
+        EnrolFault::Usage(
+            "the key is no P-256 key; hint: remove it by hand, and countersign device decommission there"
+                .into(),
+        )
+    })?;
+    let leaf = identity.chain.first();
+    let leaf = leaf.ok_or_else(|| IdentityFault::NotOurs("there is no certificate".into()))?;
+    let (tenant, device) = (identity.profile.tenant.clone(), identity.profile.id.clone());
+    let statement = Statement::create(&*signer, leaf, tenant, device, identity.clock.now())
+        .map_err(|e| EnrolFault::Link(crate::fault::LinkFault::Key(e.0)))?;
+    folder.keep_statement(&statement)?;
+    Ok(statement)
+}
+
+async fn hand_in(
+    folder: &IdentityFolder,
+    profile: &DeviceProfile,
+    statement: &Statement,
+) -> Result<Recorded, EnrolFault> {
+    let Some(port) = profile.enrol_port else {
+        return Err(EnrolFault::Usage(
+            "device.json names no enrol_port; hint: give destruction.json to an operator: countersign device destroyed FILE".into(),
+        ));
+    };
+    let server = EstServer {
+        host: profile.host.clone(),
+        port,
+        tenant: profile.tenant.clone(),
+        profile: None,
+        patience: PATIENCE,
+    };
+    let mut client = EstClient::connect(&server, &folder.roots()?, folder.clock(), None).await?;
+    client.tell(PATH, statement).await
+}

@@ -1,0 +1,126 @@
+//! The end of a device, by its own word.
+
+use countersign_factory::destruction::Statement;
+use countersign_identity::{DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_policy::{CredentialState, LifecycleMove, LifecycleState};
+use rusqlite::{OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::change::Actor;
+use crate::credential::read_credential;
+use crate::error::RegistryError;
+use crate::moves::Move;
+use crate::store::Registry;
+use crate::writer::Committed;
+
+/// A destruction that a device declared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DestructionView {
+    /// The certificate whose key is destroyed.
+    pub certificate: Fingerprint,
+    /// When it was stated, by the device's clock.
+    pub stated: Timestamp,
+    /// When it was recorded.
+    pub recorded: Timestamp,
+}
+
+impl Registry {
+    /// Records a device's statement, whose signature holds, that its key is destroyed: the device is decommissioned, and that is
+    /// final. Safe to repeat: the time of the first record is answered.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoCredential`] if the certificate is not registered for that device; [`RegistryError::Refused`] if it
+    /// is out of force while the device is in use: whoever has an old key must not end the device.
+    pub fn declare_destruction(
+        &self,
+        actor: Actor,
+        statement: Statement,
+        certificate: Fingerprint,
+    ) -> Result<Committed<Timestamp>, RegistryError> {
+        self.write(move |scope| {
+            let (tenant, device) = (&statement.tenant, &statement.device);
+            let known = read_credential(scope.tx, &certificate)?
+                .filter(|c| c.tenant == *tenant && c.device == *device)
+                .ok_or(RegistryError::NoCredential(certificate))?;
+            let before: Option<i64> = scope
+                .tx
+                .prepare_cached(
+                    "SELECT recorded FROM destructions WHERE tenant = ? AND device = ? AND fingerprint = ?",
+                )?
+                .query_row(
+                    params![tenant.as_str(), device.as_str(), certificate.as_bytes()],
+                    |r| r.get(0),
+                )
+                .optional()?;
+            if let Some(before) = before {
+                return Ok(Timestamp::from_unix_ms(before));
+            }
+            let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
+                return Err(RegistryError::NoDevice {
+                    tenant: tenant.clone(),
+                    device: device.clone(),
+                });
+            };
+            if lifecycle.state != LifecycleState::Decommissioned {
+                if !matches!(known.state, CredentialState::Issued | CredentialState::Active) {
+                    return Err(RegistryError::Refused(format!(
+                        "the certificate is {}, so its key cannot end device {device}; hint: countersign device decommission {device}",
+                        known.state
+                    )));
+                }
+                let why = "its key is destroyed, by its own statement";
+                let wanted = Move::new(LifecycleMove::Decommission, why);
+                scope.move_device(&actor, tenant, device, &wanted)?;
+            }
+            scope
+                .tx
+                .prepare_cached(
+                    "INSERT INTO destructions (tenant, device, fingerprint, stated, recorded, statement)
+                     VALUES (?, ?, ?, ?, ?, ?)",
+                )?
+                .execute(params![
+                    tenant.as_str(),
+                    device.as_str(),
+                    certificate.as_bytes(),
+                    statement.at.unix_ms(),
+                    scope.now.unix_ms(),
+                    json!(statement).to_string(),
+                ])?;
+            let detail = json!({ "certificate": certificate, "stated": statement.at.to_string() });
+            scope.audit(
+                &actor,
+                "device.destroyed",
+                tenant.as_str(),
+                device.as_str(),
+                &detail,
+            )?;
+            Ok(scope.now)
+        })
+    }
+
+    /// What a device declared to be destroyed, newest first.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read.
+    pub fn destructions(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+    ) -> Result<Vec<DestructionView>, RegistryError> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT fingerprint, stated, recorded FROM destructions WHERE tenant = ? AND device = ?
+                 ORDER BY recorded DESC",
+            )?;
+            let found = statement.query_map([tenant.as_str(), device.as_str()], |r| {
+                Ok(DestructionView {
+                    certificate: Fingerprint::from_bytes(r.get(0)?),
+                    stated: Timestamp::from_unix_ms(r.get(1)?),
+                    recorded: Timestamp::from_unix_ms(r.get(2)?),
+                })
+            })?;
+            Ok(found.collect::<Result<_, _>>()?)
+        })
+    }
+}
