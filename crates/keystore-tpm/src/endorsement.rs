@@ -26,21 +26,21 @@ use crate::encoding;
 use crate::error::TpmError;
 use crate::{nv, tpm};
 
-/// Where the chain of the EK certificates is, if it is there: certificates one after the other, which may begin in one
-/// index and end in the next (TCG EK Credential Profile, section "EK Certificate Chain").
+/// Where the chain of the EK certificates is, if it is there (TCG EK Credential Profile): certificates one after the other.
+/// One that is longer than an index can be goes on in the next.
 const CHAIN: RangeInclusive<u32> = 0x01c0_0100..=0x01c0_01ff;
 
-/// Where programs keep endorsement keys (TCG TPM v2.0 Provisioning Guidance, section "NV Memory"): 0x81010001 has the one
-/// for RSA. Where the others are differs: 0x81010002, or 0x81010016 as with swtpm.
+/// Where programs keep endorsement keys (TCG TPM v2.0 Provisioning Guidance): 0x81010001 has the one for RSA. Where the
+/// others are differs: 0x81010002, or 0x81010016 as with swtpm.
 const PERSISTENT: RangeInclusive<u32> = 0x8101_0000..=0x8101_00ff;
 
-/// PolicySecret of the endorsement hierarchy, with SHA-384 (TCG EK Credential Profile, section "PolicyA").
+/// PolicySecret of the endorsement hierarchy, with SHA-384 (TCG EK Credential Profile, appendix B: PolicyA).
 const POLICY_A_SHA384: [u8; 48] = [
     0x8b, 0xbf, 0x22, 0x66, 0x53, 0x7c, 0x17, 0x1c, 0xb5, 0x6e, 0x40, 0x3c, 0x4d, 0xc1, 0xd4, 0xb6, 0x4f,
     0x43, 0x26, 0x11, 0xdc, 0x38, 0x6e, 0x6f, 0x53, 0x20, 0x50, 0xc3, 0x27, 0x8c, 0x93, 0x0e, 0x14, 0x3e,
     0x8b, 0xb1, 0x13, 0x38, 0x24, 0xcc, 0xb4, 0x31, 0x05, 0x38, 0x71, 0xc6, 0xdb, 0x53,
 ];
-/// The other branch of PolicyB, with SHA-384 (TCG EK Credential Profile, section "PolicyC").
+/// The other branch of PolicyB, with SHA-384 (TCG EK Credential Profile, appendix B: PolicyC).
 const POLICY_C_SHA384: [u8; 48] = [
     0xd6, 0x03, 0x2c, 0xe6, 0x1f, 0x2f, 0xb3, 0xc2, 0x40, 0xeb, 0x3c, 0xf6, 0xa3, 0x32, 0x37, 0xef, 0x2b,
     0x6a, 0x16, 0xf4, 0x29, 0x3c, 0x22, 0xb4, 0x55, 0xe2, 0x61, 0xcf, 0xfd, 0x21, 0x7a, 0xd5, 0xb4, 0x94,
@@ -50,7 +50,7 @@ const POLICY_C_SHA384: [u8; 48] = [
 const MAKE: &str = "make its endorsement key";
 const USE: &str = "use its endorsement key";
 
-/// Which template (TCG EK Credential Profile, section "Default EK Templates").
+/// Which template (TCG EK Credential Profile, appendix B).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     /// L-1.
@@ -65,7 +65,7 @@ impl Algorithm {
     /// In the order in which they are tried: the one that most TPMs have first.
     const ALL: [Self; 3] = [Self::Rsa2048, Self::P256, Self::P384];
 
-    /// Where the certificate is (TCG EK Credential Profile, section "NV Index").
+    /// Where the certificate is (TCG EK Credential Profile, sections 2.2.1.4 and 2.2.1.5).
     fn certificate_index(self) -> u32 {
         match self {
             Self::Rsa2048 => 0x01c0_0002,
@@ -122,15 +122,10 @@ pub(crate) struct Endorsement {
 impl Endorsement {
     /// The first EK that has a certificate, or the RSA one if none has.
     pub(crate) fn find(context: &mut Context, address: &TpmAddress) -> Result<Self, TpmError> {
-        // A missing index is seen here and not by a failure, of which libtss2 would write to standard error.
-        let indices = tpm::handles(context, address, 0x01c0_0000..=*CHAIN.end())?;
         let mut faults = Vec::new();
         for algorithm in Algorithm::ALL {
             let index = algorithm.certificate_index();
-            if !indices.contains(&index) {
-                continue;
-            }
-            let Some(bytes) = nv::read(context, address, index)? else {
+            let Some(bytes) = nv::content(context, address, index)? else {
                 continue;
             };
             // An index may be larger than what is in it.
@@ -149,7 +144,7 @@ impl Endorsement {
                 continue;
             }
             let mut certificates = vec![certificate];
-            certificates.extend(chain(context, address, &indices)?);
+            certificates.extend(chain(context, address)?);
             return Self::new(address, algorithm, certificates, &public);
         }
         if !faults.is_empty() {
@@ -205,10 +200,10 @@ impl Endorsement {
 }
 
 /// What the TPM keeps of the chain.
-fn chain(context: &mut Context, address: &TpmAddress, indices: &[u32]) -> Result<Vec<Vec<u8>>, TpmError> {
+fn chain(context: &mut Context, address: &TpmAddress) -> Result<Vec<Vec<u8>>, TpmError> {
     let mut bytes = Vec::new();
-    for &index in indices.iter().filter(|n| CHAIN.contains(n)) {
-        bytes.extend(nv::read(context, address, index)?.unwrap_or_default());
+    for index in tpm::handles(context, address, CHAIN)? {
+        bytes.extend(nv::content(context, address, index)?.unwrap_or_default());
     }
     Ok(encoding::all(&bytes))
 }

@@ -83,6 +83,30 @@ pub enum TpmError {
         /// What the TPM says.
         cause: String,
     },
+    /// The TPM has no room for so much in its NV memory.
+    #[error(
+        "the TPM at {address} has no room for {bytes} bytes: {cause}; hint: keep less (the certificate without its chain), or remove what nobody needs (tpm2_nvreadpublic, tpm2_nvundefine)"
+    )]
+    NoRoom {
+        /// The TPM.
+        address: TpmAddress,
+        /// How many there should be.
+        bytes: usize,
+        /// The limit, or what the TPM says.
+        cause: String,
+    },
+    /// The NV index is not ours to write.
+    #[error(
+        "{index:#x} {cause} in the TPM at {address}; hint: take another from 0x1800000 to 0x1bfffff that tpm2_nvreadpublic does not show"
+    )]
+    Index {
+        /// The TPM.
+        address: TpmAddress,
+        /// The index.
+        index: u32,
+        /// What it is.
+        cause: &'static str,
+    },
     /// The text is no file of a key in a TPM.
     #[error(
         "not a file of a key in a TPM: {0}; hint: it begins with -----BEGIN TSS2 PRIVATE KEY-----, and is taken from the copy as it was made"

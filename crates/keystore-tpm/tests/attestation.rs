@@ -10,6 +10,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use countersign_identity::signed::Signer;
 use countersign_keystore_tpm::{Attestation, Certified, TpmAddress, TpmError, TpmKey};
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 use tss_esapi::structures::{Attest, AttestInfo, Public, Signature};
 use tss_esapi::traits::UnMarshall;
 
@@ -17,12 +18,21 @@ const RSA: &str = "0x1c00002";
 const P256: &str = "0x1c0000a";
 const P384: &str = "0x1c00016";
 
+/// One test at a time, with as many TPMs as it likes. libtss2 does not close its connection in programs that are started
+/// meanwhile (FD_CLOEXEC), and a swtpm serves one connection at a time: it would wait for a program of another test.
+static ALONE: ReentrantMutex<()> = ReentrantMutex::new(());
+
 /// A TPM in software, and other programs that use it.
-struct Swtpm(countersign_testkit::swtpm::Swtpm);
+struct Swtpm(
+    countersign_testkit::swtpm::Swtpm,
+    // Let go when the TPM is gone.
+    #[allow(dead_code)] ReentrantMutexGuard<'static, ()>,
+);
 
 impl Swtpm {
     fn start() -> Self {
-        Self(countersign_testkit::swtpm::Swtpm::start())
+        let alone = ALONE.lock();
+        Self(countersign_testkit::swtpm::Swtpm::start(), alone)
     }
 
     /// As it comes from the factory: EKs of RSA-2048 and P-384, kept at 0x81010001 and 0x81010016, and their certificates,
@@ -436,11 +446,11 @@ fn the_chain_of_the_certificate_is_told() {
         let begin = pem.find("-----BEGIN").unwrap();
         der::pem::decode_vec(&pem.as_bytes()[begin..]).unwrap().1
     });
-    // The second begins in the first index and ends in the next, which is padded.
+    // In more indices than are asked for at once, and padded.
     let all = [issuer.clone(), root.clone(), vec![0xff; 40]].concat();
-    let (first, second) = all.split_at(issuer.len() + 100);
-    tpm.keep("0x1c00100", first, READ_BY_ALL);
-    tpm.keep("0x1c00101", second, READ_BY_ALL);
+    for (index, part) in (0x01c0_0100..).zip(all.chunks(all.len().div_ceil(70))) {
+        tpm.keep(&format!("{index:#x}"), part, READ_BY_ALL);
+    }
     let attestation = Attestation::begin(&tpm.address()).unwrap();
     let [_, rest @ ..] = attestation.endorsement_certificates() else {
         panic!("{attestation:?}")
