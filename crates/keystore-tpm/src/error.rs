@@ -65,7 +65,7 @@ pub enum TpmError {
     },
     /// The TPM holds endorsement certificates, but none of an endorsement key that it has.
     #[error(
-        "the TPM at {address} has no endorsement key that its certificates are of: {cause}; hint: if the key is made by another template than the standard one, make it persistent (tpm2_createek --template, tpm2_evictcontrol --hierarchy o 0x81010001 for RSA, 0x81010002 for ECC); if the endorsement seed was changed (tpm2_changeeps), the certificates are lost for good"
+        "the TPM at {address} has no endorsement key that its certificates are of: {cause}; hint: if its endorsement seed was changed (tpm2_changeeps), they are lost for good, and it can attest only without them (tpm2_nvundefine); else ask its manufacturer by which template the key is made"
     )]
     Endorsement {
         /// The TPM.

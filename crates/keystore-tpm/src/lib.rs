@@ -6,9 +6,9 @@
 //! 3. `encoding`: what a TPM writes differently from X.509: points and ECDSA signatures
 //! 4. `tpm`: one turn at a TPM at a time; parents; loading, and leaving nothing behind
 //! 5. `key`: a key that signs, as [`countersign_identity::signed::Signer`]
-//! 6. [`nv`]: what the TPM keeps of data
+//! 6. `nv`: what the TPM keeps of data
 //! 7. `endorsement`: the key and the certificates by which a TPM is known to be one
-//! 8. [`attestation`]: what the TPM says of itself and of its keys
+//! 8. `attestation`: what the TPM says of itself and of its keys
 //!
 //! All from `tpm` on need libtss2 and are there with the feature `tpm` only. Without it, a program can still tell such a
 //! file from others ([`is_tpm_key`]) and say that it was built without.

@@ -192,6 +192,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+fn unhex(text: &str) -> Vec<u8> {
+    let pairs = (0..text.len()).step_by(2).map(|at| &text[at..at + 2]);
+    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
+}
+
 fn sized(bytes: &[u8]) -> Vec<u8> {
     [&u16::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
 }
@@ -273,7 +278,7 @@ fn round(tpm: &Swtpm) -> Attestation {
     assert!(point.ends_with(unique.y().value()));
     tpm.holds_nothing();
     // Again and again, though there are three slots only.
-    for n in 0..8_u8 {
+    for n in 0..4_u8 {
         holds(
             &attestation,
             &attestation.certify(&key, &[n; 64]).unwrap(),
@@ -419,6 +424,51 @@ fn a_tpm_with_a_p256_key_attests() {
 }
 
 #[test]
+fn a_key_by_the_manufacturers_own_template_attests() {
+    // TPMT_PUBLIC, as the standard ones but with userWithAuth: type, nameAlg, attributes, policy, parameters, unique.
+    let policy = "0020837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa";
+    let rsa = format!(
+        "0001000b000300f2{policy}00060080004300100800000000000100{}",
+        "00".repeat(256)
+    );
+    let ecc = format!(
+        "0023000b000300f2{policy}0006008000430010000300100020{0}0020{0}",
+        "00".repeat(32)
+    );
+    let nonce = b"a nonce of the manufacturer 0123";
+    // As tpm2_createprimary takes them: TPM2B_PUBLIC_KEY_RSA and TPMS_ECC_POINT as C structures. (tpm2_createek --template
+    // makes another key each time if there is a nonce.)
+    let in_rsa = [[0, 1].as_slice(), nonce, &[0; 224]].concat();
+    let in_ecc = [[32, 0].as_slice(), nonce, &[0; 96], &[32, 0], &[0; 128]].concat();
+    for (kind, certificate, nonce_at, template_at, template, unique) in [
+        ("rsa2048:null", RSA, "0x1c00003", "0x1c00004", rsa, in_rsa),
+        ("ecc256:null", P256, "0x1c0000b", "0x1c0000c", ecc, in_ecc),
+    ] {
+        let tpm = Swtpm::start();
+        tpm.keep(template_at, &unhex(&template), READ_BY_ALL);
+        tpm.keep(nonce_at, nonce, READ_BY_ALL);
+        tpm.write("unique", unique);
+        tpm.write("policy", &unhex(policy)[2..]);
+        tpm.do_(
+            "tpm2_createprimary",
+            &format!(
+                "-C e -G {kind}:aes128cfb -L policy -u unique -c ek.ctx \
+                 -a fixedtpm|fixedparent|sensitivedataorigin|userwithauth|adminwithpolicy|restricted|decrypt"
+            ),
+        );
+        tpm.do_("tpm2_readpublic", "-c ek.ctx -f pem -o ek.pem");
+        tpm.run("tpm2_flushcontext", &["-t"]);
+        let der = tpm.certificate("ek.pem");
+        // Without the certificate nobody says that this is its template.
+        let without = Attestation::begin(&tpm.address()).unwrap();
+        tpm.keep(certificate, &der, READ_BY_ALL);
+        let attestation = round(&tpm);
+        assert_eq!(attestation.endorsement_certificates(), [der]);
+        assert_ne!(attestation.endorsement_public(), without.endorsement_public());
+    }
+}
+
+#[test]
 fn a_tpm_without_certificates_attests_by_its_rsa_key() {
     let tpm = Swtpm::start();
     let attestation = round(&tpm);
@@ -469,6 +519,12 @@ fn a_certificate_of_another_key_is_told() {
     // There is another that is right.
     let attestation = Attestation::begin(&tpm.address()).unwrap();
     assert_eq!(type_of(attestation.endorsement_public()), 0x23);
+    tpm.keep("0x1c00017", b"no template", READ_BY_ALL);
+    let (_, message) = fault(Attestation::begin(&tpm.address()));
+    assert!(
+        message.contains("beside the certificate in 0x1c00016 is no template"),
+        "{message}"
+    );
     tpm.remove(P384);
     tpm.keep(P384, b"no certificate", READ_BY_ALL);
     let (error, message) = fault(Attestation::begin(&tpm.address()));
