@@ -72,7 +72,8 @@ impl Attestation {
     /// restricted, fixed to this TPM, under the same parent as [`TpmKey::generate`] has.
     ///
     /// The endorsement key is the first of RSA-2048, P-256 and P-384 that has a certificate, by the templates L-1, L-2 and
-    /// H-3 of the TCG EK Credential Profile; RSA-2048 if none has. One that the TPM keeps (0x81010001 and on) is used
+    /// H-3 of the TCG EK Credential Profile, or by what the manufacturer left beside the certificate (nonce and template);
+    /// RSA-2048 if none has. One that the TPM keeps (0x81010001 and on) is used
     /// instead of deriving it.
     ///
     /// # Errors

@@ -17,8 +17,10 @@ use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
-use tss_esapi::structures::{Digest, DigestList, EccPoint, Nonce, Public, PublicKeyRsa, SymmetricDefinition};
-use tss_esapi::traits::Marshall;
+use tss_esapi::structures::{
+    Digest, DigestList, EccParameter, EccPoint, Nonce, Public, PublicKeyRsa, SymmetricDefinition,
+};
+use tss_esapi::traits::{Marshall, UnMarshall};
 use tss_esapi::{Context, Error, WrapperErrorKind};
 
 use crate::address::TpmAddress;
@@ -26,21 +28,21 @@ use crate::encoding;
 use crate::error::TpmError;
 use crate::{nv, tpm};
 
-/// Where the chain of the EK certificates is, if it is there: certificates one after the other, which may begin in one
-/// index and end in the next (TCG EK Credential Profile, section "EK Certificate Chain").
+/// Where the chain of the EK certificates is, if it is there (TCG EK Credential Profile): certificates one after the other.
+/// One that is longer than an index can be goes on in the next.
 const CHAIN: RangeInclusive<u32> = 0x01c0_0100..=0x01c0_01ff;
 
-/// Where programs keep endorsement keys (TCG TPM v2.0 Provisioning Guidance, section "NV Memory"): 0x81010001 has the one
-/// for RSA. Where the others are differs: 0x81010002, or 0x81010016 as with swtpm.
+/// Where programs keep endorsement keys (TCG TPM v2.0 Provisioning Guidance): 0x81010001 has the one for RSA. Where the
+/// others are differs: 0x81010002, or 0x81010016 as with swtpm.
 const PERSISTENT: RangeInclusive<u32> = 0x8101_0000..=0x8101_00ff;
 
-/// PolicySecret of the endorsement hierarchy, with SHA-384 (TCG EK Credential Profile, section "PolicyA").
+/// PolicySecret of the endorsement hierarchy, with SHA-384 (TCG EK Credential Profile, appendix B: PolicyA).
 const POLICY_A_SHA384: [u8; 48] = [
     0x8b, 0xbf, 0x22, 0x66, 0x53, 0x7c, 0x17, 0x1c, 0xb5, 0x6e, 0x40, 0x3c, 0x4d, 0xc1, 0xd4, 0xb6, 0x4f,
     0x43, 0x26, 0x11, 0xdc, 0x38, 0x6e, 0x6f, 0x53, 0x20, 0x50, 0xc3, 0x27, 0x8c, 0x93, 0x0e, 0x14, 0x3e,
     0x8b, 0xb1, 0x13, 0x38, 0x24, 0xcc, 0xb4, 0x31, 0x05, 0x38, 0x71, 0xc6, 0xdb, 0x53,
 ];
-/// The other branch of PolicyB, with SHA-384 (TCG EK Credential Profile, section "PolicyC").
+/// The other branch of PolicyB, with SHA-384 (TCG EK Credential Profile, appendix B: PolicyC).
 const POLICY_C_SHA384: [u8; 48] = [
     0xd6, 0x03, 0x2c, 0xe6, 0x1f, 0x2f, 0xb3, 0xc2, 0x40, 0xeb, 0x3c, 0xf6, 0xa3, 0x32, 0x37, 0xef, 0x2b,
     0x6a, 0x16, 0xf4, 0x29, 0x3c, 0x22, 0xb4, 0x55, 0xe2, 0x61, 0xcf, 0xfd, 0x21, 0x7a, 0xd5, 0xb4, 0x94,
@@ -50,7 +52,7 @@ const POLICY_C_SHA384: [u8; 48] = [
 const MAKE: &str = "make its endorsement key";
 const USE: &str = "use its endorsement key";
 
-/// Which template (TCG EK Credential Profile, section "Default EK Templates").
+/// Which standard template (TCG EK Credential Profile, appendix B).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     /// L-1.
@@ -65,7 +67,7 @@ impl Algorithm {
     /// In the order in which they are tried: the one that most TPMs have first.
     const ALL: [Self; 3] = [Self::Rsa2048, Self::P256, Self::P384];
 
-    /// Where the certificate is (TCG EK Credential Profile, section "NV Index").
+    /// Where the certificate is (TCG EK Credential Profile, sections 2.2.1.4 and 2.2.1.5).
     fn certificate_index(self) -> u32 {
         match self {
             Self::Rsa2048 => 0x01c0_0002,
@@ -74,7 +76,25 @@ impl Algorithm {
         }
     }
 
-    fn template(self) -> Result<Public, Error> {
+    /// Where the manufacturer says that its key is made otherwise: values for "unique" (a nonce), and a template (TCG EK
+    /// Credential Profile, sections 2.2.1.4 and 2.2.1.5).
+    fn nonce_index(self) -> Option<u32> {
+        match self {
+            Self::Rsa2048 => Some(0x01c0_0003),
+            Self::P256 => Some(0x01c0_000b),
+            Self::P384 => None,
+        }
+    }
+
+    fn template_index(self) -> u32 {
+        match self {
+            Self::Rsa2048 => 0x01c0_0004,
+            Self::P256 => 0x01c0_000c,
+            Self::P384 => 0x01c0_0017,
+        }
+    }
+
+    fn standard_template(self) -> Result<Public, Error> {
         let algorithm = match self {
             Self::Rsa2048 => AsymmetricAlgorithmSelection::Rsa(RsaKeyBits::Rsa2048),
             Self::P256 => AsymmetricAlgorithmSelection::Ecc(EccCurve::NistP256),
@@ -88,6 +108,29 @@ impl Algorithm {
             Self::Rsa2048 | Self::P256 => HashingAlgorithm::Sha256,
             Self::P384 => HashingAlgorithm::Sha384,
         }
+    }
+
+    /// The template of the key that the certificate is of. `None` if what the manufacturer left is none.
+    fn manufacturer_template(
+        self,
+        context: &mut Context,
+        address: &TpmAddress,
+    ) -> Result<Option<Public>, TpmError> {
+        let template = match nv::content(context, address, self.template_index())? {
+            Some(bytes) => Public::unmarshall(&bytes).ok(),
+            None => Some(
+                self.standard_template()
+                    .map_err(|e| tpm::failed(address, MAKE, e))?,
+            ),
+        };
+        let nonce = match self.nonce_index() {
+            Some(index) => nv::content(context, address, index)?,
+            None => None,
+        };
+        Ok(match (template, nonce) {
+            (Some(template), Some(nonce)) => with_nonce(template, nonce),
+            (template, _) => template,
+        })
     }
 
     /// The key as its certificate has it. `None` if it is of another algorithm.
@@ -113,6 +156,7 @@ impl Algorithm {
 /// What is known of a TPM's EK.
 pub(crate) struct Endorsement {
     pub(crate) algorithm: Algorithm,
+    template: Public,
     /// DER: its own first, then the chain. Empty if there is none of it.
     pub(crate) certificates: Vec<Vec<u8>>,
     /// TPMT_PUBLIC.
@@ -122,15 +166,10 @@ pub(crate) struct Endorsement {
 impl Endorsement {
     /// The first EK that has a certificate, or the RSA one if none has.
     pub(crate) fn find(context: &mut Context, address: &TpmAddress) -> Result<Self, TpmError> {
-        // A missing index is seen here and not by a failure, of which libtss2 would write to standard error.
-        let indices = tpm::handles(context, address, 0x01c0_0000..=*CHAIN.end())?;
         let mut faults = Vec::new();
         for algorithm in Algorithm::ALL {
             let index = algorithm.certificate_index();
-            if !indices.contains(&index) {
-                continue;
-            }
-            let Some(bytes) = nv::read(context, address, index)? else {
+            let Some(bytes) = nv::content(context, address, index)? else {
                 continue;
             };
             // An index may be larger than what is in it.
@@ -141,7 +180,11 @@ impl Endorsement {
                 continue;
             };
             let is_certified = |public: &Public| algorithm.subject_key(public).as_ref() == Some(&key);
-            let public = with_key(context, address, algorithm, is_certified, |_, _, public| {
+            let Some(template) = algorithm.manufacturer_template(context, address)? else {
+                faults.push(format!("beside the certificate in {index:#x} is no template"));
+                continue;
+            };
+            let public = with_key(context, address, &template, is_certified, |_, _, public| {
                 Ok(public.clone())
             })?;
             if !is_certified(&public) {
@@ -149,8 +192,8 @@ impl Endorsement {
                 continue;
             }
             let mut certificates = vec![certificate];
-            certificates.extend(chain(context, address, &indices)?);
-            return Self::new(address, algorithm, certificates, &public);
+            certificates.extend(chain(context, address)?);
+            return Self::new(address, algorithm, template, certificates, &public);
         }
         if !faults.is_empty() {
             return Err(TpmError::Endorsement {
@@ -159,24 +202,30 @@ impl Endorsement {
             });
         }
         let algorithm = Algorithm::Rsa2048;
+        // What is there beside no certificate is nobody's word.
+        let template = algorithm
+            .standard_template()
+            .map_err(|e| tpm::failed(address, MAKE, e))?;
         let public = with_key(
             context,
             address,
-            algorithm,
+            &template,
             |_| true,
             |_, _, public| Ok(public.clone()),
         )?;
-        Self::new(address, algorithm, Vec::new(), &public)
+        Self::new(address, algorithm, template, Vec::new(), &public)
     }
 
     fn new(
         address: &TpmAddress,
         algorithm: Algorithm,
+        template: Public,
         certificates: Vec<Vec<u8>>,
         public: &Public,
     ) -> Result<Self, TpmError> {
         Ok(Self {
             algorithm,
+            template,
             certificates,
             public: public.marshall().map_err(|e| tpm::failed(address, MAKE, e))?,
         })
@@ -190,7 +239,7 @@ impl Endorsement {
         work: impl FnOnce(&mut Context, KeyHandle, AuthSession) -> Result<T, TpmError>,
     ) -> Result<T, TpmError> {
         let is_it = |public: &Public| public.marshall().is_ok_and(|p| p == self.public);
-        with_key(context, address, self.algorithm, is_it, |context, key, public| {
+        with_key(context, address, &self.template, is_it, |context, key, public| {
             if !is_it(public) {
                 return Err(TpmError::OtherTpm {
                     address: address.clone(),
@@ -205,10 +254,10 @@ impl Endorsement {
 }
 
 /// What the TPM keeps of the chain.
-fn chain(context: &mut Context, address: &TpmAddress, indices: &[u32]) -> Result<Vec<Vec<u8>>, TpmError> {
+fn chain(context: &mut Context, address: &TpmAddress) -> Result<Vec<Vec<u8>>, TpmError> {
     let mut bytes = Vec::new();
-    for &index in indices.iter().filter(|n| CHAIN.contains(n)) {
-        bytes.extend(nv::read(context, address, index)?.unwrap_or_default());
+    for index in tpm::handles(context, address, CHAIN)? {
+        bytes.extend(nv::content(context, address, index)?.unwrap_or_default());
     }
     Ok(encoding::all(&bytes))
 }
@@ -218,15 +267,14 @@ fn chain(context: &mut Context, address: &TpmAddress, indices: &[u32]) -> Result
 fn with_key<T>(
     context: &mut Context,
     address: &TpmAddress,
-    algorithm: Algorithm,
+    template: &Public,
     is_wanted: impl Fn(&Public) -> bool,
     work: impl FnOnce(&mut Context, KeyHandle, &Public) -> Result<T, TpmError>,
 ) -> Result<T, TpmError> {
-    let template = algorithm.template().map_err(|e| tpm::failed(address, MAKE, e))?;
     for number in tpm::handles(context, address, PERSISTENT)? {
         let (key, public) =
             persistent(context, number).map_err(|e| tpm::failed(address, "read a key that it keeps", e))?;
-        if without_unique(&public) == without_unique(&template) && is_wanted(&public) {
+        if without_unique(&public) == without_unique(template) && is_wanted(&public) {
             return work(context, key, &public);
         }
     }
@@ -247,6 +295,22 @@ fn persistent(context: &mut Context, number: u32) -> Result<(KeyHandle, Public),
     let key = KeyHandle::from(found);
     let (public, _, _) = tpm::patiently(|| context.execute_without_session(|c| c.read_public(key)))?;
     Ok((key, public))
+}
+
+/// The template with the nonce at the beginning of its "unique".
+fn with_nonce(mut template: Public, mut nonce: Vec<u8>) -> Option<Public> {
+    match &mut template {
+        Public::Rsa { unique, .. } => {
+            nonce.resize(unique.len().max(nonce.len()), 0);
+            *unique = PublicKeyRsa::try_from(nonce).ok()?;
+        }
+        Public::Ecc { unique, .. } => {
+            nonce.resize(unique.x().len().max(nonce.len()), 0);
+            *unique = EccPoint::new(EccParameter::try_from(nonce).ok()?, unique.y().clone());
+        }
+        Public::KeyedHash { .. } | Public::SymCipher { .. } => return None,
+    }
+    Some(template)
 }
 
 /// What is the same in a template and in a key that was made by it.

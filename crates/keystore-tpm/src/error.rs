@@ -65,7 +65,7 @@ pub enum TpmError {
     },
     /// The TPM holds endorsement certificates, but none of an endorsement key that it has.
     #[error(
-        "the TPM at {address} has no endorsement key that its certificates are of: {cause}; hint: if the key is made by another template than the standard one, make it persistent (tpm2_createek --template, tpm2_evictcontrol --hierarchy o 0x81010001 for RSA, 0x81010002 for ECC); if the endorsement seed was changed (tpm2_changeeps), the certificates are lost for good"
+        "the TPM at {address} has no endorsement key that its certificates are of: {cause}; hint: if its endorsement seed was changed (tpm2_changeeps), they are lost for good, and it can attest only without them (tpm2_nvundefine); else ask its manufacturer by which template the key is made"
     )]
     Endorsement {
         /// The TPM.
@@ -82,6 +82,30 @@ pub enum TpmError {
         address: TpmAddress,
         /// What the TPM says.
         cause: String,
+    },
+    /// The TPM has no room for so much in its NV memory.
+    #[error(
+        "the TPM at {address} has no room for {bytes} bytes: {cause}; hint: keep less (the certificate without its chain), or remove what nobody needs (tpm2_nvreadpublic, tpm2_nvundefine)"
+    )]
+    NoRoom {
+        /// The TPM.
+        address: TpmAddress,
+        /// How many there should be.
+        bytes: usize,
+        /// The limit, or what the TPM says.
+        cause: String,
+    },
+    /// The NV index is not ours to write.
+    #[error(
+        "{index:#x} {cause} in the TPM at {address}; hint: take another from 0x1800000 to 0x1bfffff that tpm2_nvreadpublic does not show"
+    )]
+    Index {
+        /// The TPM.
+        address: TpmAddress,
+        /// The index.
+        index: u32,
+        /// What it is.
+        cause: &'static str,
     },
     /// The text is no file of a key in a TPM.
     #[error(

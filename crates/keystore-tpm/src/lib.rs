@@ -41,7 +41,7 @@ mod error;
 mod key;
 pub mod key_file;
 #[cfg(feature = "tpm")]
-mod nv;
+pub mod nv;
 #[cfg(feature = "tpm")]
 mod tpm;
 

@@ -10,6 +10,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use countersign_identity::signed::Signer;
 use countersign_keystore_tpm::{Attestation, Certified, TpmAddress, TpmError, TpmKey};
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 use tss_esapi::structures::{Attest, AttestInfo, Public, Signature};
 use tss_esapi::traits::UnMarshall;
 
@@ -17,12 +18,21 @@ const RSA: &str = "0x1c00002";
 const P256: &str = "0x1c0000a";
 const P384: &str = "0x1c00016";
 
+/// One test at a time, with as many TPMs as it likes. libtss2 does not close its connection in programs that are started
+/// meanwhile (FD_CLOEXEC), and a swtpm serves one connection at a time: it would wait for a program of another test.
+static ALONE: ReentrantMutex<()> = ReentrantMutex::new(());
+
 /// A TPM in software, and other programs that use it.
-struct Swtpm(countersign_testkit::swtpm::Swtpm);
+struct Swtpm(
+    countersign_testkit::swtpm::Swtpm,
+    // Let go when the TPM is gone.
+    #[allow(dead_code)] ReentrantMutexGuard<'static, ()>,
+);
 
 impl Swtpm {
     fn start() -> Self {
-        Self(countersign_testkit::swtpm::Swtpm::start())
+        let alone = ALONE.lock();
+        Self(countersign_testkit::swtpm::Swtpm::start(), alone)
     }
 
     /// As it comes from the factory: EKs of RSA-2048 and P-384, kept at 0x81010001 and 0x81010016, and their certificates,
@@ -147,6 +157,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+fn unhex(text: &str) -> Vec<u8> {
+    let pairs = (0..text.len()).step_by(2).map(|at| &text[at..at + 2]);
+    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
+}
+
 fn sized(bytes: &[u8]) -> Vec<u8> {
     [&u16::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
 }
@@ -228,7 +243,7 @@ fn round(tpm: &Swtpm) -> Attestation {
     assert!(point.ends_with(unique.y().value()));
     tpm.holds_nothing();
     // Again and again, though there are three slots only.
-    for n in 0..8_u8 {
+    for n in 0..4_u8 {
         holds(
             &attestation,
             &attestation.certify(&key, &[n; 64]).unwrap(),
@@ -374,6 +389,51 @@ fn a_tpm_with_a_p256_key_attests() {
 }
 
 #[test]
+fn a_key_by_the_manufacturers_own_template_attests() {
+    // TPMT_PUBLIC, as the standard ones but with userWithAuth: type, nameAlg, attributes, policy, parameters, unique.
+    let policy = "0020837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa";
+    let rsa = format!(
+        "0001000b000300f2{policy}00060080004300100800000000000100{}",
+        "00".repeat(256)
+    );
+    let ecc = format!(
+        "0023000b000300f2{policy}0006008000430010000300100020{0}0020{0}",
+        "00".repeat(32)
+    );
+    let nonce = b"a nonce of the manufacturer 0123";
+    // As tpm2_createprimary takes them: TPM2B_PUBLIC_KEY_RSA and TPMS_ECC_POINT as C structures. (tpm2_createek --template
+    // makes another key each time if there is a nonce.)
+    let in_rsa = [[0, 1].as_slice(), nonce, &[0; 224]].concat();
+    let in_ecc = [[32, 0].as_slice(), nonce, &[0; 96], &[32, 0], &[0; 128]].concat();
+    for (kind, certificate, nonce_at, template_at, template, unique) in [
+        ("rsa2048:null", RSA, "0x1c00003", "0x1c00004", rsa, in_rsa),
+        ("ecc256:null", P256, "0x1c0000b", "0x1c0000c", ecc, in_ecc),
+    ] {
+        let tpm = Swtpm::start();
+        tpm.keep(template_at, &unhex(&template), READ_BY_ALL);
+        tpm.keep(nonce_at, nonce, READ_BY_ALL);
+        tpm.write("unique", unique);
+        tpm.write("policy", &unhex(policy)[2..]);
+        tpm.do_(
+            "tpm2_createprimary",
+            &format!(
+                "-C e -G {kind}:aes128cfb -L policy -u unique -c ek.ctx \
+                 -a fixedtpm|fixedparent|sensitivedataorigin|userwithauth|adminwithpolicy|restricted|decrypt"
+            ),
+        );
+        tpm.do_("tpm2_readpublic", "-c ek.ctx -f pem -o ek.pem");
+        tpm.run("tpm2_flushcontext", &["-t"]);
+        let der = tpm.certificate("ek.pem");
+        // Without the certificate nobody says that this is its template.
+        let without = Attestation::begin(&tpm.address()).unwrap();
+        tpm.keep(certificate, &der, READ_BY_ALL);
+        let attestation = round(&tpm);
+        assert_eq!(attestation.endorsement_certificates(), [der]);
+        assert_ne!(attestation.endorsement_public(), without.endorsement_public());
+    }
+}
+
+#[test]
 fn a_tpm_without_certificates_attests_by_its_rsa_key() {
     let tpm = Swtpm::start();
     let attestation = round(&tpm);
@@ -401,11 +461,11 @@ fn the_chain_of_the_certificate_is_told() {
         let begin = pem.find("-----BEGIN").unwrap();
         der::pem::decode_vec(&pem.as_bytes()[begin..]).unwrap().1
     });
-    // The second begins in the first index and ends in the next, which is padded.
+    // In more indices than are asked for at once, and padded.
     let all = [issuer.clone(), root.clone(), vec![0xff; 40]].concat();
-    let (first, second) = all.split_at(issuer.len() + 100);
-    tpm.keep("0x1c00100", first, READ_BY_ALL);
-    tpm.keep("0x1c00101", second, READ_BY_ALL);
+    for (index, part) in (0x01c0_0100..).zip(all.chunks(all.len().div_ceil(70))) {
+        tpm.keep(&format!("{index:#x}"), part, READ_BY_ALL);
+    }
     let attestation = Attestation::begin(&tpm.address()).unwrap();
     let [_, rest @ ..] = attestation.endorsement_certificates() else {
         panic!("{attestation:?}")
@@ -424,6 +484,12 @@ fn a_certificate_of_another_key_is_told() {
     // There is another that is right.
     let attestation = Attestation::begin(&tpm.address()).unwrap();
     assert_eq!(type_of(attestation.endorsement_public()), 0x23);
+    tpm.keep("0x1c00017", b"no template", READ_BY_ALL);
+    let (_, message) = fault(Attestation::begin(&tpm.address()));
+    assert!(
+        message.contains("beside the certificate in 0x1c00016 is no template"),
+        "{message}"
+    );
     tpm.remove(P384);
     tpm.keep(P384, b"no certificate", READ_BY_ALL);
     let (error, message) = fault(Attestation::begin(&tpm.address()));

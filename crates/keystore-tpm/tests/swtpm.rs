@@ -8,15 +8,25 @@ use std::process::{Command, Output};
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use countersign_identity::signed::{Signed, Signer};
-use countersign_keystore_tpm::{TpmAddress, TpmError, TpmKey};
+use countersign_keystore_tpm::{TpmAddress, TpmError, TpmKey, nv};
 use der::{Decode, Encode};
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+
+/// One test at a time, with as many TPMs as it likes. libtss2 does not close its connection in programs that are started
+/// meanwhile (FD_CLOEXEC), and a swtpm serves one connection at a time: it would wait for a program of another test.
+static ALONE: ReentrantMutex<()> = ReentrantMutex::new(());
 
 /// A TPM in software, and other programs that use it.
-struct Swtpm(countersign_testkit::swtpm::Swtpm);
+struct Swtpm(
+    countersign_testkit::swtpm::Swtpm,
+    // Let go when the TPM is gone.
+    #[allow(dead_code)] ReentrantMutexGuard<'static, ()>,
+);
 
 impl Swtpm {
     fn start() -> Self {
-        Self(countersign_testkit::swtpm::Swtpm::start())
+        let alone = ALONE.lock();
+        Self(countersign_testkit::swtpm::Swtpm::start(), alone)
     }
 
     fn stop(&mut self) {
@@ -509,4 +519,91 @@ fn a_tpm_that_comes_back_is_used_again() {
     tpm.restart();
     works(&key);
     works(&TpmKey::open(&tpm.address(), &key.to_pem()).unwrap());
+}
+
+const INDEX: u32 = 0x0180_0100;
+
+#[test]
+fn certificates_are_kept_read_and_removed() {
+    let mut tpm = Swtpm::start();
+    let at = tpm.address();
+    assert_eq!(nv::read(&at, INDEX).unwrap(), None);
+    assert!(!nv::remove(&at, INDEX).unwrap());
+    // More than is written at once, then less; each replaces what was there.
+    let long: Vec<u8> = (0..2000_u32).map(|n| n.to_be_bytes()[3]).collect();
+    for bytes in [&long, &b"short".to_vec(), &b"shor7".to_vec(), &long, &long] {
+        nv::write(&at, INDEX, bytes).unwrap();
+        assert_eq!(nv::read(&at, INDEX).unwrap().as_ref(), Some(bytes));
+        tpm.run("tpm2_nvread", &["-o", "kept", "0x1800100"]);
+        assert_eq!(&std::fs::read(tpm.path("kept")).unwrap(), bytes);
+    }
+    tpm.restart();
+    assert_eq!(nv::read(&at, INDEX).unwrap().as_ref(), Some(&long));
+    // With a password of the owner hierarchy it is still read, and what is there already need not be written.
+    tpm.run("tpm2_changeauth", &["-c", "o", "abc"]);
+    assert_eq!(nv::read(&at, INDEX).unwrap().as_ref(), Some(&long));
+    nv::write(&at, INDEX, &long).unwrap();
+    for result in [nv::write(&at, INDEX, b"other"), nv::remove(&at, INDEX).map(drop)] {
+        assert!(fault(result).1.contains("owner hierarchy has a password"));
+    }
+    tpm.run("tpm2_changeauth", &["-c", "o", "-p", "abc"]);
+    assert_eq!(nv::read(&at, INDEX).unwrap().as_ref(), Some(&long));
+    assert!(nv::remove(&at, INDEX).unwrap());
+    assert_eq!(nv::read(&at, INDEX).unwrap(), None);
+    assert_eq!(tpm.run("tpm2_getcap", &["handles-nv-index"]), "");
+    // As if the power went away before anything was written, and before the beginning was.
+    let attributes = "ownerread|ownerwrite|authread|no_da";
+    tpm.run(
+        "tpm2_nvdefine",
+        &["-C", "o", "-s", "8", "-a", attributes, "0x1800100"],
+    );
+    assert_eq!(nv::read(&at, INDEX).unwrap(), None);
+    tpm.write("content", "end");
+    tpm.run(
+        "tpm2_nvwrite",
+        &["-C", "o", "-i", "content", "--offset", "5", "0x1800100"],
+    );
+    assert_eq!(nv::read(&at, INDEX).unwrap().unwrap(), b"\xff\xff\xff\xff\xffend");
+    nv::write(&at, INDEX, b"whole").unwrap();
+    assert_eq!(nv::read(&at, INDEX).unwrap().unwrap(), b"whole");
+}
+
+#[test]
+fn no_room_in_the_tpm_is_told_and_nothing_is_lost() {
+    let tpm = Swtpm::start();
+    let at = tpm.address();
+    nv::write(&at, INDEX, b"kept").unwrap();
+    for bytes in [Vec::new(), vec![1; 5000], vec![1; 70000]] {
+        let (error, _) = fault(nv::write(&at, INDEX, &bytes));
+        assert!(matches!(error, TpmError::NoRoom { .. }), "{error:?}");
+    }
+    // Until all is full.
+    let full = (1..200).find_map(|n| nv::write(&at, INDEX + n, &[1; 2000]).err());
+    assert!(matches!(full, Some(TpmError::NoRoom { .. })), "{full:?}");
+    let (error, _) = fault(nv::write(&at, INDEX, &[1; 2000]));
+    assert!(matches!(error, TpmError::NoRoom { .. }), "{error:?}");
+    assert_eq!(nv::read(&at, INDEX).unwrap().unwrap(), b"kept");
+}
+
+#[test]
+fn what_others_keep_in_the_tpm_is_left_alone() {
+    let tpm = Swtpm::start();
+    let at = tpm.address();
+    tpm.run(
+        "tpm2_nvdefine",
+        &["-C", "o", "-s", "8", "-a", "ownerread|ownerwrite", "0x1800100"],
+    );
+    for index in [INDEX, 0x01c0_0002, 0x0100_0000, 0x017f_ffff, 0x8100_0001] {
+        for result in [nv::write(&at, index, b"x"), nv::remove(&at, index).map(drop)] {
+            let (error, _) = fault(result);
+            assert!(matches!(error, TpmError::Index { .. }), "{error:?}");
+        }
+    }
+    // Nothing was written there yet.
+    assert_eq!(nv::read(&at, INDEX).unwrap(), None);
+    tpm.write("content", "8 bytes.");
+    tpm.run("tpm2_nvwrite", &["-C", "o", "-i", "content", "0x1800100"]);
+    assert_eq!(nv::read(&at, INDEX).unwrap().unwrap(), b"8 bytes.");
+    let (error, _) = fault(nv::read(&at, 0x8100_0001));
+    assert!(matches!(error, TpmError::Index { .. }), "{error:?}");
 }
