@@ -154,6 +154,47 @@ fn a_key_is_made_saved_opened_and_signs() {
     }
 }
 
+#[test]
+fn whoever_may_use_the_tpm_cannot_take_the_key_out_of_it() {
+    let tpm = Swtpm::start();
+    let pem = TpmKey::generate(&tpm.address()).unwrap().to_pem();
+    let parts = parts(&pem);
+    tpm.write("public.bin", parts[parts.len() - 2].value());
+    tpm.write("private.bin", parts[parts.len() - 1].value());
+    let all = |lines: &str| {
+        let run = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            tpm.try_run(words[0], &words[1..])
+        };
+        lines.lines().map(run).collect::<Vec<_>>()
+    };
+    let loaded = all(
+        "tpm2_createprimary -Q -C o -G ecc256:null:aes128cfb -c parent.ctx \
+         -a fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt
+        tpm2_flushcontext -t
+        tpm2_load -Q -C parent.ctx -u public.bin -r private.bin -c key.ctx
+        tpm2_flushcontext -t
+        tpm2_startauthsession --policy-session -S session.ctx
+        tpm2_policycommandcode -Q -S session.ctx TPM2_CC_Duplicate",
+    );
+    assert!(loaded.iter().all(|output| output.status.success()), "{loaded:?}");
+    // TPM2_Duplicate is the only command that puts a private part under another parent (TPM 2.0 part 3).
+    let taken =
+        all("tpm2_duplicate -C null -c key.ctx -G null -p session:session.ctx -r taken.bin -s seed.bin");
+    assert!(!taken[0].status.success(), "{taken:?}");
+    assert!(!tpm.path("taken.bin").exists());
+    // The way itself works, for a key that may leave.
+    let other = all("tpm2_flushcontext -t
+        tpm2_policycommandcode -Q -S session.ctx -L policy TPM2_CC_Duplicate
+        tpm2_create -Q -C parent.ctx -G ecc256 -u u -r r -L policy -a sensitivedataorigin|userwithauth|sign
+        tpm2_flushcontext -t
+        tpm2_load -Q -C parent.ctx -u u -r r -c other.ctx
+        tpm2_flushcontext -t
+        tpm2_duplicate -C null -c other.ctx -G null -p session:session.ctx -r taken.bin -s seed.bin");
+    assert!(other[6].status.success(), "{other:?}");
+    assert!(tpm.path("taken.bin").exists());
+}
+
 /// What the SEQUENCE of a file holds. The last two are its public and its private part.
 fn parts(pem: &str) -> Vec<der::Any> {
     let der = bytes(pem);

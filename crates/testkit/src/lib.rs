@@ -18,6 +18,7 @@ pub mod issuance;
 pub mod ledger;
 pub mod pki;
 pub mod server;
+pub mod softhsm;
 pub mod station_crash;
 pub mod storm;
 pub mod swtpm;
