@@ -15,6 +15,7 @@ pub mod decisions;
 pub mod hold;
 pub mod issuance;
 pub mod ledger;
+pub mod network;
 pub mod pki;
 pub mod server;
 pub mod station_crash;
