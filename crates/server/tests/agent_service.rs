@@ -209,12 +209,12 @@ fn a_full_queue_says_so_and_keeps_what_waits() {
         place.hand_in(&format!("{n}"));
     }
     let (code, _, err) = place.agent.run(&["publish", "--queued", "too many"]);
-    assert_eq!(code, 2, "{err}");
+    assert_eq!(code, 13, "{err}");
     assert!(err.contains("3 messages") && err.contains("hint: "), "{err}");
-    let (_, _, wrong) = place
+    let (code, _, wrong) = place
         .agent
         .run(&["publish", "--queued", "--topic", "devices/+/x", "1"]);
-    assert!(wrong.contains("no topic"), "{wrong}");
+    assert!(code == 2 && wrong.contains("no topic"), "{code}: {wrong}");
     place.network.mend(place.server.devices);
     place.until_status("delivered", |code, s| code == 0 && s["delivered"] == 3);
     // What the policies refuse stands in nobody's way.
