@@ -426,13 +426,42 @@ impl Service {
             let wait = least + backoff.wait();
             self.status.retry_at = Some(self.clock.now().plus(wait));
             self.tell(State::Waiting, listener);
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = stop.notified() => break,
+            if !self.wait(wait, &mut beside, listener).await {
+                break;
             }
         }
         self.tell(State::Stopped, listener);
         Ok(())
+    }
+
+    /// Waits for so long, or until there is a new certificate to connect by. Whether it is to go on: not, if it was stopped.
+    async fn wait(&mut self, wait: Duration, beside: &mut Beside<'_>, listener: &mut dyn Listener) -> bool {
+        let end = tokio::time::Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => return true,
+                () = renewed(&mut beside.keeper) => return true,
+                Some((news, text)) = beside.heard.recv() => self.hear(news, text, listener),
+                () = beside.stop.notified() => return false,
+            }
+        }
+    }
+
+    /// What the keeper of the certificate tells.
+    fn hear(&mut self, news: News, text: String, listener: &mut dyn Listener) {
+        listener.say(&text);
+        match news {
+            News::Renewed => self.status.renewal_fault = None,
+            // Another way to a new one may have been faster than this word: the renewal lane.
+            News::NotRenewed if !self.is_renewed() => self.status.renewal_fault = Some(text),
+            News::NotRenewed | News::Other => {}
+        }
+        self.show();
+    }
+
+    /// Whether the certificate in use is not to be renewed yet.
+    fn is_renewed(&self) -> bool {
+        self.status.renewal_at.is_some_and(|at| at > self.clock.now())
     }
 
     /// Connects, and asks for commands.
@@ -511,13 +540,7 @@ impl Service {
                     continue;
                 }
                 Some((news, text)) = beside.heard.recv() => {
-                    listener.say(&text);
-                    match news {
-                        News::Renewed => self.status.renewal_fault = None,
-                        News::NotRenewed => self.status.renewal_fault = Some(text),
-                        News::Other => {}
-                    }
-                    self.show();
+                    self.hear(news, text, listener);
                     continue;
                 }
                 () = renewed(&mut beside.keeper) => Ended::Renewed,
@@ -693,6 +716,9 @@ impl Service {
             let renews = self.window.filter(|_| identity.profile.enrol_port.is_some());
             self.status.renewal_at = renews.map(|window| window.due(&identity.facts));
             self.status.key = identity.key.place();
+            if self.is_renewed() {
+                self.status.renewal_fault = None;
+            }
         }
     }
 
