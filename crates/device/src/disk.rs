@@ -1,4 +1,4 @@
-//! What is done to the disk, one step at a time, so that a test can cut the power between any two.
+//! What is done to the disk, one step at a time, so that a test can cut the power between any two, or let it be full at any.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -78,9 +78,15 @@ fn folder_of(path: &Path) -> &Path {
 /// Puts a file in place, whole or not at all: whoever looks after a power cut sees the old one or the new one.
 pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = beside(path);
-    disk.write(&new, bytes)?;
-    disk.sync(&new)?;
-    disk.rename(&new, path)?;
+    let placed = disk
+        .write(&new, bytes)
+        .and_then(|()| disk.sync(&new))
+        .and_then(|()| disk.rename(&new, path));
+    if placed.is_err() {
+        // On a full disk half a file takes the very room that is missing, and half a key is nobody's to find.
+        let _ = disk.remove(&new);
+    }
+    placed?;
     disk.sync(folder_of(path))
 }
 
@@ -91,13 +97,56 @@ pub(crate) fn point(disk: &dyn Disk, path: &Path, target: &Path) -> io::Result<(
         disk.remove(&new)?;
     }
     disk.link(target, &new)?;
-    disk.rename(&new, path)?;
+    let placed = disk.rename(&new, path);
+    if placed.is_err() {
+        let _ = disk.remove(&new);
+    }
+    placed?;
     disk.sync(folder_of(path))
 }
 
-/// A disk whose power is cut after a number of steps: that step is half done, and nothing goes on after it.
+/// Whether there is no room for a write: the file system is full, or what this user or process may have of it.
+pub(crate) fn is_full(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
+
+/// Why a write failed, for people.
+pub(crate) fn what(e: &io::Error) -> String {
+    match e.kind() {
+        _ if is_full(e) => format!("disk full ({e})"),
+        io::ErrorKind::ReadOnlyFilesystem => format!("the disk takes no writes ({e})"),
+        _ => e.to_string(),
+    }
+}
+
+/// What to do about it.
+pub(crate) fn cure(e: &io::Error) -> &'static str {
+    match e.kind() {
+        _ if is_full(e) => "make room on that file system, and it goes on by itself",
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "mount it for writing again; a flash that went read-only by itself is worn out or damaged"
+        }
+        _ => "check space and permissions",
+    }
+}
+
+/// How a simulated disk fails.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fails {
+    /// The power is cut: that step is half done, and nothing goes on after it.
+    Cut,
+    /// There is no room any more: what needs some is refused, a file half written; what frees some works.
+    Full,
+}
+
+/// A disk that fails after a number of steps.
 #[cfg(test)]
 pub(crate) struct CutDisk {
+    fails: Fails,
     left: std::sync::atomic::AtomicUsize,
     /// Written, and not synced: a cut loses their content.
     unsynced: std::sync::Mutex<Vec<PathBuf>>,
@@ -105,11 +154,26 @@ pub(crate) struct CutDisk {
 
 #[cfg(test)]
 impl CutDisk {
+    /// One whose power is cut.
     pub(crate) fn after(steps: usize) -> Self {
         Self {
+            fails: Fails::Cut,
             left: steps.into(),
             unsynced: Default::default(),
         }
+    }
+
+    /// One that is full. Only steps that need room are counted.
+    pub(crate) fn full_after(steps: usize) -> Self {
+        Self {
+            fails: Fails::Full,
+            ..Self::after(steps)
+        }
+    }
+
+    /// There is room for so many steps from now on.
+    pub(crate) fn make_room(&self, steps: usize) {
+        self.left.store(steps, std::sync::atomic::Ordering::SeqCst);
     }
 
     pub(crate) fn left(&self) -> usize {
@@ -119,6 +183,9 @@ impl CutDisk {
     fn step(&self, run: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         use std::sync::atomic::Ordering::SeqCst;
         let spend = self.left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1));
+        if spend.is_err() && self.fails == Fails::Full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         if spend.is_err() {
             for path in self.unsynced.lock().unwrap().drain(..) {
                 // Created, but its bytes never reached the disk.
@@ -130,15 +197,27 @@ impl CutDisk {
         }
         run()
     }
+
+    /// A step that frees room.
+    fn freeing(&self, run: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match self.fails {
+            Fails::Cut => self.step(run),
+            Fails::Full => run(),
+        }
+    }
 }
 
 #[cfg(test)]
 impl Disk for std::sync::Arc<CutDisk> {
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        self.step(|| {
+        let written = self.step(|| {
             self.unsynced.lock().unwrap().push(path.to_owned());
             RealDisk.write(path, bytes)
-        })
+        });
+        if written.is_err() && self.fails == Fails::Full {
+            RealDisk.write(path, &bytes[..bytes.len() / 2])?;
+        }
+        written
     }
 
     fn sync(&self, path: &Path) -> io::Result<()> {
@@ -162,11 +241,11 @@ impl Disk for std::sync::Arc<CutDisk> {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.step(|| RealDisk.remove(path))
+        self.freeing(|| RealDisk.remove(path))
     }
 
     fn remove_folder(&self, path: &Path) -> io::Result<()> {
-        self.step(|| RealDisk.remove_folder(path))
+        self.freeing(|| RealDisk.remove_folder(path))
     }
 
     fn make_folder(&self, path: &Path) -> io::Result<()> {

@@ -9,6 +9,9 @@ use rustls::{AlertDescription, Error as TlsError};
 use crate::identity::IdentityFault;
 use crate::keys::KeyStoreFault;
 
+/// The exit code for a message that was not taken: as many wait as may, the disk is full, or it is too large.
+pub(crate) const NOT_TAKEN: u8 = 13;
+
 /// Why a link could not be opened, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkFault {
@@ -252,6 +255,9 @@ pub enum EnrolFault {
     /// What was given does not do.
     #[error("{0}")]
     Usage(String),
+    /// The service did not take a message.
+    #[error("{0}")]
+    NotTaken(String),
     /// The platform said no.
     #[error("the platform refused the enrolment with HTTP {status}: {text}; hint: {hint}")]
     Refused {
@@ -305,7 +311,7 @@ impl EnrolFault {
     }
 
     /// The exit code of the agent, stable: those of [`LinkFault::exit_code`], 2 wrong usage, 3 identity folder unusable,
-    /// 9 answer unusable, 10 enrolment refused, 11 waits for approval.
+    /// 9 answer unusable, 10 enrolment refused, 11 waits for approval, 13 message not taken.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Link(fault) => fault.exit_code(),
@@ -314,6 +320,7 @@ impl EnrolFault {
             Self::Answer(_) => 9,
             Self::Refused { .. } => 10,
             Self::Waits { .. } => 11,
+            Self::NotTaken(_) => NOT_TAKEN,
         }
     }
 
@@ -325,6 +332,8 @@ impl EnrolFault {
             Self::Waits { .. } => true,
             // A token that was pulled out, a TPM that is busy.
             Self::Key(fault) => !matches!(fault, KeyStoreFault::NoTpm),
+            // There may be room a little later.
+            Self::NotTaken(_) => true,
             Self::Answer(_) | Self::Identity(_) | Self::Usage(_) => false,
         }
     }

@@ -7,6 +7,7 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::DeviceClock;
+use crate::disk;
 use crate::folder::IdentityFolder;
 use crate::keys::{DeviceKey, KeyStore, KeyStoreFault};
 
@@ -57,7 +58,7 @@ pub enum IdentityFault {
         what: String,
     },
     /// A file cannot be written.
-    #[error("cannot write {}: {source}; hint: check space and permissions; what was there before is still in use", path.display())]
+    #[error("cannot write {}: {}; hint: {}; what was there before is still in use", path.display(), disk::what(source), disk::cure(source))]
     Unwritable {
         /// The file.
         path: PathBuf,

@@ -8,7 +8,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk::{Disk, RealDisk, replace};
+use crate::disk::{self, Disk, RealDisk, is_full, replace};
+use crate::fault::NOT_TAKEN;
 
 /// The largest message, topic and all: what a platform takes as it is set up by default (256 KiB a packet), less what MQTT adds.
 pub const MESSAGE_MAX: u64 = (256 << 10) - 64;
@@ -58,7 +59,7 @@ pub enum QueueFault {
     #[error("{0:?} is no topic to publish to: {1}")]
     Topic(String, String),
     /// The disk.
-    #[error("cannot keep messages in {}: {source}; hint: check space and permissions; those that wait are safe", path.display())]
+    #[error("cannot keep messages in {}: {}; hint: {}; those that wait are safe", path.display(), disk::what(source), disk::cure(source))]
     Disk {
         /// The file.
         path: PathBuf,
@@ -67,11 +68,28 @@ pub enum QueueFault {
     },
 }
 
+impl QueueFault {
+    /// The exit code of the agent: 2 for a topic that is none, else 13, not taken.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Topic(..) => 2,
+            Self::Full { .. } | Self::TooLarge { .. } | Self::Disk { .. } => NOT_TAKEN,
+        }
+    }
+}
+
 /// One that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Waiting {
     number: u64,
     bytes: u64,
+}
+
+/// What is to become of a message that waits no more, and whose file could not be moved or removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Removed,
+    Aside,
 }
 
 /// A message of the queue.
@@ -91,6 +109,8 @@ pub struct Queue {
     bounds: QueueBounds,
     disk: Box<dyn Disk>,
     waiting: std::collections::VecDeque<Waiting>,
+    /// They wait no more, but the disk would not let go of them; looked after by [`Queue::tidy`]. They count for the bounds.
+    left: Vec<(Waiting, Fate)>,
     next: u64,
     bytes: u64,
 }
@@ -118,9 +138,14 @@ impl Queue {
             path: folder.to_owned(),
             source,
         };
-        disk.make_folder(folder).map_err(failed)?;
+        let entries = match disk.make_folder(folder) {
+            Ok(()) => Some(fs::read_dir(folder).map_err(failed)?),
+            // Nothing waits; the folder is made when there is room for a message.
+            Err(e) if is_full(&e) => None,
+            Err(e) => return Err(failed(e)),
+        };
         let mut waiting = Vec::new();
-        for entry in fs::read_dir(folder).map_err(failed)? {
+        for entry in entries.into_iter().flatten() {
             let entry = entry.map_err(failed)?;
             if entry.file_name() == ASIDE {
                 continue;
@@ -141,6 +166,7 @@ impl Queue {
             next: waiting.last().map_or(0, |w| w.number + 1),
             bytes: waiting.iter().map(|w| w.bytes).sum(),
             waiting: waiting.into(),
+            left: Vec::new(),
         })
     }
 
@@ -170,7 +196,8 @@ impl Queue {
         if bytes > MESSAGE_MAX {
             return Err(QueueFault::TooLarge { bytes });
         }
-        if self.waiting.len() >= self.bounds.messages || self.bytes + bytes > self.bounds.bytes {
+        let messages = self.waiting.len() + self.left.len();
+        if messages >= self.bounds.messages || self.bytes + bytes > self.bounds.bytes {
             return Err(QueueFault::Full {
                 messages: self.waiting.len(),
                 bytes: self.bytes,
@@ -179,7 +206,15 @@ impl Queue {
         let number = self.next;
         let path = self.path(number);
         let content = [topic.as_bytes(), &[0], payload].concat();
-        replace(&*self.disk, &path, &content).map_err(|source| QueueFault::Disk { path, source })?;
+        let kept = self
+            .disk
+            .make_folder(&self.folder)
+            .and_then(|()| replace(&*self.disk, &path, &content));
+        if let Err(source) = kept {
+            // In place, and perhaps not durably so: who is told that it was not taken hands it in again.
+            let _ = self.disk.remove(&path);
+            return Err(QueueFault::Disk { path, source });
+        }
         self.next += 1;
         self.bytes += bytes;
         self.waiting.push_back(Waiting { number, bytes });
@@ -197,7 +232,8 @@ impl Queue {
                 Ok(content) => content,
                 // Somebody took it away.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    self.forget();
+                    self.waiting.pop_front();
+                    self.forget(oldest);
                     continue;
                 }
                 Err(source) => return Err(QueueFault::Disk { path, source }),
@@ -220,36 +256,59 @@ impl Queue {
     /// The platform has it: it is removed. A cut right now may bring it back, and it is delivered a second time.
     ///
     /// # Errors
-    /// [`QueueFault::Disk`].
+    /// [`QueueFault::Disk`]: it waits no more all the same, and [`Queue::tidy`] tries again to remove its file.
     pub fn done(&mut self, number: u64) -> Result<(), QueueFault> {
-        if self.waiting.front().map(|w| w.number) != Some(number) {
-            return Ok(());
-        }
-        let path = self.path(number);
-        match self.disk.remove(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(QueueFault::Disk { path, source });
-            }
-            _ => {}
-        }
-        self.forget();
-        Ok(())
+        self.ends(number, Fate::Removed)
     }
 
     /// The platform will not have it: it is laid aside, in the folder `refused` beside the others, for somebody to look at.
     ///
     /// # Errors
-    /// [`QueueFault::Disk`]; then it stays where it is.
+    /// [`QueueFault::Disk`]: it stands in nobody's way all the same, and [`Queue::tidy`] tries again to lay it aside.
     pub fn set_aside(&mut self, number: u64) -> Result<(), QueueFault> {
-        if self.waiting.front().map(|w| w.number) != Some(number) {
-            return Ok(());
+        self.ends(number, Fate::Aside)
+    }
+
+    /// Moves and removes what the disk would not let go of before.
+    ///
+    /// # Errors
+    /// [`QueueFault::Disk`] of the first that it still keeps.
+    pub fn tidy(&mut self) -> Result<(), QueueFault> {
+        while let Some((message, fate)) = self.left.first().copied() {
+            self.put_away(message, fate)?;
+            self.left.remove(0);
+            self.forget(message);
         }
-        let aside = self.folder.join(ASIDE);
-        let path = self.path(number);
-        let failed = |source| QueueFault::Disk {
-            path: aside.clone(),
+        Ok(())
+    }
+
+    fn ends(&mut self, number: u64, fate: Fate) -> Result<(), QueueFault> {
+        let Some(message) = self.waiting.pop_front_if(|w| w.number == number) else {
+            return Ok(());
+        };
+        let put_away = self.put_away(message, fate);
+        match put_away {
+            Ok(()) => self.forget(message),
+            // It would be delivered again and again.
+            Err(_) => self.left.push((message, fate)),
+        }
+        put_away
+    }
+
+    fn put_away(&self, message: Waiting, fate: Fate) -> Result<(), QueueFault> {
+        let path = self.path(message.number);
+        let failed = |path: &Path, source| QueueFault::Disk {
+            path: path.to_owned(),
             source,
         };
+        if fate == Fate::Removed {
+            return match self.disk.remove(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(&path, e)),
+                _ => Ok(()),
+            };
+        }
+        let aside = self.folder.join(ASIDE);
+        let failed = |source| failed(&aside, source);
         self.disk.make_folder(&aside).map_err(failed)?;
         let mut kept: Vec<PathBuf> = fs::read_dir(&aside)
             .map_err(failed)?
@@ -261,15 +320,15 @@ impl Queue {
             self.disk.remove(&oldest).map_err(failed)?;
         }
         let name = path.file_name().unwrap_or_default();
-        self.disk.rename(&path, &aside.join(name)).map_err(failed)?;
-        self.forget();
-        Ok(())
+        match self.disk.rename(&path, &aside.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
+            _ => Ok(()),
+        }
     }
 
-    fn forget(&mut self) {
-        if let Some(gone) = self.waiting.pop_front() {
-            self.bytes = self.bytes.saturating_sub(gone.bytes);
-        }
+    /// It takes no room any more.
+    fn forget(&mut self, message: Waiting) {
+        self.bytes = self.bytes.saturating_sub(message.bytes);
     }
 
     fn path(&self, number: u64) -> PathBuf {
@@ -417,5 +476,67 @@ mod tests {
             cuts += 1;
         }
         assert!(cuts > 20, "{cuts}");
+    }
+
+    /// A disk that is full at any write: who hands in is told, what waits comes out, once, and there is room again afterwards.
+    #[test]
+    fn the_disk_may_be_full_at_any_write() {
+        let mut room = 0;
+        loop {
+            let place = tempfile::tempdir().unwrap();
+            let folder = place.path().join("queue");
+            let full = Arc::new(CutDisk::full_after(room));
+            let mut queue = Queue::open_on(Box::new(full.clone()), &folder, QueueBounds::default()).unwrap();
+            let (mut taken, mut delivered, mut aside) = (Vec::new(), Vec::new(), Vec::new());
+            let mut faults = 0;
+            let mut told = |done: Result<(), QueueFault>| {
+                if let Err(fault) = done {
+                    let text = fault.to_string();
+                    assert!(
+                        text.contains("disk full") && text.contains("hint: make room"),
+                        "{text}"
+                    );
+                    faults += 1;
+                }
+            };
+            for n in 0..6u8 {
+                match queue.push(TOPIC, &[n]) {
+                    Ok(_) => taken.push(vec![n]),
+                    Err(fault) => told(Err(fault)),
+                }
+                if n % 2 == 1
+                    && let Some(oldest) = queue.front().unwrap()
+                {
+                    if n == 3 {
+                        aside.push(oldest.payload);
+                        told(queue.set_aside(oldest.number));
+                    } else {
+                        delivered.push(oldest.payload);
+                        told(queue.done(oldest.number));
+                    }
+                }
+            }
+            // Half a file would take the room that is missing.
+            for entry in fs::read_dir(&folder).into_iter().flatten() {
+                let name = entry.unwrap().file_name();
+                assert!(!name.to_string_lossy().ends_with(".new"), "{name:?} after {room}");
+            }
+            full.make_room(usize::MAX);
+            queue.tidy().unwrap();
+            queue.push(TOPIC, b"after").unwrap();
+            taken.push(b"after".to_vec());
+            // What was taken, and nothing else, whoever reads it: it or the next start.
+            let mut next = Queue::open(&folder, QueueBounds::default()).unwrap();
+            assert_eq!(next.bytes(), queue.bytes(), "after {room}");
+            taken.retain(|m| !delivered.contains(m) && !aside.contains(m));
+            assert_eq!(payloads(&mut next), taken, "after {room}");
+            let laid = fs::read_dir(folder.join(ASIDE)).map_or(0, Iterator::count);
+            assert_eq!(laid, aside.len(), "after {room}");
+            if faults == 0 {
+                break;
+            }
+            room += 1;
+        }
+        assert!(room > 20, "{room}");
     }
 }

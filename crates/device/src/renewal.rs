@@ -34,6 +34,9 @@ const RENEWALS_APART: Duration = Duration::from_secs(60);
 /// How often the trust bundle is fetched, up to half of it more at random: a new platform root is here long before it is
 /// used.
 const BUNDLE_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// After one that could not be fetched or kept, the next try, up to twice that at random: a platform that was away at that
+/// moment, or a disk that was full, must not cost a day.
+const BUNDLE_AGAIN: Duration = Duration::from_secs(1800);
 /// A wait is cut into parts of this: the clock may be set in between.
 const LOOK: Duration = Duration::from_secs(600);
 
@@ -385,6 +388,27 @@ pub async fn connect(
     options: &LinkOptions,
     say: &(dyn Fn(&str) + Sync),
 ) -> Result<(Link, DeviceIdentity), EnrolFault> {
+    let admitted = admit(folder, options, say).await?;
+    if let Some(fault) = admitted.unkept {
+        say(&format!("warning: {fault}"));
+    }
+    Ok((admitted.link, admitted.identity))
+}
+
+/// A device that was admitted.
+pub(crate) struct Admitted {
+    pub(crate) link: Link,
+    pub(crate) identity: DeviceIdentity,
+    /// What could not be written down of it; [`keep_admitted`] is to be tried again.
+    pub(crate) unkept: Option<IdentityFault>,
+}
+
+/// As [`connect`]. A disk that takes no writes is no reason to give up a session.
+pub(crate) async fn admit(
+    folder: &IdentityFolder,
+    options: &LinkOptions,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<Admitted, EnrolFault> {
     let mut refused = None;
     let next = match folder.pending() {
         Ok(next) => next,
@@ -399,7 +423,6 @@ pub async fn connect(
     if let Some(next) = next {
         match Link::connect(&next, options).await {
             Ok(link) => {
-                folder.promote(&next.facts.fingerprint)?;
                 if let Err(e) = next.key.keep_certificates(&next.chain) {
                     say(&format!(
                         "warning: the certificate is kept in the folder alone: {e}"
@@ -409,8 +432,12 @@ pub async fn connect(
                     "the new certificate {} is in use, until {}",
                     next.facts.serial, next.facts.not_after
                 ));
-                save_time(folder, &next)?;
-                return Ok((link, next));
+                let unkept = keep_admitted(folder, &next).err();
+                return Ok(Admitted {
+                    link,
+                    identity: next,
+                    unkept,
+                });
             }
             // Its token or TPM is away. The old key may be elsewhere; the new one is not given up for it.
             Err(fault @ LinkFault::Key(_)) => {
@@ -430,11 +457,23 @@ pub async fn connect(
     }
     let identity = folder.load()?;
     let link = Link::connect(&identity, options).await?;
-    if let Some(refused) = refused {
-        folder.discard(&refused)?;
-    }
-    save_time(folder, &identity)?;
-    Ok((link, identity))
+    // If it stays, it is tried, refused and discarded once more at the next connection.
+    let discarded = refused.map_or(Ok(()), |refused| folder.discard(&refused));
+    let unkept = discarded.and_then(|()| keep_admitted(folder, &identity)).err();
+    Ok(Admitted {
+        link,
+        identity,
+        unkept,
+    })
+}
+
+/// Writes down that a certificate was admitted: if it is the next one, it is in use from now on; and the time.
+///
+/// # Errors
+/// [`IdentityFault`]; until it succeeds the next certificate stays the one that is tried first.
+pub(crate) fn keep_admitted(folder: &IdentityFolder, identity: &DeviceIdentity) -> Result<(), IdentityFault> {
+    folder.promote(&identity.facts.fingerprint)?;
+    save_time(folder, identity)
 }
 
 fn save_time(folder: &IdentityFolder, identity: &DeviceIdentity) -> Result<(), IdentityFault> {
@@ -524,10 +563,13 @@ async fn keep(
                 match update_roots(folder).await {
                     Ok(0) => {}
                     Ok(new) => say(News::Other, &format!("{new} new platform root(s) pinned")),
-                    Err(e) => say(
-                        News::Other,
-                        &format!("the trust bundle could not be fetched: {e}"),
-                    ),
+                    Err(e) => {
+                        bundle_in = jittered(BUNDLE_AGAIN, BUNDLE_AGAIN);
+                        say(
+                            News::Other,
+                            &format!("the trust bundle could not be fetched and kept: {e}"),
+                        );
+                    }
                 }
             }
             continue;

@@ -17,11 +17,12 @@ use tokio::sync::Notify;
 
 use crate::backoff::Backoff;
 use crate::clock::DeviceClock;
-use crate::fault::{EnrolFault, LinkFault};
+use crate::fault::{EnrolFault, LinkFault, NOT_TAKEN};
 use crate::folder::{IdentityFolder, KeyReuse};
+use crate::identity::{DeviceIdentity, IdentityFault};
 use crate::link::{Link, LinkOptions, Message};
 use crate::queue::{Queue, QueueBounds, QueueFault};
-use crate::renewal::{self, Keeper, News, RenewalWindow, needs_renewal};
+use crate::renewal::{self, Admitted, Keeper, News, RenewalWindow, needs_renewal};
 
 /// The file of the last status, in the identity folder.
 const STATUS: &str = "status.json";
@@ -37,8 +38,8 @@ const SOUND_AFTER: Duration = Duration::from_secs(60);
 const CLOSED_ON_MAX: u32 = 5;
 /// How long a session may take to say goodbye to the platform.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// How often a queue that could not be read is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// How often a disk that failed is tried again.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Where the service stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +70,11 @@ pub struct StatusFault {
 
 impl StatusFault {
     fn of(fault: &EnrolFault, at: Timestamp) -> Self {
-        let text = fault.to_string();
+        Self::of_text(fault.to_string(), fault.exit_code(), at)
+    }
+
+    /// Of a text that may name its cure.
+    fn of_text(text: String, exit_code: u8, at: Timestamp) -> Self {
         let (what, cure) = match text.split_once("; hint: ") {
             Some((what, cure)) => (what.to_owned(), Some(cure.to_owned())),
             None => (text, None),
@@ -77,7 +82,7 @@ impl StatusFault {
         Self {
             what,
             cure,
-            exit_code: fault.exit_code(),
+            exit_code,
             at,
         }
     }
@@ -98,6 +103,10 @@ pub struct Status {
     pub retry_at: Option<Timestamp>,
     /// What went wrong last; nothing since it was connected for the first time, or again.
     pub fault: Option<StatusFault>,
+    /// What cannot be written now, for one because the disk is full: messages that are handed in, the certificate that was
+    /// admitted, the time, this status. It is tried again, and nothing once everything could be.
+    #[serde(default)]
+    pub disk_fault: Option<StatusFault>,
     /// Why the certificate could not be renewed, if the last try failed; it goes on trying.
     #[serde(default)]
     pub renewal_fault: Option<String>,
@@ -156,7 +165,7 @@ impl Status {
             },
             State::Stopped => format!("{}: stopped at {}", self.device, self.since),
         }];
-        if let Some(fault) = &self.fault {
+        for fault in self.fault.iter().chain(&self.disk_fault) {
             lines.push(format!("fault: {} ({})", fault.what, fault.at));
             lines.extend(fault.cure.iter().map(|cure| format!("hint: {cure}")));
         }
@@ -186,6 +195,9 @@ impl Status {
 pub struct Outbox {
     queue: Arc<Mutex<Queue>>,
     more: Arc<Notify>,
+    /// The service's, which says what could not be kept.
+    shown: Arc<Mutex<Status>>,
+    clock: DeviceClock,
 }
 
 impl Outbox {
@@ -194,9 +206,29 @@ impl Outbox {
     /// # Errors
     /// [`QueueFault`]: then it was not taken.
     pub fn push(&self, topic: &str, payload: &[u8]) -> Result<usize, QueueFault> {
-        let waiting = self.locked().push(topic, payload)?;
+        let pushed = self.locked().push(topic, payload);
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        match &pushed {
+            Ok(waiting) => {
+                shown.waiting = *waiting as u64;
+                // Whatever else could not be written is not told by this.
+                if shown
+                    .disk_fault
+                    .as_ref()
+                    .is_some_and(|f| f.exit_code == NOT_TAKEN)
+                {
+                    shown.disk_fault = None;
+                }
+            }
+            Err(fault @ QueueFault::Disk { .. }) => {
+                let (text, code) = (fault.to_string(), fault.exit_code());
+                shown.disk_fault = Some(StatusFault::of_text(text, code, self.clock.now()));
+            }
+            Err(_) => {}
+        }
+        drop(shown);
         self.more.notify_one();
-        Ok(waiting)
+        pushed
     }
 
     /// How many wait now.
@@ -251,6 +283,8 @@ pub struct Service {
     shown: Arc<Mutex<Status>>,
     /// The message that sessions were closed on without a word, and how many were.
     closed_on: (u64, u32),
+    /// The identity that was admitted, while the folder could not be told so.
+    unkept: Option<DeviceIdentity>,
     /// A certificate was renewed because the last one had ended, and nothing was admitted since.
     renewed_in_vain: bool,
 }
@@ -275,7 +309,10 @@ impl Service {
     ) -> Result<Self, EnrolFault> {
         let folder = IdentityFolder::new(path);
         let identity = folder.load()?;
-        let queue = Queue::open(&path.join(QUEUE), bounds).map_err(|e| EnrolFault::Usage(e.to_string()))?;
+        let queue = Queue::open(&path.join(QUEUE), bounds).map_err(|e| match e {
+            QueueFault::Disk { path, source } => IdentityFault::Unwritable { path, source }.into(),
+            other => EnrolFault::Usage(other.to_string()),
+        })?;
         let now = identity.clock.now();
         let status = Status {
             device: identity.profile.id.clone(),
@@ -284,6 +321,7 @@ impl Service {
             since: now,
             retry_at: None,
             fault: None,
+            disk_fault: None,
             renewal_fault: None,
             certificate: String::new(),
             certificate_until: now,
@@ -293,9 +331,17 @@ impl Service {
             delivered: 0,
             refused: 0,
         };
+        let shown = Arc::new(Mutex::new(status.clone()));
         Ok(Self {
-            shown: Arc::new(Mutex::new(status.clone())),
+            outbox: Outbox {
+                queue: Arc::new(Mutex::new(queue)),
+                more: Arc::default(),
+                shown: shown.clone(),
+                clock: identity.clock,
+            },
+            shown,
             closed_on: (0, 0),
+            unkept: None,
             renewed_in_vain: false,
             status,
             clock: identity.clock,
@@ -304,10 +350,6 @@ impl Service {
             options,
             window,
             reuse: KeyReuse::New,
-            outbox: Outbox {
-                queue: Arc::new(Mutex::new(queue)),
-                more: Arc::default(),
-            },
         })
     }
 
@@ -384,13 +426,42 @@ impl Service {
             let wait = least + backoff.wait();
             self.status.retry_at = Some(self.clock.now().plus(wait));
             self.tell(State::Waiting, listener);
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = stop.notified() => break,
+            if !self.wait(wait, &mut beside, listener).await {
+                break;
             }
         }
         self.tell(State::Stopped, listener);
         Ok(())
+    }
+
+    /// Waits for so long, or until there is a new certificate to connect by. Whether it is to go on: not, if it was stopped.
+    async fn wait(&mut self, wait: Duration, beside: &mut Beside<'_>, listener: &mut dyn Listener) -> bool {
+        let end = tokio::time::Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => return true,
+                () = renewed(&mut beside.keeper) => return true,
+                Some((news, text)) = beside.heard.recv() => self.hear(news, text, listener),
+                () = beside.stop.notified() => return false,
+            }
+        }
+    }
+
+    /// What the keeper of the certificate tells.
+    fn hear(&mut self, news: News, text: String, listener: &mut dyn Listener) {
+        listener.say(&text);
+        match news {
+            News::Renewed => self.status.renewal_fault = None,
+            // Another way to a new one may have been faster than this word: the renewal lane.
+            News::NotRenewed if !self.is_renewed() => self.status.renewal_fault = Some(text),
+            News::NotRenewed | News::Other => {}
+        }
+        self.show();
+    }
+
+    /// Whether the certificate in use is not to be renewed yet.
+    fn is_renewed(&self) -> bool {
+        self.status.renewal_at.is_some_and(|at| at > self.clock.now())
     }
 
     /// Connects, and asks for commands.
@@ -401,12 +472,21 @@ impl Service {
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(text.to_owned());
         };
-        let connected = renewal::connect(&self.folder, &self.options, &say).await;
+        let admitted = renewal::admit(&self.folder, &self.options, &say).await;
         for text in said.into_inner().unwrap_or_default() {
             listener.say(&text);
         }
-        let (mut link, identity) = connected?;
+        let Admitted {
+            mut link,
+            identity,
+            unkept,
+        } = admitted?;
         let filter = format!("devices/{}/commands/#", identity.profile.id);
+        self.unkept = None;
+        if let Some(fault) = unkept {
+            self.unkept = Some(identity);
+            self.trouble(&fault, 3, listener);
+        }
         let subscribing = link.subscribe(&filter, QoS::AtLeastOnce);
         match tokio::time::timeout(self.options.keep_alive, subscribing).await {
             // Who may only publish is no worse for it.
@@ -431,6 +511,7 @@ impl Service {
             () = stop.notified() => return Ok(Ended::Stopped),
         };
         let sound_at = tokio::time::Instant::now() + SOUND_AFTER;
+        let mut look_at = tokio::time::Instant::now() + LOOK_AGAIN;
         self.status.fault = None;
         self.status.retry_at = None;
         self.renewed_in_vain = false;
@@ -445,23 +526,21 @@ impl Service {
                 let _ = tokio::time::timeout(GOODBYE, link.disconnect()).await;
                 return Ok(Ended::Stopped);
             }
-            let waits = !self.outbox.locked().is_empty();
+            // What could not be read, written or removed a moment ago.
+            let waits = !self.outbox.locked().is_empty() || self.is_in_trouble();
             let ended = tokio::select! {
                 message = link.next() => {
                     hand_on(&message?, listener)?;
                     continue;
                 }
                 () = self.outbox.more.notified() => continue,
-                // What could not be read a moment ago.
-                () = tokio::time::sleep(LOOK_AGAIN), if waits => continue,
+                () = tokio::time::sleep_until(look_at), if waits => {
+                    look_at = tokio::time::Instant::now() + LOOK_AGAIN;
+                    self.catch_up(listener);
+                    continue;
+                }
                 Some((news, text)) = beside.heard.recv() => {
-                    listener.say(&text);
-                    match news {
-                        News::Renewed => self.status.renewal_fault = None,
-                        News::NotRenewed => self.status.renewal_fault = Some(text),
-                        News::Other => {}
-                    }
-                    self.show();
+                    self.hear(news, text, listener);
                     continue;
                 }
                 () = renewed(&mut beside.keeper) => Ended::Renewed,
@@ -516,8 +595,9 @@ impl Service {
                     listener.say(&format!(
                         "warning: a message is laid aside in queue/refused, for each of {CLOSED_ON_MAX} sessions was closed on it: {fault}"
                     ));
-                    self.set_aside(queued.number)
-                        .map_err(|e| EnrolFault::Link(LinkFault::Broken(e.to_string())))?;
+                    if let Err(e) = self.set_aside(queued.number) {
+                        self.trouble(&e, e.exit_code(), listener);
+                    }
                     return Err(fault.into());
                 }
                 Ok(Err(fault)) => return Err(fault.into()),
@@ -532,8 +612,7 @@ impl Service {
             self.show();
             listener.counted(&self.status);
             if let Err(e) = done {
-                listener.say(&format!("warning: {e}"));
-                return Ok(true);
+                self.trouble(&e, e.exit_code(), listener);
             }
             while let Some(message) = link.taken().await? {
                 hand_on(&message, listener)?;
@@ -542,9 +621,8 @@ impl Service {
     }
 
     fn set_aside(&mut self, number: u64) -> Result<(), QueueFault> {
-        self.outbox.locked().set_aside(number)?;
         self.status.refused += 1;
-        Ok(())
+        self.outbox.locked().set_aside(number)
     }
 
     /// Counts a session that the platform closed on a message; whether it was one too many.
@@ -557,7 +635,63 @@ impl Service {
     /// Shows the status to who asks.
     fn show(&mut self) {
         self.status.waiting = self.outbox.locked().len() as u64;
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.status.clone();
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        // The outbox may have written there what it could not keep.
+        self.status.disk_fault.clone_from(&shown.disk_fault);
+        *shown = self.status.clone();
+    }
+
+    /// Something could not be written: told once, shown for as long as it is so.
+    fn trouble(&mut self, fault: &dyn std::fmt::Display, exit_code: u8, listener: &mut dyn Listener) {
+        let text = fault.to_string();
+        let told = StatusFault::of_text(text.clone(), exit_code, self.clock.now());
+        let before = self.set_disk_fault(Some(told.clone()));
+        if before.is_none_or(|before| before.what != told.what) {
+            listener.say(&format!("warning: {text}"));
+        }
+    }
+
+    fn set_disk_fault(&mut self, fault: Option<StatusFault>) -> Option<StatusFault> {
+        self.status.disk_fault.clone_from(&fault);
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut shown.disk_fault, fault)
+    }
+
+    fn is_in_trouble(&self) -> bool {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.disk_fault.is_some()
+    }
+
+    /// Does what a disk that failed left undone.
+    fn catch_up(&mut self, listener: &mut dyn Listener) {
+        if !self.is_in_trouble() {
+            return;
+        }
+        if let Some(admitted) = &self.unkept {
+            if let Err(fault) = renewal::keep_admitted(&self.folder, admitted) {
+                self.trouble(&fault, 3, listener);
+                return;
+            }
+            self.unkept = None;
+        }
+        self.look_up();
+        self.show();
+        self.settle(listener);
+    }
+
+    /// Writes the status down, for who asks when no service runs any more. Not synced, and not with every message: a flash
+    /// has only so many writes.
+    fn write_down(&self) -> Result<(), EnrolFault> {
+        let path = self.path.join(STATUS);
+        let new = self.path.join(".status.json.new");
+        let text = serde_json::to_vec_pretty(&self.status).unwrap_or_default();
+        fs::write(&new, text)
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(|source| {
+                // Half of it takes room that others need more.
+                let _ = fs::remove_file(&new);
+                IdentityFault::Unwritable { path, source }.into()
+            })
     }
 
     /// Shows the status, tells it, and writes it down.
@@ -567,6 +701,14 @@ impl Service {
             self.status.state = state;
             self.status.since = now;
         }
+        self.look_up();
+        self.show();
+        listener.status(&self.status);
+        self.settle(listener);
+    }
+
+    /// What the folder says of the identity.
+    fn look_up(&mut self) {
         if let Ok(identity) = self.folder.load() {
             self.clock = identity.clock;
             self.status.certificate.clone_from(&identity.facts.serial);
@@ -574,16 +716,30 @@ impl Service {
             let renews = self.window.filter(|_| identity.profile.enrol_port.is_some());
             self.status.renewal_at = renews.map(|window| window.due(&identity.facts));
             self.status.key = identity.key.place();
+            if self.is_renewed() {
+                self.status.renewal_fault = None;
+            }
         }
-        self.show();
-        listener.status(&self.status);
-        // For who asks when no service runs any more. Not synced, and not with every message: a flash has only so many
-        // writes.
-        let path = self.path.join(STATUS);
-        let new = self.path.join(".status.json.new");
-        let text = serde_json::to_vec_pretty(&self.status).unwrap_or_default();
-        if let Err(e) = fs::write(&new, text).and_then(|()| fs::rename(&new, &path)) {
-            listener.say(&format!("warning: cannot write {}: {e}", path.display()));
+    }
+
+    /// Writes the status down; and if everything can be written again, there is no trouble any more.
+    fn settle(&mut self, listener: &mut dyn Listener) {
+        if let Err(fault) = self.write_down() {
+            self.trouble(&fault, fault.exit_code(), listener);
+            return;
+        }
+        if !self.is_in_trouble() || self.unkept.is_some() {
+            return;
+        }
+        let tidied = self.outbox.locked().tidy();
+        match tidied {
+            Ok(()) => {
+                self.set_disk_fault(None);
+                listener.say("the disk takes writes again");
+                // The one on disk still says otherwise.
+                let _ = self.write_down();
+            }
+            Err(fault) => self.trouble(&fault, fault.exit_code(), listener),
         }
     }
 }

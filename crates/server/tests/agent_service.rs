@@ -1,66 +1,19 @@
 //! The agent as a service: what is handed in is delivered, whatever happens to the network, the service, the device.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use countersign_testkit::agent::Agent;
+use countersign_testkit::network::Network;
 use countersign_testkit::server::{Server, listener};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_countersign"))
-}
-
-/// A network between device and platform that can be cut.
-struct Network {
-    port: u16,
-    open: Arc<Mutex<(bool, Vec<TcpStream>)>>,
-}
-
-impl Network {
-    fn to(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let open = Arc::new(Mutex::new((true, Vec::new())));
-        let shared = open.clone();
-        std::thread::spawn(move || {
-            for device in listener.incoming() {
-                let device = device.unwrap();
-                let mut state = shared.lock().unwrap();
-                if !state.0 {
-                    continue;
-                }
-                let platform = TcpStream::connect(server).unwrap();
-                for (from, to) in [(&device, &platform), (&platform, &device)] {
-                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    std::thread::spawn(move || {
-                        let _ = std::io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Both);
-                    });
-                }
-                state.1.extend([device, platform]);
-            }
-        });
-        Self { port, open }
-    }
-
-    fn cut(&self) {
-        let mut state = self.open.lock().unwrap();
-        state.0 = false;
-        for socket in state.1.drain(..) {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
-
-    fn mend(&self) {
-        self.open.lock().unwrap().0 = true;
-    }
 }
 
 struct Place {
@@ -223,7 +176,7 @@ fn what_is_handed_in_is_delivered_through_a_cut_network_and_a_killed_service() {
     assert!(err.contains("countersign-agent run"), "{err}");
     place.run(&[]);
     place.hand_in("15");
-    place.network.mend();
+    place.network.mend(place.server.devices);
     place.until_status("all is delivered", |code, s| {
         code == 0 && s["delivered"] == 11 && s["waiting"] == 0
     });
@@ -256,13 +209,13 @@ fn a_full_queue_says_so_and_keeps_what_waits() {
         place.hand_in(&format!("{n}"));
     }
     let (code, _, err) = place.agent.run(&["publish", "--queued", "too many"]);
-    assert_eq!(code, 2, "{err}");
+    assert_eq!(code, 13, "{err}");
     assert!(err.contains("3 messages") && err.contains("hint: "), "{err}");
-    let (_, _, wrong) = place
+    let (code, _, wrong) = place
         .agent
         .run(&["publish", "--queued", "--topic", "devices/+/x", "1"]);
-    assert!(wrong.contains("no topic"), "{wrong}");
-    place.network.mend();
+    assert!(code == 2 && wrong.contains("no topic"), "{code}: {wrong}");
+    place.network.mend(place.server.devices);
     place.until_status("delivered", |code, s| code == 0 && s["delivered"] == 3);
     // What the policies refuse stands in nobody's way.
     place
@@ -330,7 +283,7 @@ fn systemd_is_told_when_it_is_ready_and_how_it_stands() {
         }
     };
     until_told(&["READY=1", "WATCHDOG=1", "not connected to"]);
-    place.network.mend();
+    place.network.mend(place.server.devices);
     until_told(&[": connected to"]);
     place.signal(Signal::TERM);
     until_told(&["STOPPING=1"]);

@@ -100,6 +100,28 @@ fn the_log_is_synced_before_each_promising_answer() {
         }
     }
     assert_eq!(promises, expected);
+    // The server ends with the tracer that started it.
+    let data = server.data.clone();
+    assert_eq!(serving(&data), 2, "the tracer and the server");
+    drop(server);
+    let started = Instant::now();
+    while serving(&data) > 0 {
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "the server was left behind"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// How many processes serve a data directory, or trace one that does.
+fn serving(data: &Path) -> usize {
+    let data = data.to_str().unwrap();
+    let processes = std::fs::read_dir("/proc").unwrap();
+    let commands = processes.filter_map(|p| std::fs::read_to_string(p.ok()?.path().join("cmdline")).ok());
+    commands
+        .filter(|c| c.split('\0').any(|a| a == data) && c.contains("\0serve"))
+        .count()
 }
 
 /// A disk that is full, made of a small file system of its own. Needs the right to mount; without it the test says so

@@ -1,9 +1,12 @@
 //! The agent as its users run it: the binary on an identity folder.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
 
 /// The agent that was built beside `program`. Testing the workspace builds it; testing one package alone may not, and
 /// then it is built here.
@@ -159,4 +162,96 @@ pub fn told(output: &Output) -> (i32, String, String) {
         String::from_utf8_lossy(&output.stdout).into_owned(),
         String::from_utf8_lossy(&output.stderr).into_owned(),
     )
+}
+
+/// The service of a device, and what it said.
+#[derive(Debug)]
+pub struct Running {
+    /// By whom its condition is asked.
+    pub agent: Agent,
+    words: PathBuf,
+    child: Option<Child>,
+}
+
+impl Running {
+    /// Of a device; what it says goes to a file.
+    pub fn of(agent: Agent, words: PathBuf) -> Self {
+        Self {
+            agent,
+            words,
+            child: None,
+        }
+    }
+
+    /// Starts it, and waits until it takes messages.
+    pub fn start(&mut self, arguments: &[&str]) {
+        let words = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.words)
+            .expect("a file");
+        let mut command = self.agent.command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(words);
+        self.child = Some(command.spawn().expect("the agent"));
+        let socket = self.agent.folder.join("agent.sock");
+        let started = Instant::now();
+        while UnixStream::connect(&socket).is_err() {
+            assert!(started.elapsed() < Duration::from_secs(30), "{}", self.words());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends it as a power cut would.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            child.wait().expect("its end");
+        }
+    }
+
+    /// What it said.
+    pub fn words(&self) -> String {
+        std::fs::read_to_string(&self.words).unwrap_or_default()
+    }
+
+    /// The exit code of `status`, and what it says.
+    pub fn status(&self) -> (i32, Value) {
+        let (code, out, err) = self.agent.run(&["status", "--json"]);
+        let told: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+        (code, told["status"].clone())
+    }
+
+    /// Waits for a condition.
+    pub fn until(&self, what: &str, holds: impl Fn(i32, &Value) -> bool) -> Value {
+        let started = Instant::now();
+        loop {
+            let (code, status) = self.status();
+            if holds(code, &status) {
+                return status;
+            }
+            assert!(
+                started.elapsed() < Duration::from_secs(100),
+                "{what}: {code} {status}\n{}",
+                self.words()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Changes what the identity folder says of where to connect.
+pub fn point_to(agent: &Agent, changes: &[(&str, u16)]) {
+    let path = agent.folder.join("device.json");
+    let mut profile: Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("device.json")).expect("JSON");
+    for (name, port) in changes {
+        profile[*name] = json!(port);
+    }
+    std::fs::write(&path, profile.to_string()).expect("device.json");
 }

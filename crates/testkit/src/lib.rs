@@ -16,6 +16,7 @@ pub mod forged_tpm;
 pub mod hold;
 pub mod issuance;
 pub mod ledger;
+pub mod network;
 pub mod pki;
 pub mod server;
 pub mod softhsm;

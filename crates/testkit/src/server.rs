@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -11,15 +12,16 @@ use serde_json::{Value, json};
 
 use crate::pki::Ca;
 
-/// Ends a process when this one ends, however it does: what a test keeps in a `static` is never dropped.
+/// Ends a process group when this process ends, however it does: what a test keeps in a `static` is never dropped.
 #[derive(Debug)]
 struct Guard(Child);
 
 impl Guard {
     fn of(child: &Child) -> Result<Self> {
-        // Its input ends with us.
+        // Its input ends with us. In a group of its own: a key that interrupts us must not end it before it has done its work.
         let watch = Command::new("sh")
-            .args(["-c", "read -r _; kill -9 \"$0\"", &child.id().to_string()])
+            .args(["-c", "read -r _; kill -9 -- \"-$0\"", &child.id().to_string()])
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -82,6 +84,8 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
+            // A tracer that is killed leaves what it traced behind: they end together, as a group.
+            .process_group(0)
             .spawn()
             .context("start the server")?;
         let guard = Some(Guard::of(&child)?);
@@ -208,7 +212,10 @@ impl Server {
     pub fn kill(&mut self) {
         // First, so that it ends nothing that has the same number by then.
         self.guard = None;
-        let _ = self.child.kill();
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let group = rustix::process::Pid::from_child(&self.child);
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
         let _ = self.child.wait();
     }
 

@@ -103,6 +103,60 @@ fn the_power_may_be_cut_between_any_two_steps_of_a_renewal() {
     assert!(steps > 30, "{steps}");
 }
 
+/// At whichever write the disk is full: the certificate in use stays, half a key lies nowhere, and with room it goes on from
+/// where it was.
+#[test]
+fn the_disk_may_be_full_at_any_write_of_a_renewal_of_the_roots_and_of_the_time() {
+    let mut room = 0;
+    loop {
+        let place = tempfile::tempdir().unwrap();
+        let old = provisioned(place.path());
+        let full = Arc::new(CutDisk::full_after(room));
+        let folder = IdentityFolder {
+            path: place.path().to_owned(),
+            disk: Box::new(full.clone()),
+        };
+        let roots = folder.roots().unwrap();
+        let twice = [roots.clone(), roots.clone()].concat();
+        let later = Timestamp::from_unix_s(4_000_000_000);
+        let run = folder
+            .pin(&twice)
+            .and_then(|()| folder.save_time(later))
+            .and_then(|()| renew(&folder))
+            .and_then(|()| renew(&folder));
+        in_use(place.path());
+        assert!([1, 2].contains(&folder.roots().unwrap().len()));
+        assert!([Timestamp::from_unix_s(0), later].contains(&folder.saved_time()));
+        let mut folders = vec![place.path().to_owned()];
+        while let Some(at) = folders.pop() {
+            for entry in fs::read_dir(at).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                assert!(!name.ends_with(".new"), "{name} after {room}");
+                if path.is_dir() && !path.is_symlink() {
+                    folders.push(path);
+                }
+            }
+        }
+        let Err(fault) = run else {
+            break;
+        };
+        let text = fault.to_string();
+        assert!(
+            text.contains("disk full") && text.contains("hint: make room"),
+            "{text}"
+        );
+        full.make_room(usize::MAX);
+        folder.pin(&roots).unwrap();
+        folder.save_time(later).unwrap();
+        renew(&folder).unwrap();
+        assert_ne!(in_use(place.path()), old);
+        assert_eq!(fs::read_dir(place.path().join(SLOTS)).unwrap().count(), 1);
+        room += 1;
+    }
+    assert!(room > 30, "{room}");
+}
+
 #[test]
 fn the_old_certificate_stays_until_the_next_one_has_connected() {
     let place = tempfile::tempdir().unwrap();

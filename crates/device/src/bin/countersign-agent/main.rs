@@ -34,7 +34,8 @@ use countersign_mqtt::{QoS, Version};
 ///
 /// Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 identity folder or key unusable, 4 platform not reachable, 5 platform
 /// not trusted, 6 certificate refused, 7 session refused, 8 publish or subscribe not permitted, 9 session ended, 10
-/// enrolment refused, 11 enrolment waits for approval, 12 service not running.
+/// enrolment refused, 11 enrolment waits for approval, 12 service not running, 13 the service did not take the message: as
+/// many wait as may, the disk is full, or the message is too large.
 #[derive(Parser)]
 #[command(name = "countersign-agent", version)]
 struct Arguments {

@@ -1,7 +1,7 @@
 //! `run`: the service, and how programs beside it hand in messages.
 //!
 //! On the socket each line is a JSON object, `{"topic": …, "payload": …}`, and each answer another: `{"waiting": N}` when the
-//! message is on disk, `{"error": …, "hint": …}` when it was not taken. `{"status": true}` is answered by the status.
+//! message is on disk, `{"error": …, "hint": …, "exit_code": N}` when it was not taken. `{"status": true}` is answered by the status.
 
 use std::fs::Permissions;
 use std::io::Write;
@@ -25,6 +25,8 @@ use super::{Agent, lines, warn};
 
 /// Where programs hand in messages, in the identity folder.
 const SOCKET: &str = "agent.sock";
+/// The exit code for a message that was not taken.
+const NOT_TAKEN: u8 = 13;
 /// The longest line that is read from a program.
 const LINE_MAX: u64 = 1 << 20;
 
@@ -81,11 +83,13 @@ enum Answered {
         error: String,
         #[serde(default)]
         hint: Option<String>,
+        /// What `publish --queued` makes of it.
+        exit_code: u8,
     },
 }
 
 impl Answered {
-    fn not(text: &str) -> Self {
+    fn not(exit_code: u8, text: &str) -> Self {
         let (error, hint) = match text.split_once("; hint: ") {
             Some((error, hint)) => (error, Some(hint.to_owned())),
             None => (text, None),
@@ -93,6 +97,7 @@ impl Answered {
         Self::Not {
             error: error.to_owned(),
             hint,
+            exit_code,
         }
     }
 }
@@ -235,7 +240,7 @@ async fn serve(mut program: UnixStream, counter: Counter) {
         let answer = if is_whole || (line.len() as u64) < LINE_MAX {
             counter.answer(&line)
         } else {
-            Answered::not("the line is longer than 1 MiB")
+            Answered::not(NOT_TAKEN, "the line is longer than 1 MiB; hint: send it in parts")
         };
         let mut text = serde_json::to_vec(&answer).unwrap_or_default();
         text.push(b'\n');
@@ -252,7 +257,7 @@ impl Counter {
                 let topic = message.topic.as_deref().unwrap_or(&self.telemetry);
                 match self.outbox.push(topic, message.payload.as_bytes()) {
                     Ok(waiting) => Answered::Waiting(waiting),
-                    Err(e) => Answered::not(&e.to_string()),
+                    Err(e) => Answered::not(e.exit_code(), &e.to_string()),
                 }
             }
             Ok(Asked::Status(StatusAsked { status: true })) => {
@@ -260,6 +265,7 @@ impl Counter {
                 Answered::Status(Box::new(status.clone()))
             }
             _ => Answered::not(
+                2,
                 "not a message; hint: {\"payload\": \"21.5\"}, and \"topic\" for another than telemetry, on one line; {\"status\": true} asks how the service stands",
             ),
         }
@@ -334,9 +340,19 @@ async fn hand(
     service.read_line(&mut line).await.map_err(|e| broken(&e))?;
     match serde_json::from_str(&line).map_err(|e| broken(&e))? {
         Answered::Waiting(_) | Answered::Status(_) => Ok(()),
-        Answered::Not { error, hint } => Err(EnrolFault::Usage(match hint {
-            Some(hint) => format!("{error}; hint: {hint}"),
-            None => error,
-        })),
+        Answered::Not {
+            error,
+            hint,
+            exit_code,
+        } => {
+            let text = match hint {
+                Some(hint) => format!("{error}; hint: {hint}"),
+                None => error,
+            };
+            Err(match exit_code {
+                2 => EnrolFault::Usage(text),
+                _ => EnrolFault::NotTaken(text),
+            })
+        }
     }
 }
