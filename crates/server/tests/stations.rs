@@ -13,6 +13,7 @@ use countersign_factory::station::{Event, GrantFile, Head};
 use countersign_factory::{EnrolmentGrant, ProvenKey, SoftwareKey};
 use countersign_identity::signed::Signer;
 use countersign_identity::{DeviceId, Timestamp};
+use countersign_testkit::agent::Agent;
 use countersign_testkit::client::{Attempt, Seen, connect, publish};
 use countersign_testkit::pki::Identity;
 use countersign_testkit::server::{Server, listener};
@@ -439,6 +440,70 @@ fn identities_of_an_offline_station_are_let_in_once_its_journal_is_reconciled() 
     assert!(list.contains("closed") && list.contains("line-1"), "{list}");
     let after = place.try_station("line-1", &["issue", "SN-006"]);
     assert!(String::from_utf8_lossy(&after.stderr).contains("[station.closed]"));
+}
+
+/// The device makes its key, the station certifies it, the device proves it: the key never leaves the device.
+#[test]
+fn a_device_that_makes_its_own_key_is_certified_and_proves_it() {
+    let place = Place::new();
+    place.granted("line-1", 5, "SN-001..SN-009");
+    let agent = Agent::new(Path::new(env!("CARGO_BIN_EXE_countersign")), place.path("device"));
+    let csr = agent.ok(&["request", "SN-001"]);
+    std::fs::write(place.path("SN-001.csr"), csr).unwrap();
+    place.station(
+        "line-1",
+        &[
+            "issue",
+            "SN-001",
+            "--csr",
+            &place.text("SN-001.csr"),
+            "--out",
+            &place.text("out"),
+        ],
+    );
+    let from = place.text("out/SN-001");
+    assert!(!Path::new(&from).join("device.key").exists());
+    let said = agent.ok(&["install", &from]);
+    assert!(said.contains("beside its key"), "{said}");
+    // The line lost power there, and does it again.
+    agent.ok(&["install", &from]);
+    place.station("line-1", &["written", "SN-001"]);
+    place.station(
+        "line-1",
+        &["challenge", "SN-001", "--out", &place.text("challenge")],
+    );
+    let signature = agent.ok(&["prove", &place.text("challenge")]);
+    std::fs::write(place.path("signature"), &signature).unwrap();
+    place.station(
+        "line-1",
+        &["confirm", "SN-001", "--signature", &place.text("signature")],
+    );
+
+    // It signs nothing else: not a challenge for another device, nor any other text.
+    let challenge = std::fs::read_to_string(place.path("challenge")).unwrap();
+    for text in [
+        challenge.replace("SN-001", "SN-002"),
+        format!("{challenge}x y"),
+        "pay 100".into(),
+    ] {
+        std::fs::write(place.path("other"), text).unwrap();
+        let (code, _, err) = agent.run(&["prove", &place.text("other")]);
+        assert_eq!(code, 2, "{err}");
+        assert!(err.contains("hint: "), "{err}");
+    }
+    // What was issued for another key is not taken.
+    let other = Agent::new(
+        Path::new(env!("CARGO_BIN_EXE_countersign")),
+        place.path("other-device"),
+    );
+    other.ok(&["request", "SN-001"]);
+    let (code, _, err) = other.run(&["install", &from]);
+    assert_eq!(code, 3, "{err}");
+    assert!(!other.folder.join("device.crt").exists());
+
+    let journal = place.export("line-1");
+    place.reconcile(&journal);
+    agent.ok(&["check"]);
 }
 
 #[test]

@@ -223,3 +223,61 @@ fn the_floor_is_what_was_saved_or_the_start_of_the_certificate() {
     folder.save_time(ahead).unwrap();
     assert!(folder.clock().is_behind() && folder.clock().now() >= ahead);
 }
+
+/// The end of a device, cut between any two steps: while a key is left there is one to state it with or the statement is
+/// there, and run again it comes to its end.
+#[test]
+fn the_power_may_be_cut_between_any_two_steps_of_the_end() {
+    let end = |folder: &IdentityFolder| -> Outcome<()> {
+        if folder.statement()?.is_none() {
+            let identity = folder.load()?;
+            let signer = identity.key.signer().unwrap().unwrap();
+            let (tenant, device) = (identity.profile.tenant.clone(), identity.profile.id.clone());
+            let statement =
+                Statement::create(&*signer, &identity.chain[0], tenant, device, folder.clock().now())
+                    .unwrap();
+            folder.keep_statement(&statement)?;
+        }
+        folder.destroy_keys()
+    };
+    let keys = |path: &Path| {
+        let mut found = usize::from(path.join(KEY).symlink_metadata().is_ok());
+        for slot in fs::read_dir(path.join(SLOTS)).into_iter().flatten().flatten() {
+            found += usize::from(slot.path().join(KEY).exists());
+        }
+        found
+    };
+    let mut steps = 0;
+    loop {
+        let place = tempfile::tempdir().unwrap();
+        provisioned(place.path());
+        // In slots, and with a next one begun.
+        let whole = IdentityFolder::new(place.path());
+        renew(&whole).unwrap();
+        whole.begin(KeyReuse::New).unwrap();
+        let cut = Arc::new(CutDisk::after(steps));
+        let folder = IdentityFolder {
+            path: place.path().to_owned(),
+            disk: Box::new(cut.clone()),
+        };
+        let ended = end(&folder);
+        let after = IdentityFolder::new(place.path());
+        let stated = after.statement().unwrap();
+        if stated.is_none() {
+            after.load().unwrap();
+        }
+        end(&after).unwrap();
+        assert_eq!(keys(place.path()), 0, "after a cut at step {steps}");
+        let statement = after.statement().unwrap().unwrap();
+        statement.check().unwrap();
+        assert!(stated.is_none_or(|first| first == statement));
+        // Where it is to be handed in is still known.
+        assert_eq!(after.device_id().unwrap().as_str(), "d1");
+        assert_eq!(after.roots().unwrap().len(), 1);
+        match ended {
+            Ok(()) => break,
+            Err(_) => steps += 1,
+        }
+    }
+    assert!(steps > 8, "{steps}");
+}
