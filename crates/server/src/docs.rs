@@ -63,6 +63,17 @@ fn the_page_of_refusals_is_the_catalogue() {
 }
 
 #[test]
+fn the_page_of_attestation_has_every_refusal() {
+    use countersign_factory::attest::Refusal;
+    let page = read("docs/attestation.md");
+    for refusal in Refusal::ALL {
+        let row = format!("| `{}` | {}", refusal.code(), refusal.cause());
+        assert!(page.contains(&row), "{row}");
+    }
+    assert_eq!(page.matches("\n| `attestation.").count(), Refusal::ALL.len());
+}
+
+#[test]
 fn the_page_of_the_configuration_has_every_key_and_its_default() {
     let page = read("docs/configuration.md");
     let config = toml::Value::try_from(crate::config::Config::default()).unwrap();
