@@ -177,8 +177,8 @@ impl Newer {
 
 impl Registry {
     /// Begins a new epoch on a registry that was restored: its revisions start where none of any earlier epoch can have
-    /// been, so that no generation of a time that the backup does not know equals one of now. One-time secrets that were
-    /// not used yet are void: they may have been used since.
+    /// been, so that no generation of a time that the backup does not know equals one of now. One-time secrets and attestations
+    /// that were not used yet are void: they may have been used since.
     ///
     /// # Errors
     /// [`RegistryError::ClockBehind`] if the clock is behind the backup: the new revisions could not be told from older
@@ -235,6 +235,8 @@ impl Registry {
             let secrets_void = scope
                 .tx
                 .execute("DELETE FROM enrolment_secrets WHERE used_key IS NULL", [])?;
+            // So are attestations that nobody cited yet.
+            scope.tx.execute("DELETE FROM attestations WHERE consumed IS NULL", [])?;
             let detail = json!({
                 "secrets_void": secrets_void, "epoch": backup.epoch + 1, "first_revision": first, "backup_made": made.to_string(),
                 "backup_revision": backup.revision, "backup_audit_head": backup.audit_head,

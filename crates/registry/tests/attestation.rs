@@ -13,8 +13,8 @@ use countersign_identity::{
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Custody, FactSource, LifecycleState};
 use countersign_registry::{
-    Actor, Change, Committed, EndorsementSource, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere,
-    LedgerLimits, NewAttestation, NewCredential, NewDevice, Registry, RegistryError, Requester,
+    Actor, BackwardClock, Change, Committed, EndorsementSource, IssuanceRules, IssueOutcome, IssueRequest,
+    IssuedHere, LedgerLimits, NewAttestation, NewCredential, NewDevice, Registry, RegistryError, Requester,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, PublicKeyData, SerialNumber};
 
@@ -101,14 +101,14 @@ impl World {
         self.registry.keep_attestation(new).map(|_| ())
     }
 
-    fn issue(
+    fn request(
         &self,
         device: &str,
         key: &KeyPair,
         attestation: Option<u8>,
         requester: Requester,
-    ) -> Result<Committed<IssueOutcome>, RegistryError> {
-        let request = IssueRequest {
+    ) -> IssueRequest {
+        IssueRequest {
             tenant: tenant(),
             device: id(device),
             key: fingerprint(key),
@@ -117,7 +117,17 @@ impl World {
             idempotency_key: None,
             requester,
             attestation: attestation.map(|nonce| Fingerprint::of(&[nonce])),
-        };
+        }
+    }
+
+    fn issue(
+        &self,
+        device: &str,
+        key: &KeyPair,
+        attestation: Option<u8>,
+        requester: Requester,
+    ) -> Result<Committed<IssueOutcome>, RegistryError> {
+        let request = self.request(device, key, attestation, requester);
         let (der, name) = (certificate(device, key), device.to_owned());
         self.registry.issue(actor(), request, move |_| {
             Ok(NewCredential {
@@ -275,16 +285,7 @@ fn what_fails_uses_nothing_up() {
     let world = World::new();
     let first = key();
     world.keep("d1", "tpm", &first, 1).unwrap();
-    let request = IssueRequest {
-        tenant: tenant(),
-        device: id("d1"),
-        key: fingerprint(&first),
-        profile: "operational".into(),
-        demands_new_key: false,
-        idempotency_key: None,
-        requester: OPERATOR,
-        attestation: Some(Fingerprint::of(&[1])),
-    };
+    let request = world.request("d1", &first, Some(1), OPERATOR);
     let failed = world
         .registry
         .issue(actor(), request, |_| Err("the CA is away".into()));
@@ -315,7 +316,19 @@ fn a_tpm_is_in_one_device() {
         .registry
         .add_endorsement_key(actor(), tenant(), id("d1"), hash("tpm"))
         .unwrap();
-    world.issue("d1", &second, Some(3), Requester::Attested).unwrap();
+    let issued = world.issue("d1", &second, Some(3), Requester::Attested).unwrap();
+    // The answer again, and nothing new by it: not even of another profile.
+    let again = world.issue("d1", &second, Some(3), Requester::Attested).unwrap();
+    assert_eq!(again.value.certificate, issued.value.certificate);
+    let other = world.request("d1", &second, Some(3), Requester::Attested);
+    let other = IssueRequest {
+        profile: "other".into(),
+        ..other
+    };
+    let minted = world
+        .registry
+        .issue(actor(), other, |_| Err("it was minted".into()));
+    refused(minted, Refusal::Replayed);
     refused(
         world.issue("d1", &second, None, Requester::Attested),
         Refusal::Unknown,
@@ -356,6 +369,9 @@ fn a_restored_registry_trusts_no_tpm_that_is_trusted_no_more() {
     for name in ["backup", "new"] {
         std::fs::create_dir(path(name)).unwrap();
     }
+    // Not cited yet when the backup is made: perhaps it was since.
+    let first = key();
+    world.keep("d1", "stays", &first, 1).unwrap();
     registry
         .copy_to(&path("backup"), actor(), serde_json::json!({}))
         .unwrap();
@@ -386,6 +402,16 @@ fn a_restored_registry_trusts_no_tpm_that_is_trusted_no_more() {
         ]
     );
     new.apply_newer(actor(), newer).unwrap();
+    let facts = new.registry_facts().unwrap();
+    let now = Timestamp::from_unix_ms(START + MINUTE);
+    new.begin_epoch(actor(), facts, now, BackwardClock::Accept)
+        .unwrap();
+    refused(
+        new.issue(actor(), world.request("d1", &first, Some(1), OPERATOR), |_| {
+            Err("it was minted".into())
+        }),
+        Refusal::Unknown,
+    );
     let authorities = new.endorsement_authorities(&tenant()).unwrap();
     assert_eq!(
         authorities.iter().map(|a| a.id.as_str()).collect::<Vec<_>>(),

@@ -74,7 +74,7 @@ pub struct AttestationView {
 pub(crate) struct Cited {
     token: Fingerprint,
     endorsement_key: Fingerprint,
-    is_consumed: bool,
+    pub(crate) is_consumed: bool,
     /// Whether an operator said that this TPM is in this device: then the device needs no other proof.
     pub(crate) is_registered: bool,
 }

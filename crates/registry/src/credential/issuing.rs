@@ -188,6 +188,7 @@ fn check_requester(
     match &request.requester {
         Requester::Operator | Requester::JudgedByCa => Ok(Standing::Whole),
         Requester::Attested => match cited {
+            Some(cited) if cited.is_registered && cited.is_consumed => Ok(Standing::RepeatOnly),
             Some(cited) if cited.is_registered => Ok(Standing::Whole),
             Some(_) => Err(Refusal::NotEnough.into()),
             None => Err(Refusal::Unknown.into()),
@@ -310,7 +311,10 @@ fn issue(
         return Ok(same);
     }
     if standing == Standing::RepeatOnly {
-        return Err(LaneRefusal::Used.into());
+        return Err(match request.requester {
+            Requester::Attested => Refusal::Replayed.into(),
+            _ => LaneRefusal::Used.into(),
+        });
     }
     let mut new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
     // The key is the same, and where it is.
