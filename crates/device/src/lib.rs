@@ -12,11 +12,13 @@
 //! 10. [`service`]: all of it, running by itself
 //! 11. [`fault`]: every way to fail, what it means and what to do about it
 //! 12. [`backoff`]: how long to wait before the next try
+//! 13. `aside`: where the key is asked, so that nothing else waits for it
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it runs on the device and reads its clock"
 )]
 
+mod aside;
 pub mod backoff;
 pub mod clock;
 mod disk;

@@ -120,7 +120,10 @@ pub(crate) fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return fail(1, &format!("cannot start: {e}")),
     };
-    runtime.block_on(run(arguments))
+    let done = runtime.block_on(run(arguments));
+    // Its end would wait for a thread whose key does not answer. The process ends, and with it all threads.
+    std::mem::forget(runtime);
+    done
 }
 
 fn fail(code: u8, text: &str) -> ExitCode {
