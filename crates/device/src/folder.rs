@@ -340,6 +340,10 @@ impl IdentityFolder {
     /// # Errors
     /// [`IdentityFault`]; whichever is in use then works.
     pub fn promote(&self, connected: &Fingerprint) -> Outcome<()> {
+        // Most connections are by the one in use, and whoever makes a key in a slow token holds the lock meanwhile.
+        if !self.is_pending(connected) {
+            return Ok(());
+        }
         let _alone = self.alone()?;
         let next = self.next();
         if !self.is_pending(connected) {

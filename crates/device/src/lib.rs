@@ -14,11 +14,13 @@
 //! 12. [`service`]: all of it, running by itself
 //! 13. [`fault`]: every way to fail, what it means and what to do about it
 //! 14. [`backoff`]: how long to wait before the next try
+//! 15. `aside`: where the key is asked, so that nothing else waits for it
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it runs on the device and reads its clock"
 )]
 
+mod aside;
 #[cfg(feature = "tpm")]
 mod attest;
 pub mod backoff;

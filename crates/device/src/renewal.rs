@@ -17,6 +17,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::aside::Aside;
 use crate::backoff::Backoff;
 use crate::est::{EstClient, EstServer, Secret, Word, chain_above, device_of};
 use crate::fault::{EnrolFault, LinkFault};
@@ -27,6 +28,8 @@ use crate::link::{Link, LinkOptions};
 
 /// How long each step of an enrolment may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest that a renewal may take, with all its steps. Only a key that does not answer takes longer.
+pub(crate) const RENEWAL_PATIENCE: Duration = Duration::from_secs(150);
 /// The time is written down when it has moved on by so much: a flash has only so many writes.
 const SAVE_TIME_AFTER: Duration = Duration::from_secs(3600);
 /// Two renewals are never closer than this, whatever the certificates' dates say.
@@ -285,6 +288,24 @@ async fn attested(
     std::future::ready(Err(EnrolFault::Key(crate::keys::KeyStoreFault::NoTpm))).await
 }
 
+/// [`renew`], while the caller's thread goes on.
+pub(crate) async fn renew_aside(
+    aside: &Aside,
+    folder: &Path,
+    reuse: KeyReuse,
+) -> Result<CertificateFacts, EnrolFault> {
+    let folder = IdentityFolder::new(folder);
+    let renewing = move || async move { renew(&folder, reuse).await };
+    aside.run(RENEWAL_PATIENCE, renewing).await?
+}
+
+/// [`update_roots`], while the caller's thread goes on.
+async fn update_roots_aside(aside: &Aside, folder: &Path) -> Result<usize, EnrolFault> {
+    let folder = IdentityFolder::new(folder);
+    let updating = move || async move { update_roots(&folder).await };
+    aside.run(RENEWAL_PATIENCE, updating).await?
+}
+
 /// The right to renew, once no other process has it.
 async fn renewing(folder: &IdentityFolder) -> Result<Renewing, EnrolFault> {
     let end = tokio::time::Instant::now() + PATIENCE;
@@ -538,6 +559,7 @@ async fn keep(
     renewed: &mpsc::Sender<()>,
     say: &(dyn Fn(News, &str) + Send + Sync),
 ) {
+    let aside = Aside::new();
     let mut backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(3600));
     let mut bundle_in = jittered(BUNDLE_EVERY / 2, BUNDLE_EVERY);
     loop {
@@ -560,7 +582,7 @@ async fn keep(
             bundle_in = bundle_in.saturating_sub(sleep);
             if bundle_in.is_zero() {
                 bundle_in = jittered(BUNDLE_EVERY, BUNDLE_EVERY / 2);
-                match update_roots(folder).await {
+                match update_roots_aside(&aside, folder.path()).await {
                     Ok(0) => {}
                     Ok(new) => say(News::Other, &format!("{new} new platform root(s) pinned")),
                     Err(e) => {
@@ -574,7 +596,7 @@ async fn keep(
             }
             continue;
         }
-        match renew(folder, reuse).await {
+        match renew_aside(&aside, folder.path(), reuse).await {
             Ok(facts) => {
                 backoff.reset();
                 say(

@@ -15,6 +15,7 @@ use countersign_mqtt::QoS;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use crate::aside::Aside;
 use crate::backoff::Backoff;
 use crate::clock::DeviceClock;
 use crate::fault::{EnrolFault, LinkFault, NOT_TAKEN};
@@ -38,6 +39,10 @@ const SOUND_AFTER: Duration = Duration::from_secs(60);
 const CLOSED_ON_MAX: u32 = 5;
 /// How long a session may take to say goodbye to the platform.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// The longest that connecting may take, by the next certificate and by the last. Only a key that does not answer takes longer.
+const ENTER_PATIENCE: Duration = Duration::from_secs(30);
+/// The longest that a session waits until a certificate is put in use: an old key is destroyed then.
+const KEEP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a disk that failed is tried again.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -276,6 +281,7 @@ pub struct Service {
     options: LinkOptions,
     window: Option<RenewalWindow>,
     reuse: KeyReuse,
+    aside: Aside,
     outbox: Outbox,
     clock: DeviceClock,
     status: Status,
@@ -350,6 +356,7 @@ impl Service {
             options,
             window,
             reuse: KeyReuse::New,
+            aside: Aside::new(),
         })
     }
 
@@ -406,7 +413,11 @@ impl Service {
                 && needs_renewal(link)
                 && !self.renewed_in_vain
             {
-                match renewal::renew(&self.folder, self.reuse).await {
+                let renewed = tokio::select! {
+                    renewed = renewal::renew_aside(&self.aside, &self.path, self.reuse) => renewed,
+                    () = stop.notified() => break,
+                };
+                match renewed {
                     // Once: if that one is not admitted either, another would not be.
                     Ok(_) => {
                         self.renewed_in_vain = true;
@@ -466,14 +477,20 @@ impl Service {
 
     /// Connects, and asks for commands.
     async fn enter(&mut self, listener: &mut dyn Listener) -> Result<Link, EnrolFault> {
-        let said = Mutex::new(Vec::new());
-        let say = |text: &str| {
-            said.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(text.to_owned());
+        let (folder, options) = (IdentityFolder::new(&self.path), self.options.clone());
+        let entering = move || async move {
+            let said = Mutex::new(Vec::new());
+            let say = |text: &str| {
+                said.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(text.to_owned());
+            };
+            let admitted = renewal::admit(&folder, &options, &say).await;
+            (admitted, said.into_inner().unwrap_or_default())
         };
-        let admitted = renewal::admit(&self.folder, &self.options, &say).await;
-        for text in said.into_inner().unwrap_or_default() {
+        let patience = ENTER_PATIENCE.max(self.options.patience * 3);
+        let (admitted, said) = self.aside.run(patience, entering).await?;
+        for text in said {
             listener.say(&text);
         }
         let Admitted {
@@ -536,7 +553,7 @@ impl Service {
                 () = self.outbox.more.notified() => continue,
                 () = tokio::time::sleep_until(look_at), if waits => {
                     look_at = tokio::time::Instant::now() + LOOK_AGAIN;
-                    self.catch_up(listener);
+                    self.catch_up(listener).await;
                     continue;
                 }
                 Some((news, text)) = beside.heard.recv() => {
@@ -663,16 +680,29 @@ impl Service {
     }
 
     /// Does what a disk that failed left undone.
-    fn catch_up(&mut self, listener: &mut dyn Listener) {
+    async fn catch_up(&mut self, listener: &mut dyn Listener) {
         if !self.is_in_trouble() {
             return;
         }
-        if let Some(admitted) = &self.unkept {
-            if let Err(fault) = renewal::keep_admitted(&self.folder, admitted) {
-                self.trouble(&fault, 3, listener);
-                return;
+        if let Some(admitted) = self.unkept.take() {
+            let folder = IdentityFolder::new(&self.path);
+            let keeping = move || async move {
+                let kept = renewal::keep_admitted(&folder, &admitted);
+                (kept, admitted)
+            };
+            match self.aside.run(KEEP_PATIENCE, keeping).await {
+                Ok((Ok(()), _)) => {}
+                Ok((Err(fault), admitted)) => {
+                    self.unkept = Some(admitted);
+                    self.trouble(&fault, 3, listener);
+                    return;
+                }
+                // It is done at the next connection, if it was not done by then.
+                Err(fault) => {
+                    self.trouble(&fault, 3, listener);
+                    return;
+                }
             }
-            self.unkept = None;
         }
         self.look_up();
         self.show();

@@ -1,6 +1,7 @@
 //! The agent as a service: what is handed in is delivered, whatever happens to the network, the service, the device.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -233,6 +234,79 @@ fn a_full_queue_says_so_and_keeps_what_waits() {
         .ok(&["publish", "--queued", "--topic", "somebody/elses", "1"]);
     place.hand_in("after that too");
     place.until_status("the next one", |_, s| s["refused"] == 1 && s["delivered"] == 1);
+}
+
+/// The socket has bounds: programs that stay take no place from the service, and none stays silent within a line.
+#[test]
+fn programs_that_are_too_many_or_too_slow_or_too_loud_are_told_and_taken_leave_of() {
+    let mut place = Place::new("pump-5");
+    place.run(&[]);
+    place.until_status("connected", |code, _| code == 0);
+    let socket = place.agent.folder.join("agent.sock");
+    let answer = |program: &UnixStream| {
+        program.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut line = String::new();
+        BufReader::new(program).read_line(&mut line).unwrap();
+        line
+    };
+    // One that is served has a place, and keeps it while it is connected.
+    let served = || {
+        let program = UnixStream::connect(&socket).unwrap();
+        (&program).write_all(b"{\"status\": true}\n").unwrap();
+        answer(&program).contains("\"state\"").then_some(program)
+    };
+    let stays = |_| {
+        let mut program = None;
+        // Those that asked before may still have theirs for a moment.
+        until("there is a place", || {
+            program = served();
+            program.is_some()
+        });
+        program.unwrap()
+    };
+    let mut programs: Vec<UnixStream> = (0..32).map(stays).collect();
+    let (code, _, err) = place.agent.run(&["publish", "--queued", "1"]);
+    assert_eq!(code, 13, "{err}");
+    assert!(err.contains("32 programs") && err.contains("hint: "), "{err}");
+    // Half a line, and no more: ten seconds later its place is free.
+    let slow = programs.pop().unwrap();
+    (&slow).write_all(b"{\"payload\":").unwrap();
+    let started = Instant::now();
+    assert_eq!(answer(&slow), "");
+    assert!(
+        (9..20).contains(&started.elapsed().as_secs()),
+        "{:?}",
+        started.elapsed()
+    );
+    until("a place is free", || served().is_some());
+    drop(programs);
+    // One line without an end.
+    let loud = UnixStream::connect(&socket).unwrap();
+    let mut writing = loud.try_clone().unwrap();
+    std::thread::spawn(move || while writing.write_all(&[b'a'; 65536]).is_ok() {});
+    let told = answer(&loud);
+    assert!(
+        told.contains("longer than 2 MiB") && told.contains("hint"),
+        "{told}"
+    );
+    // Lines of standard input, too.
+    let mut long = vec![b'a'; 300_000];
+    long.extend(b"\n");
+    std::fs::write(place.path("long"), long).unwrap();
+    for (arguments, expected) in [(&["publish"][..], 13), (&["publish", "--queued"], 13)] {
+        let output = place
+            .agent
+            .command(arguments)
+            .stdin(std::fs::File::open(place.path("long")).unwrap())
+            .output()
+            .unwrap();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(expected), "{err}");
+        assert!(
+            err.contains("longer than 262080 bytes") && err.contains("hint: "),
+            "{err}"
+        );
+    }
 }
 
 #[test]

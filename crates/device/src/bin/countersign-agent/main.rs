@@ -14,12 +14,13 @@ mod line;
 mod run;
 mod status;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use countersign_device::queue::MESSAGE_MAX;
 use countersign_device::renewal::{self, needs_renewal};
 use countersign_device::{
     Backoff, EnrolFault, IdentityFolder, Keeper, KeyReuse, KeyStore, Link, LinkFault, LinkOptions,
@@ -140,7 +141,10 @@ pub(crate) fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return fail(1, &format!("cannot start: {e}")),
     };
-    runtime.block_on(run(arguments))
+    let done = runtime.block_on(run(arguments));
+    // Its end would wait for a thread whose key does not answer. The process ends, and with it all threads.
+    std::mem::forget(runtime);
+    done
 }
 
 fn fail(code: u8, text: &str) -> ExitCode {
@@ -290,7 +294,7 @@ async fn publish(
     loop {
         tokio::select! {
             line = queue.recv() => match line {
-                Some(line) => link.publish(&topic, &line, qos).await?,
+                Some(line) => link.publish(&topic, &line?, qos).await?,
                 None => break,
             },
             () = renewed(&mut keeper) => {
@@ -336,30 +340,47 @@ async fn reconnect(agent: &Agent) -> Result<Link, EnrolFault> {
     }
 }
 
+/// A line of standard input, or that it is longer than any message may be; the rest of such a one is skipped.
+type Line = Result<Vec<u8>, TooLong>;
+
+/// A line was longer than [`MESSAGE_MAX`].
+struct TooLong;
+
+impl From<TooLong> for EnrolFault {
+    fn from(_: TooLong) -> Self {
+        Self::NotTaken(format!(
+            "a line of standard input is longer than {MESSAGE_MAX} bytes, the largest message; hint: send it in parts"
+        ))
+    }
+}
+
 /// The lines of standard input.
-fn lines() -> tokio::sync::mpsc::Receiver<Vec<u8>> {
+fn lines() -> tokio::sync::mpsc::Receiver<Line> {
     let (lines, queue) = tokio::sync::mpsc::channel(64);
     std::thread::spawn(move || {
-        let mut rest = Vec::new();
-        let mut chunk = [0; 4096];
-        let mut input = std::io::stdin();
-        while let Ok(n) = input.read(&mut chunk) {
-            rest.extend_from_slice(&chunk[..n]);
-            while let Some(end) = rest.iter().position(|b| *b == b'\n') {
-                let line: Vec<u8> = rest.drain(..=end).take(end).collect();
-                if lines.blocking_send(line).is_err() {
-                    return;
-                }
+        let mut input = std::io::stdin().lock();
+        while let Ok(Some(line)) = next_line(&mut input) {
+            if lines.blocking_send(line).is_err() {
+                return;
             }
-            if n == 0 {
-                break;
-            }
-        }
-        if !rest.is_empty() {
-            let _ = lines.blocking_send(rest);
         }
     });
     queue
+}
+
+/// The next line without its end; nothing when there is none.
+fn next_line(input: &mut impl BufRead) -> std::io::Result<Option<Line>> {
+    let mut line = Vec::new();
+    if input.take(MESSAGE_MAX + 1).read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    } else if line.len() as u64 > MESSAGE_MAX {
+        input.skip_until(b'\n')?;
+        return Ok(Some(Err(TooLong)));
+    }
+    Ok(Some(Ok(line)))
 }
 
 async fn subscribe(agent: &Agent, filter: Option<String>, count: Option<u64>) -> Result<(), EnrolFault> {
@@ -450,5 +471,23 @@ fn request(folder: &IdentityFolder, id: &DeviceId, store: &KeyStore) -> ExitCode
             ExitCode::SUCCESS
         }
         Err(e) => fail(1, &e.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_a_bound_and_the_next_one_is_read_all_the_same() {
+        let longest = vec![b'a'; MESSAGE_MAX as usize];
+        let input = [b"one\n\n", &longest[..], b"\na", &longest, &longest, b"\nlast"].concat();
+        let mut input = std::io::BufReader::new(&input[..]);
+        let mut seen = Vec::new();
+        while let Some(line) = next_line(&mut input).unwrap() {
+            seen.push(line.ok().map(|l| l.len()));
+        }
+        let expected = [Some(3), Some(0), Some(longest.len()), None, Some(4)];
+        assert_eq!(seen, expected);
     }
 }

@@ -19,7 +19,8 @@ use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
 
 use super::{Agent, lines, warn};
 
@@ -27,8 +28,14 @@ use super::{Agent, lines, warn};
 const SOCKET: &str = "agent.sock";
 /// The exit code for a message that was not taken.
 const NOT_TAKEN: u8 = 13;
-/// The longest line that is read from a program.
-const LINE_MAX: u64 = 1 << 20;
+/// The longest line that is read from a program: a message may be escaped, six bytes for one.
+const LINE_MAX: u64 = 2 << 20;
+/// The most programs that are connected at a time. One more is told so, and taken leave of.
+const PROGRAMS_MAX: usize = 32;
+/// How long a program may say nothing before it is taken leave of.
+const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// How long a line may take once it has begun, and an answer to be taken, before the program is taken leave of.
+const LINE_TIME: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub(crate) struct RunArguments {
@@ -89,6 +96,21 @@ enum Answered {
 }
 
 impl Answered {
+    fn full() -> Self {
+        Self::not(
+            NOT_TAKEN,
+            &format!(
+                "{PROGRAMS_MAX} programs are connected, and no more may be; hint: end one, or have them end their connections"
+            ),
+        )
+    }
+
+    fn line(&self) -> Vec<u8> {
+        let mut text = serde_json::to_vec(self).unwrap_or_default();
+        text.push(b'\n');
+        text
+    }
+
     fn not(exit_code: u8, text: &str) -> Self {
         let (error, hint) = match text.split_once("; hint: ") {
             Some((error, hint)) => (error, Some(hint.to_owned())),
@@ -214,10 +236,20 @@ async fn watchdog() {
 }
 
 async fn take_in(socket: UnixListener, counter: Counter) {
+    let places = Arc::new(Semaphore::new(PROGRAMS_MAX));
     loop {
         match socket.accept().await {
             Ok((program, _)) => {
-                tokio::spawn(serve(program, counter.clone()));
+                let Ok(place) = places.clone().try_acquire_owned() else {
+                    // A new socket has room for it; if not, its end says enough.
+                    let _ = program.try_write(&Answered::full().line());
+                    continue;
+                };
+                let counter = counter.clone();
+                tokio::spawn(async move {
+                    serve(program, counter).await;
+                    drop(place);
+                });
             }
             Err(e) => {
                 warn(&format!("warning: programs cannot hand in messages: {e}"));
@@ -231,20 +263,25 @@ async fn serve(mut program: UnixStream, counter: Counter) {
     let (reading, mut writing) = program.split();
     let mut reading = BufReader::new(reading);
     loop {
+        // A program may be silent between its lines, not within one.
+        match timeout(SILENCE_MAX, reading.fill_buf()).await {
+            Ok(Ok(begun)) if !begun.is_empty() => {}
+            _ => return,
+        }
         let mut line = Vec::new();
-        match (&mut reading).take(LINE_MAX).read_until(b'\n', &mut line).await {
-            Ok(1..) => {}
+        let mut limited = (&mut reading).take(LINE_MAX);
+        match timeout(LINE_TIME, limited.read_until(b'\n', &mut line)).await {
+            Ok(Ok(1..)) => {}
             _ => return,
         }
         let is_whole = line.last() == Some(&b'\n');
         let answer = if is_whole || (line.len() as u64) < LINE_MAX {
             counter.answer(&line)
         } else {
-            Answered::not(NOT_TAKEN, "the line is longer than 1 MiB; hint: send it in parts")
+            Answered::not(NOT_TAKEN, "the line is longer than 2 MiB; hint: send it in parts")
         };
-        let mut text = serde_json::to_vec(&answer).unwrap_or_default();
-        text.push(b'\n');
-        if writing.write_all(&text).await.is_err() || !is_whole {
+        let written = timeout(LINE_TIME, writing.write_all(&answer.line())).await;
+        if !matches!(written, Ok(Ok(()))) || !is_whole {
             return;
         }
     }
@@ -285,6 +322,13 @@ pub(crate) fn live_status(folder: &Path) -> Option<Status> {
 async fn take_lines(outbox: Outbox, telemetry: String) {
     let mut input = lines();
     while let Some(line) = input.recv().await {
+        let line = match line {
+            Ok(line) => line,
+            Err(fault) => {
+                warn(&format!("warning: {}", EnrolFault::from(fault)));
+                continue;
+            }
+        };
         // Nobody to tell but whoever reads the log; the line waits until there is room, and so does who writes it.
         while let Err(e) = outbox.push(&telemetry, &line) {
             warn(&format!("warning: {e}"));
@@ -315,7 +359,7 @@ pub(crate) async fn hand_in(
     }
     let mut input = lines();
     while let Some(line) = input.recv().await {
-        let text = String::from_utf8(line).map_err(|_| {
+        let text = String::from_utf8(line?).map_err(|_| {
             EnrolFault::Usage("a line is no UTF-8; hint: encode it, for example in base64".into())
         })?;
         hand(&mut service, topic.as_deref(), text).await?;
@@ -335,9 +379,13 @@ async fn hand(
     };
     let mut text = serde_json::to_vec(&asked).map_err(|e| broken(&e))?;
     text.push(b'\n');
-    service.get_mut().write_all(&text).await.map_err(|e| broken(&e))?;
+    // Whoever is taken leave of at once may not be able to ask, and is told why all the same.
+    let asked = service.get_mut().write_all(&text).await;
     let mut line = String::new();
     service.read_line(&mut line).await.map_err(|e| broken(&e))?;
+    if let (Err(e), true) = (asked, line.is_empty()) {
+        return Err(broken(&e));
+    }
     match serde_json::from_str(&line).map_err(|e| broken(&e))? {
         Answered::Waiting(_) | Answered::Status(_) => Ok(()),
         Answered::Not {
