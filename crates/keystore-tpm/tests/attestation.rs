@@ -38,7 +38,8 @@ impl Swtpm {
     /// As it comes from the factory: EKs of RSA-2048 and P-384, kept at 0x81010001 and 0x81010016, and their certificates,
     /// by a CA of its own.
     fn manufactured() -> Self {
-        Self(countersign_testkit::swtpm::Swtpm::manufactured(&[]))
+        let alone = ALONE.lock();
+        Self(countersign_testkit::swtpm::Swtpm::manufactured(&[]), alone)
     }
 
     fn address(&self) -> TpmAddress {
