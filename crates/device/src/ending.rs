@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! destruction.json is on disk ─▶ every key is destroyed, then every certificate removed ─▶ the platform has recorded it
+//!                                (what a TPM keeps of certificates before, while it is known which TPM it is)
 //! ```
 //!
 //! Each step is durable before the next, and a cut anywhere leaves what can simply be run again: while there is a key there is
@@ -9,6 +10,7 @@
 
 use countersign_factory::destruction::{PATH, Recorded, Statement};
 
+use crate::beside;
 use crate::est::{EstClient, EstServer};
 use crate::fault::EnrolFault;
 use crate::folder::IdentityFolder;
@@ -24,15 +26,20 @@ pub enum Ended {
     Stated(EnrolFault),
 }
 
-/// Ends the device. There is no way back.
+/// Ends the device. There is no way back. A certificate that cannot be removed from a TPM is said: without its key it is of no
+/// use, and is no reason to leave a key.
 ///
 /// # Errors
 /// [`EnrolFault`] if a key is left.
-pub async fn destroy(folder: &IdentityFolder) -> Result<Ended, EnrolFault> {
+pub async fn destroy(folder: &IdentityFolder, say: &(dyn Fn(&str) + Sync)) -> Result<Ended, EnrolFault> {
     let statement = match folder.statement()? {
         Some(statement) => statement,
         None => state(folder)?,
     };
+    // Of one that was cut off after this, the key is gone and nothing is left to do.
+    if let Ok(identity) = folder.load() {
+        beside::forget(&identity, say).await;
+    }
     folder.destroy_keys()?;
     let profile = folder.profile()?;
     Ok(match hand_in(folder, &profile, &statement).await {

@@ -24,6 +24,10 @@ use rustls::{Error as TlsError, OtherError, SignatureAlgorithm, SignatureScheme}
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+/// Where a TPM keeps the certificate of the device that it is in, and those above it, DER, one after the other: an NV index of
+/// the owner's (0x01800000 to 0x01bfffff), always the same so that others find it.
+pub const TPM_CERTIFICATES: u32 = 0x0180_6373;
+
 /// After the URI of a key that we made ourselves: it is ours to destroy.
 const MADE_HERE: &str = "# made by countersign-agent, and destroyed when it is replaced";
 
@@ -60,6 +64,16 @@ pub enum KeyStoreFault {
     /// The TPM.
     #[error(transparent)]
     Tpm(#[from] TpmError),
+    /// Where a TPM keeps certificates there is something else.
+    #[error(
+        "NV index {TPM_CERTIFICATES:#x} of the TPM {address} holds {what}; hint: the certificate in the folder is enough to connect; if nobody needs what is there, tpm2_nvundefine {TPM_CERTIFICATES:#x}, and the next certificate is kept there"
+    )]
+    Taken {
+        /// The TPM.
+        address: TpmAddress,
+        /// Whose it is.
+        what: String,
+    },
     /// This program was built without TPMs.
     #[error("it is in a TPM, and this agent was built without; hint: use countersign-agent-tpm")]
     NoTpm,
@@ -316,11 +330,29 @@ impl DeviceKey {
     pub(crate) fn keep_certificates(&self, chain: &[CertificateDer<'static>]) -> Result<(), KeyStoreFault> {
         match self {
             // What lies beside a key of others is theirs.
-            Self::Software(_) | Self::Tpm { .. } | Self::Token { is_ours: false, .. } => Ok(()),
+            Self::Software(_) | Self::Token { is_ours: false, .. } => Ok(()),
+            #[cfg(feature = "tpm")]
+            Self::Tpm { address, .. } => in_tpm::keep(address, chain),
+            #[cfg(not(feature = "tpm"))]
+            Self::Tpm { .. } => Err(KeyStoreFault::NoTpm),
             Self::Token { uri, .. } => {
                 let chain: Vec<Vec<u8>> = chain.iter().map(|der| der.to_vec()).collect();
                 Ok(TokenKey::keep_certificates(uri.clone(), &chain)?)
             }
+        }
+    }
+
+    /// Removes from a TPM what [`DeviceKey::keep_certificates`] kept for this device. From a token it goes with the key.
+    ///
+    /// # Errors
+    /// [`KeyStoreFault`].
+    pub(crate) fn forget_certificates(&self, chain: &[CertificateDer<'static>]) -> Result<(), KeyStoreFault> {
+        match self {
+            Self::Software(_) | Self::Token { .. } => Ok(()),
+            #[cfg(feature = "tpm")]
+            Self::Tpm { address, .. } => in_tpm::forget(address, chain),
+            #[cfg(not(feature = "tpm"))]
+            Self::Tpm { .. } => chain.first().map_or(Ok(()), |_| Err(KeyStoreFault::NoTpm)),
         }
     }
 
@@ -395,6 +427,78 @@ impl Clone for DeviceKey {
 impl From<PrivateKeyDer<'static>> for DeviceKey {
     fn from(key: PrivateKeyDer<'static>) -> Self {
         Self::Software(key)
+    }
+}
+
+/// Certificates in a TPM's NV memory. There is one place, and the device whose certificate is there has it, by its subject, which
+/// renewals keep: two devices with keys in one TPM must not write over each other's for ever, for such memory wears out.
+#[cfg(feature = "tpm")]
+mod in_tpm {
+    use countersign_identity::CertificateFacts;
+    use countersign_keystore_tpm::{TpmAddress, TpmError, nv};
+    use rustls::pki_types::CertificateDer;
+
+    use super::{KeyStoreFault, TPM_CERTIFICATES};
+
+    /// Whose the place is.
+    enum Holder {
+        Nobody,
+        Us,
+        Other(String),
+    }
+
+    pub(super) fn keep(address: &TpmAddress, chain: &[CertificateDer<'static>]) -> Result<(), KeyStoreFault> {
+        if let Holder::Other(what) = holder(address, chain)? {
+            return Err(taken(address, what));
+        }
+        let bytes: Vec<u8> = chain.iter().flat_map(|der| der.iter().copied()).collect();
+        match nv::write(address, TPM_CERTIFICATES, &bytes) {
+            Err(TpmError::Index { .. }) => Err(taken(address, "what another program wrote".into())),
+            written => Ok(written?),
+        }
+    }
+
+    pub(super) fn forget(
+        address: &TpmAddress,
+        chain: &[CertificateDer<'static>],
+    ) -> Result<(), KeyStoreFault> {
+        if matches!(holder(address, chain)?, Holder::Us) {
+            nv::remove(address, TPM_CERTIFICATES)?;
+        }
+        Ok(())
+    }
+
+    fn holder(address: &TpmAddress, ours: &[CertificateDer<'static>]) -> Result<Holder, KeyStoreFault> {
+        let subject = |der: &[u8]| {
+            CertificateFacts::parse(der)
+                .ok()
+                .map(|f| (f.subject_der, f.subject_text))
+        };
+        let Some(there) = nv::read(address, TPM_CERTIFICATES)? else {
+            return Ok(Holder::Nobody);
+        };
+        let first = nv::certificates(&there).into_iter().next();
+        Ok(match first.and_then(|der| subject(&der)) {
+            Some((der, _))
+                if ours
+                    .first()
+                    .and_then(|c| subject(c))
+                    .is_some_and(|(our, _)| our == der) =>
+            {
+                Holder::Us
+            }
+            Some((_, text)) => Holder::Other(format!("the certificate of {text}")),
+            // The power went away before its beginning was written.
+            None if there.first() == Some(&0xff) => Holder::Nobody,
+            None => Holder::Other("what is no certificate".into()),
+        })
+    }
+
+    fn taken(address: &TpmAddress, what: String) -> KeyStoreFault {
+        KeyStoreFault::Taken {
+            address: address.clone(),
+            what,
+        }
     }
 }
 

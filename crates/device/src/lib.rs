@@ -9,6 +9,7 @@
 //! 7. [`est`]: enrolment over HTTPS
 //! 8. [`renewal`]: the first certificate, the next one, and its first connection
 //! 9. `attest`: its TPM says how it holds a key
+//!    `beside`: its certificates beside it
 //! 10. [`line`]: on the factory line; [`ending`]: the end of the device
 //! 11. [`queue`]: messages that wait for the platform
 //! 12. [`service`]: all of it, running by itself
@@ -24,6 +25,7 @@ mod aside;
 #[cfg(feature = "tpm")]
 mod attest;
 pub mod backoff;
+mod beside;
 pub mod clock;
 mod disk;
 pub mod ending;

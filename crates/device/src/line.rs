@@ -5,6 +5,7 @@ use countersign_factory::station::challenge;
 use countersign_identity::{CertificateFacts, Fingerprint};
 use rustls::pki_types::CertificateDer;
 
+use crate::beside;
 use crate::fault::EnrolFault;
 use crate::folder::{IdentityFolder, is_for};
 use crate::identity::{DeviceProfile, IdentityFault};
@@ -21,12 +22,17 @@ pub struct Handed {
     pub platform_roots: Vec<CertificateDer<'static>>,
 }
 
-/// Puts what was issued elsewhere beside the key that waits for it. Safe to repeat: what is there already is not touched.
+/// Puts what was issued elsewhere beside the key that waits for it. Safe to repeat: what is there already is not touched. A token
+/// or TPM without room for the certificate is said.
 ///
 /// # Errors
 /// [`IdentityFault::NotOurs`] if it is for another key or device, [`IdentityFault::Exists`] if there is another certificate;
 /// nothing was changed then.
-pub fn install(folder: &IdentityFolder, handed: Handed) -> Result<CertificateFacts, EnrolFault> {
+pub fn install(
+    folder: &IdentityFolder,
+    handed: Handed,
+    say: &dyn Fn(&str),
+) -> Result<CertificateFacts, EnrolFault> {
     let mut profile = handed.profile;
     let leaf = handed
         .chain
@@ -70,8 +76,9 @@ pub fn install(folder: &IdentityFolder, handed: Handed) -> Result<CertificateFac
     }
     folder.enrolled(&profile, &chain)?;
     let identity = folder.load()?;
-    // Where there is no room for it, the folder has it.
-    let _ = identity.key.keep_certificates(&identity.chain);
+    if let Err(e) = identity.key.keep_certificates(&identity.chain) {
+        say(&beside::not_kept(&e));
+    }
     Ok(facts)
 }
 

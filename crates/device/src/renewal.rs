@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::aside::Aside;
 use crate::backoff::Backoff;
+use crate::beside;
 use crate::est::{EstClient, EstServer, Secret, Word, chain_above, device_of};
 use crate::fault::{EnrolFault, LinkFault};
 use crate::folder::{IdentityFolder, KeyReuse, Renewing, is_for};
@@ -130,11 +131,16 @@ pub struct Enrolment {
     pub attest: bool,
 }
 
-/// Asks for a certificate, and keeps it. Safe to repeat: the key is kept, and the same request gets the same answer.
+/// Asks for a certificate, and keeps it. Safe to repeat: the key is kept, and the same request gets the same answer. What the
+/// device's people may want to know beside that is said.
 ///
 /// # Errors
 /// [`EnrolFault`].
-pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<DeviceProfile, EnrolFault> {
+pub async fn enrol(
+    folder: &IdentityFolder,
+    enrolment: &Enrolment,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<DeviceProfile, EnrolFault> {
     if folder.has_identity() && !enrolment.again {
         return Err(IdentityFault::Exists(folder.path().to_owned()).into());
     }
@@ -203,9 +209,7 @@ pub async fn enrol(folder: &IdentityFolder, enrolment: &Enrolment) -> Result<Dev
     }
     folder.save_time(folder.clock().now())?;
     if !replaces {
-        // Where there is no room for it, the folder has it.
-        let identity = folder.load()?;
-        let _ = identity.key.keep_certificates(&identity.chain);
+        beside::keep(&folder.load()?, None, say).await;
     }
     Ok(profile)
 }
@@ -444,11 +448,8 @@ pub(crate) async fn admit(
     if let Some(next) = next {
         match Link::connect(&next, options).await {
             Ok(link) => {
-                if let Err(e) = next.key.keep_certificates(&next.chain) {
-                    say(&format!(
-                        "warning: the certificate is kept in the folder alone: {e}"
-                    ));
-                }
+                // Before the old key is gone from the folder: then its place is known.
+                beside::keep(&next, folder.load().ok().as_ref(), say).await;
                 say(&format!(
                     "the new certificate {} is in use, until {}",
                     next.facts.serial, next.facts.not_after

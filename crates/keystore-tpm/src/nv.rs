@@ -17,7 +17,7 @@ use tss_esapi::{Context, Error};
 
 use crate::address::TpmAddress;
 use crate::error::TpmError;
-use crate::tpm;
+use crate::{encoding, tpm};
 
 /// The indices that are the owner's to give away (TCG Registry of Reserved TPM 2.0 Handles and Localities).
 pub const OWNER: RangeInclusive<u32> = 0x0180_0000..=0x01bf_ffff;
@@ -87,6 +87,11 @@ pub fn remove(address: &TpmAddress, index: u32) -> Result<bool, TpmError> {
         None => Ok(false),
         Some(handle) => undefine(context, address, handle).map(|()| true),
     })
+}
+
+/// The certificates in what was read, if it is certificates in DER, one after the other.
+pub fn certificates(bytes: &[u8]) -> Vec<Vec<u8>> {
+    encoding::all(bytes)
 }
 
 /// [`read`] in this turn at the TPM.

@@ -1,8 +1,9 @@
 //! A device whose key is in a TPM: the real agent, and stock clients, with swtpm against a server.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use countersign_testkit::agent::Agent;
 use countersign_testkit::server::{Server, listener};
@@ -54,13 +55,14 @@ impl Place {
     /// What enrolls a device with its keys in this TPM.
     fn arguments(&self, device: &str, tpm: &Swtpm) -> Vec<String> {
         self.server.cli_ok(&["device", "add", device]).unwrap();
+        self.arguments_in(device, &format!("tpm:{}", tpm.address()))
+    }
+
+    /// What enrolls a device that is registered, with its keys there.
+    fn arguments_in(&self, device: &str, store: &str) -> Vec<String> {
         let secret = self.server.cli_ok(&["device", "secret", device]).unwrap();
         std::fs::write(self.path("secret"), secret).unwrap();
-        let (root, secret, store) = (
-            self.text("root.pem"),
-            self.text("secret"),
-            format!("tpm:{}", tpm.address()),
-        );
+        let (root, secret) = (self.text("root.pem"), self.text("secret"));
         [
             "enrol",
             "--server",
@@ -71,7 +73,7 @@ impl Place {
             device,
         ]
         .into_iter()
-        .chain(["--secret-file", &secret, "--key-store", &store])
+        .chain(["--secret-file", &secret, "--key-store", store])
         .map(str::to_owned)
         .collect()
     }
@@ -243,6 +245,130 @@ fn what_the_tpm_says_of_the_key_is_believed_and_policies_demand_it() {
         assert_eq!(code, 10, "{err}");
         assert!(err.contains("attestation.ek-of-other-device"), "{err}");
     }
+}
+
+/// What the TPM keeps beside its keys, read as everybody may; empty if there is nothing.
+fn kept(tpm: &Swtpm) -> Vec<u8> {
+    let tool = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program)
+            .args(arguments)
+            .env("TPM2TOOLS_TCTI", tpm.address())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+        output.stdout
+    };
+    let indices = String::from_utf8(tool("tpm2_getcap", &["handles-nv-index"])).unwrap();
+    match indices.to_uppercase().contains("0X1806373") {
+        true => tool("tpm2_nvread", &["0x1806373"]),
+        false => Vec::new(),
+    }
+}
+
+/// The certificates of PEM, as DER one after the other, by OpenSSL.
+fn der(pem: &str) -> Vec<u8> {
+    let end = "-----END CERTIFICATE-----";
+    let all = pem.split_inclusive(end).filter(|part| part.contains(end));
+    all.flat_map(|one| openssl(&["x509", "-outform", "DER"], one.as_bytes()))
+        .collect()
+}
+
+fn openssl(arguments: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("openssl")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+#[test]
+fn the_certificate_in_use_is_in_the_tpm_too_and_goes_with_the_key() {
+    let place = Place::new();
+    let agent = place.enrolled("sensor-1");
+    let first = kept(&place.tpm);
+    assert_eq!(first, der(&agent.certificate()), "certificate and chain");
+    // Anybody's tool sees whose it is.
+    let shown = openssl(&["x509", "-inform", "DER", "-noout", "-subject"], &first);
+    assert!(holds(&shown, b"sensor-1"), "{shown:?}");
+    // The next one takes its place once it has connected, and not before.
+    agent.ok(&["renew", "--no-connect"]);
+    assert_eq!(kept(&place.tpm), first);
+    agent.ok(&["check"]);
+    let second = kept(&place.tpm);
+    assert!(second != first && second == der(&agent.certificate()));
+
+    // Another device with a key in this TPM leaves it alone, is told, and needs no more than its folder.
+    let other = place.agent("sensor-2");
+    let arguments = place.arguments("sensor-2", &place.tpm);
+    let (code, _, err) = other.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        err.contains("warning: ") && err.contains("sensor-1") && err.contains("hint: "),
+        "{err}"
+    );
+    other.ok(&["renew"]);
+    other.ok(&["destroy", "--confirm", "sensor-2"]);
+    assert_eq!(kept(&place.tpm), second);
+
+    // Lost from the disk, it is given back by stock tools: the key is still there.
+    let file = std::fs::canonicalize(agent.folder.join("device.crt")).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let (code, _, err) = agent.run(&["check"]);
+    assert_eq!(code, 3, "{err}");
+    std::fs::write(&file, openssl(&["x509", "-inform", "DER"], &kept(&place.tpm))).unwrap();
+    agent.ok(&["check"]);
+
+    // A device whose keys are made elsewhere from now on leaves nothing behind.
+    let moved = place.arguments_in("sensor-1", "file");
+    let moved = moved.iter().map(String::as_str).chain(["--again"]);
+    agent.ok(&moved.collect::<Vec<_>>());
+    assert!(kept(&place.tpm).is_empty());
+    agent.ok(&["check"]);
+
+    // Nor does one that has ended.
+    let last = place.enrolled("sensor-3");
+    assert!(!kept(&place.tpm).is_empty());
+    last.ok(&["destroy", "--confirm", "sensor-3"]);
+    assert!(kept(&place.tpm).is_empty());
+}
+
+#[test]
+fn a_tpm_without_room_for_the_certificate_is_only_a_warning() {
+    let place = Place::new();
+    let defined = |n: u32, bytes: &str| {
+        let index = format!("{:#x}", 0x0180_0100 + n);
+        let output = Command::new("tpm2_nvdefine")
+            .args(["-C", "o", "-s", bytes, &index])
+            .env("TPM2TOOLS_TCTI", place.tpm.address())
+            .output()
+            .unwrap();
+        output.status.success()
+    };
+    // Until not even little fits.
+    let mut n = 0;
+    for bytes in ["2000", "300"] {
+        while defined(n, bytes) {
+            n += 1;
+        }
+    }
+    let agent = place.agent("sensor-1");
+    let arguments = place.arguments("sensor-1", &place.tpm);
+    let (code, _, err) = agent.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        err.contains("warning: the certificate is kept in the folder alone") && err.contains("no room"),
+        "{err}"
+    );
+    let (code, _, err) = agent.run(&["renew"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("no room"), "{err}");
+    agent.ok(&["check"]);
+    assert!(kept(&place.tpm).is_empty());
 }
 
 /// Only keys that a TPM says it holds.

@@ -13,7 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
-use super::Agent;
+use super::{Agent, warn};
 
 /// The longest secret that is read, in bytes.
 const SECRET_BYTES_MAX: u64 = 4096;
@@ -83,7 +83,7 @@ pub(crate) async fn enrol(agent: &Agent, arguments: EnrolArguments) -> Result<()
         attest: arguments.attest,
     };
     let replaces = folder.has_identity();
-    let profile = renewal::enrol(folder, &enrolment).await?;
+    let profile = renewal::enrol(folder, &enrolment, &warn).await?;
     if replaces {
         agent.connect().await?.disconnect().await?;
     }

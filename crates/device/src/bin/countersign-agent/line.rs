@@ -10,8 +10,8 @@ use countersign_device::line::{self, Handed};
 use countersign_device::{EnrolFault, IdentityFault};
 use countersign_identity::DeviceId;
 
-use super::Agent;
 use super::enrol::{self, EnrolArguments, certificates, read, unusable};
+use super::{Agent, warn};
 
 /// The longest challenge that is read, in bytes: far more than a station writes.
 const CHALLENGE_BYTES_MAX: u64 = 1024;
@@ -45,7 +45,7 @@ pub(crate) fn install(agent: &Agent, from: &Path) -> Result<(), EnrolFault> {
         platform_roots: certificates(&from.join("platform-root.crt"))?,
     };
     let device = handed.profile.id.clone();
-    let facts = line::install(&agent.folder, handed)?;
+    let facts = line::install(&agent.folder, handed, &warn)?;
     println!(
         "{device}: certificate {} until {} is beside its key",
         facts.serial, facts.not_after
@@ -86,7 +86,7 @@ pub(crate) async fn destroy(agent: &Agent, confirm: &DeviceId) -> Result<(), Enr
                 .into(),
         ));
     };
-    match end(folder).await? {
+    match end(folder, &warn).await? {
         Ended::Recorded(recorded) => {
             println!(
                 "{device}: its key is destroyed; the platform recorded it at {}, and that is final",
