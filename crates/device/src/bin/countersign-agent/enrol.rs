@@ -55,7 +55,7 @@ pub(crate) struct EnrolArguments {
     /// Replace an identity that is there, once the new one has connected
     #[arg(long)]
     pub(crate) again: bool,
-    /// Where the keys are made: `file`; a pkcs11: URI that names the first key in a token
+    /// Where the keys are made: `file`; encrypted:FILE or encrypted:credential:NAME, where the passphrase is; a pkcs11: URI that names the first key in a token
     /// (pkcs11:token=T;object=K?module-path=/PATH/MODULE.so&pin-source=/PATH/PIN); `tpm`, or tpm:ADDRESS such as
     /// tpm:device:/dev/tpmrm0 (countersign-agent-tpm) [default: as before, else file]
     #[arg(long)]
