@@ -107,10 +107,11 @@ impl Listener for Device {
     }
 
     fn status(&mut self, status: &Status) {
-        // How it stands, with the fault and its cure if there is one.
-        eprintln!("{}", status.lines(status.since).join("\n"));
+        // How it stands, in one line; a program finds the fault and its cure in `status.fault`.
+        eprintln!("{}", status.lines(status.since)[0]);
     }
 
+    /// Faults with their cures, renewals, new roots.
     fn say(&mut self, text: &str) {
         eprintln!("{}: {text}", self.0);
     }

@@ -101,12 +101,11 @@ impl Listener for Console {
     }
 
     fn status(&mut self, status: &Status) {
-        // How it stands, what is wrong and what to do about it.
-        for line in status.lines(status.since) {
-            eprintln!("{line}");
-        }
+        // How it stands, in one line; a program finds the fault and its cure in `status.fault`.
+        eprintln!("{}", status.lines(status.since)[0]);
     }
 
+    /// Faults with their cures, renewals, new roots.
     fn say(&mut self, text: &str) {
         eprintln!("{text}");
     }

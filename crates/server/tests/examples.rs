@@ -182,7 +182,7 @@ fn a_device_enrols_by_its_tpm_publishes_and_hears_until_it_is_stopped() {
 }
 
 #[test]
-fn a_gateway_that_loses_a_device_goes_on_with_the_others() {
+fn a_gateway_that_loses_devices_goes_on_with_the_others() {
     let place = Place::new();
     let gateway = example(program(), "gateway", &[]);
     std::fs::create_dir(place.path("gateway")).unwrap();
@@ -208,20 +208,32 @@ fn a_gateway_that_loses_a_device_goes_on_with_the_others() {
     );
 
     place.cli(&["device", "suspend", "pump-2", "--reason", "test"]);
-    running.until("the cure", |words| {
-        words.contains("pump-2: not connected")
-            && words.contains("device.suspended")
-            && words.contains("hint: ask `countersign explain DEVICE` there")
+    place.cli(&["device", "revoke", "pump-3", "--code", "key-compromise"]);
+    running.until("the cures", |words| {
+        let told = |device: &str, what: &str, cure: &str| {
+            let of = |line: &&str| line.starts_with(&format!("{device}: warning: "));
+            words
+                .lines()
+                .filter(of)
+                .any(|line| line.contains(what) && line.contains(&format!("; hint: {cure}")))
+        };
+        told(
+            "pump-2",
+            "device.suspended",
+            "ask `countersign explain DEVICE` there",
+        ) && told("pump-3", "this certificate was revoked", "have a new one issued")
+            && ["pump-2", "pump-3"]
+                .iter()
+                .all(|d| words.contains(&format!("{d}: not connected")))
     });
-    let others_go_on = || {
-        for device in ["pump-1", "pump-3"] {
-            place.until_published(&running, device, place.published(device) + 3);
-        }
+    let the_other_goes_on = || {
+        place.until_published(&running, "pump-1", place.published("pump-1") + 3);
     };
-    others_go_on();
-    let had = place.published("pump-2");
-    others_go_on();
-    assert_eq!(place.published("pump-2"), had);
+    the_other_goes_on();
+    let published = || ["pump-2", "pump-3"].map(|device| place.published(device));
+    let had = published();
+    the_other_goes_on();
+    assert_eq!(published(), had);
     // What it has to say waits for it.
     let waiting = std::fs::read_dir(place.path("gateway/pump-2/queue"))
         .unwrap()
