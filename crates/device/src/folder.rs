@@ -36,6 +36,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::DeviceClock;
 use crate::disk::{Disk, RealDisk, point, replace};
+use crate::fault::EnrolFault;
 use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
 use crate::keys::{DeviceKey, KeyStore, KeyStoreFault};
 
@@ -242,6 +243,28 @@ impl IdentityFolder {
     pub fn pin_first(&self, roots: &[CertificateDer<'static>]) -> Outcome<()> {
         self.make_folder(&self.path)?;
         self.pin(roots)
+    }
+
+    /// Pins the roots of a PEM file: whom the device believes to be the platform from now on. The folder is made if there is none.
+    /// What is pinned already is not replaced: whoever can give another root would be the platform.
+    ///
+    /// # Errors
+    /// [`EnrolFault::Usage`] if another root is pinned, [`EnrolFault::Identity`] if the file is none or the folder cannot be
+    /// written.
+    pub fn pin_file(&self, file: &Path) -> Result<(), EnrolFault> {
+        let given = certificates(file)?;
+        if given.is_empty() {
+            return Err(damaged(file, "it holds no certificate in PEM").into());
+        }
+        match self.roots() {
+            Ok(pinned) if given.iter().all(|root| pinned.contains(root)) => Ok(()),
+            Ok(_) => Err(EnrolFault::Usage(format!(
+                "{} has another platform root than {}; hint: remove platform-root.crt by hand if the platform is a new one",
+                self.path.display(),
+                file.display()
+            ))),
+            Err(_) => Ok(self.pin_first(&given)?),
+        }
     }
 
     /// Keeps what the first enrolment brought.

@@ -131,6 +131,41 @@ pub struct Enrolment {
     pub attest: bool,
 }
 
+impl Enrolment {
+    /// A first one, with the keys in the folder.
+    pub fn new(server: EstServer, proof: Proof) -> Self {
+        Self {
+            server,
+            device: None,
+            proof,
+            again: false,
+            key_store: None,
+            attest: false,
+        }
+    }
+
+    /// As this device, and no other.
+    #[must_use]
+    pub fn of(mut self, device: DeviceId) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// With the keys made there, now and at each renewal.
+    #[must_use]
+    pub fn keys_in(mut self, store: KeyStore) -> Self {
+        self.key_store = Some(store);
+        self
+    }
+
+    /// With each key attested by the TPM that it is in.
+    #[must_use]
+    pub fn attested(mut self) -> Self {
+        self.attest = true;
+        self
+    }
+}
+
 /// Asks for a certificate, and keeps it. Safe to repeat: the key is kept, and the same request gets the same answer. What the
 /// device's people may want to know beside that is said.
 ///

@@ -236,6 +236,21 @@ impl Outbox {
         pushed
     }
 
+    /// [`Outbox::push`] from a task: the disk is written aside, so that the other tasks of its thread go on meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Outbox::push`].
+    pub async fn hand_in(&self, topic: &str, payload: &[u8]) -> Result<usize, QueueFault> {
+        let (outbox, topic, payload) = (self.clone(), topic.to_owned(), payload.to_owned());
+        let pushing = tokio::task::spawn_blocking(move || outbox.push(&topic, &payload));
+        match pushing.await {
+            Ok(pushed) => pushed,
+            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+            // The runtime ends, and with it whoever waits here.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// How many wait now.
     pub fn waiting(&self) -> usize {
         self.locked().len()
