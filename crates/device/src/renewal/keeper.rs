@@ -56,7 +56,7 @@ impl Keeper {
         Self { task, renewed }
     }
 
-    /// Waits until the next certificate is there: then whoever is connected connects anew, by [`connect`].
+    /// Waits until the next certificate is there: then whoever is connected connects anew, by [`super::connect`].
     pub async fn renewed(&mut self) {
         if self.renewed.recv().await.is_none() {
             // It ended: nothing will ever come.
