@@ -15,6 +15,7 @@ use crate::est::{EstClient, EstServer};
 use crate::fault::EnrolFault;
 use crate::folder::IdentityFolder;
 use crate::identity::{DeviceProfile, IdentityFault};
+use crate::keys::DeviceKey;
 use crate::renewal::PATIENCE;
 
 /// How far it came.
@@ -50,6 +51,9 @@ pub async fn destroy(folder: &IdentityFolder, say: &(dyn Fn(&str) + Sync)) -> Re
 
 fn state(folder: &IdentityFolder) -> Result<Statement, EnrolFault> {
     let identity = folder.load()?;
+    if matches!(identity.key, DeviceKey::Token { is_ours: false, .. }) {
+        return Err(folder.of_others(&folder.key_path(), &identity.key).into());
+    }
     let signer = identity.key.signer().map_err(EnrolFault::Key)?;
     let signer = signer.ok_or_else(|| {
         EnrolFault::Usage(

@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::DeviceClock;
 use crate::fault::{EnrolFault, LinkFault};
+use crate::keys::DeviceKey;
 use crate::renewal::PATIENCE;
 use crate::trust::{Shown, tls};
 
@@ -87,6 +88,15 @@ pub struct EstClient {
     server: EstServer,
     sender: SendRequest<Full<Bytes>>,
     root: CertificateDer<'static>,
+    /// What it is opened by, and opened by again: a TPM may take longer between two questions than the platform waits.
+    by: Opening,
+}
+
+#[derive(Clone)]
+struct Opening {
+    roots: Vec<CertificateDer<'static>>,
+    clock: DeviceClock,
+    shown: Option<(Vec<CertificateDer<'static>>, DeviceKey)>,
 }
 
 impl std::fmt::Debug for EstClient {
@@ -136,18 +146,28 @@ impl EstClient {
         clock: DeviceClock,
         shown: Shown<'_>,
     ) -> Result<Self, EnrolFault> {
-        let opening = Self::open(server, roots, clock, shown);
+        let by = Opening {
+            roots: roots.to_vec(),
+            clock,
+            shown: shown.map(|(chain, key)| (chain.to_vec(), key.clone())),
+        };
+        let opening = Self::open(server, by);
         let opened = tokio::time::timeout(server.patience, opening).await;
         Ok(opened.unwrap_or_else(|_| Err(silence(server.patience)))?)
     }
 
-    async fn open(
-        server: &EstServer,
-        roots: &[CertificateDer<'static>],
-        clock: DeviceClock,
-        shown: Shown<'_>,
-    ) -> Result<Self, LinkFault> {
-        let (config, pinned) = tls(roots, clock, shown, b"http/1.1")?;
+    /// Opens it again if the platform has closed it.
+    async fn reopened(&mut self) -> Result<(), LinkFault> {
+        if self.sender.ready().await.is_ok() {
+            return Ok(());
+        }
+        *self = Self::open(&self.server.clone(), self.by.clone()).await?;
+        Ok(())
+    }
+
+    async fn open(server: &EstServer, by: Opening) -> Result<Self, LinkFault> {
+        let shown = by.shown.as_ref().map(|(chain, key)| (chain.as_slice(), key));
+        let (config, pinned) = tls(&by.roots, by.clock, shown, b"http/1.1")?;
         let unreachable = |source| LinkFault::Unreachable {
             host: server.host.clone(),
             port: server.port,
@@ -172,6 +192,7 @@ impl EstClient {
             server: server.clone(),
             sender,
             root,
+            by,
         })
     }
 
@@ -210,7 +231,9 @@ impl EstClient {
         let request = request
             .body(Full::from(body.unwrap_or_default()))
             .map_err(broken)?;
+        let patience = self.server.patience;
         let asking = async {
+            self.reopened().await?;
             let answer = self.sender.send_request(request).await.map_err(of_http)?;
             let status = answer.status();
             let retry_after_s = answer
@@ -229,8 +252,8 @@ impl EstClient {
                 body,
             })
         };
-        let answered = tokio::time::timeout(self.server.patience, asking).await;
-        Ok(answered.unwrap_or_else(|_| Err(silence(self.server.patience)))?)
+        let answered = tokio::time::timeout(patience, asking).await;
+        Ok(answered.unwrap_or_else(|_| Err(silence(patience)))?)
     }
 
     fn target(&self, operation: Operation) -> String {

@@ -38,7 +38,7 @@ use crate::clock::DeviceClock;
 use crate::disk::{Disk, RealDisk, point, replace};
 use crate::fault::EnrolFault;
 use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
-use crate::keys::{DeviceKey, KeyStore, KeyStoreFault};
+use crate::keys::{self, DeviceKey, KeyStore, KeyStoreFault};
 
 mod slots;
 
@@ -307,6 +307,15 @@ impl IdentityFolder {
         DeviceKey::read(&read_private(&path)?, store).map_err(unusable(&path))
     }
 
+    /// Where the key that waits was made, as far as its file says.
+    ///
+    /// # Errors
+    /// [`IdentityFault`].
+    pub(crate) fn waiting_store(&self, key: &DeviceKey) -> Outcome<KeyStore> {
+        let text = read_private(&self.path.join(KEY))?;
+        Ok(KeyStore::named_by(&text).unwrap_or_else(|| key.store()))
+    }
+
     // --- the next certificate
 
     /// The key for the next certificate. If one was asked for before and did not come, it is the same again.
@@ -503,34 +512,73 @@ impl IdentityFolder {
     pub(crate) fn destroy_keys(&self) -> Outcome<()> {
         let _alone = self.alone()?;
         let mut folders = vec![self.path.clone()];
-        if let Ok(entries) = fs::read_dir(self.path.join(SLOTS)) {
-            folders.extend(entries.filter_map(|e| Some(e.ok()?.path())));
-        }
+        folders.extend(self.entries(&self.path.join(SLOTS))?);
         let store = self.profile()?.key_store;
         for folder in &folders {
             let path = folder.join(KEY);
-            let Ok(text) = read_private(&path) else { continue };
-            let key = DeviceKey::read(&text, &store).map_err(unusable(&path))?;
-            if !key.end().map_err(unusable(&path))? {
-                return Err(damaged(
-                    &path,
-                    format!(
-                        "its key, {}, was not made by this agent; hint: destroy it by the token's own tools, remove this file, and run this again",
-                        key.place()
-                    ),
-                ));
+            // Whoever may read it, it goes.
+            let text = match fs::read(&path) {
+                Ok(text) => Zeroizing::new(text),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    self.remove(&path)?;
+                    continue;
+                }
+                Err(source) => return Err(IdentityFault::Unreadable { path, source }),
+            };
+            // Under a passphrase it need not be opened to be gone.
+            if !keys::is_encrypted(&text) {
+                let key = DeviceKey::read(&text, &store).map_err(unusable(&path))?;
+                if !key.end().map_err(unusable(&path))? {
+                    return Err(self.of_others(&path, &key));
+                }
             }
             // Of a link, what it leads to is one of the other folders.
             self.remove(&path)?;
         }
-        for folder in &folders {
-            self.remove(&folder.join(CERTIFICATE))?;
+        // What a power cut left half written may be a key too.
+        for name in [KEY, CERTIFICATE] {
+            self.remove(&self.path.join(name).with_added_extension("new"))?;
+            self.remove(&self.path.join(name))?;
         }
         for slot in &folders[1..] {
+            for file in self.entries(slot)? {
+                self.remove(&file)?;
+            }
             self.disk.remove_folder(slot).map_err(unwritable(slot))?;
         }
         self.remove(&self.path.join(CURRENT))?;
         self.sync(&self.path)
+    }
+
+    /// A key that is not this agent's to destroy.
+    pub(crate) fn of_others(&self, path: &Path, key: &DeviceKey) -> IdentityFault {
+        damaged(
+            path,
+            format!(
+                "its key, {}, was not made by this agent; hint: destroy it by the token's own tools, remove this file, and countersign device decommission there",
+                key.place()
+            ),
+        )
+    }
+
+    /// Where the key file in use is.
+    pub(crate) fn key_path(&self) -> PathBuf {
+        self.in_use(KEY)
+    }
+
+    /// What is in a folder; nothing, if there is none.
+    fn entries(&self, folder: &Path) -> Outcome<Vec<PathBuf>> {
+        let unreadable = |source| IdentityFault::Unreadable {
+            path: folder.to_owned(),
+            source,
+        };
+        match fs::read_dir(folder) {
+            Ok(entries) => entries
+                .map(|entry| entry.map(|e| e.path()).map_err(unreadable))
+                .collect(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) => Err(unreadable(e)),
+        }
     }
 
     /// Removes a file, durably; one that is not there is no matter.

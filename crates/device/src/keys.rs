@@ -160,6 +160,13 @@ impl KeyStore {
         *self == Self::File
     }
 
+    /// The store that a key file names in its first line: of a key under a passphrase, or in a TPM.
+    pub(crate) fn named_by(text: &[u8]) -> Option<Self> {
+        let first = std::str::from_utf8(text).ok()?.trim().lines().next()?.trim();
+        let names = first.starts_with("encrypted:") || first.starts_with("tpm:");
+        first.parse().ok().filter(|_| names)
+    }
+
     /// Whether a key is one of this store.
     pub(crate) fn is_of(&self, key: &DeviceKey) -> bool {
         match (self, key) {
@@ -202,7 +209,8 @@ impl KeyStore {
                 }
                 let key = SoftwareKey::generate()?;
                 let pem = encrypted_key::encrypt(key.to_pkcs8(), &passphrase, Cost::Device)?;
-                Ok(Zeroizing::new(pem.into_bytes()))
+                // Who reads PEM skips what stands before it.
+                Ok(Zeroizing::new(format!("{self}\n{pem}").into_bytes()))
             }
             Self::Token(first) => {
                 let suffix = slot.map(|n| format!("-{n}")).unwrap_or_default();
@@ -226,6 +234,11 @@ impl KeyStore {
             Self::Tpm(_) => Err(KeyStoreFault::NoTpm),
         }
     }
+}
+
+/// Whether a key file is one under a passphrase.
+pub(crate) fn is_encrypted(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(encrypted_key::is_encrypted)
 }
 
 /// The passphrase that a source names. One line end at its end is not part of it.
@@ -322,12 +335,17 @@ impl DeviceKey {
             });
         }
         if encrypted_key::is_encrypted(words) {
-            let KeyStore::Encrypted(source) = store else {
-                return Err(KeyStoreFault::Passphrase(
-                    "the key file is encrypted, and the key store names no passphrase; hint: \"key_store\": \"encrypted:/PATH/OF/THE/PASSPHRASE\" in device.json".into(),
-                ));
+            // Where its passphrase is, the file says, for the next key may be elsewhere; of one that OpenSSL made, the store.
+            let source = match (KeyStore::named_by(text), store) {
+                (Some(KeyStore::Encrypted(source)), _) => source,
+                (_, KeyStore::Encrypted(source)) => source.clone(),
+                _ => {
+                    return Err(KeyStoreFault::Passphrase(
+                        "the key file is encrypted, and the key store names no passphrase; hint: \"key_store\": \"encrypted:/PATH/OF/THE/PASSPHRASE\" in device.json".into(),
+                    ));
+                }
             };
-            let der = encrypted_key::decrypt(words.as_bytes(), &passphrase(source)?)?;
+            let der = encrypted_key::decrypt(words.as_bytes(), &passphrase(&source)?)?;
             return Ok(Self::Software(PrivatePkcs8KeyDer::from(der.to_vec()).into()));
         }
         PrivateKeyDer::from_pem_slice(text)

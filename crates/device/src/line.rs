@@ -62,7 +62,7 @@ pub fn install(
     is_for(chain.first(), &*signer)?;
     if profile.key_store.is_file() {
         // The next keys are made where this one was.
-        profile.key_store = key.store();
+        profile.key_store = folder.waiting_store(&key)?;
     }
     folder.pin_first(&handed.platform_roots)?;
     folder.enrolled(&profile, &chain)?;

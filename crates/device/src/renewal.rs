@@ -12,6 +12,7 @@ pub use keeper::{Keeper, News};
 pub use window::RenewalWindow;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_factory::est::Bundle;
@@ -188,68 +189,123 @@ pub async fn enrol(
     Ok(profile)
 }
 
+/// What a renewal brought.
+#[derive(Debug, Clone)]
+pub struct Renewed {
+    /// The next certificate.
+    pub certificate: CertificateFacts,
+    /// Why its key was not attested, though it was to be.
+    pub unattested: Option<String>,
+}
+
 /// Renews the certificate that is in use: the next one is in its slot afterwards, and in use after its first connection.
 ///
 /// # Errors
 /// [`EnrolFault`]; the one in use stays.
-pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<CertificateFacts, EnrolFault> {
+pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<Renewed, EnrolFault> {
     let identity = folder.load()?;
-    // One process renews at a time; whoever waited for another takes what that one got.
-    let before = folder.pending()?.map(|p| p.facts.fingerprint);
+    // One process renews at a time; whoever waited for another takes what that one got. One that cannot be read is none.
+    let waiting = || folder.pending().ok().flatten().map(|p| p.facts);
+    let before = waiting().map(|facts| facts.fingerprint);
     let _renewing = renewing(folder).await?;
-    if let Some(next) = folder.pending()?
-        && before != Some(next.facts.fingerprint)
+    if let Some(certificate) = waiting()
+        && before != Some(certificate.fingerprint)
     {
-        return Ok(next.facts);
+        return Ok(Renewed {
+            certificate,
+            unattested: None,
+        });
     }
     let mut client = client_of(&identity).await?;
     let bundle = client.bundle().await?;
     pin(folder, &client, &bundle)?;
-    let key = folder.begin(reuse)?;
-    let request = CertificateRequest::with_subject(&*key, &identity.facts.subject_der).map_err(key_fault)?;
-    let word = word_of(&identity, &request);
-    let renewed = reenrol(folder, &identity, &mut client, &request, word.as_deref(), reuse).await;
+    let mut next = NextKey::begin(folder, &identity, &mut client, reuse).await?;
+    let mut renewed = next.reenrol(&identity, &mut client).await;
+    if next.unattested.is_some() && renewed.as_ref().is_err_and(is_final) {
+        // The profile wants another key: one that nobody attested is better than none.
+        folder.abandon()?;
+        next.key = folder.begin(KeyReuse::New)?;
+        renewed = next.reenrol(&identity, &mut client).await;
+    }
     let leaf = match renewed {
         Ok(leaf) => leaf,
         Err(fault) => {
             // A definite no may be about the very key; the next try has another.
-            if matches!(fault, EnrolFault::Refused { .. }) && !fault.is_passing() {
+            if is_final(&fault) {
                 folder.abandon()?;
             }
             return Err(fault);
         }
     };
-    let (chain, facts) = checked(leaf, &*key, &bundle)?;
-    if facts.subject_der != identity.facts.subject_der {
-        return Err(IdentityFault::NotOurs(format!("it is for {}", facts.subject_text)).into());
+    let (chain, certificate) = checked(leaf, &*next.key, &bundle)?;
+    if certificate.subject_der != identity.facts.subject_der {
+        return Err(IdentityFault::NotOurs(format!("it is for {}", certificate.subject_text)).into());
     }
     folder.complete(&chain)?;
-    Ok(facts)
+    Ok(Renewed {
+        certificate,
+        unattested: next.unattested,
+    })
 }
 
-/// Asks for the next certificate; a new key is attested before, where its keys are.
-async fn reenrol(
-    folder: &IdentityFolder,
-    identity: &DeviceIdentity,
-    client: &mut EstClient,
-    request: &[u8],
-    word: Option<&[u8]>,
-    reuse: KeyReuse,
-) -> Result<Vec<u8>, EnrolFault> {
-    let profile = &identity.profile;
-    let attestation = match reuse {
-        KeyReuse::New if profile.attest => {
+/// Whether the platform said no, and will again.
+fn is_final(fault: &EnrolFault) -> bool {
+    matches!(fault, EnrolFault::Refused { .. }) && !fault.is_passing()
+}
+
+/// The key of the next certificate.
+struct NextKey {
+    key: Arc<dyn Signer>,
+    /// What its TPM's word is cited by.
+    attestation: Option<String>,
+    unattested: Option<String>,
+}
+
+impl NextKey {
+    /// A new one, attested where that is wanted. If the platform believes this TPM no more, whose maker it may have ceased to
+    /// trust, the key in use serves once more: what is known of that one is known.
+    async fn begin(
+        folder: &IdentityFolder,
+        identity: &DeviceIdentity,
+        client: &mut EstClient,
+        reuse: KeyReuse,
+    ) -> Result<Self, EnrolFault> {
+        let profile = &identity.profile;
+        let mut next = Self {
+            key: folder.begin(reuse)?,
+            attestation: None,
+            unattested: None,
+        };
+        if reuse == KeyReuse::New && profile.attest {
             let waiting = folder.waiting_key(&profile.key_store)?;
-            Some(attested(client, &waiting, &profile.tenant, &profile.id).await?)
+            match attested(client, &waiting, &profile.tenant, &profile.id).await {
+                Ok(attestation) => next.attestation = Some(attestation),
+                Err(fault) if is_final(&fault) => {
+                    folder.abandon()?;
+                    next.key = folder.begin(KeyReuse::Same)?;
+                    next.unattested = Some(fault.to_string());
+                }
+                Err(fault) => return Err(fault),
+            }
         }
-        _ => None,
-    };
-    let by = Word {
-        secret: None,
-        word,
-        attestation: attestation.as_deref(),
-    };
-    client.reenrol(request, by).await
+        Ok(next)
+    }
+
+    async fn reenrol(
+        &self,
+        identity: &DeviceIdentity,
+        client: &mut EstClient,
+    ) -> Result<Vec<u8>, EnrolFault> {
+        let request =
+            CertificateRequest::with_subject(&*self.key, &identity.facts.subject_der).map_err(key_fault)?;
+        let word = word_of(identity, &request);
+        let by = Word {
+            secret: None,
+            word: word.as_deref(),
+            attestation: self.attestation.as_deref(),
+        };
+        client.reenrol(&request, by).await
+    }
 }
 
 #[cfg(feature = "tpm")]
@@ -271,7 +327,7 @@ pub(crate) async fn renew_aside(
     aside: &Aside,
     folder: &Path,
     reuse: KeyReuse,
-) -> Result<CertificateFacts, EnrolFault> {
+) -> Result<Renewed, EnrolFault> {
     let folder = IdentityFolder::new(folder);
     let renewing = move || async move { renew(&folder, reuse).await };
     aside.run(RENEWAL_PATIENCE, renewing).await?

@@ -341,9 +341,9 @@ impl VerifiedChain {
                 }
                 other => other,
             })?;
-        // An endorsement key decrypts; what kind of key it must be, attestation says.
-        if demands.purpose != Purpose::Endorsement {
-            check_leaf(&leaf)?;
+        match demands.purpose {
+            Purpose::Client | Purpose::Server => check_leaf(&leaf)?,
+            Purpose::Endorsement => check_endorsement(&leaf)?,
         }
         drop(above);
         Ok(Self {
@@ -659,6 +659,16 @@ fn check_pinned_facts(leaf: &CertificateFacts) -> Result<(), ChainFault> {
         return Err(ChainFault::WrongUsage(Purpose::Client.lacks()));
     }
     check_leaf(leaf)
+}
+
+/// An endorsement key decrypts; what kind of key it must be, attestation says. A certificate must say that it is of one: by
+/// its extKeyUsage, or, as old ones do, by a keyUsage without digitalSignature. Else any certificate of that CA would do.
+fn check_endorsement(leaf: &CertificateFacts) -> Result<(), ChainFault> {
+    let signs_nothing = leaf.key_usage.is_some_and(|u| !u.digital_signature);
+    if leaf.extended_key_usage.is_none() && !signs_nothing {
+        return Err(ChainFault::WrongUsage(Purpose::Endorsement.lacks()));
+    }
+    Ok(())
 }
 
 fn check_leaf(leaf: &CertificateFacts) -> Result<(), ChainFault> {

@@ -63,10 +63,21 @@ impl Registry {
                 });
             };
             if lifecycle.state != LifecycleState::Decommissioned {
-                if !matches!(known.state, CredentialState::Issued | CredentialState::Active) {
+                // Its state does not say that it expired.
+                let not_after: i64 = scope
+                    .tx
+                    .prepare_cached("SELECT not_after FROM credentials WHERE fingerprint = ?")?
+                    .query_row([certificate.as_bytes()], |r| r.get(0))?;
+                let out_of_force = match known.state {
+                    CredentialState::Issued | CredentialState::Active if scope.now.unix_ms() > not_after => {
+                        Some("expired".to_owned())
+                    }
+                    CredentialState::Issued | CredentialState::Active => None,
+                    other => Some(other.to_string()),
+                };
+                if let Some(how) = out_of_force {
                     return Err(RegistryError::Refused(format!(
-                        "the certificate is {}, so its key cannot end device {device}; hint: countersign device decommission {device}",
-                        known.state
+                        "the certificate is {how}, so its key cannot end device {device}; hint: countersign device decommission {device}"
                     )));
                 }
                 let why = "its key is destroyed, by its own statement";

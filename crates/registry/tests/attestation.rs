@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use countersign_factory::attest::Refusal;
+use countersign_factory::destruction::Statement;
 use countersign_identity::{
     AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint, Synchronisation, TenantId, Timestamp,
 };
@@ -69,6 +70,7 @@ impl World {
         };
         world.device("d1");
         world.device("d2");
+        world.trust("maker");
         world
     }
 
@@ -81,6 +83,13 @@ impl World {
             authority: None,
         };
         self.registry.add_device(actor(), tenant(), new).unwrap();
+    }
+
+    fn trust(&self, name: &str) {
+        let id = AuthorityId::new(name).unwrap();
+        self.registry
+            .add_endorsement_authority(actor(), tenant(), id, ca(name))
+            .unwrap();
     }
 
     fn later(&self, ms: i64) {
@@ -353,11 +362,110 @@ fn a_tpm_is_in_one_device() {
 }
 
 #[test]
+fn whoever_vouched_for_a_tpm_must_do_so_still_when_it_is_cited() {
+    let world = World::new();
+    let maker = || AuthorityId::new("maker").unwrap();
+    let (first, second) = (key(), key());
+    world.keep("d1", "tpm", &first, 1).unwrap();
+    world
+        .registry
+        .remove_endorsement_authority(actor(), tenant(), maker())
+        .unwrap();
+    refused(world.issue("d1", &first, Some(1), OPERATOR), Refusal::EkUnknown);
+    assert_eq!(world.registry.endorsement_keys(&tenant(), &id("d1")).unwrap(), []);
+    // Registered itself, it needs no maker.
+    world
+        .registry
+        .add_endorsement_key(actor(), tenant(), id("d1"), hash("tpm"))
+        .unwrap();
+    let issued = world.issue("d1", &first, Some(1), OPERATOR).unwrap();
+    assert_eq!(world.custody(&issued), Custody::Attested);
+    // What was issued on it stays, and is answered again.
+    world
+        .registry
+        .remove_endorsement_key(actor(), tenant(), hash("tpm"))
+        .unwrap();
+    assert!(
+        world
+            .issue("d1", &first, Some(1), OPERATOR)
+            .unwrap()
+            .value
+            .repeated
+    );
+    world.trust("maker");
+    world.keep("d1", "tpm", &second, 2).unwrap();
+    world.issue("d1", &second, Some(2), OPERATOR).unwrap();
+}
+
+/// A device ends by its own word, if the key that says so could still let it in.
+#[test]
+fn a_key_that_is_out_of_force_ends_no_device() {
+    let world = World::new();
+    let declare = |device: &str, certificate: &[u8]| {
+        let fingerprint = Fingerprint::of(certificate);
+        let statement = Statement {
+            tenant: tenant(),
+            device: id(device),
+            certificate: String::new(),
+            at: world.clock.now(),
+            signature: String::new(),
+        };
+        world
+            .registry
+            .declare_destruction(actor(), statement, fingerprint)
+    };
+    let state = |device: &str| {
+        world
+            .registry
+            .facts()
+            .device(&tenant(), &id(device))
+            .unwrap()
+            .state
+    };
+    let (old, new) = (key(), key());
+    let of = |device: &str, key: &KeyPair| {
+        let issued = world.issue(device, key, None, OPERATOR).unwrap();
+        let fingerprint = Fingerprint::of(&issued.value.certificate);
+        world.registry.confirm_credential(actor(), fingerprint).unwrap();
+        issued.value.certificate
+    };
+    let (superseded, in_use) = (of("d1", &old), of("d1", &new));
+    let other = of("d2", &key());
+    // The overlap is over.
+    world.registry.set_issuance_rules(IssuanceRules {
+        overlap: Duration::ZERO,
+        ..IssuanceRules::default()
+    });
+    world.later(8 * 24 * 60 * MINUTE);
+    world.registry.sweep_credentials().unwrap();
+    for (device, certificate) in [("d1", &superseded), ("d2", &other)] {
+        let told = declare(device, certificate).unwrap_err().to_string();
+        assert!(told.contains("hint: countersign device decommission"), "{told}");
+        assert_eq!(state(device), LifecycleState::Active);
+    }
+    assert!(declare("d2", &superseded).is_err(), "of another device");
+    world.later(-8 * 24 * 60 * MINUTE);
+    let first = declare("d1", &in_use).unwrap();
+    assert_eq!(state("d1"), LifecycleState::Decommissioned);
+    // Again: the same record. Of a device that is ended, an old key's word is recorded too.
+    world.later(MINUTE);
+    assert_eq!(declare("d1", &in_use).unwrap().value, first.value);
+    declare("d1", &superseded).unwrap();
+    assert_eq!(
+        world.registry.destructions(&tenant(), &id("d1")).unwrap().len(),
+        2
+    );
+}
+
+#[test]
 fn a_restored_registry_trusts_no_tpm_that_is_trusted_no_more() {
     let world = World::new();
     let path = |name: &str| world.folder.path().join(name);
     let authority = |name: &str| AuthorityId::new(name).unwrap();
     let registry = &world.registry;
+    registry
+        .remove_endorsement_authority(actor(), tenant(), authority("maker"))
+        .unwrap();
     for name in ["stays", "goes"] {
         registry
             .add_endorsement_authority(actor(), tenant(), authority(name), ca(name))

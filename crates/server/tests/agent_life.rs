@@ -349,9 +349,11 @@ fn the_end_of_a_device_that_has_no_network_is_told_by_its_statement() {
     let file = statement.display().to_string();
     place.cli(&["device", "destroyed", &file]);
     assert_eq!(place.shown("sensor-1")["device"]["state"], "decommissioned");
-    // Back on the network it hands it in itself: recorded once.
+    // Back on the network it hands it in itself: recorded once, and no receipt is made of what is known.
     std::fs::write(&profile, text).unwrap();
+    let receipts = place.cli(&["receipt", "list", "--json"]);
     agent.ok(&["destroy", "--confirm", "sensor-1"]);
+    assert_eq!(place.cli(&["receipt", "list", "--json"]), receipts);
     assert_eq!(
         place.shown("sensor-1")["destructions"].as_array().unwrap().len(),
         1

@@ -371,6 +371,62 @@ fn a_tpm_without_room_for_the_certificate_is_only_a_warning() {
     assert!(kept(&place.tpm).is_empty());
 }
 
+/// A TPM that takes longer than the platform keeps an idle connection; a maker that is trusted no more.
+#[test]
+fn a_slow_tpm_is_waited_for_and_one_that_is_believed_no_more_keeps_its_key() {
+    let place = Place::with(Swtpm::manufactured(&[]));
+    let cli = |arguments: &[&str]| place.server.cli_ok(arguments).unwrap();
+    let custody = || -> Vec<String> {
+        let shown: serde_json::Value =
+            serde_json::from_str(&cli(&["device", "show", "sensor-1", "--json"])).unwrap();
+        let all = shown["credentials"].as_array().unwrap();
+        all.iter()
+            .map(|c| c["custody"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let maker = place.tpm.maker().display().to_string();
+    cli(&["attestation", "authority", "add", "swtpm", &maker]);
+    let agent = place.agent("sensor-1");
+    let mut enrol = place.arguments("sensor-1", &place.tpm);
+    enrol.push("--attest".into());
+    place.tpm.pause();
+    std::thread::scope(|scope| {
+        let enrolling = scope.spawn(|| agent.ok(&enrol.iter().map(String::as_str).collect::<Vec<_>>()));
+        // The platform waits 10 s for the next request.
+        std::thread::sleep(std::time::Duration::from_secs(12));
+        place.tpm.resume();
+        enrolling.join().unwrap();
+    });
+    assert_eq!(custody(), ["attested"]);
+    agent.ok(&["check"]);
+
+    // Nothing new is believed; what is known of the key stays known, and the device stays in.
+    cli(&["attestation", "authority", "remove", "swtpm"]);
+    let key = std::fs::read(agent.folder.join("device.key")).unwrap();
+    // Else the same certificate comes again: it is young.
+    let (code, said, err) = agent.run(&["renew"]);
+    assert_eq!(code, 0, "{said}{err}");
+    assert!(
+        err.contains("no new key was attested") && err.contains("attestation.ek-unknown"),
+        "{err}"
+    );
+    assert_eq!(std::fs::read(agent.folder.join("device.key")).unwrap(), key);
+    assert!(custody().iter().all(|c| c == "attested"), "{:?}", custody());
+    agent.ok(&["publish", "21.5"]);
+    let again = agent.run(&[
+        "provision",
+        "--server",
+        &place.enrol,
+        "--id",
+        "sensor-1",
+        "--key-store",
+        "file",
+        "--secret-file",
+        "-",
+    ]);
+    assert_eq!(again.0, 3, "another key store than it has: {}", again.2);
+}
+
 /// Only keys that a TPM says it holds.
 const ATTESTED: &str = r#"
 @id("attested-only")

@@ -13,8 +13,9 @@ use countersign_identity::{DeviceId, TenantId};
 use countersign_testkit::forged_tpm::{
     AK, DECRYPT, FIXED_TPM, ForgedTpm, KEY, RESTRICTED, SENSITIVE_DATA_ORIGIN, Statement, public_of,
 };
-use countersign_testkit::pki::{Ca, Leaf};
+use countersign_testkit::pki::Ca;
 use countersign_testkit::server::{Server, listener};
+use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
 use serde_json::{Value, json};
 
 struct Place {
@@ -249,7 +250,7 @@ fn a_registered_tpm_lets_its_device_enrol_without_a_secret() {
     place.cli(&["attestation", "key", "remove", fingerprint]);
     refused(
         place.enrol(&device, &again, Some(&token), None),
-        "attestation.not-enough",
+        "attestation.ek-unknown",
     );
     refused(place.begin(&tpm, &device, &[]), "attestation.ek-unknown");
 }
@@ -290,12 +291,33 @@ fn a_program_that_claims_to_be_a_tpm_is_refused() {
         place.begin(&software, &device, &[certificate]),
         "attestation.ek-certificate",
     );
-    // A certificate of the maker that is for something else.
-    let leaf = place.maker.issue(&Leaf::named("d1"), &[]).chain[0].to_vec();
-    refused(
-        place.begin(&software, &device, &[leaf]),
-        "attestation.ek-certificate",
-    );
+    // Of its own key the maker's CA has certified something else: for clients, for anything, for signing, or long ago.
+    let info = software.endorsement_info();
+    let (client, none) = (ExtendedKeyUsagePurpose::ClientAuth, vec![]);
+    let signs = KeyUsagePurpose::DigitalSignature;
+    let ek = ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 1]);
+    for (purposes, usages, days, said) in [
+        (vec![client], vec![], (-1, 30), "tcg-kp-EKCertificate"),
+        (none.clone(), vec![], (-1, 30), "tcg-kp-EKCertificate"),
+        (none.clone(), vec![signs], (-1, 30), "tcg-kp-EKCertificate"),
+        (
+            vec![ek],
+            vec![KeyUsagePurpose::KeyAgreement],
+            (-30, -1),
+            "expired",
+        ),
+    ] {
+        let certificate = place.maker.endorse_as(&info, purposes, usages, days);
+        let (status, body) = place.begin(&software, &device, &[certificate]);
+        assert!(body.contains(said), "{body}");
+        refused((status, body), "attestation.ek-unknown");
+    }
+    // Old endorsement certificates say it by a key usage alone.
+    let old = place
+        .maker
+        .endorse_as(&info, none, vec![KeyUsagePurpose::KeyAgreement], (-1, 30));
+    let (status, body) = place.begin(&software, &device, &[old]);
+    assert_eq!(status, 200, "{body}");
 }
 
 #[test]

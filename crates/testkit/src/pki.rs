@@ -135,11 +135,24 @@ impl Ca {
 
     /// The certificate (DER) of a TPM's endorsement key, whose SubjectPublicKeyInfo it is: without a subject, as many are.
     pub fn endorse(&self, info: &[u8]) -> Vec<u8> {
+        let purpose = ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 1]);
+        self.endorse_as(info, vec![purpose], vec![KeyUsagePurpose::KeyAgreement], (-1, 30))
+    }
+
+    /// The same with other usages, and days from now to notBefore and notAfter.
+    pub fn endorse_as(
+        &self,
+        info: &[u8],
+        purposes: Vec<ExtendedKeyUsagePurpose>,
+        usages: Vec<KeyUsagePurpose>,
+        days: (i64, i64),
+    ) -> Vec<u8> {
         let mut params = CertificateParams::new(vec![]).expect("parameters");
         params.distinguished_name = DistinguishedName::new();
-        params.key_usages = vec![KeyUsagePurpose::KeyAgreement];
-        let purpose = ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 1]);
-        params.extended_key_usages = vec![purpose];
+        params.key_usages = usages;
+        params.extended_key_usages = purposes;
+        let now = OffsetDateTime::now_utc();
+        (params.not_before, params.not_after) = (now + Duration::days(days.0), now + Duration::days(days.1));
         let key = SubjectPublicKeyInfo::from_der(info).expect("a public key");
         let certificate = params.signed_by(&key, &self.issuer()).expect("a certificate");
         certificate.der().to_vec()

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// A TPM with a state of its own, which ends with this value.
 #[derive(Debug)]
 pub struct Swtpm {
@@ -106,6 +108,27 @@ impl Swtpm {
     /// A folder beside its state.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Lets it answer nothing until [`Swtpm::resume`], as one that takes its time.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it answer again.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        kill_process(id.expect("an id"), signal).expect("swtpm is there");
     }
 
     /// Takes the power away.

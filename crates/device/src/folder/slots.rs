@@ -12,7 +12,7 @@ use super::{
     CERTIFICATE, CURRENT, IdentityFolder, KEY, Outcome, SLOTS, read, read_private, signer, unusable,
     unwritable,
 };
-use crate::keys::{DeviceKey, KeyStore};
+use crate::keys::{self, DeviceKey, KeyStore};
 
 impl IdentityFolder {
     /// Turns plain files into a slot with links to it. The content never changes, so any cut leaves the same identity.
@@ -100,14 +100,23 @@ impl IdentityFolder {
     /// Destroys the key that a slot's key file speaks of, if it is elsewhere and the one in use is another. Where it
     /// cannot be, it stays: its certificate is superseded, and no file names it any more.
     fn destroy_key(&self, slot: &Path) {
-        let key_of = |path: &Path| DeviceKey::read(&read_private(path).ok()?, &KeyStore::File).ok();
+        // One under a passphrase is in software, and no other's: that is all that counts here.
+        let key_of = |path: &Path| {
+            let text = read_private(path).ok()?;
+            match DeviceKey::read(&text, &KeyStore::File) {
+                Ok(key) => Some(Some(key)),
+                Err(_) if keys::is_encrypted(&text) => Some(None),
+                Err(_) => None,
+            }
+        };
         // If it cannot be told which one is in use, none is destroyed.
-        let (Some(key), Some(used)) = (key_of(&slot.join(KEY)), key_of(&self.in_use(KEY))) else {
+        let (Some(Some(key)), Some(used)) = (key_of(&slot.join(KEY)), key_of(&self.in_use(KEY))) else {
             return;
         };
+        let is_it = |other: Option<Option<DeviceKey>>| other.flatten().is_some_and(|o| o.is_same(&key));
         let next = self.slot(self.next());
-        let is_pending = slot != next && key_of(&next.join(KEY)).is_some_and(|pending| pending.is_same(&key));
-        if !key.is_same(&used) && !is_pending {
+        let is_pending = slot != next && is_it(key_of(&next.join(KEY)));
+        if !is_it(Some(used)) && !is_pending {
             let _ = key.destroy();
         }
     }

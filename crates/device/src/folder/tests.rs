@@ -255,6 +255,13 @@ fn the_power_may_be_cut_between_any_two_steps_of_the_end() {
         let whole = IdentityFolder::new(place.path());
         renew(&whole).unwrap();
         whole.begin(KeyReuse::New).unwrap();
+        // What cuts of before left half written, and a key that others may read.
+        let next = place.path().join(SLOTS).join(whole.next().to_string());
+        for left in [place.path().join("device.key.new"), next.join("device.key.new")] {
+            fs::write(left, "-----BEGIN PRIVATE KEY-----").unwrap();
+        }
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        fs::set_permissions(next.join(KEY), open).unwrap();
         let cut = Arc::new(CutDisk::after(steps));
         let folder = IdentityFolder {
             path: place.path().to_owned(),
@@ -268,6 +275,7 @@ fn the_power_may_be_cut_between_any_two_steps_of_the_end() {
         }
         end(&after).unwrap();
         assert_eq!(keys(place.path()), 0, "after a cut at step {steps}");
+        assert!(!place.path().join("device.key.new").exists() && !next.exists());
         let statement = after.statement().unwrap().unwrap();
         statement.check().unwrap();
         assert!(stated.is_none_or(|first| first == statement));

@@ -7,7 +7,7 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::{RenewalWindow, renew_aside, update_roots_aside};
+use super::{RenewalWindow, Renewed, renew_aside, update_roots_aside};
 use crate::aside::Aside;
 use crate::backoff::Backoff;
 use crate::fault::EnrolFault;
@@ -116,8 +116,14 @@ async fn keep(
             continue;
         }
         match renew_aside(&aside, folder.path(), reuse).await {
-            Ok(facts) => {
+            Ok(Renewed {
+                certificate: facts,
+                unattested,
+            }) => {
                 backoff.reset();
+                if let Some(why) = unattested {
+                    say(News::Other, &format!("warning: no new key was attested: {why}"));
+                }
                 say(
                     News::Renewed,
                     &format!("renewed: certificate {} until {}", facts.serial, facts.not_after),

@@ -37,6 +37,14 @@ pub fn certified_key(certificate: &[u8]) -> Result<Fingerprint, Refused> {
     public::key_in(certificate).map(|info| Fingerprint::of(&info))
 }
 
+/// The fingerprint of an endorsement key that is given as a SubjectPublicKeyInfo (DER): as [`EndorsementKey::fingerprint`].
+///
+/// # Errors
+/// [`Refusal::Malformed`]; [`Refusal::EkUnfit`] if no TPM's key is written so.
+pub fn public_key(info: &[u8]) -> Result<Fingerprint, Refused> {
+    public::plain_info(info).map(|info| Fingerprint::of(&info))
+}
+
 /// Whether an endorsement authority that a tenant trusts vouches for a key: which one. `certificates`: the key's own first,
 /// then what lies above it, as far as the device has it.
 ///

@@ -3,6 +3,7 @@
 use aws_lc_rs::digest;
 use const_oid::ObjectIdentifier;
 use countersign_identity::Fingerprint;
+use countersign_identity::certificate::KeyAlgorithm;
 use der::asn1::{BitString, Null, UintRef};
 use der::{Any, Decode, Encode, Sequence};
 use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
@@ -432,17 +433,37 @@ impl HeldKey {
     }
 }
 
-/// The SubjectPublicKeyInfo of a certificate, as a TPM's keys are written here. Certificates of old TPMs name id-RSAES-OAEP
-/// where others name rsaEncryption (TCG EK Credential Profile, section 3.2.7): the key is the same.
+/// The SubjectPublicKeyInfo of a certificate, as a TPM's keys are written here.
 pub(super) fn key_in(certificate: &[u8]) -> Result<Vec<u8>, Refused> {
     let malformed = |e: der::Error| Refusal::Malformed.because(format!("the endorsement certificate: {e}"));
     let certificate = x509_cert::Certificate::from_der(certificate).map_err(malformed)?;
-    let mut info = certificate.tbs_certificate().subject_public_key_info().clone();
-    if info.algorithm.oid == RSAES_OAEP {
-        info.algorithm = AlgorithmIdentifierOwned {
-            oid: RSA_ENCRYPTION,
-            parameters: Some(Null.into()),
-        };
+    plain(certificate.tbs_certificate().subject_public_key_info().clone())
+}
+
+/// A SubjectPublicKeyInfo, as a TPM's keys are written here.
+pub(super) fn plain_info(info: &[u8]) -> Result<Vec<u8>, Refused> {
+    plain(SubjectPublicKeyInfoOwned::from_der(info).map_err(|e| Refusal::Malformed.because(e.to_string()))?)
+}
+
+/// Certificates of old TPMs name id-RSAES-OAEP where others name rsaEncryption (TCG EK Credential Profile, section 3.2.7),
+/// and some leave its NULL out: the key is the same. Points are uncompressed.
+fn plain(mut info: SubjectPublicKeyInfoOwned) -> Result<Vec<u8>, Refused> {
+    let key = info.subject_public_key.raw_bytes();
+    match (KeyAlgorithm::of(&info), info.algorithm.oid) {
+        (KeyAlgorithm::EcP256, _) if key.len() == 65 && key[0] == 4 => {}
+        (KeyAlgorithm::EcP384, _) if key.len() == 97 && key[0] == 4 => {}
+        (KeyAlgorithm::Rsa(_), _) | (_, RSAES_OAEP) => {
+            info.algorithm = AlgorithmIdentifierOwned {
+                oid: RSA_ENCRYPTION,
+                parameters: Some(Null.into()),
+            };
+        }
+        _ => {
+            return Err(
+                Refusal::EkUnfit.because("it is neither RSA nor an uncompressed point on P-256 or P-384")
+            );
+        }
     }
-    info.to_der().map_err(malformed)
+    info.to_der()
+        .map_err(|e| Refusal::Malformed.because(e.to_string()))
 }

@@ -97,6 +97,16 @@ impl Scope<'_> {
         Ok(Some((damaged(DeviceId::new(&device))?, damaged(source.parse())?)))
     }
 
+    /// Whether a tenant trusts an endorsement authority now.
+    pub(super) fn trusts_endorsements_by(&self, tenant: &TenantId, id: &str) -> Result<bool, RegistryError> {
+        Ok(self
+            .tx
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM endorsement_authorities WHERE tenant = ? AND id = ?)",
+            )?
+            .query_row([tenant.as_str(), id], |r| r.get(0))?)
+    }
+
     /// The device enrolled with this TPM: from now on it is no other's.
     pub(super) fn learn_endorsement_key(
         &mut self,

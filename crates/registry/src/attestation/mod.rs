@@ -25,9 +25,11 @@ use crate::writer::{Committed, Scope};
 
 /// For so long a finished attestation can be cited.
 const LIFETIME: Duration = Duration::from_secs(3600);
-/// For so long one that was never cited is remembered after that: longer than any challenge is open, so that none is
-/// finished twice.
-const REMEMBERED: Duration = Duration::from_secs(3600);
+/// For so long one that is over, or was given up, is remembered: longer than any challenge is open, so that none is finished
+/// twice.
+const REMEMBERED: Duration = Duration::from_secs(600);
+/// The most attestations of a device that are read.
+const READ_MAX: u32 = 1000;
 
 /// An attestation that was found good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,19 +91,19 @@ impl Scope<'_> {
         let Some(token) = request.attestation else {
             return Ok(None);
         };
-        type Row = ([u8; 32], [u8; 32], i64, Option<i64>);
+        type Row = ([u8; 32], [u8; 32], i64, Option<i64>, Option<String>);
         let found: Option<Row> = self
             .tx
             .prepare_cached(
-                "SELECT public_key, endorsement_key, expires, consumed FROM attestations
+                "SELECT public_key, endorsement_key, expires, consumed, endorsed_by FROM attestations
                  WHERE token = ? AND tenant = ? AND device = ?",
             )?
             .query_row(
                 params![token.as_bytes(), request.tenant.as_str(), request.device.as_str()],
-                |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)),
+                |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?)),
             )
             .optional()?;
-        let (key, endorsement_key, expires, consumed) = found.ok_or(Refusal::Unknown)?;
+        let (key, endorsement_key, expires, consumed, endorsed_by) = found.ok_or(Refusal::Unknown)?;
         if key != *request.key.as_bytes() {
             // Used up, it is no question any more for which key it was.
             return Err(match consumed {
@@ -126,11 +128,20 @@ impl Scope<'_> {
         {
             return Err(Refusal::EkOfOtherDevice.into());
         }
+        let is_registered = bound.is_some_and(|(_, source)| source == EndorsementSource::Registered);
+        // Whoever vouched for the TPM when it began may have been told otherwise since.
+        let still = match endorsed_by {
+            None => is_registered,
+            Some(id) => is_registered || self.trusts_endorsements_by(&request.tenant, &id)?,
+        };
+        if consumed.is_none() && !still {
+            return Err(Refusal::EkUnknown.into());
+        }
         Ok(Some(Cited {
             token,
             endorsement_key,
             is_consumed: consumed.is_some(),
-            is_registered: bound.is_some_and(|(_, source)| source == EndorsementSource::Registered),
+            is_registered,
         }))
     }
 
@@ -152,6 +163,17 @@ impl Scope<'_> {
                 self.now.unix_ms(),
                 credential.as_bytes()
             ])?;
+        // Of a key the newest evidence will do.
+        self.tx
+            .prepare_cached(
+                "DELETE FROM attestations WHERE tenant = ?1 AND device = ?2 AND consumed < ?3 AND public_key = ?4",
+            )?
+            .execute(params![
+                request.tenant.as_str(),
+                request.device.as_str(),
+                self.now.minus(LIFETIME).minus(REMEMBERED).unix_ms(),
+                request.key.as_bytes()
+            ])?;
         self.learn_endorsement_key(&request.tenant, &request.device, &cited.endorsement_key)?;
         self.set_custody(credential, Custody::Attested)?;
         let detail = json!({
@@ -166,7 +188,7 @@ impl Scope<'_> {
         )
     }
 
-    /// How a device's key is held, as far as an earlier certificate for it says.
+    /// How a device's key is held, as far as any earlier certificate for it says: attested once, it is so.
     pub(crate) fn custody_of_key(
         &self,
         tenant: &TenantId,
@@ -177,7 +199,7 @@ impl Scope<'_> {
             .tx
             .prepare_cached(
                 "SELECT custody FROM credentials WHERE public_key = ? AND tenant = ? AND device = ?
-                 ORDER BY rowid DESC LIMIT 1",
+                 ORDER BY custody = 'attested' DESC, rowid DESC LIMIT 1",
             )?
             .query_row(params![key.as_bytes(), tenant.as_str(), device.as_str()], |r| {
                 r.get(0)
@@ -233,11 +255,11 @@ impl Registry {
                 return Err(Refusal::EkOfOtherDevice.into());
             }
             let expires = scope.now.plus(LIFETIME);
-            // A TPM has one that is open: whoever begins again gives up the one before.
+            // A TPM has one that is open: whoever begins again gives up the one before, of which nothing is kept but that it was.
             scope
                 .tx
                 .prepare_cached(
-                    "UPDATE attestations SET expires = ?3
+                    "UPDATE attestations SET expires = ?3, evidence = 'null'
                      WHERE tenant = ?1 AND endorsement_key = ?2 AND consumed IS NULL AND expires > ?3",
                 )?
                 .execute(params![
@@ -282,9 +304,10 @@ impl Registry {
         self.read(|db| {
             let mut statement = db.prepare_cached(
                 "SELECT created, consumed, credential, public_key, endorsement_key, endorsed_by, evidence
-                 FROM attestations WHERE tenant = ? AND device = ? AND consumed IS NOT NULL ORDER BY consumed DESC",
+                 FROM attestations WHERE tenant = ? AND device = ? AND consumed IS NOT NULL ORDER BY consumed DESC
+                 LIMIT ?",
             )?;
-            let mut rows = statement.query([tenant.as_str(), device.as_str()])?;
+            let mut rows = statement.query(params![tenant.as_str(), device.as_str(), READ_MAX])?;
             let mut found = Vec::new();
             while let Some(r) = rows.next()? {
                 let endorsed_by: Option<String> = r.get(5)?;

@@ -181,7 +181,8 @@ pub(super) fn ended_endorsements(db: &Connection) -> Result<Vec<NewerEnd>, Regis
                            WHERE l.tenant = m.tenant AND l.id = m.id AND l.certificate = m.certificate)
          UNION ALL SELECT 'endorsement-key', m.tenant, lower(hex(m.fingerprint)) FROM main.endorsement_keys m
          WHERE NOT EXISTS (SELECT 1 FROM later.endorsement_keys l WHERE l.tenant = m.tenant
-                           AND l.fingerprint = m.fingerprint AND l.device = m.device AND l.source = m.source)
+                           AND l.fingerprint = m.fingerprint AND l.device = m.device
+                           AND (l.source = m.source OR m.source = 'attested'))
          ORDER BY 1, 2, 3",
     )?;
     let ended = statement.query_map([], |r| {

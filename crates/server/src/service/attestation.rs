@@ -14,16 +14,17 @@ use countersign_factory::attest::{
 };
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_registry::{Actor, EndorsementSource, NewAttestation, RegistryError};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{PemObject, SectionKind};
-use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Service;
 use crate::failure::Failure;
 
-/// A challenge is open for so long: the slowest TPMs take some seconds.
-const CHALLENGE_LIFETIME: Duration = Duration::from_secs(60);
+/// A challenge is open for so long. A TPM that keeps no endorsement key derives it anew to open the challenge, which takes slow
+/// ones a minute for RSA.
+const CHALLENGE_LIFETIME: Duration = Duration::from_secs(180);
 /// What the seal binds to its use.
 const SEAL: &[u8] = b"countersign attestation challenge 1";
 
@@ -38,6 +39,8 @@ struct Open {
     device: DeviceId,
     endorsement_key: Fingerprint,
     endorsed_by: Option<AuthorityId>,
+    /// As it was sent, and its certificate, if anybody looked at that.
+    endorsement_public: Bytes,
     endorsement_certificate: Option<Bytes>,
     attestation_key: Bytes,
     secret: Bytes,
@@ -136,8 +139,12 @@ impl Service {
             tenant: begin.tenant,
             device: begin.device,
             endorsement_key: key,
+            endorsement_public: begin.endorsement_key,
+            endorsement_certificate: endorsed_by
+                .is_some()
+                .then(|| begin.endorsement_certificates.into_iter().next())
+                .flatten(),
             endorsed_by,
-            endorsement_certificate: begin.endorsement_certificates.into_iter().next(),
             attestation_key: begin.attestation_key,
             secret: Bytes(secret.to_vec()),
             nonce: Bytes(nonce.to_vec()),
@@ -190,6 +197,7 @@ impl Service {
             endorsed_by: open.endorsed_by,
             evidence: json!({
                 "nonce": open.nonce,
+                "endorsement_key": open.endorsement_public,
                 "endorsement_certificate": open.endorsement_certificate,
                 "attestation_key": open.attestation_key,
                 "key": finish.key,
@@ -255,7 +263,9 @@ fn endorsement_key_of(pem: &str) -> Result<Fingerprint, Failure> {
         Ok(Some((SectionKind::Certificate, der))) => {
             countersign_factory::attest::certified_key(&der).map_err(refused)
         }
-        Ok(Some((SectionKind::PublicKey, der))) => Ok(Fingerprint::of(&SubjectPublicKeyInfoDer::from(der))),
+        Ok(Some((SectionKind::PublicKey, der))) => {
+            countersign_factory::attest::public_key(&der).map_err(refused)
+        }
         _ => Err(neither()),
     }
 }

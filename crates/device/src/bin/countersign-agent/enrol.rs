@@ -51,7 +51,7 @@ pub(crate) struct EnrolArguments {
     /// Have the TPM say how it holds the key, now and of each key after it (countersign-agent-tpm). Without a secret or a
     /// certificate that alone is what the device enrols by: then the platform must know that this TPM is in it
     #[arg(long, requires = "id")]
-    attest: bool,
+    pub(crate) attest: bool,
     /// Replace an identity that is there, once the new one has connected
     #[arg(long)]
     pub(crate) again: bool,
@@ -59,7 +59,7 @@ pub(crate) struct EnrolArguments {
     /// (pkcs11:token=T;object=K?module-path=/PATH/MODULE.so&pin-source=/PATH/PIN); `tpm`, or tpm:ADDRESS such as
     /// tpm:device:/dev/tpmrm0 (countersign-agent-tpm) [default: as before, else file]
     #[arg(long)]
-    key_store: Option<KeyStore>,
+    pub(crate) key_store: Option<KeyStore>,
 }
 
 pub(crate) async fn enrol(agent: &Agent, arguments: EnrolArguments) -> Result<(), EnrolFault> {
@@ -102,7 +102,11 @@ pub(crate) async fn renew(agent: &Agent, same_key: bool, no_connect: bool) -> Re
             if let Some(ended) = other {
                 agent.folder.discard(&ended.facts.fingerprint)?;
             }
-            renewal::renew(&agent.folder, reuse).await?
+            let renewed = renewal::renew(&agent.folder, reuse).await?;
+            if let Some(why) = &renewed.unattested {
+                warn(&format!("warning: no new key was attested: {why}"));
+            }
+            renewed.certificate
         }
     };
     if no_connect {

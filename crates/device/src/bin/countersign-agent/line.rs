@@ -20,8 +20,13 @@ pub(crate) async fn provision(agent: &Agent, arguments: EnrolArguments) -> Resul
     let folder = &agent.folder;
     if folder.has_identity() && !arguments.again {
         // A try that was cut off came so far.
-        let there = folder.load()?.profile.id;
-        if arguments.id.as_ref().is_some_and(|asked| *asked != there) {
+        let there = folder.load()?.profile;
+        let other_id = arguments.id.as_ref().is_some_and(|asked| *asked != there.id);
+        let other_store = arguments
+            .key_store
+            .as_ref()
+            .is_some_and(|asked| *asked != there.key_store);
+        if other_id || other_store || arguments.attest != there.attest {
             return Err(IdentityFault::Exists(folder.path().to_owned()).into());
         }
     } else {

@@ -473,7 +473,7 @@ async fn the_agent_comes_back_by_itself_after_its_certificate_has_expired() {
     let (link, identity) = countersign_device::renewal::connect(&folder, &options, &say)
         .await
         .unwrap();
-    assert_eq!(identity.facts.fingerprint, renewed.fingerprint);
+    assert_eq!(identity.facts.fingerprint, renewed.certificate.fingerprint);
     link.disconnect().await.unwrap();
     place.running.stop().await;
 }
