@@ -1,9 +1,11 @@
 //! A suspension that falls anywhere between the TLS handshake and CONNACK never leaves a live session, nor one that falls
-//! while a token is granted a live token.
+//! while a token is granted a live token; nor do other policies, or a revocation list.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
 #[path = "../grants/mod.rs"]
 mod grants;
+mod lists;
+mod policies;
 mod world;
 
 use std::sync::Arc;

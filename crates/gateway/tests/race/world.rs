@@ -1,7 +1,7 @@
 //! A gateway over a registry whose facts change under it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use countersign_gateway::{
@@ -13,9 +13,12 @@ use countersign_identity::{
     IdentityRule, TenantId,
 };
 use countersign_policy::decide::TenantPolicy;
+use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::facts::RegistryUnavailable;
+use countersign_policy::first_contact::{Answer, Contact};
 use countersign_policy::{
-    Admission, ClientIdMode, CredentialFacts, DeviceFacts, FactSource, LifecycleMove, LifecycleState,
+    Admission, ClientIdMode, CredentialFacts, DeviceFacts, ExchangeId, ExchangeRecord, FactSource,
+    LifecycleMove, LifecycleState, SessionRecord, StageRecord,
 };
 use countersign_registry::{
     Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, SystemClock,
@@ -23,9 +26,14 @@ use countersign_registry::{
 use countersign_testkit::client::{Attempt, connect};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 
-/// Facts that suspend the device at one chosen lookup.
+/// Something that is done to the registry, and answered, in the middle of somebody's connection.
+pub(crate) type Deed = Arc<dyn Fn(&Registry) + Send + Sync>;
+
+/// Facts that do their deed at one chosen lookup.
 pub(crate) struct Meddling {
     registry: Arc<Registry>,
+    /// Suspends the device, if it is not set to something else.
+    pub(crate) deed: Mutex<Deed>,
     pub(crate) armed: AtomicBool,
     /// Lookups that go by before it happens.
     pub(crate) countdown: AtomicUsize,
@@ -37,8 +45,65 @@ impl Meddling {
             && self.countdown.fetch_sub(1, Ordering::AcqRel) == 0
             && self.armed.swap(false, Ordering::AcqRel)
         {
-            suspend(&self.registry);
+            let deed = self.deed.lock().unwrap().clone();
+            deed(&self.registry);
         }
+    }
+}
+
+/// Where in a first contact a deed is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InContact {
+    /// Between the chain check, which is over, and the transaction that learns the certificate.
+    Before,
+    /// Between that transaction and its answer.
+    After,
+}
+
+/// The registry as the gateway's sink, with a deed in the middle of the next first contact.
+struct Learning {
+    facts: Arc<Meddling>,
+    contact: Arc<Mutex<Option<InContact>>>,
+}
+
+impl ExchangeSink for Learning {
+    fn record(&self, exchange: ExchangeRecord) {
+        ExchangeSink::record(&*self.facts.registry, exchange);
+    }
+
+    fn first_data(&self, tenant: &TenantId, device: &DeviceId, exchange: ExchangeId, stage: StageRecord) {
+        ExchangeSink::first_data(&*self.facts.registry, tenant, device, exchange, stage);
+    }
+
+    fn session(&self, session: SessionRecord) {
+        ExchangeSink::session(&*self.facts.registry, session);
+    }
+
+    fn credential_used(&self, fingerprint: Fingerprint, authority: &AuthorityId) {
+        ExchangeSink::credential_used(&*self.facts.registry, fingerprint, authority);
+    }
+
+    fn first_contact(&self, contact: Contact, answer: Answer) {
+        let registry = &self.facts.registry;
+        let deed = self.facts.deed.lock().unwrap().clone();
+        let answer: Answer = match self.contact.lock().unwrap().take() {
+            None => answer,
+            Some(InContact::Before) => {
+                deed(registry);
+                answer
+            }
+            Some(InContact::After) => {
+                let registry = registry.clone();
+                // Answers come from the thread that writes, and a deed waits for it.
+                Box::new(move |learned| {
+                    std::thread::spawn(move || {
+                        deed(&registry);
+                        answer(learned);
+                    });
+                })
+            }
+        };
+        ExchangeSink::first_contact(&**registry, contact, answer);
     }
 }
 
@@ -106,6 +171,7 @@ pub(crate) struct World {
     _runtime: tokio::runtime::Runtime,
     pub(crate) registry: Arc<Registry>,
     pub(crate) facts: Arc<Meddling>,
+    pub(crate) contact: Arc<Mutex<Option<InContact>>>,
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) identity: Identity,
 }
@@ -145,9 +211,11 @@ pub(crate) fn world_with(limits: Limits) -> World {
         .unwrap();
     let facts = Arc::new(Meddling {
         registry: registry.clone(),
+        deed: Mutex::new(Arc::new(suspend)),
         armed: AtomicBool::new(false),
         countdown: AtomicUsize::new(0),
     });
+    let contact: Arc<Mutex<Option<InContact>>> = Arc::default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -180,7 +248,10 @@ pub(crate) fn world_with(limits: Limits) -> World {
                 identity: Arc::new(ServerIdentity::new(server.chain, server.key).unwrap()),
                 tickets: Arc::new(TicketKeys::in_memory(SystemClock.now())),
                 facts: facts.clone(),
-                sink: registry.clone(),
+                sink: Arc::new(Learning {
+                    facts: facts.clone(),
+                    contact: contact.clone(),
+                }),
                 http: Arc::new(crate::grants::Grants),
                 clock: Arc::new(SystemClock),
             },
@@ -192,8 +263,15 @@ pub(crate) fn world_with(limits: Limits) -> World {
     let _ = cut.set(gateway.clone());
     registry.on_change(move |_, changes| {
         for change in changes {
-            if let (Change::Device(tenant, device), Some(gateway)) = (change, cut.get()) {
-                let _ = gateway.reconsider(&Touched::Device(tenant.clone(), device.clone()));
+            let touched = match change {
+                Change::Device(tenant, device) => Touched::Device(tenant.clone(), device.clone()),
+                Change::Tenant(tenant) => Touched::Tenant(tenant.clone()),
+                Change::Authority(authority) => Touched::Authority(authority.clone()),
+                // Nobody is told: the sweep has something to find.
+                Change::Credential(..) => continue,
+            };
+            if let Some(gateway) = cut.get() {
+                let _ = gateway.reconsider(&touched);
             }
         }
     });
@@ -202,6 +280,7 @@ pub(crate) fn world_with(limits: Limits) -> World {
         _runtime: runtime,
         registry,
         facts,
+        contact,
         gateway,
         identity,
     }
@@ -209,11 +288,15 @@ pub(crate) fn world_with(limits: Limits) -> World {
 
 impl World {
     pub(crate) fn attempt(&self) -> Attempt {
+        self.attempt_of(&self.identity).send(connect(5, "d1"))
+    }
+
+    pub(crate) fn attempt_of(&self, identity: &Identity) -> Attempt {
         let attempt = Attempt {
             patience: Duration::from_millis(700),
             ..Attempt::new(self.gateway.local_addr())
         };
-        attempt.identity(&self.identity).send(connect(5, "d1"))
+        attempt.identity(identity)
     }
 
     /// The suspension was answered and the attempt is over: nothing of it may be left.
@@ -222,7 +305,7 @@ impl World {
         while !self.gateway.sessions(None).is_empty() {
             assert!(
                 started.elapsed() < Duration::from_millis(500),
-                "{what}: a live session of a suspended device"
+                "{what}: a live session of who may not have one"
             );
         }
     }
