@@ -533,13 +533,17 @@ fn a_fault_is_told_with_its_place_without_a_server() {
         .args(["policy", "schema"])
         .output()
         .unwrap();
-    assert!(text(&schema).contains("custody"));
+    assert!(text(&schema).contains("custody") && text(&schema).contains("\"quarantine-clone\""));
+    let clones =
+        "permit (principal, action == Action::\"quarantine-clone\", resource) when { context.SCORE > 3000 };";
+    assert!(check(&clones.replace("SCORE", "score")).status.success());
+    assert!(!check(&clones.replace("SCORE", "points")).status.success());
 }
 
 #[test]
 fn cases_are_tested_without_a_server() {
     let folder = tempfile::tempdir().unwrap();
-    let policies = "@id(\"all\") permit (principal, action, resource);\n@id(\"no-lab\") forbid (principal in Group::\"lab\", action, resource);\n";
+    let policies = "@id(\"all\") permit (principal, action, resource);\n@id(\"no-lab\") forbid (principal in Group::\"lab\", action, resource);\n@id(\"locks\") permit (principal in Group::\"locks\", action == Action::\"quarantine-clone\", resource) when { context.score >= 5000 && context.sources == 2 };\n";
     std::fs::write(folder.path().join("fleet.cedar"), policies).unwrap();
     let cases = folder.path().join("cases.toml");
     let run = |content: &str| {
@@ -570,6 +574,19 @@ policy = "all"
 name = "whoever is suspended is out, whatever policies say"
 device = { state = "suspended" }
 expect = "deny"
+[[case]]
+name = "a copied lock is quarantined"
+action = "quarantine-clone"
+device = { groups = ["locks"] }
+clone = { score = 5000, answered = 5, sources = ["192.0.2.1", "192.0.2.2"] }
+expect = "permit"
+policy = "locks"
+[[case]]
+name = "on less evidence it is told"
+action = "quarantine-clone"
+device = { groups = ["locks"] }
+clone = { score = 4999, answered = 5, sources = ["192.0.2.1", "192.0.2.2"] }
+expect = "deny"
 "#;
     let output = run(good);
     assert!(output.status.success(), "{}", text(&output));
@@ -585,7 +602,7 @@ expect = "deny"
         said.contains("FAILED  the lab stays out: expected deny by no-labs, got deny by no-lab"),
         "{said}"
     );
-    assert!(said.contains("3 case(s), 1 failed"), "{said}");
+    assert!(said.contains("5 case(s), 1 failed"), "{said}");
     assert!(text(&run("[[case]]\nname = \"x\"\nexpect = \"permit\"\nmodle = 1\n")).contains("modle"));
     // What could never come about is no case, whatever is expected.
     for (odd, said_of_it) in [
@@ -594,6 +611,19 @@ expect = "deny"
         ("action = \"publish\"\ntopic = \"a/#\"", "its topic cannot be"),
         ("action = \"subscribe\"\ntopic = \"a/#/b\"", "its topic cannot be"),
         ("action = \"publish\"\ntopic = \"a\"\nqos = 3", "no QoS 3"),
+        ("action = \"quarantine-clone\"", "it has no clone"),
+        (
+            "clone = { score = 3000 }",
+            "only quarantine-clone is about a clone",
+        ),
+        (
+            "action = \"quarantine-clone\"\nclone = { score = 80 }",
+            "nobody is suspected",
+        ),
+        (
+            "action = \"quarantine-clone\"\nclone = { score = 3000 }\ntopic = \"a\"",
+            "quarantine-clone is about no topic",
+        ),
         ("tls = { version = \"TLS1.3\" }", "tls.version"),
         ("tls = { group = \"X25518\" }", "tls.group"),
         ("tls = { cipher_suite = \"NULL\" }", "tls.cipher_suite"),
