@@ -19,7 +19,7 @@ use rustls::pki_types::CertificateDer;
 
 mod answer;
 
-pub use answer::{Layer, LayerVerdict, Verdict, Why};
+pub use answer::{AuthorityFrom, Layer, LayerVerdict, Verdict, Why};
 
 use crate::judge::{self, Circumstances};
 use crate::session::entry::Admission;
@@ -38,11 +38,20 @@ pub enum Presented<'a> {
         device: &'a DeviceId,
         /// The certificate's SHA-256.
         fingerprint: &'a Fingerprint,
-        /// The authority that its chain is known to end in.
-        authority: Option<&'a AuthorityId>,
+        /// What its chain ends in.
+        authority: EndsIn<'a>,
         /// When it is valid.
         validity: [Timestamp; 2],
     },
+}
+
+/// What the chain of a certificate that is not kept here ends in.
+#[derive(Debug, Clone, Copy)]
+pub enum EndsIn<'a> {
+    /// This authority, and how that is known.
+    Known(&'a AuthorityId, AuthorityFrom),
+    /// One of these, and nothing tells which; none if no authority of the tenant vouches for anybody.
+    OneOf(&'a [AuthorityId]),
 }
 
 /// What is asked.
@@ -104,7 +113,10 @@ fn ask(
             answer.tenant = Some(tenant.clone());
             answer.device = Some(device.clone());
             answer.fingerprint = Some(*fingerprint);
-            answer.authority = authority.cloned();
+            if let EndsIn::Known(authority, from) = authority {
+                answer.authority = Some(authority.clone());
+                answer.authority_from = Some(from);
+            }
             registered(
                 facts,
                 question,
@@ -228,6 +240,7 @@ fn shown(
     let anchor = chain.anchor().clone();
     answer.tenant = Some(anchor.tenant.clone());
     answer.authority = Some(anchor.authority.clone());
+    answer.authority_from = Some(AuthorityFrom::Path);
     let path = match chain.pinned_device() {
         Some(_) => "registered by its fingerprint".to_owned(),
         None => format!(
@@ -271,24 +284,16 @@ fn registered(
     facts: &dyn FactSource,
     question: &Question<'_>,
     (tenant, device, fingerprint): (&TenantId, &DeviceId, &Fingerprint),
-    authority: Option<&AuthorityId>,
+    ends_in: EndsIn<'_>,
     [not_before, not_after]: [Timestamp; 2],
     answer: &mut Why,
 ) -> Result<Known, (Denial, Stage)> {
     let failed = |d| (d, Stage::ClientCertificate);
-    let Some(authority) = authority else {
-        answer.set(
-            Layer::Chain,
-            Verdict::NotKnown,
-            "neither its certificate nor its authority is known here; give the certificate as a file",
-        );
-        return Err((
-            Denial::new(
-                DenialCode::UnknownCa,
-                "the authority of this certificate is not known here yet",
-            ),
-            Stage::ClientCertificate,
-        ));
+    let (authority, from) = match ends_in {
+        EndsIn::Known(authority, from) => (authority, from),
+        EndsIn::OneOf(possible) => {
+            return Err(failed(Denial::new(DenialCode::UnknownCa, which_of(possible))));
+        }
     };
     let now = question.circumstances.now;
     let fault = if now.unix_s() < not_before.unix_s() {
@@ -302,7 +307,8 @@ fn registered(
         None
     };
     let chain = format!(
-        "its certificate is not kept here: that it leads to authority {authority} is known of before; give it as a file to have its path looked at"
+        "its certificate is not kept here; it leads to authority {authority}: {}; give it as a file to have its path looked at",
+        from.words()
     );
     answer.set(Layer::Chain, Verdict::NotKnown, chain);
     if let Some((code, detail)) = fault {
@@ -352,6 +358,17 @@ fn registered(
         authority: authority.clone(),
         generation: facts.authority(authority).map_or(Generation(0), |(_, g)| g),
     })
+}
+
+fn which_of(possible: &[AuthorityId]) -> String {
+    let names: Vec<&str> = possible.iter().map(AuthorityId::as_str).collect();
+    match names.as_slice() {
+        [] => "its certificate is not kept here, and no authority of its tenant vouches for anybody".into(),
+        names => format!(
+            "its certificate is not kept here, and whether it leads to {} is not known: it was never seen, and its device is bound to none; give it as a file",
+            names.join(" or ")
+        ),
+    }
 }
 
 fn identified(known: &Known) -> String {

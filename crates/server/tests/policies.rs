@@ -341,6 +341,20 @@ fn who_came_from_below_an_intermediate_is_locked_out_like_anybody() {
         said.contains("would lock out 2 of the 2 devices that are admitted now"),
         "{said}"
     );
+    // One was seen to come by it, of the other it is an assumption, and said to be.
+    for (id, from) in [
+        ("d1", "leads to authority bought: its last exchange showed it"),
+        (
+            "d2",
+            "leads to authority bought: assumed, no other of its tenant vouches",
+        ),
+    ] {
+        let said = place.server.cli_ok(&["why", id]).unwrap();
+        assert!(
+            said.contains("would be let in") && said.contains("chain      ?") && said.contains(from),
+            "{said}"
+        );
+    }
     // Which one it is does matter to these policies: each that it may be is asked about.
     let other = Ca::root("other root", None);
     place
@@ -351,6 +365,15 @@ fn who_came_from_below_an_intermediate_is_locked_out_like_anybody() {
     let by_name = place.write("by_name.cedar", &by_name);
     let said = place.refused(&["policy", "set", &by_name, "--reason", "night"]);
     assert!(said.contains("would lock out 2 of the 2 devices"), "{said}");
+    // Neither is assumed any more, and what was seen is still known.
+    let said = place.refused(&["why", "d2"]);
+    assert!(
+        said.contains("leads to another or bought is not known")
+            || said.contains("leads to bought or another is not known"),
+        "{said}"
+    );
+    let said = place.server.cli_ok(&["why", "d1"]).unwrap();
+    assert!(said.contains("its last exchange showed it"), "{said}");
     // Nobody comes under an authority that is gone.
     let gone = connect_of(" when { context.authority == \"gone\" }");
     let gone = place.write("gone.cedar", &gone);

@@ -120,6 +120,35 @@ pub struct LayerVerdict {
     pub denial: Option<Denial>,
 }
 
+/// How it is known which authority a certificate leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuthorityFrom {
+    /// Its path was looked at.
+    Path,
+    /// It was registered with the certificate, which is not kept.
+    Registered,
+    /// The device's last exchange with this very certificate showed it.
+    Exchange,
+    /// Assumed: the one that the device is bound to.
+    Bound,
+    /// Assumed: no other of the tenant vouches for anybody.
+    Only,
+}
+
+impl AuthorityFrom {
+    /// What is said of a certificate that is not kept here.
+    pub(super) const fn words(self) -> &'static str {
+        match self {
+            Self::Path => "its path shows it",
+            Self::Registered => "it was registered so",
+            Self::Exchange => "its last exchange showed it",
+            Self::Bound => "assumed, the device is bound to it",
+            Self::Only => "assumed, no other of its tenant vouches for anybody",
+        }
+    }
+}
+
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Why {
@@ -131,6 +160,8 @@ pub struct Why {
     pub device: Option<DeviceId>,
     /// The authority, once it is known.
     pub authority: Option<AuthorityId>,
+    /// How it is known.
+    pub authority_from: Option<AuthorityFrom>,
     /// The certificate's SHA-256.
     pub fingerprint: Option<Fingerprint>,
     /// Its serial number, hex, if it was shown.
@@ -151,6 +182,7 @@ impl Why {
             tenant: None,
             device: None,
             authority: None,
+            authority_from: None,
             fingerprint: None,
             serial: None,
             layers: Layer::ALL
