@@ -13,7 +13,8 @@
 //! | two sessions from two addresses were active by turns, within the same moments | ¾ |
 //!
 //! The score is halved every minute. At three the credential is suspected, until it fell below one. What is done then the
-//! tenant's policies choose, when it is reached and again with each further evidence: they may wait for a higher score.
+//! tenant's policies choose, when it is reached and again with each further evidence at three or more: they may wait for a
+//! higher score, and never act at a lower one.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -74,7 +75,7 @@ pub struct Suspect {
 pub enum Told {
     /// It has just become suspected.
     Reached(Suspicion),
-    /// It was suspected already.
+    /// It was suspected already, and the score is at the threshold or above it.
     Grew(Suspicion),
 }
 
@@ -291,18 +292,19 @@ impl CloneWatch {
         account
     }
 
-    /// Adds to a score. The suspicion, if there is one.
+    /// Adds to a score. The suspicion, if the score is enough for one.
     fn weigh(&mut self, credential: Fingerprint, weight: u32, now: Timestamp) -> Option<Told> {
         let threshold = self.rules.threshold;
         let account = self.accounts.get_mut(&credential)?;
         let suspicion = &mut account.suspicion;
         suspicion.score = suspicion.score.saturating_add(weight);
         suspicion.last = now;
-        if suspicion.suspected {
-            return Some(Told::Grew(suspicion.clone()));
-        }
+        // Also of one that is still suspected: what is done about it is never asked at less than it was told at.
         if suspicion.score < threshold {
             return None;
+        }
+        if suspicion.suspected {
+            return Some(Told::Grew(suspicion.clone()));
         }
         suspicion.suspected = true;
         Some(Told::Reached(suspicion.clone()))

@@ -171,6 +171,18 @@ fn each_further_evidence_is_told_with_the_score_it_brings() {
     );
 }
 
+/// A device that was released soon after is not quarantined again for what little came since.
+#[test]
+fn evidence_that_leaves_the_score_below_the_threshold_is_not_told() {
+    let mut watch = watch();
+    let mut closed = |ms| watch.answered(key(1), ip(1), Answer::Closed, at(ms));
+    let told = (0..4).filter_map(|n| closed(n * 10)).count();
+    assert_eq!(told, 1, "the fourth takes it above three");
+    // Not quite two points are left of them.
+    assert_eq!(closed(65_000), None);
+    assert!(matches!(closed(65_010), Some(Told::Grew(_))));
+}
+
 #[test]
 fn memory_is_bounded_and_the_highest_scores_stay() {
     let mut watch = CloneWatch::new(CloneRules {

@@ -144,8 +144,8 @@ impl CaseAction {
     }
 }
 
-/// The least score, in thousandths, of one who is suspected: below it the suspicion is over.
-const SUSPECTED_MIN: u32 = 1000;
+/// The least score, in thousandths, at which one can be suspected: `clones.score` is 2 or more.
+const SUSPECTED_MIN: u32 = 2000;
 
 /// What is known of two that seem to hold the device's key.
 #[derive(Debug, Deserialize)]
