@@ -93,15 +93,13 @@ impl World {
         found.cloned()
     }
 
-    /// Puts policies into force, beside those that every tenant starts with.
+    /// Puts policies into force, beside those that every tenant starts with. They need not fit the schema.
     fn policies(&self, more: &str) {
         let file = self._folder.path().join("clones.cedar");
         std::fs::write(&file, format!("{DEFAULT_POLICY}{more}")).unwrap();
         let file = file.to_str().unwrap();
-        let reason = "clones";
-        self.server
-            .cli_ok(&["policy", "set", file, "--reason", reason])
-            .unwrap();
+        let set = ["policy", "set", file, "--reason", "clones", "--accept-lock-out"];
+        self.server.cli_ok(&set).unwrap();
     }
 }
 
@@ -234,6 +232,36 @@ permit (principal, action == Action::"quarantine-clone", resource) when { contex
     assert!(told.contains("alert"), "{told}");
     let moved = world.audited("device.quarantine", "d1").unwrap()["detail"].to_string();
     assert!(moved.contains("by policy when-it-is-clear"), "{moved}");
+}
+
+/// Nobody is quarantined by a policy that cannot be evaluated, nor by the others beside it, and it is not passed over in
+/// silence.
+#[test]
+fn a_policy_that_fails_leaves_it_at_an_alert_that_says_so() {
+    let world = world("");
+    let wrong = r#"
+@id("wrong")
+forbid (principal, action == Action::"quarantine-clone", resource) when { context.nothing };
+"#;
+    world.policies(&format!("{QUARANTINE}{wrong}"));
+    let started = Instant::now();
+    // Well beyond the moment at which it is told.
+    two_holders(&world, &["d1"], Duration::from_secs(20), || {
+        world
+            .suspect("d1")
+            .is_some_and(|s| s["score"].as_u64() > Some(5_000))
+    });
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        world.suspects()
+    );
+    let told = world.audited("device.clone-suspected", "d1").unwrap()["detail"].to_string();
+    assert!(
+        told.contains("alert") && told.contains("failure") && told.contains("wrong"),
+        "{told}"
+    );
+    assert_eq!(world.state("d1"), "active");
 }
 
 #[test]
