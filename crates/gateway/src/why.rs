@@ -16,125 +16,14 @@ use countersign_policy::{
     CredentialFacts, Denial, DenialCode, DeviceFacts, FactSource, LifecycleState, Stage,
 };
 use rustls::pki_types::CertificateDer;
-use serde::Serialize;
+
+mod answer;
+
+pub use answer::{AuthorityFrom, Layer, LayerVerdict, Verdict, Why};
 
 use crate::judge::{self, Circumstances};
 use crate::session::entry::Admission;
 use crate::session::token;
-
-/// A layer of the decision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Layer {
-    /// A path to a registered authority that is in force.
-    Chain,
-    /// The dates of the certificate and of all above it.
-    Dates,
-    /// Revoked here, or on a list of its issuer.
-    Revocation,
-    /// Device and credential are known, and belong together.
-    Identify,
-    /// Where the device stands.
-    Lifecycle,
-    /// Where the credential stands.
-    Credential,
-    /// The tenant's policies on `connect`.
-    Policy,
-    /// The client id.
-    ClientId,
-    /// What a session token would be good for. It refuses nobody: a token narrows what its device may do.
-    Token,
-    /// The tenant's policies on `publish` or `subscribe`, if a topic was asked about.
-    Topic,
-}
-
-impl Layer {
-    /// All of them, in order.
-    pub const ALL: [Self; 10] = [
-        Self::Chain,
-        Self::Dates,
-        Self::Revocation,
-        Self::Identify,
-        Self::Lifecycle,
-        Self::Credential,
-        Self::Policy,
-        Self::ClientId,
-        Self::Token,
-        Self::Topic,
-    ];
-
-    /// The stage of an exchange that asks it.
-    pub const fn stage(self) -> Stage {
-        match self {
-            Self::Chain | Self::Dates | Self::Revocation => Stage::ClientCertificate,
-            Self::Identify => Stage::Identify,
-            Self::Lifecycle | Self::Credential | Self::Policy => Stage::Policy,
-            Self::ClientId => Stage::Greet,
-            Self::Token => Stage::Grant,
-            Self::Topic => Stage::FirstData,
-        }
-    }
-
-    /// The layer that refuses with a code.
-    const fn of(code: DenialCode, at: Stage) -> Self {
-        use DenialCode as C;
-        match (at, code) {
-            (
-                Stage::ClientCertificate,
-                C::CertificateExpired | C::CertificateNotYetValid | C::AuthorityExpired,
-            ) => Self::Dates,
-            (Stage::ClientCertificate, C::ChainRevoked | C::RevocationUnknown | C::CredentialRevoked) => {
-                Self::Revocation
-            }
-            (Stage::ClientCertificate, _)
-            | (_, C::UnknownCa | C::AuthorityRetired | C::AuthorityRevoked | C::AuthorityUnproven) => {
-                Self::Chain
-            }
-            (_, C::CredentialRevoked) => Self::Revocation,
-            (Stage::Identify, _) | (_, C::CredentialOfOther | C::UnknownDevice | C::UnknownCredential) => {
-                Self::Identify
-            }
-            (_, C::DevicePending | C::DeviceSuspended | C::DeviceQuarantined | C::DeviceDecommissioned) => {
-                Self::Lifecycle
-            }
-            (_, C::CredentialSuperseded | C::CredentialLapsed | C::CertificateExpired) => Self::Credential,
-            (Stage::Greet, _) => Self::ClientId,
-            (Stage::FirstData, _) => Self::Topic,
-            _ => Self::Policy,
-        }
-    }
-}
-
-/// What became of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// Nothing speaks against it.
-    Passed,
-    /// It refuses.
-    Failed,
-    /// An earlier one refused, or it was not asked about.
-    NotReached,
-    /// It cannot be told from what is kept here.
-    NotKnown,
-}
-
-/// A layer with its verdict.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LayerVerdict {
-    /// Which.
-    pub layer: Layer,
-    /// The stage of an exchange that asks it.
-    pub stage: Stage,
-    /// What became of it.
-    pub verdict: Verdict,
-    /// What it was decided on, for people.
-    pub fact: String,
-    /// The policies that determined it.
-    pub policies: Vec<String>,
-    /// Why it refuses.
-    pub denial: Option<Denial>,
-}
 
 /// What is shown, or would be.
 #[derive(Debug, Clone, Copy)]
@@ -149,11 +38,20 @@ pub enum Presented<'a> {
         device: &'a DeviceId,
         /// The certificate's SHA-256.
         fingerprint: &'a Fingerprint,
-        /// The authority that its chain is known to end in.
-        authority: Option<&'a AuthorityId>,
+        /// What its chain ends in.
+        authority: EndsIn<'a>,
         /// When it is valid.
         validity: [Timestamp; 2],
     },
+}
+
+/// What the chain of a certificate that is not kept here ends in.
+#[derive(Debug, Clone, Copy)]
+pub enum EndsIn<'a> {
+    /// This authority, and how that is known.
+    Known(&'a AuthorityId, AuthorityFrom),
+    /// One of these, and nothing tells which; none if no authority of the tenant vouches for anybody.
+    OneOf(&'a [AuthorityId]),
 }
 
 /// What is asked.
@@ -169,80 +67,6 @@ pub struct Question<'a> {
     pub client_id: Option<&'a str>,
     /// What it would do once it is in, and where.
     pub data: Option<(Action, &'a str)>,
-}
-
-/// The answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Why {
-    /// Whether it would be let in, and could do what was asked about.
-    pub admitted: bool,
-    /// The tenant, once it is known.
-    pub tenant: Option<TenantId>,
-    /// The device, once it is known.
-    pub device: Option<DeviceId>,
-    /// The authority, once it is known.
-    pub authority: Option<AuthorityId>,
-    /// The certificate's SHA-256.
-    pub fingerprint: Option<Fingerprint>,
-    /// Its serial number, hex, if it was shown.
-    pub serial: Option<String>,
-    /// Every layer, in order.
-    pub layers: Vec<LayerVerdict>,
-}
-
-impl Why {
-    /// Why it would be refused.
-    pub fn denial(&self) -> Option<&Denial> {
-        self.layers.iter().find_map(|l| l.denial.as_ref())
-    }
-
-    fn new() -> Self {
-        Self {
-            admitted: false,
-            tenant: None,
-            device: None,
-            authority: None,
-            fingerprint: None,
-            serial: None,
-            layers: Layer::ALL
-                .map(|layer| LayerVerdict {
-                    layer,
-                    stage: layer.stage(),
-                    verdict: Verdict::NotReached,
-                    fact: String::new(),
-                    policies: Vec::new(),
-                    denial: None,
-                })
-                .into(),
-        }
-    }
-
-    fn set(&mut self, layer: Layer, verdict: Verdict, fact: impl Into<String>) {
-        if let Some(l) = self.layers.iter_mut().find(|l| l.layer == layer) {
-            (l.verdict, l.fact) = (verdict, fact.into());
-        }
-    }
-
-    fn policies(&mut self, layer: Layer, policies: &[Arc<str>]) {
-        if let Some(l) = self.layers.iter_mut().find(|l| l.layer == layer) {
-            l.policies = policies.iter().map(ToString::to_string).collect();
-        }
-    }
-
-    /// A layer of a stage refuses: what comes before it in the same stage passed, or it would not have come to it.
-    fn fail(&mut self, denial: Denial, at: Stage) {
-        let failed = Layer::of(denial.code, at);
-        for l in &mut self.layers {
-            if l.layer < failed && l.verdict == Verdict::NotReached {
-                l.verdict = Verdict::Passed;
-            } else if l.layer == failed {
-                l.verdict = Verdict::Failed;
-                l.fact.clone_from(&denial.detail);
-                l.policies.clone_from(&denial.policies);
-                l.denial = Some(denial.clone());
-            }
-        }
-    }
 }
 
 /// Asks every layer. `learn` tells what a first contact would bring about, and keeps nothing.
@@ -289,7 +113,10 @@ fn ask(
             answer.tenant = Some(tenant.clone());
             answer.device = Some(device.clone());
             answer.fingerprint = Some(*fingerprint);
-            answer.authority = authority.cloned();
+            if let EndsIn::Known(authority, from) = authority {
+                answer.authority = Some(authority.clone());
+                answer.authority_from = Some(from);
+            }
             registered(
                 facts,
                 question,
@@ -413,6 +240,7 @@ fn shown(
     let anchor = chain.anchor().clone();
     answer.tenant = Some(anchor.tenant.clone());
     answer.authority = Some(anchor.authority.clone());
+    answer.authority_from = Some(AuthorityFrom::Path);
     let path = match chain.pinned_device() {
         Some(_) => "registered by its fingerprint".to_owned(),
         None => format!(
@@ -456,24 +284,16 @@ fn registered(
     facts: &dyn FactSource,
     question: &Question<'_>,
     (tenant, device, fingerprint): (&TenantId, &DeviceId, &Fingerprint),
-    authority: Option<&AuthorityId>,
+    ends_in: EndsIn<'_>,
     [not_before, not_after]: [Timestamp; 2],
     answer: &mut Why,
 ) -> Result<Known, (Denial, Stage)> {
     let failed = |d| (d, Stage::ClientCertificate);
-    let Some(authority) = authority else {
-        answer.set(
-            Layer::Chain,
-            Verdict::NotKnown,
-            "neither its certificate nor its authority is known here; give the certificate as a file",
-        );
-        return Err((
-            Denial::new(
-                DenialCode::UnknownCa,
-                "the authority of this certificate is not known here yet",
-            ),
-            Stage::ClientCertificate,
-        ));
+    let (authority, from) = match ends_in {
+        EndsIn::Known(authority, from) => (authority, from),
+        EndsIn::OneOf(possible) => {
+            return Err(failed(Denial::new(DenialCode::UnknownCa, which_of(possible))));
+        }
     };
     let now = question.circumstances.now;
     let fault = if now.unix_s() < not_before.unix_s() {
@@ -487,7 +307,8 @@ fn registered(
         None
     };
     let chain = format!(
-        "its certificate is not kept here: that it leads to authority {authority} is known of before; give it as a file to have its path looked at"
+        "its certificate is not kept here; it leads to authority {authority}: {}; give it as a file to have its path looked at",
+        from.words()
     );
     answer.set(Layer::Chain, Verdict::NotKnown, chain);
     if let Some((code, detail)) = fault {
@@ -537,6 +358,17 @@ fn registered(
         authority: authority.clone(),
         generation: facts.authority(authority).map_or(Generation(0), |(_, g)| g),
     })
+}
+
+fn which_of(possible: &[AuthorityId]) -> String {
+    let names: Vec<&str> = possible.iter().map(AuthorityId::as_str).collect();
+    match names.as_slice() {
+        [] => "its certificate is not kept here, and no authority of its tenant vouches for anybody".into(),
+        names => format!(
+            "its certificate is not kept here, and whether it leads to {} is not known: it was never seen, and its device is bound to none; give it as a file",
+            names.join(" or ")
+        ),
+    }
 }
 
 fn identified(known: &Known) -> String {

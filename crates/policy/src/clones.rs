@@ -12,7 +12,9 @@
 //! | who was replaced, and had closed in order, came back within a minute and replaced the other | 1 |
 //! | two sessions from two addresses were active by turns, within the same moments | ¾ |
 //!
-//! The score is halved every minute. At three the credential is suspected, once; again only after it fell below one.
+//! The score is halved every minute. At three the credential is suspected, until it fell below one. What is done then the
+//! tenant's policies choose, when it is reached and again with each further evidence at three or more: they may wait for a
+//! higher score, and never act at a lower one.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,6 +22,11 @@ use std::time::Duration;
 
 use countersign_identity::{DeviceId, Fingerprint, TenantId, Timestamp};
 use serde::{Deserialize, Serialize};
+
+mod verdict;
+
+pub(crate) use verdict::decide;
+pub use verdict::{CloneAction, CloneVerdict, QUARANTINE_CLONE};
 
 /// Scores are kept in thousandths.
 const ONE: u32 = 1000;
@@ -61,6 +68,24 @@ pub struct Suspect {
     /// The evidence.
     #[serde(flatten)]
     pub suspicion: Suspicion,
+}
+
+/// Evidence that counts for a credential that is suspected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// It has just become suspected.
+    Reached(Suspicion),
+    /// It was suspected already, and the score is at the threshold or above it.
+    Grew(Suspicion),
+}
+
+impl Told {
+    /// What is known by now.
+    pub fn suspicion(&self) -> &Suspicion {
+        match self {
+            Self::Reached(suspicion) | Self::Grew(suspicion) => suspicion,
+        }
+    }
 }
 
 /// How a peer whose session was taken over reacted.
@@ -107,6 +132,20 @@ impl Suspicion {
             together: 0,
             first: now,
             last: now,
+        }
+    }
+
+    /// One of two holders at two addresses, for tests of what is made of it.
+    #[cfg(test)]
+    pub(crate) fn example_for_test(now: Timestamp) -> Self {
+        Self {
+            takeovers: 5,
+            answered: 4,
+            returned: 3,
+            together: 1,
+            sources: vec![IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])],
+            suspected: true,
+            ..Self::new(now)
         }
     }
 
@@ -176,7 +215,7 @@ impl CloneWatch {
         old: IpAddr,
         new: IpAddr,
         now: Timestamp,
-    ) -> Option<Suspicion> {
+    ) -> Option<Told> {
         let account = self.account(credential, now);
         account.suspicion.takeovers += 1;
         account.suspicion.saw(old);
@@ -201,7 +240,7 @@ impl CloneWatch {
         old: IpAddr,
         answer: Answer,
         now: Timestamp,
-    ) -> Option<Suspicion> {
+    ) -> Option<Told> {
         let account = self.account(credential, now);
         let weight = match answer {
             Answer::Closed => ONE,
@@ -228,7 +267,7 @@ impl CloneWatch {
         one: IpAddr,
         other: IpAddr,
         now: Timestamp,
-    ) -> Option<Suspicion> {
+    ) -> Option<Told> {
         // A device with both families may use both at a time.
         if one == other || one.is_ipv4() != other.is_ipv4() {
             return None;
@@ -253,18 +292,22 @@ impl CloneWatch {
         account
     }
 
-    /// Adds to a score. The suspicion, if it has just been reached.
-    fn weigh(&mut self, credential: Fingerprint, weight: u32, now: Timestamp) -> Option<Suspicion> {
+    /// Adds to a score. The suspicion, if the score is enough for one.
+    fn weigh(&mut self, credential: Fingerprint, weight: u32, now: Timestamp) -> Option<Told> {
         let threshold = self.rules.threshold;
         let account = self.accounts.get_mut(&credential)?;
         let suspicion = &mut account.suspicion;
         suspicion.score = suspicion.score.saturating_add(weight);
         suspicion.last = now;
-        if suspicion.suspected || suspicion.score < threshold {
+        // Also of one that is still suspected: what is done about it is never asked at less than it was told at.
+        if suspicion.score < threshold {
             return None;
         }
+        if suspicion.suspected {
+            return Some(Told::Grew(suspicion.clone()));
+        }
         suspicion.suspected = true;
-        Some(suspicion.clone())
+        Some(Told::Reached(suspicion.clone()))
     }
 
     /// Drops what has decayed, then, if there are still too many, the half with the lowest scores.

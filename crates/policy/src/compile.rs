@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use cedar_policy::{Effect, Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
 use serde_json::Value;
 
+use crate::clones::QUARANTINE_CLONE;
 use crate::decide::Action;
 pub use crate::fault::{PolicyFault, PolicyProblem};
 use crate::fault::{of_annotation, of_name, of_syntax, of_validation, of_warning};
@@ -19,6 +20,8 @@ pub const SCHEMA_TEXT: &str = include_str!("schema.cedarschema");
 
 pub(crate) struct Compiled {
     pub(crate) policies: PolicySet,
+    /// Those whose scope names `quarantine-clone`.
+    pub(crate) on_clones: PolicySet,
     pub(crate) keepable: [bool; 3],
     /// A policy permits `connect`.
     pub(crate) may_admit: bool,
@@ -119,6 +122,7 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
         .map(|w| of_warning(w, text))
         .collect();
     warnings.extend(left_out);
+    let mut on_clones = PolicySet::new();
     let mut keepable = [true; 3];
     let (mut may_admit, mut reads) = (false, ConnectReads::default());
     for policy in policies.policies() {
@@ -132,6 +136,10 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
             };
             continue;
         };
+        if is_named(&json, QUARANTINE_CLONE) {
+            // Its id is one of a set's, so no other has it.
+            let _ = on_clones.add(policy.clone());
+        }
         if applies(&json, Action::Connect) {
             may_admit |= policy.effect() == Effect::Permit;
             // Wherever the word stands, as an attribute or in a record that is compared with.
@@ -166,6 +174,7 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
     warnings.dedup();
     Ok(Compiled {
         policies,
+        on_clones,
         keepable,
         may_admit,
         reads,
@@ -209,15 +218,24 @@ pub fn texts(policies: &str) -> Result<HashMap<String, String>, PolicyFault> {
         .collect())
 }
 
+/// Whether a policy may apply to an action: its scope names it, or all, or cannot be read.
 fn applies(policy: &Value, action: Action) -> bool {
+    named_actions(policy).is_none_or(|ids| ids.contains(&action.name()))
+}
+
+/// Whether a policy's scope names an action.
+fn is_named(policy: &Value, action: &str) -> bool {
+    named_actions(policy).is_some_and(|ids| ids.contains(&action))
+}
+
+/// The actions that a policy's scope names; `None` if it names none, and so means all.
+fn named_actions(policy: &Value) -> Option<Vec<&str>> {
     let scope = &policy["action"];
     // The schema has no groups of actions: one is in itself alone.
-    match (scope["op"].as_str(), &scope["entity"]["id"], &scope["entities"]) {
-        (Some("==" | "in"), Value::String(id), _) => id == action.name(),
-        (Some("in"), _, Value::Array(all)) => all
-            .iter()
-            .any(|e| e["id"].as_str().is_none_or(|id| id == action.name())),
-        _ => true,
+    match (scope["op"].as_str()?, &scope["entity"]["id"], &scope["entities"]) {
+        ("==" | "in", Value::String(id), _) => Some(vec![id]),
+        ("in", _, Value::Array(all)) => all.iter().map(|e| e["id"].as_str()).collect(),
+        _ => None,
     }
 }
 

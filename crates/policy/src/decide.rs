@@ -13,6 +13,7 @@ use cedar_policy::{Authorizer, Decision, PolicySet};
 use countersign_identity::{AuthorityId, Generation, Timestamp};
 use parking_lot::RwLock;
 
+use crate::clones::{self, CloneVerdict, Suspicion};
 use crate::compile::{self, Compiled, Fit};
 pub use crate::compile::{ConnectReads, PolicyFault, PolicyProblem, SCHEMA_TEXT, texts, validate};
 use crate::denial::{Denial, DenialCode};
@@ -94,6 +95,8 @@ pub struct TenantPolicy {
     generation: Generation,
     spaces: Vec<TopicSpace>,
     policies: PolicySet,
+    /// Those on `quarantine-clone`.
+    on_clones: PolicySet,
     /// Whether decisions on an action may be kept, in the order of [`Action::ALL`].
     keepable: [bool; 3],
     may_admit: bool,
@@ -151,6 +154,7 @@ impl TenantPolicy {
     ) -> Result<Self, PolicyFault> {
         let Compiled {
             policies,
+            on_clones,
             keepable,
             may_admit,
             reads,
@@ -160,6 +164,7 @@ impl TenantPolicy {
             generation,
             spaces,
             policies,
+            on_clones,
             keepable,
             may_admit,
             reads,
@@ -197,6 +202,18 @@ impl TenantPolicy {
             misses: self.misses.load(Ordering::Relaxed),
             forgotten: self.forgotten.load(Ordering::Relaxed),
         }
+    }
+
+    /// Chooses what is done about two that seem to hold one key; `permit` is that of the session in which it was seen,
+    /// and what it was admitted under is all that counts of it. It is asked seldom, so nothing is kept.
+    pub fn on_clone(
+        &self,
+        permit: &AdmissionPermit,
+        device: &DeviceFacts,
+        suspicion: &Suspicion,
+        now: Timestamp,
+    ) -> CloneVerdict {
+        clones::decide(&self.on_clones, permit, device, suspicion, now)
     }
 
     /// Decides whether a device may be connected now: its state, its credential's state, then the policies.
@@ -497,6 +514,8 @@ fn credential_state(state: CredentialState) -> Result<(), Denial> {
     }
 }
 
+#[cfg(test)]
+mod clone_tests;
 #[cfg(test)]
 mod lane_tests;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::clones::Suspect;
+use crate::clones::{CloneVerdict, Suspect};
 use crate::denial::Denial;
 use crate::facts::Generations;
 use crate::first_contact::{Answer, Contact};
@@ -268,6 +268,11 @@ pub trait ExchangeSink: Send + Sync {
     /// it, and answers once it is on disk and in the facts. Returns at once; the answer may come on any thread.
     fn first_contact(&self, contact: Contact, answer: Answer);
 
-    /// Two seem to hold the key of one credential. Returns at once; told once for each suspicion.
-    fn clone_suspected(&self, _suspect: Suspect) {}
+    /// Two seem to hold the key of one credential, and that is what policies chose. Returns at once; told once for each
+    /// suspicion.
+    fn clone_suspected(&self, _suspect: Suspect, _verdict: CloneVerdict) {}
+
+    /// There is more evidence for a suspicion that was told, and policies have the device quarantined. Returns at once; it
+    /// may be told again before it is done.
+    fn clone_quarantined(&self, _suspect: Suspect, _verdict: CloneVerdict) {}
 }

@@ -9,7 +9,9 @@ use std::sync::LazyLock;
 use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request, RestrictedExpression,
 };
+use countersign_identity::Timestamp;
 
+use crate::clones::{QUARANTINE_CLONE, Suspicion};
 use crate::decide::{Action, DataFacts};
 use crate::facts::DeviceFacts;
 use crate::permit::AdmissionPermit;
@@ -20,17 +22,19 @@ struct Names {
     group: EntityTypeName,
     tenant: EntityTypeName,
     actions: [EntityUid; 3],
+    quarantine_clone: EntityUid,
 }
 
 static NAMES: LazyLock<Option<Names>> = LazyLock::new(|| {
     let kind = |name: &str| EntityTypeName::from_str(name).ok();
-    let action = kind("Action")?;
+    let kind_of_action = kind("Action")?;
+    let action = |id: &str| EntityUid::from_type_name_and_id(kind_of_action.clone(), EntityId::new(id));
     Some(Names {
         device: kind("Device")?,
         group: kind("Group")?,
         tenant: kind("Tenant")?,
-        actions: Action::ALL
-            .map(|a| EntityUid::from_type_name_and_id(action.clone(), EntityId::new(a.name()))),
+        actions: Action::ALL.map(|a| action(a.name())),
+        quarantine_clone: action(QUARANTINE_CLONE),
     })
 });
 
@@ -57,21 +61,46 @@ pub(crate) fn request(
     particular: bool,
 ) -> Result<(Request, Entities), ()> {
     let names = NAMES.as_ref().ok_or(())?;
-    let principal = uid(&names.device, &format!("{}/{}", device.tenant, device.id));
-    let tenant = uid(&names.tenant, device.tenant.as_str());
-    let mut attributes = HashMap::from([("state".to_owned(), text(device.state.name()))]);
-    if particular {
-        attributes.insert("id".to_owned(), text(device.id.as_str()));
+    let mut fields = context(permit, particular.then_some(asked.now))?;
+    if action != Action::Connect {
+        fields.push((
+            "spaces",
+            RestrictedExpression::new_set(spaces.iter().map(|s| text(s))),
+        ));
+        fields.push(("qos", RestrictedExpression::new_long(i64::from(asked.qos))));
+        fields.push(("retain", RestrictedExpression::new_bool(asked.retain)));
     }
-    if let Some(model) = &device.model {
-        attributes.insert("model".to_owned(), text(model));
-    }
-    if let Some(batch) = &device.batch {
-        attributes.insert("batch".to_owned(), text(batch));
-    }
-    let groups: HashSet<EntityUid> = device.groups.iter().map(|g| uid(&names.group, g)).collect();
-    // Groups and the tenant have neither attributes nor parents: to be named is all they need.
-    let entities = [Entity::new(principal.clone(), attributes, groups).map_err(drop)?];
+    finish(names, &names.actions[action as usize], device, fields, particular)
+}
+
+/// What is asked about a device of which two seem to hold the key; `permit` is the session's in which it was seen.
+pub(crate) fn clone(
+    permit: &AdmissionPermit,
+    device: &DeviceFacts,
+    suspicion: &Suspicion,
+    now: Timestamp,
+) -> Result<(Request, Entities), ()> {
+    let names = NAMES.as_ref().ok_or(())?;
+    let mut fields = context(permit, Some(now))?;
+    let sources = u32::try_from(suspicion.sources.len()).unwrap_or(u32::MAX);
+    fields.extend(
+        [
+            ("score", suspicion.score),
+            ("takeovers", suspicion.takeovers),
+            ("answered", suspicion.answered),
+            ("returned", suspicion.returned),
+            ("together", suspicion.together),
+            ("sources", sources),
+        ]
+        .map(|(name, n)| (name, RestrictedExpression::new_long(i64::from(n)))),
+    );
+    finish(names, &names.quarantine_clone, device, fields, true)
+}
+
+type Fields = Vec<(&'static str, RestrictedExpression)>;
+
+/// What every action has. `now` brings what only policies look at that speak of the time or the source.
+fn context(permit: &AdmissionPermit, now: Option<Timestamp>) -> Result<Fields, ()> {
     let tls = &permit.tls;
     let mut connection = vec![
         ("version", text(tls.version)),
@@ -92,21 +121,38 @@ pub(crate) fn request(
         ("authority", text(permit.authority.as_str())),
         ("tls", record(connection)?),
     ];
-    if particular {
+    if let Some(now) = now {
         fields.push(("source", RestrictedExpression::new_ip(permit.source.to_string())));
-        fields.push(("now", RestrictedExpression::new_long(asked.now.unix_s())));
+        fields.push(("now", RestrictedExpression::new_long(now.unix_s())));
     }
-    if action != Action::Connect {
-        fields.push((
-            "spaces",
-            RestrictedExpression::new_set(spaces.iter().map(|s| text(s))),
-        ));
-        fields.push(("qos", RestrictedExpression::new_long(i64::from(asked.qos))));
-        fields.push(("retain", RestrictedExpression::new_bool(asked.retain)));
+    Ok(fields)
+}
+
+/// Adds who it is about.
+fn finish(
+    names: &Names,
+    action: &EntityUid,
+    device: &DeviceFacts,
+    fields: Fields,
+    particular: bool,
+) -> Result<(Request, Entities), ()> {
+    let principal = uid(&names.device, &format!("{}/{}", device.tenant, device.id));
+    let tenant = uid(&names.tenant, device.tenant.as_str());
+    let mut attributes = HashMap::from([("state".to_owned(), text(device.state.name()))]);
+    if particular {
+        attributes.insert("id".to_owned(), text(device.id.as_str()));
     }
+    if let Some(model) = &device.model {
+        attributes.insert("model".to_owned(), text(model));
+    }
+    if let Some(batch) = &device.batch {
+        attributes.insert("batch".to_owned(), text(batch));
+    }
+    let groups: HashSet<EntityUid> = device.groups.iter().map(|g| uid(&names.group, g)).collect();
+    // Groups and the tenant have neither attributes nor parents: to be named is all they need.
+    let entities = [Entity::new(principal.clone(), attributes, groups).map_err(drop)?];
     let context = Context::from_pairs(fields.into_iter().map(|(k, v)| (k.to_owned(), v))).map_err(drop)?;
-    let action = names.actions[action as usize].clone();
-    let request = Request::new(principal, action, tenant, context, None).map_err(drop)?;
+    let request = Request::new(principal, action.clone(), tenant, context, None).map_err(drop)?;
     let entities = Entities::from_entities(entities, None).map_err(drop)?;
     Ok((request, entities))
 }

@@ -1,30 +1,21 @@
-//! What is done when two seem to hold one key: it is audited, and by the tenant's setting the device is quarantined.
+//! What is done when two seem to hold one key: it is audited, and where the tenant's policies chose so the device is
+//! quarantined.
 
 use std::sync::{Arc, Weak};
 
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId};
-use countersign_policy::clones::Suspect;
+use countersign_policy::clones::{CloneAction, CloneVerdict, Suspect};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::{Answer, Contact};
-use countersign_policy::{ExchangeId, ExchangeRecord, LifecycleMove, SessionRecord, StageRecord};
+use countersign_policy::{
+    ExchangeId, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, SessionRecord, StageRecord,
+};
 use countersign_registry::{Actor, Move, Registry};
-use serde::{Deserialize, Serialize};
 
 use crate::service::Service;
 
 /// Who acts, in the audit.
 const ACTOR: &str = "countersign";
-
-/// What is done about a suspicion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CloneAction {
-    /// Audit, log, metric: somebody looks at it.
-    #[default]
-    Alert,
-    /// The device is quarantined too, so neither holder goes on.
-    Quarantine,
-}
 
 /// Hands what the gateway records to the registry, and acts on suspicions.
 pub struct Sink {
@@ -63,38 +54,62 @@ impl ExchangeSink for Sink {
         ExchangeSink::first_contact(&*self.registry, contact, answer);
     }
 
-    fn clone_suspected(&self, suspect: Suspect) {
-        let Some(service) = self.service.upgrade() else {
-            return;
-        };
-        tokio::spawn(act(service, suspect));
+    fn clone_suspected(&self, suspect: Suspect, verdict: CloneVerdict) {
+        if let Some(service) = self.service.upgrade() {
+            tokio::spawn(async move {
+                audit(&service, suspect.clone(), verdict.clone()).await;
+                if verdict.action == CloneAction::Quarantine {
+                    quarantine(&service, &suspect, &verdict).await;
+                }
+            });
+        }
+    }
+
+    fn clone_quarantined(&self, suspect: Suspect, verdict: CloneVerdict) {
+        if let Some(service) = self.service.upgrade() {
+            tokio::spawn(async move { quarantine(&service, &suspect, &verdict).await });
+        }
     }
 }
 
-/// Audits, then acts. What fails is logged: the suspicion stays in the log and the metric all the same.
-async fn act(service: Arc<Service>, suspect: Suspect) {
+fn actor() -> Actor {
+    Actor(ACTOR.into())
+}
+
+/// What fails is logged: the suspicion stays in the log and the metric all the same.
+async fn audit(service: &Service, suspect: Suspect, verdict: CloneVerdict) {
     let (tenant, device) = (suspect.tenant.clone(), suspect.device.clone());
-    let reason = format!(
-        "two seem to hold the key of {}: {}",
-        suspect.fingerprint,
-        suspect.suspicion.evidence()
-    );
-    let actor = || Actor(ACTOR.into());
-    if let Err(e) = service.change(move |r| r.suspect_clone(actor(), suspect)).await {
+    if let Some(failure) = &verdict.failure {
+        tracing::error!(
+            tenant.id = %tenant,
+            device.id = %device,
+            error = failure,
+            "policies cannot be asked about a suspected clone: it is not quarantined"
+        );
+    }
+    let audited = service.change(move |r| r.suspect_clone(actor(), suspect, verdict));
+    if let Err(e) = audited.await {
         tracing::error!(tenant.id = %tenant, device.id = %device, error = %e, "a suspected clone cannot be audited");
     }
-    if service.config().clones.action_for(&tenant) != CloneAction::Quarantine {
+}
+
+/// Quarantines the device. If that fails the next evidence, if both go on, has it tried again.
+async fn quarantine(service: &Service, suspect: &Suspect, verdict: &CloneVerdict) {
+    let (tenant, device) = (&suspect.tenant, &suspect.device);
+    let facts = service.registry().facts().device(tenant, device);
+    // Evidence that came while it was being quarantined: it is done.
+    if facts.is_none_or(|d| d.state != LifecycleState::Active) {
         return;
     }
-    let moved = service
-        .move_device(
-            actor(),
-            tenant.clone(),
-            device.clone(),
-            Move::new(LifecycleMove::Quarantine, reason),
-        )
-        .await;
-    if let Err(e) = moved {
+    let reason = format!(
+        "two seem to hold the key of {}: {}; by policy {}",
+        suspect.fingerprint,
+        suspect.suspicion.evidence(),
+        verdict.policies.join(", ")
+    );
+    let wanted = Move::new(LifecycleMove::Quarantine, reason);
+    let moved = service.move_device(actor(), tenant.clone(), device.clone(), wanted);
+    if let Err(e) = moved.await {
         tracing::error!(tenant.id = %tenant, device.id = %device, error = %e, "a suspected clone cannot be quarantined");
     }
 }

@@ -102,10 +102,10 @@ fn the_page_of_the_configuration_has_every_key_and_its_default() {
             assert_eq!(told, default.to_string().replace(' ', ""), "{section}.{key}");
         }
     }
-    // server.certificate, server.key, ca.socket and clones.tenants have no default.
+    // server.certificate, server.key and ca.socket have no default.
     assert_eq!(
         page.lines().filter(|l| l.starts_with("| `")).count(),
-        keys + 4,
+        keys + 3,
         "the page names keys that are none"
     );
 }

@@ -5,9 +5,11 @@ use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use countersign_policy::decide::DEFAULT_POLICY;
 use countersign_testkit::client::{Attempt, connect, publish};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 use countersign_testkit::server::Server;
@@ -16,7 +18,10 @@ use serde_json::{Value, json};
 struct World {
     _folder: tempfile::TempDir,
     server: Server,
+    /// Of the group `critical`.
     device: Identity,
+    /// `d2`, of the group `lab`.
+    other: Identity,
 }
 
 fn world(config: &str) -> World {
@@ -32,8 +37,11 @@ fn world(config: &str) -> World {
     server
         .register("clones", "default", &ca, &json!({ "mode": "registered-only" }))
         .unwrap();
-    let device = ca.issue(&Leaf::named("d1"), &[]);
-    let body = json!({ "devices": [{ "id": "d1", "certificate": device.pem }] });
+    let [device, other] = ["d1", "d2"].map(|id| ca.issue(&Leaf::named(id), &[]));
+    let body = json!({ "devices": [
+        { "id": "d1", "certificate": device.pem, "groups": ["critical"] },
+        { "id": "d2", "certificate": other.pem, "groups": ["lab"] },
+    ] });
     server
         .ask("POST", "/tenants/default/devices/import", Some(&body))
         .unwrap();
@@ -41,17 +49,23 @@ fn world(config: &str) -> World {
         _folder: folder,
         server,
         device,
+        other,
     }
 }
 
 impl World {
     fn attempt(&self, last: u8, client_id: &str) -> Attempt {
+        let device = if client_id == "d2" {
+            &self.other
+        } else {
+            &self.device
+        };
         Attempt {
             from: Some(IpAddr::from([127, 0, 3, last])),
             patience: Duration::from_secs(5),
             ..Attempt::new(self.server.devices)
         }
-        .identity(&self.device)
+        .identity(device)
         .send(connect(5, client_id))
     }
 
@@ -60,19 +74,39 @@ impl World {
         answer.as_array().unwrap().clone()
     }
 
-    fn state(&self) -> String {
-        let device = self
-            .server
-            .ask("GET", "/tenants/default/devices/d1", None)
-            .unwrap();
+    fn suspect(&self, id: &str) -> Option<Value> {
+        self.suspects().into_iter().find(|s| s["device"] == id)
+    }
+
+    fn state(&self, id: &str) -> String {
+        let path = format!("/tenants/default/devices/{id}");
+        let device = self.server.ask("GET", &path, None).unwrap();
         device["device"]["state"].as_str().unwrap().to_owned()
+    }
+
+    fn audited(&self, action: &str, id: &str) -> Option<Value> {
+        let audit = self.server.ask("GET", "/audit", None).unwrap();
+        let entries = audit.as_array().unwrap();
+        let found = entries
+            .iter()
+            .find(|e| e["action"] == action && e["subject"] == id);
+        found.cloned()
+    }
+
+    /// Puts policies into force, beside those that every tenant starts with. They need not fit the schema.
+    fn policies(&self, more: &str) {
+        let file = self._folder.path().join("clones.cedar");
+        std::fs::write(&file, format!("{DEFAULT_POLICY}{more}")).unwrap();
+        let file = file.to_str().unwrap();
+        let set = ["policy", "set", file, "--reason", "clones", "--accept-lock-out"];
+        self.server.cli_ok(&set).unwrap();
     }
 }
 
 /// A holder that wants to stay in: whenever its session is taken it closes, waits, and comes again.
-fn hold(world: &World, last: u8, pause: Duration, over: &AtomicBool) {
+fn hold(world: &World, id: &str, last: u8, pause: Duration, over: &AtomicBool) {
     while !over.load(Ordering::Acquire) {
-        if let Ok(mut link) = world.attempt(last, "d1").open() {
+        if let Ok(mut link) = world.attempt(last, id).open() {
             // Until DISCONNECT, or the end of the test's patience.
             let _ = link.packet();
         }
@@ -80,79 +114,154 @@ fn hold(world: &World, last: u8, pause: Duration, over: &AtomicBool) {
     }
 }
 
-fn two_holders(world: &World) -> Value {
+/// Two holders of the key of each of `ids`, until `is_over`, or for `patience`.
+fn two_holders(world: &World, ids: &[&str], patience: Duration, is_over: impl Fn() -> bool) {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for last in [1, 2] {
-            let over = &over;
-            scope.spawn(move || hold(world, last, Duration::from_millis(700), over));
+        for id in ids {
+            for last in [1, 2] {
+                let over = &over;
+                scope.spawn(move || hold(world, id, last, Duration::from_millis(700), over));
+            }
         }
         let started = Instant::now();
-        let found = loop {
-            if let Some(found) = world.suspects().pop() {
-                break found;
-            }
-            if started.elapsed() > Duration::from_secs(10) {
-                break Value::Null;
-            }
+        while !is_over() && started.elapsed() < patience {
             std::thread::sleep(Duration::from_millis(50));
-        };
+        }
         over.store(true, Ordering::Release);
         // Whoever is in is waiting for a word.
-        let _ = world
-            .server
-            .ask("DELETE", "/tenants/default/devices/d1/sessions", None);
-        found
-    })
+        for id in ids {
+            let path = format!("/tenants/default/devices/{id}/sessions");
+            let _ = world.server.ask("DELETE", &path, None);
+        }
+    });
 }
 
 #[test]
 fn two_that_take_a_session_from_each_other_are_suspected_within_ten_seconds() {
     let world = world("");
-    let found = two_holders(&world);
-    assert_eq!(found["device"], "d1", "{found}");
+    let found = Mutex::new(None);
+    two_holders(&world, &["d1"], Duration::from_secs(10), || {
+        *found.lock().unwrap() = world.suspect("d1");
+        found.lock().unwrap().is_some()
+    });
+    let found = found.into_inner().unwrap().unwrap();
     assert!(found["answered"].as_u64() >= Some(1), "{found}");
     assert_eq!(found["sources"].as_array().map(Vec::len), Some(2), "{found}");
     let started = Instant::now();
-    loop {
-        let audit = world.server.ask("GET", "/audit", None).unwrap();
-        let entries = audit.as_array().unwrap();
-        if let Some(entry) = entries.iter().find(|e| e["action"] == "device.clone-suspected") {
-            assert_eq!(
-                (entry["actor"].as_str(), entry["subject"].as_str()),
-                (Some("countersign"), Some("d1"))
-            );
-            break;
+    let entry = loop {
+        if let Some(entry) = world.audited("device.clone-suspected", "d1") {
+            break entry;
         }
         assert!(started.elapsed() < Duration::from_secs(5));
         std::thread::sleep(Duration::from_millis(20));
-    }
+    };
+    assert_eq!(entry["actor"], "countersign");
+    assert!(entry["detail"].to_string().contains("alert"), "{entry}");
     let listed = world.server.cli_ok(&["clones", "list"]).unwrap();
     assert!(listed.contains("d1") && listed.contains("127.0.3.1"), "{listed}");
-    // To look at it is all that happens by default.
-    assert_eq!(world.state(), "active");
+    // To look at it is all that happens where no policy says otherwise.
+    assert_eq!(world.state("d1"), "active");
 }
 
+const QUARANTINE: &str = r#"
+@id("quarantine-clones")
+permit (principal in Group::"critical", action == Action::"quarantine-clone", resource);
+"#;
+
+/// Each device has two live holders of its key; policies tell one group from the other.
 #[test]
-fn by_its_tenants_setting_the_device_is_quarantined() {
-    let world = world("[clones.tenants]\ndefault = \"quarantine\"\n");
-    two_holders(&world);
-    let started = Instant::now();
-    while world.state() != "quarantined" {
-        assert!(started.elapsed() < Duration::from_secs(8), "{}", world.state());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let audit = world.server.ask("GET", "/audit", None).unwrap();
-    let entries = audit.as_array().unwrap();
-    let moved = entries
-        .iter()
-        .find(|e| e["action"] == "device.quarantine")
-        .unwrap();
-    assert_eq!(moved["actor"], "countersign");
+fn a_policy_has_one_group_quarantined_and_leaves_the_other_at_an_alert() {
+    let world = world("");
+    world.policies(QUARANTINE);
+    let is_told = |id: &str| world.audited("device.clone-suspected", id).is_some();
+    two_holders(&world, &["d1", "d2"], Duration::from_secs(20), || {
+        is_told("d1") && is_told("d2") && world.state("d1") == "quarantined"
+    });
+    assert_eq!(world.state("d1"), "quarantined");
+    let told = |id: &str| world.audited("device.clone-suspected", id).unwrap()["detail"].to_string();
     assert!(
-        moved["detail"].to_string().contains("two seem to hold the key"),
+        told("d1").contains("quarantine-clones"),
+        "what chose it is in the audit: {}",
+        told("d1")
+    );
+    assert!(!told("d2").contains("quarantine"), "{}", told("d2"));
+    let moved = world.audited("device.quarantine", "d1").unwrap();
+    assert_eq!(moved["actor"], "countersign");
+    let detail = moved["detail"].to_string();
+    assert!(
+        detail.contains("two seem to hold the key") && detail.contains("by policy quarantine-clones"),
         "{moved}"
     );
+    assert_eq!(
+        world.state("d2"),
+        "active",
+        "an alert is all there is for its group"
+    );
+    // What another policy would make of the suspicion that is left; who is out already is none.
+    let file = world._folder.path().join("lab.cedar");
+    let lab = QUARANTINE.replace("critical", "lab");
+    std::fs::write(&file, format!("{DEFAULT_POLICY}{lab}")).unwrap();
+    let said = world
+        .server
+        .cli_ok(&["policy", "simulate", file.to_str().unwrap()])
+        .unwrap();
+    assert!(
+        said.contains("suspected clones: 1; quarantined by the policies in force: -; by these: d2"),
+        "{said}"
+    );
+    assert_eq!(world.audited("device.quarantine", "d2"), None);
+}
+
+/// The score at which a policy acts may be higher than the one at which it is told.
+#[test]
+fn a_policy_may_wait_for_more_evidence_than_a_suspicion_needs() {
+    let world = world("");
+    world.policies(
+        r#"
+@id("when-it-is-clear")
+permit (principal, action == Action::"quarantine-clone", resource) when { context.score >= 5000 && context.sources > 1 };
+"#,
+    );
+    two_holders(&world, &["d1"], Duration::from_secs(20), || {
+        world.state("d1") == "quarantined"
+    });
+    assert_eq!(world.state("d1"), "quarantined");
+    // It was told before, at a score at which the policy did not act yet.
+    let told = world.audited("device.clone-suspected", "d1").unwrap()["detail"].to_string();
+    assert!(told.contains("alert"), "{told}");
+    let moved = world.audited("device.quarantine", "d1").unwrap()["detail"].to_string();
+    assert!(moved.contains("by policy when-it-is-clear"), "{moved}");
+}
+
+/// Nobody is quarantined by a policy that cannot be evaluated, nor by the others beside it, and it is not passed over in
+/// silence.
+#[test]
+fn a_policy_that_fails_leaves_it_at_an_alert_that_says_so() {
+    let world = world("");
+    let wrong = r#"
+@id("wrong")
+forbid (principal, action == Action::"quarantine-clone", resource) when { context.nothing };
+"#;
+    world.policies(&format!("{QUARANTINE}{wrong}"));
+    let started = Instant::now();
+    // Well beyond the moment at which it is told.
+    two_holders(&world, &["d1"], Duration::from_secs(20), || {
+        world
+            .suspect("d1")
+            .is_some_and(|s| s["score"].as_u64() > Some(5_000))
+    });
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        world.suspects()
+    );
+    let told = world.audited("device.clone-suspected", "d1").unwrap()["detail"].to_string();
+    assert!(
+        told.contains("alert") && told.contains("failure") && told.contains("wrong"),
+        "{told}"
+    );
+    assert_eq!(world.state("d1"), "active");
 }
 
 #[test]

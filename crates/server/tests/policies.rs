@@ -341,6 +341,20 @@ fn who_came_from_below_an_intermediate_is_locked_out_like_anybody() {
         said.contains("would lock out 2 of the 2 devices that are admitted now"),
         "{said}"
     );
+    // One was seen to come by it, of the other it is an assumption, and said to be.
+    for (id, from) in [
+        ("d1", "leads to authority bought: its last exchange showed it"),
+        (
+            "d2",
+            "leads to authority bought: assumed, no other of its tenant vouches",
+        ),
+    ] {
+        let said = place.server.cli_ok(&["why", id]).unwrap();
+        assert!(
+            said.contains("would be let in") && said.contains("chain      ?") && said.contains(from),
+            "{said}"
+        );
+    }
     // Which one it is does matter to these policies: each that it may be is asked about.
     let other = Ca::root("other root", None);
     place
@@ -351,6 +365,15 @@ fn who_came_from_below_an_intermediate_is_locked_out_like_anybody() {
     let by_name = place.write("by_name.cedar", &by_name);
     let said = place.refused(&["policy", "set", &by_name, "--reason", "night"]);
     assert!(said.contains("would lock out 2 of the 2 devices"), "{said}");
+    // Neither is assumed any more, and what was seen is still known.
+    let said = place.refused(&["why", "d2"]);
+    assert!(
+        said.contains("leads to another or bought is not known")
+            || said.contains("leads to bought or another is not known"),
+        "{said}"
+    );
+    let said = place.server.cli_ok(&["why", "d1"]).unwrap();
+    assert!(said.contains("its last exchange showed it"), "{said}");
     // Nobody comes under an authority that is gone.
     let gone = connect_of(" when { context.authority == \"gone\" }");
     let gone = place.write("gone.cedar", &gone);
@@ -533,13 +556,17 @@ fn a_fault_is_told_with_its_place_without_a_server() {
         .args(["policy", "schema"])
         .output()
         .unwrap();
-    assert!(text(&schema).contains("custody"));
+    assert!(text(&schema).contains("custody") && text(&schema).contains("\"quarantine-clone\""));
+    let clones =
+        "permit (principal, action == Action::\"quarantine-clone\", resource) when { context.SCORE > 3000 };";
+    assert!(check(&clones.replace("SCORE", "score")).status.success());
+    assert!(!check(&clones.replace("SCORE", "points")).status.success());
 }
 
 #[test]
 fn cases_are_tested_without_a_server() {
     let folder = tempfile::tempdir().unwrap();
-    let policies = "@id(\"all\") permit (principal, action, resource);\n@id(\"no-lab\") forbid (principal in Group::\"lab\", action, resource);\n";
+    let policies = "@id(\"all\") permit (principal, action, resource);\n@id(\"no-lab\") forbid (principal in Group::\"lab\", action, resource);\n@id(\"locks\") permit (principal in Group::\"locks\", action == Action::\"quarantine-clone\", resource) when { context.score >= 5000 && context.sources == 2 };\n";
     std::fs::write(folder.path().join("fleet.cedar"), policies).unwrap();
     let cases = folder.path().join("cases.toml");
     let run = |content: &str| {
@@ -570,6 +597,19 @@ policy = "all"
 name = "whoever is suspended is out, whatever policies say"
 device = { state = "suspended" }
 expect = "deny"
+[[case]]
+name = "a copied lock is quarantined"
+action = "quarantine-clone"
+device = { groups = ["locks"] }
+clone = { score = 5000, answered = 5, sources = ["192.0.2.1", "192.0.2.2"] }
+expect = "permit"
+policy = "locks"
+[[case]]
+name = "on less evidence it is told"
+action = "quarantine-clone"
+device = { groups = ["locks"] }
+clone = { score = 4999, answered = 5, sources = ["192.0.2.1", "192.0.2.2"] }
+expect = "deny"
 "#;
     let output = run(good);
     assert!(output.status.success(), "{}", text(&output));
@@ -585,7 +625,7 @@ expect = "deny"
         said.contains("FAILED  the lab stays out: expected deny by no-labs, got deny by no-lab"),
         "{said}"
     );
-    assert!(said.contains("3 case(s), 1 failed"), "{said}");
+    assert!(said.contains("5 case(s), 1 failed"), "{said}");
     assert!(text(&run("[[case]]\nname = \"x\"\nexpect = \"permit\"\nmodle = 1\n")).contains("modle"));
     // What could never come about is no case, whatever is expected.
     for (odd, said_of_it) in [
@@ -594,6 +634,19 @@ expect = "deny"
         ("action = \"publish\"\ntopic = \"a/#\"", "its topic cannot be"),
         ("action = \"subscribe\"\ntopic = \"a/#/b\"", "its topic cannot be"),
         ("action = \"publish\"\ntopic = \"a\"\nqos = 3", "no QoS 3"),
+        ("action = \"quarantine-clone\"", "it has no clone"),
+        (
+            "clone = { score = 3000 }",
+            "only quarantine-clone is about a clone",
+        ),
+        (
+            "action = \"quarantine-clone\"\nclone = { score = 80 }",
+            "nobody is suspected",
+        ),
+        (
+            "action = \"quarantine-clone\"\nclone = { score = 3000 }\ntopic = \"a\"",
+            "quarantine-clone is about no topic",
+        ),
         ("tls = { version = \"TLS1.3\" }", "tls.version"),
         ("tls = { group = \"X25518\" }", "tls.group"),
         ("tls = { cipher_suite = \"NULL\" }", "tls.cipher_suite"),

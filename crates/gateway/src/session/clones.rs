@@ -1,4 +1,5 @@
-//! What the gateway sees of two holders of one key, and whom it tells. The score is `policy::clones`'.
+//! What the gateway sees of two holders of one key, and whom it tells. The score is `policy::clones`', and what is done
+//! the tenant's policies choose.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,10 +8,12 @@ use std::time::Duration;
 
 use countersign_identity::{DeviceId, Fingerprint, TenantId};
 use countersign_policy::FactSource;
-use countersign_policy::clones::{Answer, CloneRules, CloneWatch, Suspect, Suspicion};
+use countersign_policy::clones::{
+    Answer, CloneAction, CloneRules, CloneVerdict, CloneWatch, Suspect, Suspicion, Told,
+};
 use parking_lot::Mutex;
 
-use super::entry::SessionEntry;
+use super::entry::{Admission, SessionEntry};
 use crate::metrics::count;
 use crate::node::Node;
 
@@ -160,24 +163,45 @@ impl Clones {
     }
 }
 
-/// A suspicion that has just been reached is counted, logged, and handed on.
-fn tell(node: &Node, entry: &SessionEntry, told: Option<Suspicion>) {
-    let Some(suspicion) = told else { return };
-    count(&node.metrics.clones_suspected);
+/// A suspicion that has just been reached is counted, logged, and handed on; one that grew is, if policies act upon it.
+fn tell(node: &Node, entry: &SessionEntry, told: Option<Told>) {
+    let Some(told) = told else { return };
     let admission = entry.admission();
-    tracing::warn!(
-        tenant.id = %admission.device.tenant,
-        device.id = %admission.device.id,
-        certificate.fingerprint = %entry.fingerprint(),
-        clone.score = suspicion.score,
-        clone.evidence = suspicion.evidence(),
-        source = %entry.source,
-        "two seem to hold the key of one certificate"
-    );
-    node.sink.clone_suspected(Suspect {
+    let verdict = choose(node, &admission, told.suspicion());
+    let suspect = |suspicion| Suspect {
         tenant: admission.device.tenant.clone(),
         device: admission.device.id.clone(),
         fingerprint: entry.fingerprint(),
         suspicion,
-    });
+    };
+    match told {
+        Told::Reached(suspicion) => {
+            count(&node.metrics.clones_suspected);
+            tracing::warn!(
+                tenant.id = %admission.device.tenant,
+                device.id = %admission.device.id,
+                certificate.fingerprint = %entry.fingerprint(),
+                clone.score = suspicion.score,
+                clone.evidence = suspicion.evidence(),
+                clone.action = %verdict.action,
+                source = %entry.source,
+                "two seem to hold the key of one certificate"
+            );
+            node.sink.clone_suspected(suspect(suspicion), verdict);
+        }
+        Told::Grew(suspicion) if verdict.action == CloneAction::Quarantine => {
+            node.sink.clone_quarantined(suspect(suspicion), verdict);
+        }
+        Told::Grew(_) => {}
+    }
+}
+
+/// What the tenant's policies of this moment choose, about the device as it is now. Who is not known any more, or of whom
+/// nothing can be known, gets the alert alone.
+fn choose(node: &Node, admission: &Admission, suspicion: &Suspicion) -> CloneVerdict {
+    let (tenant, id) = (&admission.device.tenant, &admission.device.id);
+    match (node.facts.policy(tenant), node.facts.device(tenant, id)) {
+        (Some(policy), Some(device)) => policy.on_clone(&admission.permit, &device, suspicion, node.now()),
+        _ => CloneVerdict::default(),
+    }
 }

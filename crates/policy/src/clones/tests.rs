@@ -35,7 +35,8 @@ fn two_holders_that_take_from_each_other_are_suspected_within_ten_seconds() {
             suspected = suspected.or(first.or(then).map(|s| (now + 20, s)));
             std::mem::swap(&mut holder, &mut other);
         }
-        let (when, suspicion) = suspected.unwrap();
+        let (when, told) = suspected.unwrap();
+        let suspicion = told.suspicion();
         assert!(when <= 10_000, "{pause} {answer:?}: {when}");
         assert!(
             suspicion.suspected && suspicion.sources.len() == 2,
@@ -59,7 +60,11 @@ fn two_holders_at_one_address_are_suspected_too() {
             watch.answered(key(1), ip(1), Answer::Closed, at(n * 1000 + 10))
         })
         .collect();
-    assert_eq!(told.len(), 1, "once");
+    assert!(matches!(told[0], Told::Reached(_)), "{:?}", told[0]);
+    assert!(
+        told[1..].iter().all(|t| matches!(t, Told::Grew(_))),
+        "once: {told:?}"
+    );
 }
 
 #[test]
@@ -67,11 +72,8 @@ fn two_that_are_active_at_once_are_suspected_and_both_families_of_one_device_are
     let mut watch = watch();
     let mut told = 0;
     for n in 0..5 {
-        told += usize::from(
-            watch
-                .active_together(key(1), ip(1), ip(2), at(n * 2000))
-                .is_some(),
-        );
+        let found = watch.active_together(key(1), ip(1), ip(2), at(n * 2000));
+        told += usize::from(matches!(found, Some(Told::Reached(_))));
         assert!(
             watch
                 .active_together(key(2), ip(1), ip(1), at(n * 2000))
@@ -142,9 +144,8 @@ fn a_suspicion_is_told_once_and_again_after_it_was_gone() {
     let flap = |watch: &mut CloneWatch, from: i64, n: i64| {
         (0..n)
             .filter(|n| {
-                watch
-                    .answered(key(1), ip(1), Answer::Closed, at(from + n * 100))
-                    .is_some()
+                let told = watch.answered(key(1), ip(1), Answer::Closed, at(from + n * 100));
+                matches!(told, Some(Told::Reached(_)))
             })
             .count()
     };
@@ -153,6 +154,33 @@ fn a_suspicion_is_told_once_and_again_after_it_was_gone() {
     // A hundred points are gone after eight minutes or so.
     assert_eq!(watch.suspected(at(600_000)), []);
     assert_eq!(flap(&mut watch, 600_000, 10), 1);
+}
+
+/// Or a policy that waits for a higher score than the one at which it is told would wait for ever.
+#[test]
+fn each_further_evidence_is_told_with_the_score_it_brings() {
+    let mut watch = watch();
+    let scores: Vec<u32> = (0..10)
+        .filter_map(|n| watch.answered(key(1), ip(1), Answer::Closed, at(n * 100)))
+        .map(|told| told.suspicion().score)
+        .collect();
+    assert_eq!(scores.len(), 7, "{scores:?}");
+    assert!(
+        scores.windows(2).all(|w| w[0] < w[1]) && scores.last() > Some(&9_000),
+        "{scores:?}"
+    );
+}
+
+/// A device that was released soon after is not quarantined again for what little came since.
+#[test]
+fn evidence_that_leaves_the_score_below_the_threshold_is_not_told() {
+    let mut watch = watch();
+    let mut closed = |ms| watch.answered(key(1), ip(1), Answer::Closed, at(ms));
+    let told = (0..4).filter_map(|n| closed(n * 10)).count();
+    assert_eq!(told, 1, "the fourth takes it above three");
+    // Not quite two points are left of them.
+    assert_eq!(closed(65_000), None);
+    assert!(matches!(closed(65_010), Some(Told::Grew(_))));
 }
 
 #[test]

@@ -364,6 +364,15 @@ fn simulated(a: &Value) -> String {
             lines.push(format!("{} {what}", a[key]));
         }
     }
+    let clones = &a["clones"];
+    if clones["suspected"].as_u64().unwrap_or(0) > 0 {
+        lines.push(format!(
+            "suspected clones: {}; quarantined by the policies in force: {}; by these: {}",
+            clones["suspected"],
+            cell(&clones["quarantined_before"]),
+            cell(&clones["quarantined_after"])
+        ));
+    }
     lines.join("\n")
 }
 

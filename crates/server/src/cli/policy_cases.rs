@@ -8,7 +8,8 @@ use countersign_gateway::judge;
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
 use countersign_mqtt::QoS;
 use countersign_mqtt::topic::{TopicFilter, TopicName};
-use countersign_policy::decide::{AdmissionPermit, DEFAULT_POLICY, TenantPolicy};
+use countersign_policy::clones::{CloneAction, QUARANTINE_CLONE, Suspicion};
+use countersign_policy::decide::{Action, AdmissionPermit, DEFAULT_POLICY, TenantPolicy};
 use countersign_policy::facts::{ConnectFacts, CredentialKind, TlsFacts};
 use countersign_policy::spaces::default_spaces;
 use countersign_policy::{
@@ -57,6 +58,7 @@ struct Case {
     qos: u8,
     #[serde(default)]
     retain: bool,
+    clone: Option<CloneEvidence>,
 }
 
 impl Case {
@@ -90,11 +92,30 @@ impl Case {
                 "its topic cannot be: {e}; hint: a topic to publish to has no + and no #, and # is last in a filter"
             )
         };
-        match (self.action, self.topic.as_deref()) {
-            (CaseAction::Connect, None) => Ok(()),
-            (CaseAction::Connect, Some(_)) => {
-                Err("connect is about no topic; hint: write action = \"publish\" or \"subscribe\"".into())
+        match (self.action == CaseAction::QuarantineClone, &self.clone) {
+            (true, None) => {
+                return Err("it has no clone; hint: write clone = { score = 3000, answered = 3 }".into());
             }
+            (false, Some(_)) => {
+                return Err(
+                    "only quarantine-clone is about a clone; hint: write action = \"quarantine-clone\""
+                        .into(),
+                );
+            }
+            (true, Some(clone)) if clone.score < SUSPECTED_MIN => {
+                return Err(format!(
+                    "at a score of {} nobody is suspected; hint: scores are in thousandths",
+                    clone.score
+                ));
+            }
+            _ => {}
+        }
+        match (self.action, self.topic.as_deref()) {
+            (CaseAction::Connect | CaseAction::QuarantineClone, None) => Ok(()),
+            (CaseAction::Connect | CaseAction::QuarantineClone, Some(_)) => Err(format!(
+                "{} is about no topic; hint: write action = \"publish\" or \"subscribe\"",
+                self.action.name()
+            )),
             (_, None) => Err("it has no topic; hint: publish and subscribe are about one".into()),
             (CaseAction::Publish, Some(topic)) => TopicName::new(topic).map(|_| ()).map_err(of_topic),
             (CaseAction::Subscribe, Some(topic)) => TopicFilter::new(topic).map(|_| ()).map_err(of_topic),
@@ -109,6 +130,55 @@ enum CaseAction {
     Connect,
     Publish,
     Subscribe,
+    QuarantineClone,
+}
+
+impl CaseAction {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Connect => Action::Connect.name(),
+            Self::Publish => Action::Publish.name(),
+            Self::Subscribe => Action::Subscribe.name(),
+            Self::QuarantineClone => QUARANTINE_CLONE,
+        }
+    }
+}
+
+/// The least score, in thousandths, at which one can be suspected: `clones.score` is 2 or more.
+const SUSPECTED_MIN: u32 = 2000;
+
+/// What is known of two that seem to hold the device's key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CloneEvidence {
+    /// In thousandths.
+    score: u32,
+    #[serde(default)]
+    takeovers: u32,
+    #[serde(default)]
+    answered: u32,
+    #[serde(default)]
+    returned: u32,
+    #[serde(default)]
+    together: u32,
+    #[serde(default)]
+    sources: Vec<IpAddr>,
+}
+
+impl CloneEvidence {
+    fn suspicion(&self, now: Timestamp) -> Suspicion {
+        Suspicion {
+            score: self.score,
+            suspected: true,
+            sources: self.sources.clone(),
+            takeovers: self.takeovers,
+            answered: self.answered,
+            returned: self.returned,
+            together: self.together,
+            first: now,
+            last: now,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -187,10 +257,9 @@ pub(super) fn run(
     }
     let mut outcomes = Vec::new();
     for case in &file.case {
-        let decided = decide(case, &policy)?;
-        let (got, by, detail) = match &decided {
-            Ok(by) => (Expected::Permit, by.clone(), String::new()),
-            Err(denial) => (Expected::Deny, denial.policies.clone(), denial.to_string()),
+        let (got, by, detail) = match decide(case, &policy)? {
+            Ok(by) => (Expected::Permit, by, String::new()),
+            Err(refused) => (Expected::Deny, refused.policies, refused.detail),
         };
         let named = case.policy.as_ref().is_none_or(|p| by.contains(p));
         outcomes.push(json!({
@@ -237,8 +306,23 @@ fn line(outcome: &serde_json::Value) -> String {
     format!("FAILED  {name}: expected {wanted}, got {decision} by {by}\n        {detail}")
 }
 
-/// The policies that permit it, or the denial.
-fn decide(case: &Case, policy: &Arc<TenantPolicy>) -> Result<Result<Vec<String>, Denial>, Failure> {
+/// Why it is not permitted.
+struct Refused {
+    policies: Vec<String>,
+    detail: String,
+}
+
+impl From<Denial> for Refused {
+    fn from(denial: Denial) -> Self {
+        Self {
+            detail: denial.to_string(),
+            policies: denial.policies,
+        }
+    }
+}
+
+/// The policies that permit it, or why it is not.
+fn decide(case: &Case, policy: &Arc<TenantPolicy>) -> Result<Result<Vec<String>, Refused>, Failure> {
     let wrong = |what: String| Failure::invalid(format!("case {:?}: {what}", case.name));
     let id = match &case.device.id {
         Some(id) => id.clone(),
@@ -302,8 +386,20 @@ fn decide(case: &Case, policy: &Arc<TenantPolicy>) -> Result<Result<Vec<String>,
     let names = |policies: &[Arc<str>]| policies.iter().map(ToString::to_string).collect();
     let permit = match connected {
         Ok(permit) => permit,
-        Err(denial) => return Ok(Err(denial)),
+        Err(denial) => return Ok(Err(denial.into())),
     };
+    if let Some(evidence) = &case.clone {
+        let verdict = policy.on_clone(&permit, &device, &evidence.suspicion(now), now);
+        return Ok(match verdict.action {
+            CloneAction::Quarantine => Ok(verdict.policies),
+            CloneAction::Alert => Err(Refused {
+                policies: verdict.policies,
+                detail: verdict.failure.unwrap_or_else(|| {
+                    format!("an alert alone: no policy that names {QUARANTINE_CLONE} has it quarantined")
+                }),
+            }),
+        });
+    }
     if case.action == CaseAction::Connect {
         return Ok(Ok(names(permit.policies())));
     }
@@ -311,7 +407,7 @@ fn decide(case: &Case, policy: &Arc<TenantPolicy>) -> Result<Result<Vec<String>,
         .topic
         .as_deref()
         .ok_or_else(|| wrong("it has no topic; hint: publish and subscribe are about one".into()))?;
-    Ok(data(case, topic, permit, device, policy, now))
+    Ok(data(case, topic, permit, device, policy, now).map_err(Refused::from))
 }
 
 fn data(

@@ -1,6 +1,5 @@
 //! The tables of the file, each with its defaults and what it comes to.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +10,6 @@ use countersign_policy::clones::CloneRules;
 use countersign_registry::{ClockRules, IssuanceRules, LedgerLimits};
 use serde::{Deserialize, Serialize};
 
-use crate::clones::CloneAction;
 use crate::tokens::keys::LIFETIME_MAX;
 
 /// `[issuance]`
@@ -133,11 +131,6 @@ pub struct ClonesConfig {
     pub half_life_s: u64,
     /// Credentials with a score that are remembered.
     pub remembered_max: usize,
-    /// What is done then: "alert" or "quarantine".
-    pub action: CloneAction,
-    /// The same for single tenants.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub tenants: BTreeMap<TenantId, CloneAction>,
 }
 
 impl Default for ClonesConfig {
@@ -147,8 +140,6 @@ impl Default for ClonesConfig {
             score: rules.threshold / 1000,
             half_life_s: rules.half_life.as_secs(),
             remembered_max: rules.accounts_max,
-            action: CloneAction::default(),
-            tenants: BTreeMap::new(),
         }
     }
 }
@@ -161,11 +152,6 @@ impl ClonesConfig {
             half_life: Duration::from_secs(self.half_life_s),
             accounts_max: self.remembered_max,
         }
-    }
-
-    /// What is done about a suspicion in a tenant.
-    pub fn action_for(&self, tenant: &TenantId) -> CloneAction {
-        self.tenants.get(tenant).copied().unwrap_or(self.action)
     }
 }
 

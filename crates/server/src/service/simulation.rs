@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use countersign_gateway::judge::{self, Circumstances, Proposed};
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
+use countersign_policy::clones::CloneAction;
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::{
@@ -70,6 +71,19 @@ pub struct Simulation {
     pub exchanges: Shifts,
     /// Of these, admitted ones that would have been full handshakes in place of resumptions.
     pub full_instead: u64,
+    /// The credentials that are suspected to have two holders now.
+    pub clones: CloneShifts,
+}
+
+/// What policies would make of the suspicions of this moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct CloneShifts {
+    /// Suspected credentials of devices that are active and may be connected.
+    pub suspected: u64,
+    /// Of these, devices that the policies in force have quarantined by the next evidence.
+    pub quarantined_before: Vec<DeviceId>,
+    /// Devices that the proposed ones would.
+    pub quarantined_after: Vec<DeviceId>,
 }
 
 /// Every device as it would come now, by a full handshake: its certificate in use; source, TLS version and key exchange of
@@ -367,7 +381,48 @@ impl Service {
             fleet,
             exchanges: exchanges.finish(),
             full_instead,
+            clones: self.over_clones(&sides)?,
         })
+    }
+
+    /// Every suspicion of this moment.
+    fn over_clones(&self, sides: &Sides<'_>) -> Result<CloneShifts, Failure> {
+        let mut shifts = CloneShifts::default();
+        let suspects = self.gateway().map(|g| g.suspected_clones()).unwrap_or_default();
+        for suspect in suspects.into_iter().filter(|s| s.tenant == *sides.tenant) {
+            let now = self.now();
+            let last = self
+                .registry
+                .ledger()
+                .last_handshake(&suspect.tenant, &suspect.device)?;
+            let device = sides.facts.device(sides.tenant, &suspect.device);
+            let (Some(device), Some(record)) = (device, last) else {
+                continue;
+            };
+            let Some(authority) = &record.authority else {
+                continue;
+            };
+            let (by, circumstances) = (&suspect.fingerprint, circumstances_of(&record, now));
+            // Who may not be connected is no suspect for long.
+            let Ok(admission) = judge::of_device(&sides.before, device.clone(), by, authority, circumstances)
+            else {
+                continue;
+            };
+            shifts.suspected += 1;
+            let quarantines = |side: &Proposed<'_>| {
+                let verdict = side
+                    .policy
+                    .on_clone(&admission.permit, &device, &suspect.suspicion, now);
+                verdict.action == CloneAction::Quarantine
+            };
+            if quarantines(&sides.before) {
+                shifts.quarantined_before.push(suspect.device.clone());
+            }
+            if quarantines(&sides.after) {
+                shifts.quarantined_after.push(suspect.device);
+            }
+        }
+        Ok(shifts)
     }
 
     /// Every device that is not decommissioned, by its certificate in force.

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 
 use countersign_gateway::judge::Circumstances;
-use countersign_gateway::why::{Layer, Presented, Question, Why, why};
-use countersign_identity::{CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_gateway::why::{AuthorityFrom, EndsIn, Layer, Presented, Question, Why, why};
+use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::decide::Action;
+use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Denial, DenialCode, FactSource, LifecycleState};
 use countersign_registry::RegistryError;
 use countersign_registry::query::CredentialView;
@@ -150,16 +151,58 @@ impl Service {
         device: &DeviceId,
         credential: &CredentialView,
     ) -> Result<WhyAnswer, Failure> {
-        let pinned = credential.kind == countersign_policy::facts::CredentialKind::Pinned;
-        let own = pinned.then(countersign_identity::AuthorityId::pinned);
+        // Of ours every certificate is kept.
+        let others = self.registry.authorities()?.into_iter();
+        let possible: Vec<AuthorityId> = others
+            .filter(|a| a.tenant == *tenant && a.origin == "registered" && a.state.admits())
+            .map(|a| a.id)
+            .collect();
+        let known = self.authority_of(tenant, device, credential, &possible)?;
         let presented = Presented::Registered {
             tenant,
             device,
             fingerprint: &credential.fingerprint,
-            authority: own.as_ref().or(credential.authority.as_ref()),
+            authority: match &known {
+                Some((authority, from)) => EndsIn::Known(authority, *from),
+                None => EndsIn::OneOf(&possible),
+            },
             validity: [credential.not_before, credential.not_after],
         };
         self.answer(asked, Some(&credential.fingerprint), Some(tenant), presented)
+    }
+
+    /// The authority that a certificate which is not kept leads to, by the best that is known: as it was registered, as it was
+    /// seen, as its device is bound, or because there is only one.
+    fn authority_of(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        credential: &CredentialView,
+        possible: &[AuthorityId],
+    ) -> Result<Option<(AuthorityId, AuthorityFrom)>, Failure> {
+        if credential.kind == CredentialKind::Pinned {
+            return Ok(Some((AuthorityId::pinned(), AuthorityFrom::Registered)));
+        }
+        if let Some(authority) = &credential.authority {
+            return Ok(Some((authority.clone(), AuthorityFrom::Registered)));
+        }
+        let ledger = self.registry.ledger();
+        ledger.flush();
+        let last = ledger.last_handshake(tenant, device)?;
+        // By another certificate it shows nothing of this one.
+        let shown = last.filter(|last| {
+            let certificate = last.certificate.as_ref();
+            certificate.is_some_and(|c| c.fingerprint == credential.fingerprint)
+        });
+        if let Some(authority) = shown.and_then(|last| last.authority) {
+            return Ok(Some((authority, AuthorityFrom::Exchange)));
+        }
+        let bound = self.registry.device(tenant, device)?.and_then(|d| d.authority);
+        Ok(match (bound, possible) {
+            (Some(bound), _) => Some((bound, AuthorityFrom::Bound)),
+            (None, [only]) => Some((only.clone(), AuthorityFrom::Only)),
+            (None, _) => None,
+        })
     }
 
     fn answer(

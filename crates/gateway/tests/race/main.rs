@@ -1,246 +1,25 @@
 //! A suspension that falls anywhere between the TLS handshake and CONNACK never leaves a live session, nor one that falls
-//! while a token is granted a live token.
+//! while a token is granted a live token; nor do other policies, or a revocation list.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
-#[path = "grants/mod.rs"]
+#[path = "../grants/mod.rs"]
 mod grants;
+mod lists;
+mod policies;
+mod world;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use countersign_factory::RevocationReason;
-use countersign_gateway::{
-    DeviceListener, Foundation, Gateway, GatewayOptions, Limits, Protocol, Resumption, ServerIdentity,
-    TicketKeys, TicketSettings, TlsMinimum, TokenId, Touched,
-};
-use countersign_identity::{
-    AnchorIndex, AnchorState, AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint, Generation,
-    IdentityRule, TenantId,
-};
-use countersign_policy::decide::TenantPolicy;
-use countersign_policy::facts::RegistryUnavailable;
-use countersign_policy::{
-    Admission, ClientIdMode, CredentialFacts, DeviceFacts, FactSource, LifecycleMove, LifecycleState,
-};
-use countersign_registry::{
-    Actor, Change, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin, Registry, Revocation,
-    SystemClock,
-};
+use countersign_gateway::{Limits, TokenId};
+use countersign_identity::{Clock, Fingerprint};
+use countersign_registry::{Revocation, SystemClock};
 use countersign_testkit::client::{Attempt, anyone, connect};
 use countersign_testkit::hold::Held;
-use countersign_testkit::pki::{Ca, Identity, Leaf};
 
-/// Facts that suspend the device at one chosen lookup.
-struct Meddling {
-    registry: Arc<Registry>,
-    armed: AtomicBool,
-    /// Lookups that go by before it happens.
-    countdown: AtomicUsize,
-}
-
-impl Meddling {
-    fn lookup(&self) {
-        if self.armed.load(Ordering::Acquire)
-            && self.countdown.fetch_sub(1, Ordering::AcqRel) == 0
-            && self.armed.swap(false, Ordering::AcqRel)
-        {
-            suspend(&self.registry);
-        }
-    }
-}
-
-fn actor() -> Actor {
-    Actor("race".into())
-}
-
-fn tenant() -> TenantId {
-    TenantId::default_tenant()
-}
-
-fn device() -> DeviceId {
-    DeviceId::new("d1").unwrap()
-}
-
-fn suspend(registry: &Registry) {
-    registry
-        .move_device(actor(), tenant(), device(), LifecycleMove::Suspend, String::new())
-        .unwrap();
-}
-
-impl FactSource for Meddling {
-    fn health(&self) -> Result<(), RegistryUnavailable> {
-        self.lookup();
-        self.registry.facts().health()
-    }
-    fn anchors(&self) -> Arc<AnchorIndex> {
-        self.registry.facts().anchors()
-    }
-    fn tenant_by_host(&self, host: &str) -> Option<TenantId> {
-        self.registry.facts().tenant_by_host(host)
-    }
-    fn credential(&self, fingerprint: &Fingerprint) -> Option<CredentialFacts> {
-        let found = self.registry.facts().credential(fingerprint);
-        self.lookup();
-        found
-    }
-    fn device(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<DeviceFacts>> {
-        let found = self.registry.facts().device(tenant, device);
-        self.lookup();
-        found
-    }
-    fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)> {
-        let found = self.registry.facts().authority(authority);
-        self.lookup();
-        found
-    }
-    fn admission(&self, authority: &AuthorityId) -> Admission {
-        self.registry.facts().admission(authority)
-    }
-
-    fn client_id_mode(&self, tenant: &TenantId) -> ClientIdMode {
-        self.lookup();
-        self.registry.facts().client_id_mode(tenant)
-    }
-    fn policy(&self, tenant: &TenantId) -> Option<Arc<TenantPolicy>> {
-        let found = self.registry.facts().policy(tenant);
-        self.lookup();
-        found
-    }
-}
-
-struct World {
-    _folder: tempfile::TempDir,
-    _runtime: tokio::runtime::Runtime,
-    registry: Arc<Registry>,
-    facts: Arc<Meddling>,
-    gateway: Arc<Gateway>,
-    identity: Identity,
-}
-
-fn world() -> World {
-    world_with(Limits::default())
-}
-
-fn world_with(limits: Limits) -> World {
-    let folder = tempfile::tempdir().unwrap();
-    let registry = Arc::new(Registry::create(folder.path(), LedgerLimits::default()).unwrap());
-    let ca = Ca::root("race root", None);
-    let identity = ca.issue(&Leaf::named("d1"), &[]);
-    registry
-        .register_authority(
-            actor(),
-            NewAuthority {
-                id: "race".parse().unwrap(),
-                tenant: tenant(),
-                origin: Origin::Managed,
-                rule: IdentityRule::default(),
-                admission: Admission::RegisteredOnly,
-                certificate: ca.certificate().to_vec(),
-            },
-        )
-        .unwrap();
-    let new = NewDevice {
-        id: device(),
-        model: None,
-        groups: vec![],
-        state: LifecycleState::Active,
-        authority: None,
-    };
-    let credential = NewCredential::brought(CertificateFacts::parse(&identity.chain[0]).unwrap());
-    registry
-        .import_devices(actor(), tenant(), vec![(new, Some(credential))])
-        .unwrap();
-    let facts = Arc::new(Meddling {
-        registry: registry.clone(),
-        armed: AtomicBool::new(false),
-        countdown: AtomicUsize::new(0),
-    });
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let server = Ca::root("server", None).issue(&Leaf::named("localhost"), &[]);
-    let gateway = {
-        let _inside = runtime.enter();
-        Gateway::start(
-            &[DeviceListener {
-                name: "devices".into(),
-                address: "127.0.0.1:0".parse().unwrap(),
-                tls_minimum: TlsMinimum::Tls12,
-                protocols: Protocol::ALL.to_vec(),
-                proxy_from: vec![],
-                resumption: Resumption::Offered,
-            }],
-            GatewayOptions {
-                host_names: vec!["localhost".into()],
-                clones: countersign_policy::clones::CloneRules::default(),
-                // One device comes here as often as it can.
-                limits: Limits {
-                    device_connects_per_minute: 1_000_000,
-                    source_connects_per_s: 1_000_000,
-                    ..limits
-                },
-                tickets: TicketSettings::default(),
-            },
-            Foundation {
-                identity: Arc::new(ServerIdentity::new(server.chain, server.key).unwrap()),
-                tickets: Arc::new(TicketKeys::in_memory(SystemClock.now())),
-                facts: facts.clone(),
-                sink: registry.clone(),
-                http: Arc::new(grants::Grants),
-                clock: Arc::new(SystemClock),
-            },
-        )
-        .unwrap()
-    };
-    let gateway = Arc::new(gateway);
-    let cut: Arc<OnceLock<Arc<Gateway>>> = Arc::default();
-    let _ = cut.set(gateway.clone());
-    registry.on_change(move |_, changes| {
-        for change in changes {
-            if let (Change::Device(tenant, device), Some(gateway)) = (change, cut.get()) {
-                let _ = gateway.reconsider(&Touched::Device(tenant.clone(), device.clone()));
-            }
-        }
-    });
-    World {
-        _folder: folder,
-        _runtime: runtime,
-        registry,
-        facts,
-        gateway,
-        identity,
-    }
-}
-
-impl World {
-    fn attempt(&self) -> Attempt {
-        let attempt = Attempt {
-            patience: Duration::from_millis(700),
-            ..Attempt::new(self.gateway.local_addr())
-        };
-        attempt.identity(&self.identity).send(connect(5, "d1"))
-    }
-
-    /// The suspension was answered and the attempt is over: nothing of it may be left.
-    fn nothing_lives(&self, what: &str) {
-        let started = Instant::now();
-        while !self.gateway.sessions(None).is_empty() {
-            assert!(
-                started.elapsed() < Duration::from_millis(500),
-                "{what}: a live session of a suspended device"
-            );
-        }
-    }
-
-    fn resume(&self) {
-        self.registry
-            .move_device(actor(), tenant(), device(), LifecycleMove::Resume, String::new())
-            .unwrap();
-    }
-}
+use world::{World, actor, device, suspend, tenant, world, world_with};
 
 #[test]
 fn a_thousand_suspensions_between_decision_and_connack() {
