@@ -493,6 +493,12 @@ fn a_key_that_is_bound_to_pcrs_is_the_devices_in_that_state_alone() {
     );
     measured(&place.tpm);
     refused(&["check"]);
+    // Its end is told by the key.
+    refused(&["destroy", "--confirm", "sensor-1"]);
+    reset(&place.tpm);
+    measured(&place.tpm);
+    measured(&place.tpm);
+    agent.ok(&["destroy", "--confirm", "sensor-1"]);
 }
 
 #[test]
