@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use countersign_testkit::agent::Agent;
+use countersign_testkit::agent::{Agent, Running};
 use countersign_testkit::server::{Server, listener};
 use countersign_testkit::swtpm::Swtpm;
 
@@ -499,6 +499,27 @@ fn a_key_that_is_bound_to_pcrs_is_the_devices_in_that_state_alone() {
     measured(&place.tpm);
     measured(&place.tpm);
     agent.ok(&["destroy", "--confirm", "sensor-1"]);
+}
+
+#[test]
+fn the_service_says_that_the_state_is_another_one_and_goes_on_in_the_old_one() {
+    let place = Place::new();
+    let agent = place.agent("sensor-1");
+    place.server.cli_ok(&["device", "add", "sensor-1"]).unwrap();
+    let store = format!("tpm:{}+pcrs=sha256:16", place.tpm.address());
+    let enrol = place.arguments_in("sensor-1", &store);
+    agent.ok(&enrol.iter().map(String::as_str).collect::<Vec<_>>());
+    measured(&place.tpm);
+    let mut service = Running::of(agent, place.path("words"));
+    service.start(&["run"]);
+    let status = service.until("it says so", |code, _| code == 3);
+    let fault = status["fault"].to_string();
+    assert!(
+        fault.contains("sha256:16 is another one") && fault.contains("enrol --again"),
+        "{status}"
+    );
+    reset(&place.tpm);
+    service.until("it goes on", |code, _| code == 0);
 }
 
 #[test]
