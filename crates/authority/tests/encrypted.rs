@@ -5,9 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use countersign_authority::keys::{PassphraseSource, encrypted};
+use countersign_authority::keys::PassphraseSource;
 use countersign_authority::{Hierarchy, IssuingAuthority, KeyStore, NoTokens};
 use countersign_factory::SoftwareKey;
+use countersign_factory::encrypted_key::{Cost, decrypt, encrypt};
 use countersign_identity::Timestamp;
 
 const NOW: Timestamp = Timestamp::from_unix_s(1_790_000_000);
@@ -27,7 +28,7 @@ fn private(path: &Path, text: &[u8]) -> String {
 fn store(folder: &Path) -> (KeyStore, PathBuf) {
     let path = folder.join("passphrase");
     let text = private(&path, format!("{PASSPHRASE}\n").as_bytes());
-    let passphrase = PassphraseSource::new(&text).unwrap();
+    let passphrase = text.parse::<PassphraseSource>().unwrap();
     (KeyStore::Encrypted { passphrase }, path)
 }
 
@@ -35,7 +36,7 @@ fn store(folder: &Path) -> (KeyStore, PathBuf) {
 fn openssl_opens_what_we_encrypt_and_we_open_what_openssl_does() {
     let folder = tempfile::tempdir().unwrap();
     let key = SoftwareKey::generate().unwrap();
-    let ours = encrypted::encrypt(key.to_pkcs8(), PASSPHRASE.as_bytes()).unwrap();
+    let ours = encrypt(key.to_pkcs8(), PASSPHRASE.as_bytes(), Cost::Ca).unwrap();
     let path = folder.path().join("ours.pem");
     let ours_path = private(&path, ours.as_bytes());
     let pass = format!("pass:{PASSPHRASE}");
@@ -47,7 +48,7 @@ fn openssl_opens_what_we_encrypt_and_we_open_what_openssl_does() {
     assert!(theirs.is_ok(), "{theirs:?}");
     assert!(!openssl(&["pkey", "-in", &ours_path, "-passin", "pass:wrong one"]).0);
     // The same key and passphrase are never the same bytes: salt and IV are fresh.
-    let again = encrypted::encrypt(key.to_pkcs8(), PASSPHRASE.as_bytes()).unwrap();
+    let again = encrypt(key.to_pkcs8(), PASSPHRASE.as_bytes(), Cost::Ca).unwrap();
     assert_ne!(ours, again);
 
     let plain = private(&folder.path().join("plain.pem"), key.to_pem().as_bytes());
@@ -67,11 +68,9 @@ fn openssl_opens_what_we_encrypt_and_we_open_what_openssl_does() {
         arguments.extend(how);
         let (made, pem) = openssl(&arguments);
         assert!(made, "{how:?}");
-        let der = encrypted::decrypt(&pem, PASSPHRASE.as_bytes(), &path).unwrap();
+        let der = decrypt(&pem, PASSPHRASE.as_bytes()).unwrap();
         assert!(SoftwareKey::from_pkcs8(&der).is_ok(), "{how:?}");
-        let wrong = encrypted::decrypt(&pem, b"another passphrase", &path)
-            .unwrap_err()
-            .to_string();
+        let wrong = decrypt(&pem, b"another passphrase").unwrap_err().to_string();
         assert!(
             wrong.contains("passphrase") && wrong.contains("hint: "),
             "{wrong}"
@@ -81,10 +80,8 @@ fn openssl_opens_what_we_encrypt_and_we_open_what_openssl_does() {
 
 #[test]
 fn a_file_cannot_make_us_work_for_ever() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("x");
     let key = SoftwareKey::generate().unwrap();
-    let pem = encrypted::encrypt(key.to_pkcs8(), PASSPHRASE.as_bytes()).unwrap();
+    let pem = encrypt(key.to_pkcs8(), PASSPHRASE.as_bytes(), Cost::Ca).unwrap();
     let (_, mut der) = der::pem::decode_vec(pem.as_bytes()).unwrap();
     // N = 2^14 is 02 02 40 00; 2^30 fits the same place only with two bytes more, so raise the lanes: 02 01 05.
     let at = der
@@ -94,17 +91,13 @@ fn a_file_cannot_make_us_work_for_ever() {
     der[at + 2] = 0x7f;
     der[at + 5] = 0x7f;
     let planted = der::pem::encode_string("ENCRYPTED PRIVATE KEY", der::pem::LineEnding::LF, &der).unwrap();
-    let refused = encrypted::decrypt(planted.as_bytes(), b"x", &path)
-        .unwrap_err()
-        .to_string();
+    let refused = decrypt(planted.as_bytes(), b"x").unwrap_err().to_string();
     assert!(refused.contains("too much"), "{refused}");
     for text in [
         "",
         "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
     ] {
-        let refused = encrypted::decrypt(text.as_bytes(), b"x", &path)
-            .unwrap_err()
-            .to_string();
+        let refused = decrypt(text.as_bytes(), b"x").unwrap_err().to_string();
         assert!(refused.contains("hint: "), "{refused}");
     }
 }
@@ -236,9 +229,9 @@ fn the_flow_under_an_external_root_keeps_its_encrypted_key() {
 #[test]
 fn a_passphrase_source_is_a_path_or_a_credential() {
     for good in ["/etc/pass", "credential:ca-pass"] {
-        assert!(PassphraseSource::new(good).is_ok(), "{good}");
+        assert!(good.parse::<PassphraseSource>().is_ok(), "{good}");
     }
     for bad in ["pass", "", "credential:", "credential:a/b", "credential:.."] {
-        assert!(PassphraseSource::new(bad).is_err(), "{bad}");
+        assert!(bad.parse::<PassphraseSource>().is_err(), "{bad}");
     }
 }

@@ -1,5 +1,6 @@
 //! Enrolment over the network: EST over HTTPS with the pinned platform root.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use base64::Engine;
@@ -21,6 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::DeviceClock;
 use crate::fault::{EnrolFault, LinkFault};
+use crate::renewal::PATIENCE;
 use crate::trust::{Shown, tls};
 
 /// Where to enrol, and as what.
@@ -36,6 +38,34 @@ pub struct EstServer {
     pub profile: Option<String>,
     /// The longest that opening, and then each answer, may take.
     pub patience: Duration,
+}
+
+impl FromStr for EstServer {
+    type Err = EnrolFault;
+
+    /// HOST or HOST:PORT, port 8443 if none is given; tenant `default`, the platform's first profile.
+    fn from_str(text: &str) -> Result<Self, EnrolFault> {
+        let wrong = || EnrolFault::Usage(format!("{text:?} is no HOST or HOST:PORT"));
+        let (host, port) = match text.strip_prefix('[') {
+            // [::1]:8443, or ::1 alone.
+            Some(rest) => {
+                let (host, after) = rest.split_once(']').ok_or_else(wrong)?;
+                (host, after.strip_prefix(':'))
+            }
+            None => match text.split_once(':') {
+                Some((host, port)) if !port.contains(':') => (host, Some(port)),
+                _ if text.is_empty() => return Err(wrong()),
+                _ => (text, None),
+            },
+        };
+        Ok(Self {
+            host: host.to_owned(),
+            port: port.map_or(Ok(8443), str::parse).map_err(|_| wrong())?,
+            tenant: TenantId::default_tenant(),
+            profile: None,
+            patience: PATIENCE,
+        })
+    }
 }
 
 /// What the device has to say who it is, if it shows no certificate: its id, and a one-time secret.
@@ -358,4 +388,27 @@ fn of_http(e: hyper::Error) -> LinkFault {
         source = cause.source();
     }
     broken(e)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_a_host_and_perhaps_a_port() {
+        for (text, expected) in [
+            ("gate.example.com", Some(("gate.example.com", 8443))),
+            ("gate.example.com:443", Some(("gate.example.com", 443))),
+            ("[::1]:443", Some(("::1", 443))),
+            ("[::1]", Some(("::1", 8443))),
+            ("::1", Some(("::1", 8443))),
+            ("", None),
+            ("gate.example.com:", None),
+            ("gate.example.com:99999", None),
+            ("[::1:443", None),
+        ] {
+            let server = text.parse::<EstServer>().ok().map(|s| (s.host, s.port));
+            assert_eq!(server.as_ref().map(|(h, p)| (h.as_str(), *p)), expected, "{text}");
+        }
+    }
 }

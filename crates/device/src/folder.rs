@@ -36,6 +36,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::DeviceClock;
 use crate::disk::{Disk, RealDisk, point, replace};
+use crate::fault::EnrolFault;
 use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
 use crate::keys::{DeviceKey, KeyStore, KeyStoreFault};
 
@@ -239,13 +240,40 @@ impl IdentityFolder {
         self.key_at(&path, None, (store, None))
     }
 
-    /// Pins the first roots, by the hand of whoever sets the device up. The folder is made if there is none.
+    /// Pins the first roots, by the hand of whoever sets the device up: whom it believes to be the platform from now on. The
+    /// folder is made if there is none. What is pinned already is not replaced: whoever can give another root would be the
+    /// platform.
     ///
     /// # Errors
-    /// [`IdentityFault`].
-    pub fn pin_first(&self, roots: &[CertificateDer<'static>]) -> Outcome<()> {
-        self.make_folder(&self.path)?;
-        self.pin(roots)
+    /// [`EnrolFault::Usage`] if another root is pinned, [`EnrolFault::Identity`] if there is none, or the folder cannot be
+    /// written.
+    pub fn pin_first(&self, roots: &[CertificateDer<'static>]) -> Result<(), EnrolFault> {
+        if roots.is_empty() {
+            return Err(damaged(&self.path.join(ROOTS), "no platform root was given").into());
+        }
+        match self.roots() {
+            Ok(pinned) if roots.iter().all(|root| pinned.contains(root)) => Ok(()),
+            Ok(_) => Err(EnrolFault::Usage(format!(
+                "{} has another platform root than what was given; hint: remove platform-root.crt by hand if the platform is a new one",
+                self.path.display(),
+            ))),
+            Err(_) => {
+                self.make_folder(&self.path)?;
+                Ok(self.pin(roots)?)
+            }
+        }
+    }
+
+    /// The same with those of a PEM file.
+    ///
+    /// # Errors
+    /// As for [`IdentityFolder::pin_first`].
+    pub fn pin_file(&self, file: &Path) -> Result<(), EnrolFault> {
+        let given = certificates(file)?;
+        if given.is_empty() {
+            return Err(damaged(file, "it holds no certificate in PEM").into());
+        }
+        self.pin_first(&given)
     }
 
     /// Keeps what the first enrolment brought.

@@ -1,16 +1,21 @@
 //! Where the device's keys are: in a file, or where they never leave: a token (PKCS#11), a TPM.
 //!
 //! Whatever holds it, a key is a [`Signer`]: TLS and certificate requests ask it to sign, and see no more of it. What lies in
-//! `device.key` is the key itself, in PEM; or which key it is, a PKCS#11 URI (RFC 7512); or what only the TPM that made it can
+//! `device.key` is the key itself, in PEM, perhaps under a passphrase; or which key it is, a PKCS#11 URI (RFC 7512); or what only the TPM that made it can
 //! open, a file `TSS2 PRIVATE KEY`, which OpenSSL's TPM provider reads too.
 //!
 //! Keys in a TPM need libtss2, and are there with the feature `tpm` alone (countersign-agent-tpm).
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use countersign_factory::SoftwareKey;
+use countersign_factory::encrypted_key::{
+    self, Cost, EncryptedKeyFault, PASSPHRASE_BYTES_MIN, PassphraseSource,
+};
 use countersign_factory::key::KeyFault;
 use countersign_identity::signed::{Signer, SigningFailed};
 use countersign_keystore_pkcs11::{TokenError, TokenKey, TokenUri};
@@ -18,7 +23,7 @@ use countersign_keystore_pkcs11::{TokenError, TokenKey, TokenUri};
 use countersign_keystore_tpm::TpmKey;
 use countersign_keystore_tpm::{Pcrs, TpmAddress, TpmError, is_tpm_key, pcrs_of};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{Error as TlsError, OtherError, SignatureAlgorithm, SignatureScheme};
 use serde::{Deserialize, Serialize};
@@ -31,15 +36,18 @@ pub const TPM_CERTIFICATES: u32 = 0x0180_6373;
 /// After the URI of a key that we made ourselves: it is ours to destroy.
 const MADE_HERE: &str = "# made by countersign-agent, and destroyed when it is replaced";
 
-/// Where new keys are made. In `device.json` and on the command line: `file`, a PKCS#11 URI, `tpm` for the machine's, or
-/// `tpm:ADDRESS` for another; behind it `+pcrs=SELECTION` if the key is to sign only while these PCRs are as they were. (A `;` or
-/// `?` would mean something to a shell, and the former would leave the key unbound without a word.)
+/// Where new keys are made. In `device.json` and on the command line: `file`, `encrypted:PASSPHRASE-SOURCE`, a PKCS#11 URI,
+/// `tpm` for the machine's, or `tpm:ADDRESS` for another; behind it `+pcrs=SELECTION` if the key is to sign only while these
+/// PCRs are as they were. (A `;` or `?` would mean something to a shell, and the former would leave the key unbound without a
+/// word.)
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum KeyStore {
     /// In the identity folder, readable by its owner only.
     #[default]
     File,
+    /// There too, and a passphrase opens it.
+    Encrypted(PassphraseSource),
     /// In a token. The URI names the first key; the key of each renewal has the number of its slot after that name.
     Token(Box<TokenUri>),
     /// In a TPM. What the folder has of a key is of use to that very TPM alone.
@@ -86,6 +94,12 @@ pub enum KeyStoreFault {
     /// A key in software.
     #[error(transparent)]
     Software(#[from] KeyFault),
+    /// One that a passphrase opens.
+    #[error(transparent)]
+    Encrypted(#[from] EncryptedKeyFault),
+    /// There is no passphrase.
+    #[error("there is no passphrase to open it: {0}")]
+    Passphrase(String),
     /// It belongs to another certificate.
     #[error(
         "it is not the key of the certificate beside it; hint: put back the one that it was issued for, or enrol anew"
@@ -100,6 +114,12 @@ impl FromStr for KeyStore {
     type Err = KeyStoreFault;
 
     fn from_str(text: &str) -> Result<Self, KeyStoreFault> {
+        if let Some(source) = text.strip_prefix("encrypted:") {
+            return source
+                .parse()
+                .map(Self::Encrypted)
+                .map_err(KeyStoreFault::Passphrase);
+        }
         if let Some(place) = tpm_place(text) {
             return place;
         }
@@ -161,6 +181,7 @@ impl fmt::Display for KeyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File => f.write_str("file"),
+            Self::Encrypted(source) => write!(f, "encrypted:{}", source.as_str()),
             Self::Token(uri) => write!(f, "{uri}"),
             Self::Tpm { address, pcrs: None } => write!(f, "tpm:{address}"),
             Self::Tpm {
@@ -180,7 +201,7 @@ impl KeyStore {
     /// Whether a key is one of this store.
     pub(crate) fn is_of(&self, key: &DeviceKey) -> bool {
         match (self, key) {
-            (Self::File, DeviceKey::Software(_)) => true,
+            (Self::File | Self::Encrypted(_), DeviceKey::Software(_)) => true,
             (Self::Token(store), DeviceKey::Token { uri, .. }) => {
                 let token = |u: &TokenUri| (u.module.clone(), u.token.clone(), u.serial.clone(), u.slot);
                 token(store) == token(uri)
@@ -209,6 +230,18 @@ impl KeyStore {
                 let key = SoftwareKey::generate()?;
                 Ok(Zeroizing::new(key.to_pem().as_bytes().to_vec()))
             }
+            Self::Encrypted(source) => {
+                let passphrase = passphrase(source)?;
+                if passphrase.len() < PASSPHRASE_BYTES_MIN {
+                    return Err(KeyStoreFault::Passphrase(format!(
+                        "the one in {} is shorter than {PASSPHRASE_BYTES_MIN} bytes; hint: openssl rand -base64 30 makes a good one",
+                        source.as_str()
+                    )));
+                }
+                let key = SoftwareKey::generate()?;
+                let pem = encrypted_key::encrypt(key.to_pkcs8(), &passphrase, Cost::Device)?;
+                Ok(Zeroizing::new(pem.into_bytes()))
+            }
             Self::Token(first) => {
                 let suffix = slot.map(|n| format!("-{n}")).unwrap_or_default();
                 let uri = TokenUri::clone(first).with_suffix(&suffix)?;
@@ -231,6 +264,44 @@ impl KeyStore {
             Self::Tpm { .. } => Err(KeyStoreFault::NoTpm),
         }
     }
+}
+
+/// The passphrase that a source names. One line end at its end is not part of it.
+fn passphrase(source: &PassphraseSource) -> Result<Zeroizing<Vec<u8>>, KeyStoreFault> {
+    let missing = |what: String, hint: &str| KeyStoreFault::Passphrase(format!("{what}; hint: {hint}"));
+    let path = match source.credential() {
+        Some(name) => std::env::var_os(PassphraseSource::CREDENTIALS)
+            .map(|folder| PathBuf::from(folder).join(name))
+            .ok_or_else(|| {
+                let hint = format!("LoadCredential={name}:FILE in its unit, and start it by systemd");
+                missing("the service has no credentials".into(), &hint)
+            })?,
+        None => PathBuf::from(source.as_str()),
+    };
+    let unread = |e: std::io::Error| {
+        missing(
+            format!("cannot read {}: {e}", path.display()),
+            "put the passphrase there, readable by its owner only",
+        )
+    };
+    let mut bytes = Zeroizing::new(std::fs::read(&path).map_err(unread)?);
+    let mode = std::fs::metadata(&path).map_err(unread)?.mode() & 0o777;
+    // A credential's access rights are the service manager's: with access lists the mode tells nothing.
+    if source.credential().is_none() && mode & 0o077 != 0 {
+        let hint = format!("chmod 600 {}", path.display());
+        return Err(missing(
+            format!("others may read {} (mode {mode:03o})", path.display()),
+            &hint,
+        ));
+    }
+    PassphraseSource::trim(&mut bytes);
+    if bytes.is_empty() {
+        return Err(missing(
+            format!("{} is empty", path.display()),
+            "put the passphrase into it",
+        ));
+    }
+    Ok(bytes)
 }
 
 /// A key of the device: itself, or where it is.
@@ -287,6 +358,15 @@ impl DeviceKey {
                 file: file.to_owned(),
                 address,
             });
+        }
+        if encrypted_key::is_encrypted(words) {
+            let KeyStore::Encrypted(source) = store else {
+                return Err(KeyStoreFault::Passphrase(
+                    "the key file is encrypted, and the key store names no passphrase; hint: \"key_store\": \"encrypted:/PATH/OF/THE/PASSPHRASE\" in device.json".into(),
+                ));
+            };
+            let der = encrypted_key::decrypt(words.as_bytes(), &passphrase(source)?)?;
+            return Ok(Self::Software(PrivatePkcs8KeyDer::from(der.to_vec()).into()));
         }
         PrivateKeyDer::from_pem_slice(text)
             .map(Self::Software)

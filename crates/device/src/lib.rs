@@ -10,12 +10,39 @@
 //! 8. [`renewal`]: the first certificate, the next one, and its first connection
 //! 9. `attest`: its TPM says how it holds a key
 //!    `beside`: its certificates beside it
-//! 10. [`line`]: on the factory line; [`ending`]: the end of the device
+//! 10. [`mod@line`]: on the factory line; [`ending`]: the end of the device
 //! 11. [`queue`]: messages that wait for the platform
 //! 12. [`service`]: all of it, running by itself
 //! 13. [`fault`]: every way to fail, what it means and what to do about it
 //! 14. [`backoff`]: how long to wait before the next try
 //! 15. `aside`: where the key is asked, so that nothing else waits for it
+//!
+//! # A device as a program
+//!
+//! Two whole ones are in `examples/`: `tpm_device` enrols by its TPM and publishes; `gateway` is many devices at once. What
+//! they have in common:
+//!
+//! ```no_run
+//! # use std::{path::Path, sync::Arc};
+//! use countersign_device::{
+//!     EnrolFault, IdentityFolder, LinkOptions, Listener, QueueBounds, RenewalWindow, Service,
+//! };
+//! # use tokio::sync::Notify;
+//!
+//! # async fn run(path: &Path, stop: Arc<Notify>, listener: &mut dyn Listener) -> Result<(), EnrolFault> {
+//! // One service at a time on a folder: held until the end.
+//! let Some(_alone) = IdentityFolder::new(path).try_running()? else {
+//!     return Err(EnrolFault::Usage("a service runs on this folder already".into()));
+//! };
+//! let window = Some(RenewalWindow::default());
+//! let service = Service::open(path, LinkOptions::default(), window, QueueBounds::default())?;
+//! let outbox = service.outbox();
+//! let topic = format!("devices/{}/telemetry", service.device());
+//! tokio::spawn(async move { outbox.hand_in(&topic, b"21.5").await });
+//! // Connects, delivers, renews, and begins anew after each fault, until it is stopped.
+//! service.run(stop, listener).await
+//! # }
+//! ```
 #![allow(
     clippy::disallowed_methods,
     reason = "a shell: it runs on the device and reads its clock"
@@ -41,6 +68,8 @@ pub mod renewal;
 pub mod service;
 mod trust;
 
+pub use countersign_identity::{DeviceId, TenantId};
+
 pub use backoff::Backoff;
 pub use clock::DeviceClock;
 pub use est::{EstServer, Secret};
@@ -50,5 +79,5 @@ pub use identity::{DeviceIdentity, DeviceProfile, IdentityFault};
 pub use keys::{DeviceKey, KeyStore, KeyStoreFault};
 pub use link::{Link, LinkOptions, Message};
 pub use queue::{Queue, QueueBounds, QueueFault};
-pub use renewal::{Enrolment, Keeper, Proof, RenewalWindow};
+pub use renewal::{Enrolment, Keeper, Proof, RenewalWindow, enrol};
 pub use service::{Listener, Outbox, Service, State, Status};

@@ -64,16 +64,7 @@ pub fn install(
         // The next keys are made where this one was.
         profile.key_store = key.store();
     }
-    match folder.roots() {
-        Ok(pinned) if handed.platform_roots.iter().all(|root| pinned.contains(root)) => {}
-        Ok(_) => {
-            return Err(EnrolFault::Usage(format!(
-                "{} pins another platform root; hint: remove platform-root.crt by hand if the platform is a new one",
-                folder.path().display()
-            )));
-        }
-        Err(_) => folder.pin_first(&handed.platform_roots)?,
-    }
+    folder.pin_first(&handed.platform_roots)?;
     folder.enrolled(&profile, &chain)?;
     let identity = folder.load()?;
     if let Err(e) = identity.key.keep_certificates(&identity.chain) {

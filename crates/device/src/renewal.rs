@@ -5,20 +5,22 @@
 //! 3. [`connect`]: the next one is tried first, and put in use when it was admitted
 //! 4. [`Keeper`]: does 2 by itself while the device runs
 
+mod keeper;
+mod window;
+
+pub use keeper::{Keeper, News};
+pub use window::RenewalWindow;
+
 use std::path::Path;
 use std::time::Duration;
 
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_factory::est::Bundle;
 use countersign_factory::{CertificateRequest, renewal_proof};
 use countersign_identity::signed::Signer;
-use countersign_identity::{CertificateFacts, DeviceId, Timestamp};
+use countersign_identity::{CertificateFacts, DeviceId};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use crate::aside::Aside;
-use crate::backoff::Backoff;
 use crate::beside;
 use crate::est::{EstClient, EstServer, Secret, Word, chain_above, device_of};
 use crate::fault::{EnrolFault, LinkFault};
@@ -33,16 +35,6 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const RENEWAL_PATIENCE: Duration = Duration::from_secs(150);
 /// The time is written down when it has moved on by so much: a flash has only so many writes.
 const SAVE_TIME_AFTER: Duration = Duration::from_secs(3600);
-/// Two renewals are never closer than this, whatever the certificates' dates say.
-const RENEWALS_APART: Duration = Duration::from_secs(60);
-/// How often the trust bundle is fetched, up to half of it more at random: a new platform root is here long before it is
-/// used.
-const BUNDLE_EVERY: Duration = Duration::from_secs(24 * 3600);
-/// After one that could not be fetched or kept, the next try, up to twice that at random: a platform that was away at that
-/// moment, or a disk that was full, must not cost a day.
-const BUNDLE_AGAIN: Duration = Duration::from_secs(1800);
-/// A wait is cut into parts of this: the clock may be set in between.
-const LOOK: Duration = Duration::from_secs(600);
 
 /// By what a device asks for its first certificate.
 #[derive(Debug)]
@@ -58,59 +50,6 @@ pub enum Proof {
     },
     /// What its TPM says, which the platform knows to be in this device.
     Tpm,
-}
-
-/// When a certificate is renewed: at a moment within this part of its life, in percent, each as likely. The moment is
-/// drawn from the certificate itself: a device that restarts does not draw again, and a fleet that was issued at once does
-/// not come back at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RenewalWindow {
-    /// From here.
-    pub from_percent: u8,
-    /// To here.
-    pub to_percent: u8,
-}
-
-impl Default for RenewalWindow {
-    /// Around two thirds.
-    fn default() -> Self {
-        Self {
-            from_percent: 60,
-            to_percent: 73,
-        }
-    }
-}
-
-impl std::str::FromStr for RenewalWindow {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        let wrong = || format!("{s:?} is no part of a life; write FROM-TO in percent, such as 60-73");
-        let (from, to) = s.split_once('-').ok_or_else(wrong)?;
-        let window = Self {
-            from_percent: from.parse().map_err(|_| wrong())?,
-            to_percent: to.parse().map_err(|_| wrong())?,
-        };
-        if window.from_percent > window.to_percent || window.to_percent > 95 {
-            return Err(format!("{s:?}: FROM must be at most TO, and TO at most 95"));
-        }
-        Ok(window)
-    }
-}
-
-impl RenewalWindow {
-    /// When a certificate is to be renewed.
-    pub fn due(self, certificate: &CertificateFacts) -> Timestamp {
-        let life = certificate.not_after.since(certificate.not_before).as_secs();
-        let mut first = [0; 4];
-        first.copy_from_slice(&certificate.fingerprint.as_bytes()[..4]);
-        let drawn = u64::from(u32::from_be_bytes(first));
-        let (from, to) = (u64::from(self.from_percent), u64::from(self.to_percent));
-        let start = life / 100 * from;
-        let window = life / 100 * (to - from);
-        // At most 2^32 times a life of 2^38 s: it fits.
-        let offset = start + ((u128::from(window) * u128::from(drawn)) >> 32) as u64;
-        certificate.not_before.plus(Duration::from_secs(offset))
-    }
 }
 
 /// How a device enrols.
@@ -129,6 +68,41 @@ pub struct Enrolment {
     pub key_store: Option<KeyStore>,
     /// Whether its TPM says how it holds the key, now and of each key after it.
     pub attest: bool,
+}
+
+impl Enrolment {
+    /// A first one, with the keys in the folder.
+    pub fn new(server: EstServer, proof: Proof) -> Self {
+        Self {
+            server,
+            device: None,
+            proof,
+            again: false,
+            key_store: None,
+            attest: false,
+        }
+    }
+
+    /// As this device, and no other.
+    #[must_use]
+    pub fn of(mut self, device: DeviceId) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// With the keys made there, now and at each renewal.
+    #[must_use]
+    pub fn keys_in(mut self, store: KeyStore) -> Self {
+        self.key_store = Some(store);
+        self
+    }
+
+    /// With each key attested by the TPM that it is in.
+    #[must_use]
+    pub fn attested(mut self) -> Self {
+        self.attest = true;
+        self
+    }
 }
 
 /// Asks for a certificate, and keeps it. Safe to repeat: the key is kept, and the same request gets the same answer. What the
@@ -506,179 +480,8 @@ fn save_time(folder: &IdentityFolder, identity: &DeviceIdentity) -> Result<(), I
     Ok(())
 }
 
-/// What a [`Keeper`] tells of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum News {
-    /// There is a new certificate.
-    Renewed,
-    /// A renewal failed; it tries again.
-    NotRenewed,
-    /// Something else.
-    Other,
-}
-
-/// Renews in the background for as long as it lives.
-#[derive(Debug)]
-pub struct Keeper {
-    task: JoinHandle<()>,
-    renewed: mpsc::Receiver<()>,
-}
-
-impl Keeper {
-    /// Starts it. It needs an identity folder whose platform enrols; without one it has nothing to do.
-    pub fn start(
-        folder: &Path,
-        window: RenewalWindow,
-        reuse: KeyReuse,
-        say: impl Fn(News, &str) + Send + Sync + 'static,
-    ) -> Self {
-        let (sender, renewed) = mpsc::channel(1);
-        let folder = IdentityFolder::new(folder);
-        let task = tokio::spawn(async move { keep(&folder, window, reuse, &sender, &say).await });
-        Self { task, renewed }
-    }
-
-    /// Waits until the next certificate is there: then whoever is connected connects anew, by [`connect`].
-    pub async fn renewed(&mut self) {
-        if self.renewed.recv().await.is_none() {
-            // It ended: nothing will ever come.
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn keep(
-    folder: &IdentityFolder,
-    window: RenewalWindow,
-    reuse: KeyReuse,
-    renewed: &mpsc::Sender<()>,
-    say: &(dyn Fn(News, &str) + Send + Sync),
-) {
-    let aside = Aside::new();
-    let mut backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(3600));
-    let mut bundle_in = jittered(BUNDLE_EVERY / 2, BUNDLE_EVERY);
-    loop {
-        let identity = match folder.load() {
-            Ok(identity) if identity.profile.enrol_port.is_some() => identity,
-            Ok(_) => return,
-            // A disk or a descriptor that fails for a moment must not end renewals for years.
-            Err(e) => {
-                say(News::NotRenewed, &format!("certificates are not renewed: {e}"));
-                tokio::time::sleep(LOOK).await;
-                continue;
-            }
-        };
-        let left = window.due(&identity.facts).since(identity.clock.now());
-        // The next one waits for its first connection: nothing to renew.
-        let waits = matches!(folder.pending(), Ok(Some(_)));
-        if !left.is_zero() || waits {
-            let sleep = if waits { RENEWALS_APART } else { left.min(LOOK) }.min(bundle_in);
-            tokio::time::sleep(sleep).await;
-            bundle_in = bundle_in.saturating_sub(sleep);
-            if bundle_in.is_zero() {
-                bundle_in = jittered(BUNDLE_EVERY, BUNDLE_EVERY / 2);
-                match update_roots_aside(&aside, folder.path()).await {
-                    Ok(0) => {}
-                    Ok(new) => say(News::Other, &format!("{new} new platform root(s) pinned")),
-                    Err(e) => {
-                        bundle_in = jittered(BUNDLE_AGAIN, BUNDLE_AGAIN);
-                        say(
-                            News::Other,
-                            &format!("the trust bundle could not be fetched and kept: {e}"),
-                        );
-                    }
-                }
-            }
-            continue;
-        }
-        match renew_aside(&aside, folder.path(), reuse).await {
-            Ok(facts) => {
-                backoff.reset();
-                say(
-                    News::Renewed,
-                    &format!("renewed: certificate {} until {}", facts.serial, facts.not_after),
-                );
-                if renewed.send(()).await.is_err() {
-                    return;
-                }
-                tokio::time::sleep(RENEWALS_APART).await;
-            }
-            Err(fault) => {
-                let least = match &fault {
-                    EnrolFault::Waits { retry_after } => *retry_after,
-                    EnrolFault::Refused {
-                        retry_after: Some(after),
-                        ..
-                    } => *after,
-                    _ => Duration::from_secs(1),
-                };
-                let wait = least + backoff.wait();
-                say(
-                    News::NotRenewed,
-                    &format!(
-                        "the certificate could not be renewed, trying again in {:.0} s: {fault}",
-                        wait.as_secs_f64()
-                    ),
-                );
-                tokio::time::sleep(wait).await;
-            }
-        }
-    }
-}
-
-/// `base`, and up to `more` at random.
-fn jittered(base: Duration, more: Duration) -> Duration {
-    let mut bytes = [0; 4];
-    if SystemRandom::new().fill(&mut bytes).is_err() {
-        return base;
-    }
-    base + more.mul_f64(f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX))
-}
-
 /// Whether a fault of a link says that another certificate is needed.
 pub fn needs_renewal(fault: &LinkFault) -> bool {
     // certificate_expired (RFC 8446 section 6.2)
     matches!(fault, LinkFault::CertificateRefused { number: 45, .. })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn certificate(days: i64) -> CertificateFacts {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
-        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
-        params.not_after = params.not_before + Duration::from_secs(days.unsigned_abs() * 86_400);
-        CertificateFacts::parse(params.self_signed(&key).unwrap().der()).unwrap()
-    }
-
-    #[test]
-    fn the_moment_is_within_the_window_and_spread_over_it() {
-        let window = RenewalWindow::default();
-        let mut tenths = [0; 10];
-        for _ in 0..300 {
-            let facts = certificate(90);
-            let at = window.due(&facts).since(facts.not_before).as_secs_f64() / (90.0 * 86_400.0);
-            assert!((0.60..0.731).contains(&at), "{at}");
-            assert_eq!(
-                window.due(&facts),
-                window.due(&facts),
-                "a restart does not draw again"
-            );
-            tenths[((at - 0.60) / 0.013) as usize % 10] += 1;
-        }
-        // Each tenth of the window expects 30.
-        assert!(tenths.iter().all(|n| *n > 5), "{tenths:?}");
-        assert_eq!("60-73".parse(), Ok(window));
-        for bad in ["", "60", "73-60", "60-99", "a-b"] {
-            assert!(bad.parse::<RenewalWindow>().is_err(), "{bad}");
-        }
-    }
 }

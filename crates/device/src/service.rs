@@ -5,20 +5,25 @@
 //! 2. [`Service::run`]: connect, deliver, listen; after a fault wait, each time longer and at random, and begin anew
 //! 3. [`Status`]: what `countersign-agent status` shows
 
+mod outbox;
+mod status;
+
+pub use outbox::Outbox;
+pub use status::{State, Status, StatusFault};
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use countersign_identity::{DeviceId, Timestamp};
+use countersign_identity::DeviceId;
 use countersign_mqtt::QoS;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::aside::Aside;
 use crate::backoff::Backoff;
 use crate::clock::DeviceClock;
-use crate::fault::{EnrolFault, LinkFault, NOT_TAKEN};
+use crate::fault::{EnrolFault, LinkFault};
 use crate::folder::{IdentityFolder, KeyReuse};
 use crate::identity::{DeviceIdentity, IdentityFault};
 use crate::link::{Link, LinkOptions, Message};
@@ -45,206 +50,6 @@ const ENTER_PATIENCE: Duration = Duration::from_secs(30);
 const KEEP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a disk that failed is tried again.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
-
-/// Where the service stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// On its way in.
-    Connecting,
-    /// Admitted.
-    Connected,
-    /// It failed, and tries again at a time that is told.
-    Waiting,
-    /// It was stopped.
-    Stopped,
-}
-
-/// What went wrong last, and what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StatusFault {
-    /// What happened.
-    pub what: String,
-    /// What to do.
-    pub cure: Option<String>,
-    /// The agent's exit code for it.
-    pub exit_code: u8,
-    /// When.
-    pub at: Timestamp,
-}
-
-impl StatusFault {
-    fn of(fault: &EnrolFault, at: Timestamp) -> Self {
-        Self::of_text(fault.to_string(), fault.exit_code(), at)
-    }
-
-    /// Of a text that may name its cure.
-    fn of_text(text: String, exit_code: u8, at: Timestamp) -> Self {
-        let (what, cure) = match text.split_once("; hint: ") {
-            Some((what, cure)) => (what.to_owned(), Some(cure.to_owned())),
-            None => (text, None),
-        };
-        Self {
-            what,
-            cure,
-            exit_code,
-            at,
-        }
-    }
-}
-
-/// The condition of a service, as its identity folder has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
-    /// The device.
-    pub device: DeviceId,
-    /// Where it connects: host and port.
-    pub platform: String,
-    /// Where it stands.
-    pub state: State,
-    /// Since when.
-    pub since: Timestamp,
-    /// When it tries again, while it waits.
-    pub retry_at: Option<Timestamp>,
-    /// What went wrong last; nothing since it was connected for the first time, or again.
-    pub fault: Option<StatusFault>,
-    /// What cannot be written now, for one because the disk is full: messages that are handed in, the certificate that was
-    /// admitted, the time, this status. It is tried again, and nothing once everything could be.
-    #[serde(default)]
-    pub disk_fault: Option<StatusFault>,
-    /// Why the certificate could not be renewed, if the last try failed; it goes on trying.
-    #[serde(default)]
-    pub renewal_fault: Option<String>,
-    /// The serial number of the certificate in use.
-    pub certificate: String,
-    /// Until when that is valid.
-    pub certificate_until: Timestamp,
-    /// When it is renewed; `None` if that is left to others.
-    pub renewal_at: Option<Timestamp>,
-    /// Where its key is.
-    pub key: String,
-    /// Messages that wait.
-    pub waiting: u64,
-    /// Messages that were delivered since the start.
-    pub delivered: u64,
-    /// Messages that the platform would not have since the start; they are laid aside in `queue/refused`.
-    pub refused: u64,
-}
-
-impl Status {
-    /// What the folder says.
-    ///
-    /// # Errors
-    /// A text with its cure.
-    pub fn read(folder: &Path) -> Result<Self, String> {
-        let path = folder.join(STATUS);
-        let text = fs::read(&path).map_err(|e| {
-            format!(
-                "there is no status in {}: {e}; hint: countersign-agent run starts the service",
-                folder.display()
-            )
-        })?;
-        serde_json::from_slice(&text).map_err(|e| format!("{} is damaged: {e}", path.display()))
-    }
-
-    /// For people, a thought a line.
-    pub fn lines(&self, now: Timestamp) -> Vec<String> {
-        let mut lines = vec![match self.state {
-            State::Connected => format!(
-                "{}: connected to {} since {}",
-                self.device, self.platform, self.since
-            ),
-            State::Connecting => format!(
-                "{}: connecting to {} since {}",
-                self.device, self.platform, self.since
-            ),
-            State::Waiting => match self.retry_at {
-                Some(at) => format!(
-                    "{}: not connected to {} since {}, tries again in {} s",
-                    self.device,
-                    self.platform,
-                    self.since,
-                    at.since(now).as_secs()
-                ),
-                None => format!("{}: not connected to {}", self.device, self.platform),
-            },
-            State::Stopped => format!("{}: stopped at {}", self.device, self.since),
-        }];
-        for fault in self.fault.iter().chain(&self.disk_fault) {
-            lines.push(format!("fault: {} ({})", fault.what, fault.at));
-            lines.extend(fault.cure.iter().map(|cure| format!("hint: {cure}")));
-        }
-        if let Some(fault) = &self.renewal_fault {
-            let (what, cure) = fault.split_once("; hint: ").unwrap_or((fault, ""));
-            lines.push(format!("fault: {what}"));
-            lines.extend((!cure.is_empty()).then(|| format!("hint: {cure}")));
-        }
-        let renewal = match self.renewal_at {
-            Some(at) => format!("renewed from {at} on"),
-            None => "renewed by others".to_owned(),
-        };
-        lines.push(format!(
-            "certificate: {} until {}, {renewal}; key {}",
-            self.certificate, self.certificate_until, self.key
-        ));
-        lines.push(format!(
-            "messages: {} wait, {} delivered, {} refused",
-            self.waiting, self.delivered, self.refused
-        ));
-        lines
-    }
-}
-
-/// Takes messages for the platform.
-#[derive(Debug, Clone)]
-pub struct Outbox {
-    queue: Arc<Mutex<Queue>>,
-    more: Arc<Notify>,
-    /// The service's, which says what could not be kept.
-    shown: Arc<Mutex<Status>>,
-    clock: DeviceClock,
-}
-
-impl Outbox {
-    /// Takes a message: it is on disk when this returns, and is delivered when the platform is there. How many wait then.
-    ///
-    /// # Errors
-    /// [`QueueFault`]: then it was not taken.
-    pub fn push(&self, topic: &str, payload: &[u8]) -> Result<usize, QueueFault> {
-        let pushed = self.locked().push(topic, payload);
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        match &pushed {
-            Ok(waiting) => {
-                shown.waiting = *waiting as u64;
-                // Whatever else could not be written is not told by this.
-                if shown
-                    .disk_fault
-                    .as_ref()
-                    .is_some_and(|f| f.exit_code == NOT_TAKEN)
-                {
-                    shown.disk_fault = None;
-                }
-            }
-            Err(fault @ QueueFault::Disk { .. }) => {
-                let (text, code) = (fault.to_string(), fault.exit_code());
-                shown.disk_fault = Some(StatusFault::of_text(text, code, self.clock.now()));
-            }
-            Err(_) => {}
-        }
-        drop(shown);
-        self.more.notify_one();
-        pushed
-    }
-
-    /// How many wait now.
-    pub fn waiting(&self) -> usize {
-        self.locked().len()
-    }
-
-    fn locked(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// What the service tells whoever runs it.
 pub trait Listener: Send {

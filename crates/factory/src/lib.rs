@@ -1,6 +1,6 @@
 //! Factory to device: keys, requests for certificates, and the grants that alone let an authority mint. No I/O.
 //!
-//! 1. [`key`]: a P-256 key in software, made here or on the device
+//! 1. [`key`]: a P-256 key in software, made here or on the device; [`encrypted_key`]: one that a passphrase opens
 //! 2. [`request`]: PKCS#10, from which nothing but the proven public key is taken
 //! 3. [`renewal_proof`]: that the holder of an old key asks for a certificate for a new one
 //! 4. [`profile`]: what certificates of one kind hold
@@ -18,6 +18,7 @@ pub mod attest;
 pub mod batch;
 pub mod confirmation;
 pub mod destruction;
+pub mod encrypted_key;
 pub mod est;
 pub mod grant;
 pub mod key;

@@ -3,7 +3,9 @@
 //! never leaves where it was made.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use countersign_testkit::agent::Agent;
 use countersign_testkit::server::{Server, listener};
@@ -18,6 +20,8 @@ fn program() -> &'static Path {
 /// Where keys are made.
 enum Store {
     File,
+    /// Where the passphrase is.
+    Encrypted(PathBuf),
     Token(Softhsm),
     Tpm(Swtpm),
 }
@@ -61,7 +65,7 @@ impl Place {
     fn agent(&self, device: &str) -> Agent {
         let folder = self.path(device);
         match &self.store {
-            Store::File => Agent::new(program(), folder),
+            Store::File | Store::Encrypted(_) => Agent::new(program(), folder),
             Store::Token(hsm) => Agent::new(program(), folder).with("SOFTHSM2_CONF", hsm.config()),
             Store::Tpm(_) => Agent::with_tpm(program(), folder).with("TSS2_LOG", "all+NONE".into()),
         }
@@ -71,6 +75,7 @@ impl Place {
     fn key_store(&self, device: &str) -> String {
         match &self.store {
             Store::File => "file".into(),
+            Store::Encrypted(passphrase) => format!("encrypted:{}", passphrase.display()),
             Store::Token(hsm) => hsm.uri(device),
             Store::Tpm(tpm) => format!("tpm:{}", tpm.address()),
         }
@@ -124,6 +129,19 @@ impl Place {
         let holds = |word: &[u8]| below.windows(word.len()).any(|w| w == word);
         match &self.store {
             Store::File => assert!(holds(b"-----BEGIN PRIVATE KEY-----")),
+            Store::Encrypted(passphrase) => {
+                assert!(holds(b"-----BEGIN ENCRYPTED PRIVATE KEY-----"));
+                assert!(!holds(b"-----BEGIN PRIVATE KEY-----"));
+                // Other programs open it, by the passphrase alone.
+                let openssl = |pass: &str| {
+                    let mut command = Command::new("openssl");
+                    command.args(["pkey", "-noout", "-passin", pass, "-in"]);
+                    let key = agent.folder.join("device.key");
+                    command.arg(key).output().unwrap().status.success()
+                };
+                assert!(openssl(&format!("file:{}", passphrase.display())));
+                assert!(!openssl("pass:another passphrase"));
+            }
             Store::Token(hsm) => {
                 assert!(!holds(b"PRIVATE KEY-----"));
                 let out = self.text("stolen");
@@ -236,7 +254,7 @@ fn life(place: &Place) {
     // A copy of the folder that was made before is of no use either.
     std::fs::write(agent.folder.join("device.crt"), chain).unwrap();
     std::fs::write(agent.folder.join("device.key"), key_file).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    let mode = std::fs::Permissions::from_mode(0o600);
     std::fs::set_permissions(agent.folder.join("device.key"), mode).unwrap();
     let (code, _, err) = agent.run(&["check"]);
     assert!([3, 6, 7].contains(&code), "{code}: {err}");
@@ -247,6 +265,42 @@ fn life(place: &Place) {
 #[test]
 fn with_its_key_in_a_file() {
     life(&Place::new(|_| Store::File));
+}
+
+#[test]
+fn with_its_key_in_a_file_that_a_passphrase_opens() {
+    let place = Place::new(|folder| Store::Encrypted(folder.join("passphrase")));
+    let Store::Encrypted(passphrase) = &place.store else {
+        unreachable!()
+    };
+    let write = |text: &str, mode: u32| {
+        std::fs::write(passphrase, text).unwrap();
+        std::fs::set_permissions(passphrase, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    place.cli(&["device", "add", "sensor-0"]);
+    let agent = place.agent("sensor-0");
+    let provision = place.provision("sensor-0");
+    let refused = |said: &str| {
+        let (code, _, err) = agent.run(&borrowed(&provision));
+        assert_eq!(code, 3, "{err}");
+        assert!(err.contains(said) && err.contains("hint: "), "{err}");
+    };
+    refused("No such file");
+    write("too short", 0o600);
+    refused("shorter than");
+    write("a passphrase that is long\n", 0o644);
+    refused("others may read");
+    write("a passphrase that is long\n", 0o600);
+    agent.ok(&borrowed(&provision));
+    // Another one does not open it, and nothing is lost by trying.
+    write("a passphrase of other words\n", 0o600);
+    let (code, _, err) = agent.run(&["check"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("does not open") && err.contains("hint: "), "{err}");
+    write("a passphrase that is long\n", 0o600);
+    agent.ok(&["check"]);
+    place.cli(&["device", "decommission", "sensor-0", "--reason", "test"]);
+    life(&place);
 }
 
 #[test]

@@ -2,7 +2,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,9 +11,8 @@ use std::time::{Duration, Instant};
 
 use countersign_testkit::agent::{Agent, Running};
 use countersign_testkit::server::{Server, listener};
+use countersign_testkit::softhsm::Softhsm;
 use serde_json::Value;
-
-const PIN: &str = "246810";
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_countersign"))
@@ -69,33 +67,10 @@ impl Place {
         server.cli_ok(&["device", "add", device]).unwrap();
         let secret = server.cli_ok(&["device", "secret", device]).unwrap();
         std::fs::write(path("secret"), secret).unwrap();
-        std::fs::write(path("pin"), PIN).unwrap();
-        std::fs::set_permissions(path("pin"), std::fs::Permissions::from_mode(0o600)).unwrap();
-        std::fs::create_dir(path("tokens")).unwrap();
-        let tokens = format!("directories.tokendir = {}\n", text("tokens"));
-        std::fs::write(path("softhsm.conf"), tokens).unwrap();
-        let made = Command::new("softhsm2-util")
-            .args([
-                "--init-token",
-                "--free",
-                "--label",
-                "board",
-                "--pin",
-                PIN,
-                "--so-pin",
-                "13579",
-            ])
-            .env("SOFTHSM2_CONF", path("softhsm.conf"))
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{made:?}");
+        let hsm = Softhsm::new(folder.path());
         let module = module_that_can_be_held(folder.path());
-        let agent = Agent::new(program(), path(device)).with("SOFTHSM2_CONF", path("softhsm.conf"));
-        let store = format!(
-            "pkcs11:token=board;object={device}?module-path={}&pin-source={}",
-            module.display(),
-            text("pin")
-        );
+        let agent = Agent::new(program(), path(device)).with("SOFTHSM2_CONF", hsm.config());
+        let store = hsm.uri_by(&module, device);
         agent.ok(&[
             "enrol",
             "--server",

@@ -3,28 +3,16 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use countersign_testkit::agent::Agent;
 use countersign_testkit::pki::{Ca, Leaf};
 use countersign_testkit::server::{Server, listener};
+use countersign_testkit::softhsm::{PIN, Softhsm, module};
 use serde_json::json;
-
-const PIN: &str = "246810";
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_countersign"))
-}
-
-/// The module, where Debian puts it.
-fn module() -> &'static str {
-    let places = [
-        "/usr/lib/softhsm/libsofthsm2.so",
-        "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-        "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-    ];
-    let found = places.into_iter().find(|p| Path::new(p).exists());
-    found.expect("apt-get install softhsm2")
 }
 
 /// A server that enrols, and a machine with a token named `board`.
@@ -32,6 +20,7 @@ struct Place {
     folder: tempfile::TempDir,
     server: Server,
     enrol: String,
+    hsm: Softhsm,
 }
 
 impl Place {
@@ -39,31 +28,15 @@ impl Place {
         let folder = tempfile::tempdir().unwrap();
         let server = Server::start(program(), &folder.path().join("data"), &listener("enrol")).unwrap();
         let enrol = format!("localhost:{}", server.listener("enrol").unwrap().port());
+        let hsm = Softhsm::new(folder.path());
         let place = Self {
             folder,
             server,
             enrol,
+            hsm,
         };
         let root = place.server.cli_ok(&["authority", "export", "platform"]).unwrap();
         place.write("root.pem", &root);
-        place.write("pin", &format!("{PIN}\n"));
-        std::fs::set_permissions(place.path("pin"), std::fs::Permissions::from_mode(0o600)).unwrap();
-        std::fs::create_dir(place.path("tokens")).unwrap();
-        let tokens = format!("directories.tokendir = {}\n", place.text("tokens"));
-        place.write("softhsm.conf", &tokens);
-        place.run(
-            "softhsm2-util",
-            &[
-                "--init-token",
-                "--free",
-                "--label",
-                "board",
-                "--pin",
-                PIN,
-                "--so-pin",
-                "13579",
-            ],
-        );
         place
     }
 
@@ -81,50 +54,15 @@ impl Place {
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> (bool, String) {
-        let output = Command::new(program)
-            .args(arguments)
-            .env("SOFTHSM2_CONF", self.path("softhsm.conf"))
-            .output()
-            .unwrap();
-        let text = [output.stdout.as_slice(), &output.stderr].concat();
-        (
-            output.status.success(),
-            String::from_utf8_lossy(&text).into_owned(),
-        )
+        told(&self.hsm.command(program).args(arguments).output().unwrap())
     }
 
     fn tool(&self, arguments: &[&str]) -> (bool, String) {
-        let login = [
-            "--module",
-            module(),
-            "--token-label",
-            "board",
-            "--login",
-            "--pin",
-            PIN,
-        ];
-        self.run("pkcs11-tool", &[&login, arguments].concat())
-    }
-
-    /// The labels of the private keys in the token.
-    fn keys(&self) -> Vec<String> {
-        let (_, listed) = self.tool(&["--list-objects", "--type", "privkey"]);
-        let labels = listed.lines().filter_map(|l| l.trim().strip_prefix("label:"));
-        let mut labels: Vec<String> = labels.map(|l| l.trim().to_owned()).collect();
-        labels.sort();
-        labels
-    }
-
-    fn uri(&self, key: &str) -> String {
-        format!(
-            "pkcs11:token=board;object={key}?module-path={}&pin-source={}",
-            module(),
-            self.text("pin")
-        )
+        told(&self.hsm.tool(arguments))
     }
 
     fn agent(&self, name: &str) -> Agent {
-        Agent::new(program(), self.path(name)).with("SOFTHSM2_CONF", self.path("softhsm.conf"))
+        Agent::new(program(), self.path(name)).with("SOFTHSM2_CONF", self.hsm.config())
     }
 
     fn secret(&self, device: &str) -> String {
@@ -136,7 +74,7 @@ impl Place {
     fn arguments(&self, device: &str, key: &str) -> Vec<String> {
         self.server.cli_ok(&["device", "add", device]).unwrap();
         let secret = self.secret(device);
-        let (root, store) = (self.text("root.pem"), self.uri(key));
+        let (root, store) = (self.text("root.pem"), self.hsm.uri(key));
         [
             "enrol",
             "--server",
@@ -153,6 +91,15 @@ impl Place {
         .map(str::to_owned)
         .to_vec()
     }
+}
+
+/// Whether it went well, and what was said.
+fn told(output: &Output) -> (bool, String) {
+    let text = [output.stdout.as_slice(), &output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
 }
 
 fn borrowed(arguments: &[String]) -> Vec<&str> {
@@ -178,7 +125,7 @@ fn the_key_is_made_in_the_token_used_there_and_replaced_there() {
     let place = Place::new();
     let agent = place.agent("sensor-1");
     agent.ok(&borrowed(&place.arguments("sensor-1", "sensor-1")));
-    assert_eq!(place.keys(), ["sensor-1"]);
+    assert_eq!(place.hsm.keys(), ["sensor-1"]);
     agent.ok(&["publish", "21.5"]);
     // The same by others, which read device.json.
     assert!(
@@ -240,10 +187,10 @@ fn the_key_is_made_in_the_token_used_there_and_replaced_there() {
     // The next certificate has a key of its own, and the old one is destroyed once it has connected.
     let first = agent.certificate();
     agent.ok(&["renew", "--no-connect"]);
-    assert_eq!(place.keys(), ["sensor-1", "sensor-1-1"]);
+    assert_eq!(place.hsm.keys(), ["sensor-1", "sensor-1-1"]);
     assert_eq!(agent.certificate(), first);
     agent.ok(&["check"]);
-    assert_eq!(place.keys(), ["sensor-1-1"]);
+    assert_eq!(place.hsm.keys(), ["sensor-1-1"]);
     assert_ne!(agent.certificate(), first);
     let (kept, still) = certificates("sensor-1-1");
     assert!(agent.certificate().starts_with(kept.trim_end()), "{kept}");
@@ -251,10 +198,10 @@ fn the_key_is_made_in_the_token_used_there_and_replaced_there() {
     // Asked for and never answered, as after a power cut: it is taken up again, and leaves no key behind.
     agent.ok(&["renew"]);
     agent.ok(&["renew"]);
-    assert_eq!(place.keys(), ["sensor-1-3"]);
+    assert_eq!(place.hsm.keys(), ["sensor-1-3"]);
     // The same key once more: it stays, though its old slot goes.
     assert!(agent.ok(&["renew", "--same-key"]).contains("for the same key"));
-    assert_eq!(place.keys(), ["sensor-1-3"]);
+    assert_eq!(place.hsm.keys(), ["sensor-1-3"]);
     agent.ok(&["publish", "22.0"]);
     assert!(!holds_key(&bytes_below(&agent.folder)));
 
@@ -281,7 +228,7 @@ fn a_key_that_is_in_the_token_already_is_taken() {
     assert!(place.tool(&made).0);
     let agent = place.agent("sensor-2");
     agent.ok(&borrowed(&place.arguments("sensor-2", "born-here")));
-    assert_eq!(place.keys(), ["born-here"]);
+    assert_eq!(place.hsm.keys(), ["born-here"]);
     let (_, point) = place.tool(&[
         "--read-object",
         "--type",
@@ -324,7 +271,7 @@ fn a_key_that_is_in_the_token_already_is_taken() {
     assert!(written.0, "{}", written.1);
     agent.ok(&["renew"]);
     agent.ok(&["renew"]);
-    assert_eq!(place.keys(), ["born-here", "born-here-2"]);
+    assert_eq!(place.hsm.keys(), ["born-here", "born-here-2"]);
     let kept = place.text("kept");
     place.tool(&[
         "--read-object",
@@ -372,7 +319,7 @@ fn what_is_left_half_done_stands_in_nobodys_way() {
     agent.ok(&["check"]);
     agent.ok(&["renew"]);
     agent.ok(&["check"]);
-    assert_eq!(place.keys().len(), 1, "{:?}", place.keys());
+    assert_eq!(place.hsm.keys().len(), 1, "{:?}", place.hsm.keys());
 
     // From a file into the token: the key of a certificate that waits is in a file, and is not taken for one in the token.
     let moves = place.agent("sensor-7");
@@ -390,9 +337,9 @@ fn what_is_left_half_done_stands_in_nobodys_way() {
             .starts_with("pkcs11:")
     );
     assert!(
-        place.keys().contains(&"sensor-7-1".to_owned()),
+        place.hsm.keys().contains(&"sensor-7-1".to_owned()),
         "{:?}",
-        place.keys()
+        place.hsm.keys()
     );
     moves.ok(&["renew"]);
     moves.ok(&["publish", "x"]);
@@ -421,10 +368,10 @@ fn a_factory_certificate_whose_key_is_in_the_token_enrols() {
     );
     assert!(imported.0, "{}", imported.1);
     std::fs::remove_file(&key).unwrap();
-    let uri = place.write("idevid.uri", &place.uri("idevid"));
+    let uri = place.write("idevid.uri", &place.hsm.uri("idevid"));
     std::fs::set_permissions(&uri, std::fs::Permissions::from_mode(0o600)).unwrap();
     let agent = place.agent("SN-7");
-    let (root, store) = (place.text("root.pem"), place.uri("ldevid"));
+    let (root, store) = (place.text("root.pem"), place.hsm.uri("ldevid"));
     agent.ok(&[
         "enrol",
         "--server",
@@ -440,7 +387,7 @@ fn a_factory_certificate_whose_key_is_in_the_token_enrols() {
     ]);
     agent.ok(&["renew"]);
     // The factory's key is not ours to destroy.
-    assert_eq!(place.keys(), ["idevid", "ldevid-1"]);
+    assert_eq!(place.hsm.keys(), ["idevid", "ldevid-1"]);
 }
 
 #[test]

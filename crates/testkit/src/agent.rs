@@ -27,6 +27,16 @@ pub fn program_with_tpm(program: &Path) -> &'static Path {
     AGENT.get_or_init(|| built(program, "countersign-agent-tpm", &["--features", "tpm"]))
 }
 
+/// One of the library's examples, as its users build it. Cargo alone knows whether it is up to date.
+///
+/// # Panics
+/// If it cannot be built.
+pub fn example(program: &Path, name: &str, more: &[&str]) -> PathBuf {
+    let folder = program.parent().expect("a folder");
+    build(folder, "--example", name, more);
+    folder.join("examples").join(name)
+}
+
 fn built(program: &Path, name: &str, more: &[&str]) -> PathBuf {
     let folder = program.parent().expect("a folder");
     let agent = folder.join(name);
@@ -44,28 +54,26 @@ fn built(program: &Path, name: &str, more: &[&str]) -> PathBuf {
     .max();
     let built = std::fs::metadata(&agent).and_then(|m| m.modified()).ok();
     if built < newest {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = Command::new(cargo);
-        command
-            .args([
-                "build",
-                "--quiet",
-                "--locked",
-                "--package",
-                "countersign-device",
-                "--bin",
-                name,
-            ])
-            .args(more)
-            .current_dir(&sources)
-            .env("CARGO_TARGET_DIR", folder.parent().expect("the target folder"));
-        if folder.file_name().is_some_and(|n| n == "release") {
-            command.arg("--release");
-        }
-        let status = command.status().expect("cargo");
-        assert!(status.success(), "the agent cannot be built: {status}");
+        build(folder, "--bin", name, more);
     }
     agent
+}
+
+/// Builds a program of the device's package into the folder of this profile.
+fn build(folder: &Path, kind: &str, name: &str, more: &[&str]) {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .args(["build", "--quiet", "--locked", "--package", "countersign-device"])
+        .args([kind, name])
+        .args(more)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("CARGO_TARGET_DIR", folder.parent().expect("the target folder"));
+    if folder.file_name().is_some_and(|n| n == "release") {
+        command.arg("--release");
+    }
+    let status = command.status().expect("cargo");
+    assert!(status.success(), "{name} cannot be built: {status}");
 }
 
 fn newest(folder: &Path) -> SystemTime {

@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const PIN: &str = "246810";
+/// The PIN of its user.
+pub const PIN: &str = "246810";
 
 /// A token named `board`, with tokens, configuration and PIN in a folder of its own.
 #[derive(Debug)]
@@ -80,9 +81,14 @@ impl Softhsm {
 
     /// The URI of a key (RFC 7512).
     pub fn uri(&self, key: &str) -> String {
+        self.uri_by(Path::new(module()), key)
+    }
+
+    /// The same by another module before SoftHSM's.
+    pub fn uri_by(&self, module: &Path, key: &str) -> String {
         format!(
             "pkcs11:token=board;object={key}?module-path={}&pin-source={}",
-            module(),
+            module.display(),
             self.folder.join("pin").display()
         )
     }

@@ -34,10 +34,20 @@ impl Swtpm {
     /// # Panics
     /// If it does not start; without the Debian package swtpm it cannot.
     pub fn start() -> Self {
+        let there = Command::new("swtpm").arg("--version").output();
+        there.expect("swtpm (Debian: swtpm)");
         // Somebody may take a port between the look and the start: then with others.
-        (0..20)
-            .find_map(|_| Self::try_start())
-            .expect("swtpm starts (Debian: swtpm)")
+        let started = Instant::now();
+        loop {
+            if let Some(tpm) = Self::try_start() {
+                return tpm;
+            }
+            assert!(
+                started.elapsed() < Duration::from_secs(90),
+                "swtpm does not start"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn try_start() -> Option<Self> {

@@ -4,15 +4,15 @@
 //! made. Without that file the key is in `issuing.key`, as it is.
 //!
 //! 1. this module: the choice, and what each store needs
-//! 2. [`encrypted`]: a file that only a passphrase opens (PKCS#8, PBES2)
-//! 3. [`passphrase`]: where the passphrase comes from: a file or a credential of the service manager
+//! 2. [`passphrase`]: reading it, from a file or a credential of the service manager; what it opens is an
+//!    [`encrypted_key`] (PKCS#8, PBES2)
 
-pub mod encrypted;
 pub mod passphrase;
 
 use std::path::Path;
 
 use countersign_factory::SoftwareKey;
+use countersign_factory::encrypted_key::{self, Cost, EncryptedKeyFault};
 use countersign_identity::signed::Signer;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use crate::folder;
 use crate::hierarchy::HierarchyError;
 pub use passphrase::PassphraseSource;
+use passphrase::{read_for_new_key, read_passphrase};
 
 /// The file that says where the key is.
 pub const KEY_STORE_FILE: &str = "key-store.toml";
@@ -211,7 +212,9 @@ impl Keys<'_> {
         Ok(match self.store {
             KeyStore::File => Box::new(read_plain(&path)?),
             KeyStore::Encrypted { passphrase } => {
-                let der = encrypted::decrypt(&folder::read_private(&path)?, &passphrase.read()?, &path)?;
+                let pem = folder::read_private(&path)?;
+                let der = encrypted_key::decrypt(&pem, &read_passphrase(passphrase)?)
+                    .map_err(|fault| of_encrypted(&path, fault))?;
                 Box::new(SoftwareKey::from_pkcs8(&der)?)
             }
             KeyStore::Pkcs11 { uri } => self.tokens.open(uri, which.suffix())?,
@@ -230,7 +233,8 @@ impl Keys<'_> {
             }
             KeyStore::Encrypted { passphrase } => {
                 let key = SoftwareKey::generate()?;
-                let pem = encrypted::encrypt(key.to_pkcs8(), &passphrase.read_for_new_key()?)?;
+                let pem = encrypted_key::encrypt(key.to_pkcs8(), &read_for_new_key(passphrase)?, Cost::Ca)
+                    .map_err(|fault| of_encrypted(&path, fault))?;
                 folder::write_private(&path, pem.as_bytes())?;
                 Box::new(key)
             }
@@ -266,4 +270,13 @@ fn read_plain(path: &Path) -> Result<SoftwareKey, HierarchyError> {
     };
     let key = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|e| damaged(e.to_string()))?;
     Ok(SoftwareKey::from_pkcs8(key.secret_pkcs8_der()).map_err(|e| damaged(e.to_string()))?)
+}
+
+fn of_encrypted(path: &Path, fault: EncryptedKeyFault) -> KeyStoreError {
+    let path = path.display().to_string();
+    match fault {
+        EncryptedKeyFault::Unreadable(what) => KeyStoreError::Unreadable { path, what },
+        EncryptedKeyFault::WrongPassphrase => KeyStoreError::WrongPassphrase(path),
+        EncryptedKeyFault::Failed(what) => KeyStoreError::Encryption(what),
+    }
 }

@@ -281,3 +281,29 @@ fn the_power_may_be_cut_between_any_two_steps_of_the_end() {
     }
     assert!(steps > 8, "{steps}");
 }
+
+#[test]
+fn the_first_root_is_pinned_from_a_file_and_no_other_takes_its_place() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = IdentityFolder::new(&place.path().join("device"));
+    let file = |name: &str| {
+        let der = certificate(&SoftwareKey::generate().unwrap(), name);
+        let path = place.path().join(name);
+        fs::write(&path, pem("CERTIFICATE", &der)).unwrap();
+        path
+    };
+    let (root, other) = (file("root"), file("other"));
+    fs::write(place.path().join("empty"), "").unwrap();
+    assert!(folder.pin_file(&place.path().join("empty")).is_err());
+    assert!(folder.pin_file(&place.path().join("missing")).is_err());
+    for _ in 0..2 {
+        folder.pin_file(&root).unwrap();
+    }
+    let pinned = folder.roots().unwrap();
+    let fault = folder.pin_file(&other).unwrap_err().to_string();
+    assert!(
+        fault.contains("another platform root") && fault.contains("hint: "),
+        "{fault}"
+    );
+    assert_eq!(folder.roots().unwrap(), pinned);
+}

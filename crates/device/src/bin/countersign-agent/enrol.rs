@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use countersign_device::renewal::{self, PATIENCE};
+use countersign_device::renewal;
 use countersign_device::{
     DeviceKey, EnrolFault, Enrolment, EstServer, IdentityFault, KeyReuse, KeyStore, Proof, Secret,
 };
@@ -55,7 +55,7 @@ pub(crate) struct EnrolArguments {
     /// Replace an identity that is there, once the new one has connected
     #[arg(long)]
     pub(crate) again: bool,
-    /// Where the keys are made: `file`; a pkcs11: URI that names the first key in a token
+    /// Where the keys are made: `file`; encrypted:FILE or encrypted:credential:NAME, where the passphrase is; a pkcs11: URI that names the first key in a token
     /// (pkcs11:token=T;object=K?module-path=/PATH/MODULE.so&pin-source=/PATH/PIN); `tpm`, or tpm:ADDRESS such as
     /// tpm:device:/dev/tpmrm0 (countersign-agent-tpm); with +pcrs=sha256:0,2,4,7 behind it each key signs only while these PCRs
     /// are as they were when it was made [default: as before, else file]
@@ -64,18 +64,15 @@ pub(crate) struct EnrolArguments {
 }
 
 pub(crate) async fn enrol(agent: &Agent, arguments: EnrolArguments) -> Result<(), EnrolFault> {
-    let (host, port) = address(&arguments.server)?;
     let folder = &agent.folder;
     if let Some(path) = &arguments.platform_root {
-        pin_first(agent, path)?;
+        folder.pin_file(path)?;
     }
     let enrolment = Enrolment {
         server: EstServer {
-            host,
-            port,
             tenant: arguments.tenant.clone(),
             profile: arguments.profile.clone(),
-            patience: PATIENCE,
+            ..arguments.server.parse()?
         },
         proof: proof(&arguments)?,
         device: arguments.id,
@@ -135,38 +132,6 @@ pub(crate) async fn renew(agent: &Agent, same_key: bool, no_connect: bool) -> Re
         identity.profile.id, identity.facts.serial, identity.facts.not_after
     );
     Ok(())
-}
-
-fn address(text: &str) -> Result<(String, u16), EnrolFault> {
-    let wrong = || EnrolFault::Usage(format!("{text:?} is no HOST or HOST:PORT"));
-    // [::1]:8443, or ::1 alone.
-    if let Some(rest) = text.strip_prefix('[') {
-        let (host, after) = rest.split_once(']').ok_or_else(wrong)?;
-        let port = after.strip_prefix(':').map_or(Ok(8443), str::parse);
-        return Ok((host.to_owned(), port.map_err(|_| wrong())?));
-    }
-    match text.split_once(':') {
-        Some((host, port)) if !port.contains(':') => {
-            Ok((host.to_owned(), port.parse().map_err(|_| wrong())?))
-        }
-        _ if text.is_empty() => Err(wrong()),
-        _ => Ok((text.to_owned(), 8443)),
-    }
-}
-
-/// Puts the given root into the folder. One that is pinned already is not replaced: whoever can give another root would
-/// be the platform.
-fn pin_first(agent: &Agent, path: &Path) -> Result<(), EnrolFault> {
-    let given = certificates(path)?;
-    match agent.folder.roots() {
-        Ok(pinned) if given.iter().all(|root| pinned.contains(root)) => Ok(()),
-        Ok(_) => Err(EnrolFault::Usage(format!(
-            "{} has another platform root than {}; hint: remove platform-root.crt by hand if the platform is a new one",
-            agent.folder.path().display(),
-            path.display()
-        ))),
-        Err(_) => Ok(agent.folder.pin_first(&given)?),
-    }
 }
 
 fn proof(arguments: &EnrolArguments) -> Result<Proof, EnrolFault> {

@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_device::ending::{Ended, destroy as end};
 use countersign_device::line::{self, Handed};
-use countersign_device::{EnrolFault, IdentityFault};
+use countersign_device::{DeviceProfile, EnrolFault, IdentityFault, KeyStore};
 use countersign_identity::DeviceId;
 
 use super::enrol::{self, EnrolArguments, certificates, read, unusable};
@@ -37,10 +37,15 @@ pub(crate) async fn provision(agent: &Agent, arguments: EnrolArguments) -> Resul
     Ok(())
 }
 
-pub(crate) fn install(agent: &Agent, from: &Path) -> Result<(), EnrolFault> {
+pub(crate) fn install(agent: &Agent, from: &Path, key_store: Option<KeyStore>) -> Result<(), EnrolFault> {
     let path = from.join("device.json");
+    let mut profile: DeviceProfile =
+        serde_json::from_slice(&read(&path)?).map_err(|e| unusable(&path, &e))?;
+    if let Some(store) = key_store {
+        profile.key_store = store;
+    }
     let handed = Handed {
-        profile: serde_json::from_slice(&read(&path)?).map_err(|e| unusable(&path, &e))?,
+        profile,
         chain: certificates(&from.join("device.crt"))?,
         platform_roots: certificates(&from.join("platform-root.crt"))?,
     };

@@ -75,6 +75,9 @@ enum Command {
     Install {
         /// The folder with device.crt, platform-root.crt and device.json
         from: PathBuf,
+        /// Where the key is, and the next ones are made [default: where it is]
+        #[arg(long)]
+        key_store: Option<KeyStore>,
     },
     /// On the factory line: sign a station's challenge, and print the signature in base64
     Prove {
@@ -128,8 +131,8 @@ enum Command {
     Request {
         /// The device id
         id: DeviceId,
-        /// Where the key is made: `file`, a pkcs11: URI that names it, `tpm` or tpm:ADDRESS, if it is to be bound to PCRs with
-        /// +pcrs=sha256:0,2,4,7 behind it; device.json then needs the same `key_store`
+        /// Where the key is made: `file`, encrypted:PASSPHRASE-FILE, a pkcs11: URI that names it, `tpm` or tpm:ADDRESS, if it is
+        /// to be bound to PCRs with +pcrs=sha256:0,2,4,7 behind it; device.json then needs the same `key_store`
         #[arg(long, default_value = "file")]
         key_store: KeyStore,
     },
@@ -200,7 +203,7 @@ async fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
         Command::Enrol(arguments) => enrol::enrol(&agent, arguments).await,
         Command::Provision(arguments) => line::provision(&agent, arguments).await,
-        Command::Install { from } => line::install(&agent, &from),
+        Command::Install { from, key_store } => line::install(&agent, &from, key_store),
         Command::Prove { challenge } => line::prove(&agent, &challenge),
         Command::Destroy { confirm } => line::destroy(&agent, &confirm).await,
         Command::Renew { same_key, no_connect } => enrol::renew(&agent, same_key, no_connect).await,
