@@ -232,6 +232,10 @@ impl IdentityFolder {
                     ),
                 ));
             }
+            // It would never sign its request.
+            if left.is_of_another_state() {
+                self.disk.remove(&path).map_err(unwritable(&path))?;
+            }
         }
         self.key_at(&path, None, (store, None))
     }
@@ -338,10 +342,10 @@ impl IdentityFolder {
         let slot = self.slot(number);
         self.make_folder(&slot)?;
         self.sync(&self.path.join(SLOTS))?;
-        // Begun before: taken up again, unless that key is gone, or is not where it is to be now.
+        // Begun before: taken up again, unless that key is gone, is not where it is to be now, or would not sign.
         if let Ok(text) = read_private(&slot.join(KEY)) {
             let left = DeviceKey::read(&text, store).ok();
-            if !left.is_some_and(|key| store.is_of(&key) && key.is_there()) {
+            if !left.is_some_and(|key| store.is_of(&key) && key.is_there() && !key.is_of_another_state()) {
                 self.remove_slot(number)?;
                 self.make_folder(&slot)?;
                 self.sync(&self.path.join(SLOTS))?;

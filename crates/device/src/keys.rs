@@ -21,7 +21,7 @@ use countersign_identity::signed::{Signer, SigningFailed};
 use countersign_keystore_pkcs11::{TokenError, TokenKey, TokenUri};
 #[cfg(feature = "tpm")]
 use countersign_keystore_tpm::TpmKey;
-use countersign_keystore_tpm::{TpmAddress, TpmError, is_tpm_key};
+use countersign_keystore_tpm::{Pcrs, TpmAddress, TpmError, is_tpm_key, pcrs_of};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use rustls::sign::{CertifiedKey, SigningKey};
@@ -36,8 +36,10 @@ pub const TPM_CERTIFICATES: u32 = 0x0180_6373;
 /// After the URI of a key that we made ourselves: it is ours to destroy.
 const MADE_HERE: &str = "# made by countersign-agent, and destroyed when it is replaced";
 
-/// Where new keys are made. In `device.json` and on the command line: `file`, `encrypted:PASSPHRASE-SOURCE`, a PKCS#11 URI, `tpm` for the machine's, or
-/// `tpm:ADDRESS` for another.
+/// Where new keys are made. In `device.json` and on the command line: `file`, `encrypted:PASSPHRASE-SOURCE`, a PKCS#11 URI,
+/// `tpm` for the machine's, or `tpm:ADDRESS` for another; behind it `+pcrs=SELECTION` if the key is to sign only while these
+/// PCRs are as they were. (A `;` or `?` would mean something to a shell, and the former would leave the key unbound without a
+/// word.)
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum KeyStore {
@@ -49,7 +51,12 @@ pub enum KeyStore {
     /// In a token. The URI names the first key; the key of each renewal has the number of its slot after that name.
     Token(Box<TokenUri>),
     /// In a TPM. What the folder has of a key is of use to that very TPM alone.
-    Tpm(TpmAddress),
+    Tpm {
+        /// Which.
+        address: TpmAddress,
+        /// By which PCRs the state of the device is told in which a key signs; in all states, if by none.
+        pcrs: Option<Pcrs>,
+    },
 }
 
 /// Why a key cannot be made or used.
@@ -113,11 +120,12 @@ impl FromStr for KeyStore {
                 .map(Self::Encrypted)
                 .map_err(KeyStoreFault::Passphrase);
         }
-        match (text, text.strip_prefix("tpm:")) {
-            ("file", _) => Ok(Self::File),
-            ("tpm", _) => Ok(Self::Tpm(TpmAddress::default())),
-            (_, Some(address)) => Ok(Self::Tpm(address.parse()?)),
-            (uri, None) => {
+        if let Some(place) = tpm_place(text) {
+            return place;
+        }
+        match text {
+            "file" => Ok(Self::File),
+            uri => {
                 let uri: TokenUri = uri.parse()?;
                 // Else the first renewal would fail, months later.
                 if uri.object.is_none() {
@@ -127,6 +135,32 @@ impl FromStr for KeyStore {
             }
         }
     }
+}
+
+/// A TPM as key store, if the text names one.
+fn tpm_place(text: &str) -> Option<Result<KeyStore, KeyStoreFault>> {
+    let (place, binding) = match text.split_once('+') {
+        Some((place, binding)) => (place, Some(binding)),
+        None => (text, None),
+    };
+    let address = match place.strip_prefix("tpm:") {
+        Some(address) => address.parse(),
+        None if place == "tpm" => Ok(TpmAddress::default()),
+        None => return None,
+    };
+    let pcrs = |binding: &str| match binding.strip_prefix("pcrs=") {
+        Some(selection) => selection.parse(),
+        None => Err(TpmError::Pcrs(format!(
+            "{text:?}: what follows + begins not with pcrs="
+        ))),
+    };
+    let store = || {
+        Ok(KeyStore::Tpm {
+            address: address?,
+            pcrs: binding.map(pcrs).transpose()?,
+        })
+    };
+    Some(store().map_err(KeyStoreFault::Tpm))
 }
 
 impl TryFrom<String> for KeyStore {
@@ -149,7 +183,11 @@ impl fmt::Display for KeyStore {
             Self::File => f.write_str("file"),
             Self::Encrypted(source) => write!(f, "encrypted:{}", source.as_str()),
             Self::Token(uri) => write!(f, "{uri}"),
-            Self::Tpm(address) => write!(f, "tpm:{address}"),
+            Self::Tpm { address, pcrs: None } => write!(f, "tpm:{address}"),
+            Self::Tpm {
+                address,
+                pcrs: Some(pcrs),
+            } => write!(f, "tpm:{address}+pcrs={pcrs}"),
         }
     }
 }
@@ -175,7 +213,7 @@ impl KeyStore {
                 let token = |u: &TokenUri| (u.module.clone(), u.token.clone(), u.serial.clone(), u.slot);
                 token(store) == token(uri)
             }
-            (Self::Tpm(store), DeviceKey::Tpm { address, .. }) => store == address,
+            (Self::Tpm { .. }, DeviceKey::Tpm { .. }) => *self == key.store(),
             _ => false,
         }
     }
@@ -183,7 +221,7 @@ impl KeyStore {
     /// The TPM that a key file speaks of which names none.
     fn tpm(&self) -> TpmAddress {
         match self {
-            Self::Tpm(address) => address.clone(),
+            Self::Tpm { address, .. } => address.clone(),
             _ => TpmAddress::default(),
         }
     }
@@ -225,13 +263,13 @@ impl KeyStore {
                 Ok(Zeroizing::new(format!("{uri}\n{word}\n").into_bytes()))
             }
             #[cfg(feature = "tpm")]
-            Self::Tpm(address) => {
-                let file = TpmKey::generate(address)?.to_pem();
+            Self::Tpm { address, pcrs } => {
+                let file = TpmKey::generate_bound(address, *pcrs)?.to_pem();
                 // Who reads PEM skips what stands before it.
                 Ok(Zeroizing::new(format!("tpm:{address}\n{file}").into_bytes()))
             }
             #[cfg(not(feature = "tpm"))]
-            Self::Tpm(_) => Err(KeyStoreFault::NoTpm),
+            Self::Tpm { .. } => Err(KeyStoreFault::NoTpm),
         }
     }
 }
@@ -358,7 +396,10 @@ impl DeviceKey {
         match self {
             Self::Software(_) => "in a file".into(),
             Self::Token { uri, .. } => format!("{} in the token {}", uri.key_text(), uri.token_text()),
-            Self::Tpm { address, .. } => format!("in the TPM {address}"),
+            Self::Tpm { address, file } => match pcrs_of(file) {
+                None => format!("in the TPM {address}"),
+                Some(pcrs) => format!("in the TPM {address}, bound to its PCRs {pcrs}"),
+            },
         }
     }
 
@@ -367,7 +408,10 @@ impl DeviceKey {
         match self {
             Self::Software(_) => KeyStore::File,
             Self::Token { uri, .. } => KeyStore::Token(Box::new(uri.clone())),
-            Self::Tpm { address, .. } => KeyStore::Tpm(address.clone()),
+            Self::Tpm { address, file } => KeyStore::Tpm {
+                address: address.clone(),
+                pcrs: pcrs_of(file),
+            },
         }
     }
 
@@ -477,6 +521,16 @@ impl DeviceKey {
             Err(KeyStoreFault::Token(TokenError::NoKey { .. })
                 | KeyStoreFault::Tpm(TpmError::OtherTpm { .. }))
         )
+    }
+
+    /// Whether it is bound to a state that the device is not in. A token is not asked: it has no such keys, and may count who
+    /// asks.
+    pub(crate) fn is_of_another_state(&self) -> bool {
+        let opened = match self {
+            Self::Tpm { .. } => self.signer().err(),
+            Self::Software(_) | Self::Token { .. } => None,
+        };
+        matches!(opened, Some(KeyStoreFault::Tpm(TpmError::State { .. })))
     }
 
     /// Destroys it for good; whether it is gone once its key file is too. Not, if others made it in a token: it is theirs.
@@ -669,3 +723,6 @@ impl rustls::sign::Signer for TlsSigner {
         self.scheme
     }
 }
+
+#[cfg(test)]
+mod tests;

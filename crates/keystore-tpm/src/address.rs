@@ -74,6 +74,8 @@ impl FromStr for TpmAddress {
             ("device", Some(path)) if path.contains(char::is_control) => {
                 fault("there are control characters in the path of the device")
             }
+            // What follows a + says how keys are made there.
+            ("device", Some(path)) if path.contains('+') => fault("there is a + in the path of the device"),
             ("device", Some(path)) => Ok(Self(Place::Device(path.into()))),
             ("swtpm", rest) => match swtpm(rest.unwrap_or_default()) {
                 Ok(place) => Ok(Self(place)),
@@ -150,6 +152,7 @@ mod tests {
             ("device:", "no device"),
             ("device:tpm0", "absolute"),
             ("device:/dev/tpm\0", "control"),
+            ("device:/dev/tpmrm0+pcr=sha256:0", "a +"),
             ("swtpm:path=/run/x", "parts are"),
             ("swtpm:host=a,", "parts are"),
             ("swtpm:port=1,port=2", "twice"),

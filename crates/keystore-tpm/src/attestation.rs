@@ -95,6 +95,8 @@ impl Attestation {
                     parent: Parent::Owner,
                     public: made.out_public.marshall().map_err(failed)?,
                     private: made.out_private.value().to_vec(),
+                    policy: None,
+                    values: None,
                 },
             })
         })
@@ -166,7 +168,8 @@ impl Attestation {
     }
 
     /// Lets the attestation key say that another key is of the same TPM, and what its attributes are. `nonce` is the
-    /// platform's, of at most 64 bytes: it comes back in the signed statement (extraData).
+    /// platform's, of at most 64 bytes: it comes back in the signed statement (extraData). A key that is bound to PCRs is
+    /// certified in every state of the device.
     ///
     /// # Errors
     /// [`TpmError::OtherTpm`] if the key is of another TPM, [`TpmError::Unsupported`] if it has a password, or another

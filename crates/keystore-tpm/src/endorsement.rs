@@ -6,22 +6,16 @@ use std::ops::RangeInclusive;
 
 use tss_esapi::abstraction::ek::create_ek_public_from_default_template_2;
 use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, DefaultKey};
-use tss_esapi::attributes::SessionAttributesBuilder;
-use tss_esapi::constants::SessionType;
 use tss_esapi::constants::response_code::Tss2ResponseCodeKind as Kind;
-use tss_esapi::handles::{
-    AuthHandle, KeyHandle, ObjectHandle, PersistentTpmHandle, SessionHandle, TpmHandle,
-};
+use tss_esapi::handles::{AuthHandle, KeyHandle, ObjectHandle, PersistentTpmHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
-use tss_esapi::structures::{
-    Digest, DigestList, EccParameter, EccPoint, Nonce, Public, PublicKeyRsa, SymmetricDefinition,
-};
+use tss_esapi::structures::{Digest, DigestList, EccParameter, EccPoint, Nonce, Public, PublicKeyRsa};
 use tss_esapi::traits::{Marshall, UnMarshall};
-use tss_esapi::{Context, Error, WrapperErrorKind};
+use tss_esapi::{Context, Error};
 
 use crate::address::TpmAddress;
 use crate::encoding;
@@ -335,35 +329,13 @@ fn authorized<T>(
     work: impl FnOnce(&mut Context, AuthSession) -> Result<T, TpmError>,
 ) -> Result<T, TpmError> {
     let failed = |e: Error| refused(address, USE, e);
-    let started = tpm::patiently(|| {
-        context.execute_without_session(|c| {
-            c.start_auth_session(
-                None,
-                None,
-                None,
-                SessionType::Policy,
-                SymmetricDefinition::AES_128_CFB,
-                algorithm.name_hash(),
-            )
-        })
-    });
-    let Some(session) = started.map_err(failed)? else {
-        // For ESYS_TR_NONE only, which it does not answer with.
-        return Err(failed(Error::WrapperError(WrapperErrorKind::WrongValueFromTpm)));
-    };
-    let done = satisfied(context, algorithm, session)
-        .map_err(failed)
-        .and_then(|()| work(context, session));
-    let _ = context.flush_context(SessionHandle::from(session).into());
-    done
+    tpm::in_session(context, algorithm.name_hash(), failed, |context, session| {
+        satisfied(context, algorithm, session).map_err(failed)?;
+        work(context, session)
+    })
 }
 
 fn satisfied(context: &mut Context, algorithm: Algorithm, session: AuthSession) -> Result<(), Error> {
-    // Or else the TPM ends it by itself if it was of use, and only then: so that flushing is right on all ways.
-    let (attributes, mask) = SessionAttributesBuilder::new()
-        .with_continue_session(true)
-        .build();
-    context.tr_sess_set_attributes(session, attributes, mask)?;
     let policy = PolicySession::try_from(session)?;
     // With the empty password.
     tpm::patiently(|| {

@@ -1,6 +1,7 @@
 //! What can go wrong with a TPM, each with its cure.
 
 use crate::address::TpmAddress;
+use crate::pcrs::Pcrs;
 
 /// Why a TPM, or a key in it, cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -114,9 +115,37 @@ pub enum TpmError {
     File(String),
     /// The key is none that can be used here.
     #[error(
-        "the key in the TPM cannot be used: {0}; hint: an unrestricted signing key on P-256, without a password or a policy, directly under the owner hierarchy or a persistent key"
+        "the key in the TPM cannot be used: {0}; hint: an unrestricted signing key on P-256, without a password, and with no other policy than one of PCRs, directly under the owner hierarchy or a persistent key"
     )]
     Unsupported(String),
+    /// The text is no selection of PCRs.
+    #[error(
+        "not a selection of PCRs: {0}; hint: sha256:0,2,4,7 for example, as tpm2_pcrread takes it, of one bank"
+    )]
+    Pcrs(String),
+    /// The TPM keeps not all of these PCRs.
+    #[error(
+        "the TPM at {address} keeps not all PCRs of {pcrs}; hint: tpm2_getcap pcrs lists those that it keeps; sha256 is the bank that most have"
+    )]
+    NoPcrs {
+        /// The TPM.
+        address: TpmAddress,
+        /// What was asked for.
+        pcrs: Pcrs,
+    },
+    /// The device is in another state than the one that the key is bound to.
+    #[error(
+        "the key signs only in the state that the device was in when it was made, and in the TPM at {address} {} now; hint: after an update of what is measured there (firmware, its settings, boot loader) enrol again (countersign-agent-tpm enrol --again), which makes a key for the state as it is now; if nothing was updated, find out what was started in its place; in the old state the key signs again",
+        changed(*pcrs, differing.as_deref())
+    )]
+    State {
+        /// The TPM.
+        address: TpmAddress,
+        /// Which PCRs tell the state.
+        pcrs: Pcrs,
+        /// Which of them hold something else; `None` if it is not known what they held.
+        differing: Option<Vec<u8>>,
+    },
     /// The TPM failed.
     #[error("the TPM at {address} cannot {what}: {cause}; hint: {hint}")]
     Failed {
@@ -129,4 +158,17 @@ pub enum TpmError {
         /// The cure.
         hint: &'static str,
     },
+}
+
+/// Which PCRs are other ones, in words.
+fn changed(pcrs: Pcrs, differing: Option<&[u8]>) -> String {
+    let bank = pcrs.bank.name();
+    match differing {
+        None => format!("one of the PCRs {pcrs} is another one"),
+        Some([one]) => format!("the PCR {bank}:{one} is another one"),
+        Some(all) => {
+            let numbers: Vec<String> = all.iter().map(u8::to_string).collect();
+            format!("the PCRs {bank}:{} are other ones", numbers.join(","))
+        }
+    }
 }

@@ -22,7 +22,12 @@ use crate::address::TpmAddress;
 use crate::encoding;
 use crate::error::TpmError;
 use crate::key_file::{self, KeyFile, Parent};
-use crate::tpm;
+use crate::pcrs::{PcrPolicy, Pcrs};
+use crate::{state, tpm};
+
+/// How often a signature in a state is tried again because something was measured meanwhile. Each try takes a fraction of
+/// a second.
+const STATE_RETRIES: u8 = 8;
 
 /// What the TPM vouches for of how a private key is kept (TPM 2.0 part 2, section "TPMA_OBJECT").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +70,22 @@ impl TpmKey {
     /// # Errors
     /// [`TpmError`] with its cure: no TPM there, no permission, or the owner hierarchy has a password.
     pub fn generate(address: &TpmAddress) -> Result<Self, TpmError> {
+        Self::generate_bound(address, None)
+    }
+
+    /// The same, bound to the values that these PCRs have now: it signs while they have them, and not otherwise. It is
+    /// certified by an attestation key in every state.
+    ///
+    /// # Errors
+    /// As for [`TpmKey::generate`], and [`TpmError::NoPcrs`] if the TPM keeps not all of these PCRs.
+    pub fn generate_bound(address: &TpmAddress, pcrs: Option<Pcrs>) -> Result<Self, TpmError> {
         let failed = |e: Error| tpm::failed(address, "make a key", e);
-        let template = tpm::key_template().map_err(failed)?;
         tpm::with(address, |context| {
+            let values = pcrs.map(|pcrs| state::read(context, address, pcrs)).transpose()?;
+            let policy = pcrs
+                .zip(values.as_ref())
+                .map(|(pcrs, values)| PcrPolicy::new(pcrs, values));
+            let template = tpm::key_template(policy.as_ref()).map_err(failed)?;
             let made = tpm::under(context, address, Parent::Owner, |context, parent| {
                 tpm::patiently(|| context.create(parent, template.clone(), None, None, None, None))
                     .map_err(failed)
@@ -76,6 +94,8 @@ impl TpmKey {
                 parent: Parent::Owner,
                 public: made.out_public.marshall().map_err(failed)?,
                 private: made.out_private.value().to_vec(),
+                policy,
+                values,
             };
             // What cannot be loaded or used is better known now than with the first signature.
             Self::loaded(context, address, file)
@@ -83,10 +103,12 @@ impl TpmKey {
     }
 
     /// Opens a key by its file: of [`TpmKey::to_pem`], or of tpm2-openssl or an OpenSSL engine, under the owner
-    /// hierarchy or a persistent key. The key is loaded once, to see that it is of this TPM.
+    /// hierarchy or a persistent key. The key is loaded once, to see that it is of this TPM, and if it is bound to PCRs they
+    /// are read.
     ///
     /// # Errors
-    /// [`TpmError::OtherTpm`] if it is of another TPM, [`TpmError::File`] if the text is no such file,
+    /// [`TpmError::OtherTpm`] if it is of another TPM, [`TpmError::State`] if the device is in another state than the one that
+    /// it is bound to, [`TpmError::File`] if the text is no such file,
     /// [`TpmError::Unsupported`] if it is a key that cannot be used here, or another [`TpmError`] with its cure.
     pub fn open(address: &TpmAddress, pem: &str) -> Result<Self, TpmError> {
         let file = KeyFile::parse(pem)?;
@@ -96,7 +118,7 @@ impl TpmKey {
         if public.marshall().map_err(tpm::unreadable)? != file.public {
             return Err(TpmError::File("its public part is longer than it says".into()));
         }
-        usable(&public)?;
+        usable(&public, file.policy.as_ref())?;
         tpm::with(address, |context| Self::loaded(context, address, file))
     }
 
@@ -124,12 +146,14 @@ impl TpmKey {
 
     fn loaded(context: &mut Context, address: &TpmAddress, file: KeyFile) -> Result<Self, TpmError> {
         let public = Public::unmarshall(&file.public).map_err(tpm::unreadable)?;
-        let info = usable(&public)?;
+        let info = usable(&public, file.policy.as_ref())?;
         // The TPM checks the public part against the private one, so `info` is what it will sign for.
         let handle = tpm::load(context, address, &file)?;
         context
             .flush_context(handle.into())
             .map_err(|e| tpm::failed(address, "unload the key", e))?;
+        // After it: a key of another TPM is first of all that.
+        state::check(context, address, &file)?;
         let attributes = public.object_attributes();
         Ok(Self {
             address: address.clone(),
@@ -145,6 +169,11 @@ impl TpmKey {
         })
     }
 
+    /// The PCRs that it is bound to, if it is bound to any.
+    pub fn pcrs(&self) -> Option<Pcrs> {
+        self.file.policy.as_ref().map(|policy| policy.pcrs)
+    }
+
     /// TPMT_PUBLIC.
     pub(crate) fn public(&self) -> &[u8] {
         &self.file.public
@@ -157,9 +186,12 @@ impl TpmKey {
             hash_scheme: HashScheme::new(HashingAlgorithm::Sha256),
         };
         let signed = tpm::with(&self.address, |context| {
-            self.used(context, &self.address, "sign", |context, handle| {
-                context.sign(handle, hash.clone(), scheme, no_ticket()?)
-            })
+            let sign =
+                |context: &mut Context, handle| context.sign(handle, hash.clone(), scheme, no_ticket()?);
+            match &self.file.policy {
+                None => self.used(context, &self.address, "sign", sign),
+                Some(policy) => self.used_in_its_state(context, policy, "sign", sign),
+            }
         })?;
         let parts = match &signed {
             Signature::EcDsa(parts) => {
@@ -181,26 +213,81 @@ impl TpmKey {
         context: &mut Context,
         address: &TpmAddress,
         what: &'static str,
+        command: impl FnMut(&mut Context, KeyHandle) -> Result<T, Error>,
+    ) -> Result<T, TpmError> {
+        self.tried(context, address, command)?
+            .map_err(|e| self.refused(address, what, e))
+    }
+
+    /// The same, in a session that lets it be used while the device is in the state that it is bound to.
+    fn used_in_its_state<T>(
+        &self,
+        context: &mut Context,
+        policy: &PcrPolicy,
+        what: &'static str,
         mut command: impl FnMut(&mut Context, KeyHandle) -> Result<T, Error>,
     ) -> Result<T, TpmError> {
-        let password =
-            || TpmError::Unsupported("it has a password, though its file says that it has none".into());
+        let mut again = 0..STATE_RETRIES;
+        loop {
+            state::check(context, &self.address, &self.file)?;
+            let done = self.tried(context, &self.address, |context, handle| {
+                tpm::in_session(
+                    context,
+                    HashingAlgorithm::Sha256,
+                    |e| e,
+                    |context, session| {
+                        state::satisfy(context, session, policy)?;
+                        context.execute_with_sessions((Some(session), None, None), |context| {
+                            command(context, handle)
+                        })
+                    },
+                )
+            })?;
+            match done {
+                Err(e) if is_race(e) && again.next().is_some() => {}
+                done => return done.map_err(|e| self.refused(&self.address, what, e)),
+            }
+        }
+    }
+
+    /// What the TPM answers to a command with the key.
+    fn tried<T>(
+        &self,
+        context: &mut Context,
+        address: &TpmAddress,
+        mut command: impl FnMut(&mut Context, KeyHandle) -> Result<T, Error>,
+    ) -> Result<Result<T, Error>, TpmError> {
         // In this turn and not before it, or else threads that wait for it would each try.
         if self.password_wanted.load(Ordering::Relaxed) {
-            return Err(password());
+            return Err(hidden_password());
         }
         let handle = tpm::load(context, address, &self.file)?;
         let done = tpm::patiently(|| command(context, handle));
         // A failure here is the next turn's trouble, not this command's; it is tried once more at the end.
         let _ = context.flush_context(handle.into());
-        done.map_err(|e| match tpm::kind(e) {
+        Ok(done)
+    }
+
+    fn refused(&self, address: &TpmAddress, what: &'static str, error: Error) -> TpmError {
+        match tpm::kind(error) {
             Some(Kind::AuthFail | Kind::BadAuth) => {
                 self.password_wanted.store(true, Ordering::Relaxed);
-                password()
+                hidden_password()
             }
-            _ => tpm::failed(address, what, e),
-        })
+            _ => tpm::failed(address, what, error),
+        }
     }
+}
+
+fn hidden_password() -> TpmError {
+    TpmError::Unsupported("it has a password, though its file says that it has none".into())
+}
+
+/// Whether something was measured between the look at the PCRs and the signature: into one of them (TPM_RC_VALUE, of
+/// TPM2_PolicyPCR), or into any (TPM_RC_PCR_CHANGED; TPM 2.0 part 3, section "TPM2_PolicyPCR"). In a system that measures
+/// what it starts (IMA, into PCR 10) that may be at any time.
+fn is_race(error: Error) -> bool {
+    matches!(tpm::kind(error), Some(Kind::Value | Kind::PcrChanged))
 }
 
 /// The NULL ticket: an unrestricted key signs hashes that were made outside of the TPM (TPM 2.0 part 3, section
@@ -214,13 +301,14 @@ fn no_ticket() -> Result<HashcheckTicket, Error> {
 }
 
 /// The public half, if the key can be used here.
-fn usable(public: &Public) -> Result<SubjectPublicKeyInfoOwned, TpmError> {
+fn usable(public: &Public, policy: Option<&PcrPolicy>) -> Result<SubjectPublicKeyInfoOwned, TpmError> {
     let refused = |what: &str| Err(TpmError::Unsupported(what.into()));
     let Public::Ecc {
         object_attributes,
+        name_hashing_algorithm,
+        auth_policy,
         parameters,
         unique,
-        ..
     } = public
     else {
         return refused("it is no elliptic-curve key");
@@ -234,8 +322,17 @@ fn usable(public: &Public) -> Result<SubjectPublicKeyInfoOwned, TpmError> {
     if object_attributes.restricted() {
         return refused("it is restricted: it signs only what the TPM says itself");
     }
-    if !object_attributes.user_with_auth() {
-        return refused("it has a policy");
+    match (policy, object_attributes.user_with_auth()) {
+        (None, true) => {}
+        (None, false) => return refused("it has a policy that its file does not tell"),
+        (Some(_), true) => return refused("its policy binds it to nothing: it signs without (userWithAuth)"),
+        (Some(policy), false) => {
+            if *name_hashing_algorithm != HashingAlgorithm::Sha256
+                || auth_policy.value() != policy.auth_policy()
+            {
+                return refused("its policy is another one than its file tells");
+            }
+        }
     }
     match parameters.ecc_scheme() {
         EccScheme::Null => {}

@@ -13,7 +13,14 @@
 //!   parent       INTEGER,                                       -- 0x40000001, or a persistent handle
 //!   pubkey       OCTET STRING,                                  -- TPM2B_PUBLIC
 //!   privkey      OCTET STRING }                                 -- TPM2B_PRIVATE: sealed by the parent
+//!
+//! TPMPolicy ::= SEQUENCE {
+//!   commandCode   [0] EXPLICIT INTEGER,                         -- TPM_CC_PolicyPCR: the only one that is used here
+//!   commandPolicy [1] EXPLICIT OCTET STRING }                   -- its parameters: TPM2B_DIGEST, TPML_PCR_SELECTION
 //! ```
+//!
+//! Before the key of a policy there are lines with the values of the PCRs, such as `sha256:7=` and 64 digits; who reads PEM
+//! passes them over (RFC 7468 section 2).
 //!
 //! The private part is encrypted and authenticated by the parent, which is in the TPM (TPM 2.0 part 1, section
 //! "Protected Storage"). So the file is no secret: without that very TPM it is of no use.
@@ -24,6 +31,7 @@ use der::pem::LineEnding;
 use der::{AnyRef, Decode, Encode, Sequence, Tag, Tagged};
 
 use crate::error::TpmError;
+use crate::pcrs::{POLICY_PCR, PcrPolicy, Pcrs, Values};
 
 const LABEL: &str = "TSS2 PRIVATE KEY";
 const BEGIN: &str = "-----BEGIN TSS2 PRIVATE KEY-----";
@@ -47,6 +55,13 @@ const OWNER: u32 = 0x4000_0001;
 /// It needs no TPM, and is there without the feature `tpm` too.
 pub fn is_tpm_key(pem: &str) -> bool {
     pem.lines().any(|line| line.trim_end() == BEGIN)
+}
+
+/// The PCRs that the key of such a file is bound to; `None` if it is bound to none, or the file cannot be read.
+///
+/// It needs no TPM, and is there without the feature `tpm` too.
+pub fn pcrs_of(pem: &str) -> Option<Pcrs> {
+    Some(KeyFile::parse(pem).ok()?.policy?.pcrs)
 }
 
 /// Under which key of the TPM a key is stored.
@@ -75,6 +90,18 @@ pub(crate) struct KeyFile {
     pub(crate) public: Vec<u8>,
     /// The contents of a TPM2B_PRIVATE.
     pub(crate) private: Vec<u8>,
+    /// What the key is bound to.
+    pub(crate) policy: Option<PcrPolicy>,
+    /// What the PCRs of the policy held when the key was made, if it is known.
+    pub(crate) values: Option<Values>,
+}
+
+#[derive(Sequence)]
+struct TpmPolicyDer<'a> {
+    #[asn1(context_specific = "0", tag_mode = "EXPLICIT")]
+    command: u32,
+    #[asn1(context_specific = "1", tag_mode = "EXPLICIT")]
+    parameters: &'a OctetStringRef,
 }
 
 #[derive(Sequence)]
@@ -129,6 +156,21 @@ fn with_size(bytes: &[u8], name: &str) -> Result<Vec<u8>, TpmError> {
     Ok([&size.to_be_bytes(), bytes].concat())
 }
 
+/// The one command that a policy may have here.
+fn policy(statements: AnyRef<'_>) -> Result<PcrPolicy, TpmError> {
+    let statements: Vec<TpmPolicyDer<'_>> = statements.decode_as().map_err(malformed)?;
+    let of_pcrs = match statements.as_slice() {
+        [one] if one.command == POLICY_PCR => PcrPolicy::from_command(one.parameters.as_bytes()),
+        _ => None,
+    };
+    of_pcrs.ok_or_else(|| {
+        TpmError::Unsupported(
+            "its policy is not one TPM2_PolicyPCR with a digest of SHA-256 and one bank of 24 PCRs: sha256, sha384 or sha512"
+                .into(),
+        )
+    })
+}
+
 impl KeyFile {
     /// Reads a file. Text before and after it is passed over.
     ///
@@ -154,9 +196,10 @@ impl KeyFile {
             SEALED => return refused("it is data that was sealed, no key"),
             other => return Err(malformed(format!("{other} is no type of a TPM key"))),
         }
-        if read.policy.is_some() || read.auth_policy.is_some() {
-            return refused("it has a policy");
+        if read.auth_policy.is_some() {
+            return refused("it has a policy that others may sign");
         }
+        let policy = read.policy.map(policy).transpose()?;
         if read.secret.is_some() {
             return refused("it was made outside of the TPM (it has a secret for import)");
         }
@@ -176,6 +219,8 @@ impl KeyFile {
             parent,
             public: sized(read.pubkey.as_bytes(), "public part")?,
             private: sized(read.privkey.as_bytes(), "private part")?,
+            values: policy.as_ref().and_then(|policy| policy.values_in(&pem[..begin])),
+            policy,
         })
     }
 
@@ -186,10 +231,22 @@ impl KeyFile {
     pub(crate) fn to_pem(&self) -> Result<String, TpmError> {
         let public = with_size(&self.public, "public part")?;
         let private = with_size(&self.private, "private part")?;
+        let command = self.policy.as_ref().map(PcrPolicy::command);
+        let policy = match &command {
+            Some(parameters) => vec![TpmPolicyDer {
+                command: POLICY_PCR,
+                parameters: OctetStringRef::new(parameters).map_err(malformed)?,
+            }],
+            None => Vec::new(),
+        };
+        let policy = policy.to_der().map_err(malformed)?;
         let written = TpmKeyDer {
             kind: LOADABLE,
             empty_auth: Some(AnyRef::new(Tag::Boolean, &[0xff]).map_err(malformed)?),
-            policy: None,
+            policy: match &command {
+                Some(_) => Some(AnyRef::from_der(&policy).map_err(malformed)?),
+                None => None,
+            },
             secret: None,
             auth_policy: None,
             description: None,
@@ -199,7 +256,11 @@ impl KeyFile {
             privkey: OctetStringRef::new(&private).map_err(malformed)?,
         };
         let der = written.to_der().map_err(malformed)?;
-        der::pem::encode_string(LABEL, LineEnding::LF, &der).map_err(malformed)
+        let pem = der::pem::encode_string(LABEL, LineEnding::LF, &der).map_err(malformed)?;
+        Ok(match (&self.policy, &self.values) {
+            (Some(policy), Some(values)) => policy.lines(values) + &pem,
+            _ => pem,
+        })
     }
 }
 

@@ -13,25 +13,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tss_esapi::attributes::ObjectAttributesBuilder;
-use tss_esapi::constants::CapabilityType;
+use tss_esapi::attributes::{ObjectAttributesBuilder, SessionAttributesBuilder};
 use tss_esapi::constants::response_code::{Tss2ResponseCode, Tss2ResponseCodeKind as Kind};
-use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, TpmHandle};
+use tss_esapi::constants::{CapabilityType, SessionType};
+use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, SessionHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    CapabilityData, EccPoint, EccScheme, KeyDerivationFunctionScheme, Private, Public, PublicBuilder,
-    PublicEccParameters, SymmetricDefinitionObject,
+    CapabilityData, Digest, EccPoint, EccScheme, KeyDerivationFunctionScheme, Private, Public, PublicBuilder,
+    PublicEccParameters, SymmetricDefinition, SymmetricDefinitionObject,
 };
 use tss_esapi::tcti_ldr::TctiNameConf;
 use tss_esapi::traits::UnMarshall;
-use tss_esapi::{Context, Error};
+use tss_esapi::{Context, Error, WrapperErrorKind};
 
 use crate::address::{Place, TpmAddress};
 use crate::error::TpmError;
 use crate::key_file::{KeyFile, Parent};
+use crate::pcrs::PcrPolicy;
 
 /// Who has the turn at each TPM. It grows by one for each address that the process ever used.
 static TURNS: Mutex<BTreeMap<TpmAddress, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
@@ -178,6 +179,41 @@ pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Error>) -> Res
     attempt()
 }
 
+/// Gives a policy session to some work, and flushes it after it. What its policy wants to hear is for the work to tell.
+pub(crate) fn in_session<T, E>(
+    context: &mut Context,
+    hash: HashingAlgorithm,
+    failed: impl Fn(Error) -> E,
+    work: impl FnOnce(&mut Context, AuthSession) -> Result<T, E>,
+) -> Result<T, E> {
+    let started = patiently(|| {
+        context.execute_without_session(|c| {
+            c.start_auth_session(
+                None,
+                None,
+                None,
+                SessionType::Policy,
+                SymmetricDefinition::AES_128_CFB,
+                hash,
+            )
+        })
+    });
+    let Some(session) = started.map_err(&failed)? else {
+        // For ESYS_TR_NONE only, which it does not answer with.
+        return Err(failed(Error::WrapperError(WrapperErrorKind::WrongValueFromTpm)));
+    };
+    // Or else the TPM ends it by itself if it was of use, and only then: so that flushing is right on all ways.
+    let (attributes, mask) = SessionAttributesBuilder::new()
+        .with_continue_session(true)
+        .build();
+    let done = context
+        .tr_sess_set_attributes(session, attributes, mask)
+        .map_err(&failed)
+        .and_then(|()| work(context, session));
+    let _ = context.flush_context(SessionHandle::from(session).into());
+    done
+}
+
 /// Which of these numbers the TPM keeps something at: NV indices or persistent keys, by the numbers.
 pub(crate) fn handles(
     context: &mut Context,
@@ -235,20 +271,25 @@ fn primary_template() -> Result<Public, Error> {
 }
 
 /// The template of a key that signs. Its scheme is left open (null) and named with each signature, as tpm2-openssl does.
-pub(crate) fn key_template() -> Result<Public, Error> {
+///
+/// With a policy, nothing else lets it sign. That it may be certified (the role ADMIN, without adminWithPolicy) needs no more
+/// than the empty password still: the TPM's word of a key is no use of it.
+pub(crate) fn key_template(policy: Option<&PcrPolicy>) -> Result<Public, Error> {
     let attributes = ObjectAttributesBuilder::new()
         .with_fixed_tpm(true)
         .with_fixed_parent(true)
         .with_sensitive_data_origin(true)
-        .with_user_with_auth(true)
+        .with_user_with_auth(policy.is_none())
         // A device is unattended: nobody would unlock it after somebody tried passwords.
         .with_no_da(true)
         .with_sign_encrypt(true)
         .build()?;
+    let auth_policy = policy.map(|policy| Digest::try_from(policy.auth_policy().as_slice()));
     PublicBuilder::new()
         .with_public_algorithm(PublicAlgorithm::Ecc)
         .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
         .with_object_attributes(attributes)
+        .with_auth_policy(auth_policy.transpose()?.unwrap_or_default())
         .with_ecc_parameters(PublicEccParameters::new(
             SymmetricDefinitionObject::Null,
             EccScheme::Null,

@@ -3,14 +3,13 @@
 #![cfg(feature = "tpm")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
-use std::path::PathBuf;
-use std::process::{Command, Output};
+mod common;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+use common::Swtpm;
 use countersign_identity::signed::Signer;
-use countersign_keystore_tpm::{Attestation, Certified, TpmAddress, TpmError, TpmKey};
-use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+use countersign_keystore_tpm::{Attestation, Certified, TpmError, TpmKey};
 use tss_esapi::structures::{Attest, AttestInfo, Public, Signature};
 use tss_esapi::traits::UnMarshall;
 
@@ -18,130 +17,52 @@ const RSA: &str = "0x1c00002";
 const P256: &str = "0x1c0000a";
 const P384: &str = "0x1c00016";
 
-/// One test at a time, with as many TPMs as it likes. libtss2 does not close its connection in programs that are started
-/// meanwhile (FD_CLOEXEC), and a swtpm serves one connection at a time: it would wait for a program of another test.
-static ALONE: ReentrantMutex<()> = ReentrantMutex::new(());
-
-/// A TPM in software, and other programs that use it.
-struct Swtpm(
-    countersign_testkit::swtpm::Swtpm,
-    // Let go when the TPM is gone.
-    #[allow(dead_code)] ReentrantMutexGuard<'static, ()>,
-);
-
+/// What a manufacturer does.
 impl Swtpm {
-    fn start() -> Self {
-        let alone = ALONE.lock();
-        Self(countersign_testkit::swtpm::Swtpm::start(), alone)
-    }
-
-    /// As it comes from the factory: EKs of RSA-2048 and P-384, kept at 0x81010001 and 0x81010016, and their certificates,
-    /// by a CA of its own.
-    fn manufactured() -> Self {
-        let alone = ALONE.lock();
-        Self(countersign_testkit::swtpm::Swtpm::manufactured(&[]), alone)
-    }
-
-    fn address(&self) -> TpmAddress {
-        self.tcti().parse().unwrap()
-    }
-
-    fn tcti(&self) -> String {
-        self.0.address()
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.folder().join(name)
-    }
-
-    /// Another program, in this TPM's folder and with this TPM.
-    fn try_run(&self, program: &str, arguments: &[&str]) -> Output {
-        Command::new(program)
-            .args(arguments)
-            .current_dir(self.0.folder())
-            .env("TPM2TOOLS_TCTI", self.tcti())
-            .output()
-            .unwrap_or_else(|e| panic!("{program}: {e}; apt-get install openssl tpm2-tools swtpm-tools"))
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> String {
-        let output = self.try_run(program, arguments);
-        assert!(
-            output.status.success(),
-            "{program} {arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// The arguments in one text.
-    fn do_(&self, program: &str, arguments: &str) -> String {
-        self.run(program, &arguments.split(' ').collect::<Vec<_>>())
-    }
-
-    fn bytes(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.path(name)).unwrap()
-    }
-
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
-        std::fs::write(self.path(name), text).unwrap();
-    }
-
-    /// What is loaded is none.
-    fn holds_nothing(&self) {
-        for what in [
-            "handles-transient",
-            "handles-loaded-session",
-            "handles-saved-session",
-        ] {
-            assert_eq!(self.run("tpm2_getcap", &[what]), "", "{what}");
-        }
-    }
-
     /// Takes the EK away that it keeps, so that it is derived.
     fn keep_no_keys(&self) {
-        for line in self.do_("tpm2_getcap", "handles-persistent").lines() {
+        for line in self.run_line("tpm2_getcap", "handles-persistent").lines() {
             let number = line.trim_start_matches("- ");
-            self.do_("tpm2_evictcontrol", &format!("-C o -c {number}"));
+            self.run_line("tpm2_evictcontrol", &format!("-C o -c {number}"));
         }
     }
 
     fn remove(&self, index: &str) {
-        self.do_("tpm2_nvundefine", &format!("-C p {index}"));
+        self.run_line("tpm2_nvundefine", &format!("-C p {index}"));
     }
 
     /// Keeps something, as a manufacturer does: everybody may read it.
     fn keep(&self, index: &str, bytes: &[u8], attributes: &str) {
         self.write("content", bytes);
-        self.do_(
+        self.run_line(
             "tpm2_nvdefine",
             &format!("-C p -s {} -a {attributes} {index}", bytes.len()),
         );
-        self.do_("tpm2_nvwrite", &format!("-C p -i content {index}"));
+        self.run_line("tpm2_nvwrite", &format!("-C p -i content {index}"));
     }
 
     /// A certificate for a public key in PEM, by some CA.
     fn certificate(&self, public: &str) -> Vec<u8> {
-        self.do_(
+        self.run_line(
             "openssl",
             "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=ca",
         );
-        self.do_(
+        self.run_line(
             "openssl",
             "req -new -newkey rsa:2048 -nodes -keyout any.key -subj /CN=ek -out any.csr",
         );
-        self.do_(
+        self.run_line(
             "openssl",
             &format!(
                 "x509 -req -in any.csr -CA ca.pem -CAkey ca.key -set_serial 1 -force_pubkey {public} -outform der -out ek.der"
             ),
         );
-        self.bytes("ek.der")
+        self.read("ek.der")
     }
 
     /// A P-256 EK by the standard template: its public key in PEM.
     fn p256_endorsement(&self) -> &'static str {
-        self.do_("tpm2_createek", "-c ek.ctx -G ecc -u ek.pem -f pem");
+        self.run_line("tpm2_createek", "-c ek.ctx -G ecc -u ek.pem -f pem");
         self.run("tpm2_flushcontext", &["-t"]);
         "ek.pem"
     }
@@ -173,13 +94,13 @@ fn challenge(platform: &Swtpm, attestation: &Attestation, secret: &[u8]) -> (Vec
     platform.write("ek.pub", sized(attestation.endorsement_public()));
     platform.write("secret", secret);
     let name = hex(&name(attestation.attestation_public()));
-    platform.do_(
+    platform.run_line(
         "tpm2_makecredential",
         &format!("-u ek.pub -s secret -n {name} -o challenge"),
     );
     platform.run("tpm2_flushcontext", &["-t"]);
     // After a magic number and a version.
-    let file = platform.bytes("challenge");
+    let file = platform.read("challenge");
     let take = |at: usize| {
         let size = usize::from(u16::from_be_bytes([file[at], file[at + 1]]));
         file[at + 2..at + 2 + size].to_vec()
@@ -278,8 +199,8 @@ fn a_tpm_as_it_comes_from_the_factory_attests_by_its_rsa_key() {
     };
     // OpenSSL and the CA have their say.
     tpm.write("ek.der", certificate);
-    tpm.do_("openssl", "x509 -inform der -in ek.der -out ek.pem");
-    let told = tpm.do_(
+    tpm.run_line("openssl", "x509 -inform der -in ek.der -out ek.pem");
+    let told = tpm.run_line(
         "openssl",
         "verify -partial_chain -ignore_critical -trusted ca/issuercert.pem ek.pem",
     );
@@ -300,16 +221,16 @@ fn a_key_that_the_tpm_keeps_is_the_one_that_it_derives() {
 fn a_key_that_the_tpm_keeps_is_used() {
     let tpm = Swtpm::manufactured();
     // With a password of the endorsement hierarchy nothing is derived.
-    tpm.do_("tpm2_changeauth", "-c e abc");
+    tpm.run_line("tpm2_changeauth", "-c e abc");
     let kept = Attestation::begin(&tpm.address()).unwrap();
     assert_eq!(kept.endorsement_certificates().len(), 1);
     // Nor is the policy of the key satisfied.
     let (credential, secret) = challenge(&Swtpm::start(), &kept, b"secret");
     let (error, message) = fault(kept.activate(&credential, &secret));
     assert!(matches!(error, TpmError::EndorsementPassword { .. }), "{message}");
-    tpm.do_("tpm2_changeauth", "-c e -p abc");
+    tpm.run_line("tpm2_changeauth", "-c e -p abc");
     assert_eq!(kept.activate(&credential, &secret).unwrap(), b"secret");
-    tpm.do_("tpm2_changeauth", "-c e abc");
+    tpm.run_line("tpm2_changeauth", "-c e abc");
     tpm.keep_no_keys();
     let (error, message) = fault(Attestation::begin(&tpm.address()));
     assert!(matches!(error, TpmError::EndorsementPassword { .. }), "{message}");
@@ -321,18 +242,18 @@ fn another_key_that_the_tpm_keeps_is_passed_by() {
     let tpm = Swtpm::manufactured();
     tpm.keep_no_keys();
     // Neither one by another template, nor one by this template but of another hierarchy, which has no certificate.
-    tpm.do_("tpm2_createprimary", "-C e -G rsa2048 -c other.ctx");
-    tpm.do_("tpm2_evictcontrol", "-C o -c other.ctx 0x81010001");
+    tpm.run_line("tpm2_createprimary", "-C e -G rsa2048 -c other.ctx");
+    tpm.run_line("tpm2_evictcontrol", "-C o -c other.ctx 0x81010001");
     tpm.run("tpm2_flushcontext", &["-t"]);
-    tpm.do_("tpm2_startauthsession", "-S session.ctx");
-    tpm.do_("tpm2_policysecret", "-S session.ctx -c e -L policy");
-    tpm.do_("tpm2_flushcontext", "session.ctx");
-    tpm.do_(
+    tpm.run_line("tpm2_startauthsession", "-S session.ctx");
+    tpm.run_line("tpm2_policysecret", "-S session.ctx -c e -L policy");
+    tpm.run_line("tpm2_flushcontext", "session.ctx");
+    tpm.run_line(
         "tpm2_createprimary",
         "-C o -G rsa2048:null:aes128cfb -L policy -c owner.ctx \
          -a fixedtpm|fixedparent|sensitivedataorigin|adminwithpolicy|restricted|decrypt",
     );
-    tpm.do_("tpm2_evictcontrol", "-C o -c owner.ctx 0x81010002");
+    tpm.run_line("tpm2_evictcontrol", "-C o -c owner.ctx 0x81010002");
     tpm.run("tpm2_flushcontext", &["-t"]);
     let attestation = round(&tpm);
     assert_eq!(attestation.endorsement_certificates().len(), 1);
@@ -350,17 +271,17 @@ fn a_tpm_with_a_p384_key_attests() {
     assert_eq!(kept.endorsement_public(), derived.endorsement_public());
     // A lockout hits keys without noDA when they are used by their password, which this one could be.
     let (credential, secret) = challenge(&Swtpm::start(), &derived, b"secret");
-    tpm.do_(
+    tpm.run_line(
         "tpm2_dictionarylockout",
         "-s --max-tries=1 --recovery-time=1000 --lockout-recovery-time=1000",
     );
-    tpm.do_("tpm2_createprimary", "-C o -p abc -c locked.ctx");
+    tpm.run_line("tpm2_createprimary", "-C o -p abc -c locked.ctx");
     for _ in 0..2 {
         let wrong = ["-C", "locked.ctx", "-P", "wrong", "-u", "u", "-r", "r"];
         assert!(!tpm.try_run("tpm2_create", &wrong).status.success());
         tpm.run("tpm2_flushcontext", &["-t"]);
     }
-    let told = tpm.do_("tpm2_getcap", "properties-variable");
+    let told = tpm.run_line("tpm2_getcap", "properties-variable");
     assert!(told.contains("inLockout:                 1"), "{told}");
     assert_eq!(derived.activate(&credential, &secret).unwrap(), b"secret");
 }
@@ -382,8 +303,8 @@ fn a_tpm_with_a_p256_key_attests() {
     // Kept where most programs keep it; and an index that the owner only may read.
     tpm.remove(P256);
     tpm.keep(P256, &bare, "ppwrite|ppread|ownerread|no_da|platformcreate");
-    tpm.do_("tpm2_createek", "-c 0x81010002 -G ecc -u ek.pem -f pem");
-    tpm.do_("tpm2_changeauth", "-c e abc");
+    tpm.run_line("tpm2_createek", "-c 0x81010002 -G ecc -u ek.pem -f pem");
+    tpm.run_line("tpm2_changeauth", "-c e abc");
     let attestation = Attestation::begin(&tpm.address()).unwrap();
     assert_eq!(attestation.endorsement_certificates(), [bare]);
     tpm.holds_nothing();
@@ -415,14 +336,14 @@ fn a_key_by_the_manufacturers_own_template_attests() {
         tpm.keep(nonce_at, nonce, READ_BY_ALL);
         tpm.write("unique", unique);
         tpm.write("policy", &unhex(policy)[2..]);
-        tpm.do_(
+        tpm.run_line(
             "tpm2_createprimary",
             &format!(
                 "-C e -G {kind}:aes128cfb -L policy -u unique -c ek.ctx \
                  -a fixedtpm|fixedparent|sensitivedataorigin|userwithauth|adminwithpolicy|restricted|decrypt"
             ),
         );
-        tpm.do_("tpm2_readpublic", "-c ek.ctx -f pem -o ek.pem");
+        tpm.run_line("tpm2_readpublic", "-c ek.ctx -f pem -o ek.pem");
         tpm.run("tpm2_flushcontext", &["-t"]);
         let der = tpm.certificate("ek.pem");
         // Without the certificate nobody says that this is its template.
@@ -441,13 +362,13 @@ fn a_tpm_without_certificates_attests_by_its_rsa_key() {
     assert!(attestation.endorsement_certificates().is_empty());
     assert_eq!(type_of(attestation.endorsement_public()), 0x01);
     // An index where nothing was written yet, and one that needs a policy, are as good as none.
-    tpm.do_("tpm2_nvdefine", &format!("-C p -s 64 -a {READ_BY_ALL} {RSA}"));
-    tpm.do_(
+    tpm.run_line("tpm2_nvdefine", &format!("-C p -s 64 -a {READ_BY_ALL} {RSA}"));
+    tpm.run_line(
         "tpm2_nvdefine",
         &format!("-C p -s 64 -a ppwrite|policyread|no_da|platformcreate {P256}"),
     );
     tpm.write("content", [1; 64]);
-    tpm.do_("tpm2_nvwrite", &format!("-C p -i content {P256}"));
+    tpm.run_line("tpm2_nvwrite", &format!("-C p -i content {P256}"));
     let again = Attestation::begin(&tpm.address()).unwrap();
     assert!(again.endorsement_certificates().is_empty());
     assert_eq!(again.endorsement_public(), attestation.endorsement_public());
@@ -457,7 +378,7 @@ fn a_tpm_without_certificates_attests_by_its_rsa_key() {
 fn the_chain_of_the_certificate_is_told() {
     let tpm = Swtpm::manufactured();
     let [issuer, root] = ["ca/issuercert.pem", "ca/swtpm-localca-rootca-cert.pem"].map(|name| {
-        let pem = String::from_utf8(tpm.bytes(name)).unwrap();
+        let pem = String::from_utf8(tpm.read(name)).unwrap();
         // After a text for people.
         let begin = pem.find("-----BEGIN").unwrap();
         der::pem::decode_vec(&pem.as_bytes()[begin..]).unwrap().1
@@ -477,8 +398,8 @@ fn the_chain_of_the_certificate_is_told() {
 #[test]
 fn a_certificate_of_another_key_is_told() {
     let tpm = Swtpm::manufactured();
-    tpm.do_("openssl", "genrsa -out other.key 2048");
-    tpm.do_("openssl", "rsa -in other.key -pubout -out other.pem");
+    tpm.run_line("openssl", "genrsa -out other.key 2048");
+    tpm.run_line("openssl", "rsa -in other.key -pubout -out other.pem");
     let certificate = tpm.certificate("other.pem");
     tpm.remove(RSA);
     tpm.keep(RSA, &certificate, READ_BY_ALL);
@@ -564,7 +485,7 @@ fn a_key_of_another_tpm_is_not_certified() {
     holds(&attestation, &attestation.certify(&key, b"").unwrap(), b"");
     // After it was cleared, the TPM is another one.
     let (credential, secret) = challenge(&other, &attestation, b"secret");
-    tpm.do_("tpm2_clear", "-c p");
+    tpm.run_line("tpm2_clear", "-c p");
     for error in [
         fault(attestation.certify(&key, b"nonce")).0,
         fault(attestation.activate(&credential, &secret)).0,
@@ -577,17 +498,14 @@ fn a_key_of_another_tpm_is_not_certified() {
 #[test]
 fn a_key_under_a_persistent_parent_is_certified() {
     let tpm = Swtpm::start();
-    tpm.do_("tpm2_createprimary", "-C o -G rsa2048 -c parent.ctx");
-    tpm.do_("tpm2_evictcontrol", "-C o -c parent.ctx 0x81000001");
+    tpm.run_line("tpm2_createprimary", "-C o -G rsa2048 -c parent.ctx");
+    tpm.run_line("tpm2_evictcontrol", "-C o -c parent.ctx 0x81000001");
     tpm.run("tpm2_flushcontext", &["-t"]);
-    let made = Command::new("openssl")
-        .args(
-            "genpkey -provider tpm2 -algorithm EC -pkeyopt group:P-256 -pkeyopt parent:0x81000001".split(' '),
-        )
-        .env("TPM2OPENSSL_TCTI", tpm.tcti())
-        .output()
-        .unwrap();
-    let key = TpmKey::open(&tpm.address(), std::str::from_utf8(&made.stdout).unwrap()).unwrap();
+    let made = tpm.run_line(
+        "openssl",
+        "genpkey -provider tpm2 -algorithm EC -pkeyopt group:P-256 -pkeyopt parent:0x81000001",
+    );
+    let key = TpmKey::open(&tpm.address(), &made).unwrap();
     let attestation = Attestation::begin(&tpm.address()).unwrap();
     holds(&attestation, &attestation.certify(&key, b"n").unwrap(), b"n");
     tpm.holds_nothing();

@@ -2,90 +2,24 @@
 #![cfg(feature = "tpm")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
-use std::path::PathBuf;
-use std::process::{Command, Output};
+mod common;
+
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use common::Swtpm;
 use countersign_identity::signed::{Signed, Signer};
-use countersign_keystore_tpm::{TpmAddress, TpmError, TpmKey, nv};
+use countersign_keystore_tpm::{TpmError, TpmKey, nv};
 use der::{Decode, Encode};
-use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
-
-/// One test at a time, with as many TPMs as it likes. libtss2 does not close its connection in programs that are started
-/// meanwhile (FD_CLOEXEC), and a swtpm serves one connection at a time: it would wait for a program of another test.
-static ALONE: ReentrantMutex<()> = ReentrantMutex::new(());
-
-/// A TPM in software, and other programs that use it.
-struct Swtpm(
-    countersign_testkit::swtpm::Swtpm,
-    // Let go when the TPM is gone.
-    #[allow(dead_code)] ReentrantMutexGuard<'static, ()>,
-);
 
 impl Swtpm {
-    fn start() -> Self {
-        let alone = ALONE.lock();
-        Self(countersign_testkit::swtpm::Swtpm::start(), alone)
-    }
-
-    fn stop(&mut self) {
-        self.0.stop();
-    }
-
-    /// A power cycle: what it keeps is in its folder.
-    fn restart(&mut self) {
-        self.0.restart();
-    }
-
-    fn address(&self) -> TpmAddress {
-        self.tcti().parse().unwrap()
-    }
-
-    fn tcti(&self) -> String {
-        self.0.address()
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.folder().join(name)
-    }
-
-    /// Another program, in this TPM's folder and with this TPM.
-    fn try_run(&self, program: &str, arguments: &[&str]) -> Output {
-        Command::new(program)
-            .args(arguments)
-            .current_dir(self.0.folder())
-            .env("TPM2OPENSSL_TCTI", self.tcti())
-            .env("TPM2TOOLS_TCTI", self.tcti())
-            .output()
-            .unwrap_or_else(|e| panic!("{program}: {e}; apt-get install openssl tpm2-openssl tpm2-tools"))
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> String {
-        let output = self.try_run(program, arguments);
-        assert!(
-            output.status.success(),
-            "{program} {arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
     fn openssl(&self, arguments: &str) -> String {
-        self.run("openssl", &arguments.split(' ').collect::<Vec<_>>())
+        self.run_line("openssl", arguments)
     }
 
-    /// The keys that are loaded now, by tpm2-tools.
-    fn transient(&self) -> String {
-        self.run("tpm2_getcap", &["handles-transient"])
-    }
-
-    fn read(&self, name: &str) -> String {
-        std::fs::read_to_string(self.path(name)).unwrap()
-    }
-
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
-        std::fs::write(self.path(name), text).unwrap();
+    fn text(&self, name: &str) -> String {
+        String::from_utf8(self.read(name)).unwrap()
     }
 }
 
@@ -292,7 +226,7 @@ fn tpm2_openssl_reads_our_file() {
 fn keys_that_tpm2_openssl_made_are_used() {
     let tpm = Swtpm::start();
     tpm.openssl("genpkey -provider tpm2 -algorithm EC -pkeyopt group:P-256 -out key.pem");
-    let key = TpmKey::open(&tpm.address(), &tpm.read("key.pem")).unwrap();
+    let key = TpmKey::open(&tpm.address(), &tpm.text("key.pem")).unwrap();
     works(&key);
     assert_eq!(
         tpm.openssl("pkey -provider tpm2 -provider base -in key.pem -pubout"),
@@ -322,7 +256,7 @@ fn keys_under_a_persistent_parent_are_used() {
     tpm.openssl(
         "genpkey -provider tpm2 -algorithm EC -pkeyopt group:P-256 -pkeyopt parent:0x81000001 -out key.pem",
     );
-    let key = TpmKey::open(&tpm.address(), &tpm.read("key.pem")).unwrap();
+    let key = TpmKey::open(&tpm.address(), &tpm.text("key.pem")).unwrap();
     (0..10).for_each(|_| works(&key));
     works(&TpmKey::open(&tpm.address(), &key.to_pem()).unwrap());
     assert_eq!(tpm.transient(), "");
@@ -345,7 +279,7 @@ fn fifty_signatures_leave_nothing_in_the_tpm() {
         // There are three slots. Often enough, too, that r or s begins with a zero or a high bit.
         works(&key);
     }
-    assert_eq!(tpm.transient(), "");
+    tpm.holds_nothing();
     // What another program left there is not ours to flush, and leaves room for one signature at a time.
     tpm.run("tpm2_createprimary", &["-C", "o", "-c", "other.ctx"]);
     assert_eq!(tpm.transient().lines().count(), 1);
@@ -367,6 +301,25 @@ fn full_slots_are_told_with_their_cure() {
     );
     tpm.run("tpm2_flushcontext", &["-t"]);
     works(&key);
+}
+
+#[test]
+fn programs_of_another_test_hold_up_no_tpm() {
+    let (tpm, other) = (Swtpm::start(), Swtpm::start());
+    let key = TpmKey::generate(&tpm.address()).unwrap();
+    let begun = Instant::now();
+    let programs = std::thread::scope(|scope| {
+        scope.spawn(|| (0..30).for_each(|_| works(&key)));
+        // While connections to the TPM are open.
+        let started = (0..30).map(|_| other.program("sleep").arg("20").spawn().unwrap());
+        started.collect::<Vec<_>>()
+    });
+    let took = begun.elapsed();
+    for mut program in programs {
+        program.kill().unwrap();
+        program.wait().unwrap();
+    }
+    assert!(took < Duration::from_secs(10), "{took:?}");
 }
 
 #[test]
@@ -401,7 +354,7 @@ fn the_private_key_is_nowhere_in_the_file() {
     let public = bytes(&tpm.openssl("pkey -in soft.pem -pubout"));
     let info = spki::SubjectPublicKeyInfoOwned::from_der(&public).unwrap();
     let soft_point = info.subject_public_key.as_bytes().unwrap();
-    assert!(holds_the_scalar(&bytes(&tpm.read("soft.pem")), soft_point));
+    assert!(holds_the_scalar(&bytes(&tpm.text("soft.pem")), soft_point));
     let key = TpmKey::generate(&tpm.address()).unwrap();
     let pem = key.to_pem();
     assert!(!holds_the_scalar(&bytes(&pem), point(&key)));
@@ -425,7 +378,7 @@ fn what_cannot_be_used_is_refused_with_the_cause() {
         tpm.openssl(&format!(
             "genpkey -provider tpm2 -algorithm {arguments} -out key.pem"
         ));
-        let (error, message) = fault(TpmKey::open(&tpm.address(), &tpm.read("key.pem")));
+        let (error, message) = fault(TpmKey::open(&tpm.address(), &tpm.text("key.pem")));
         assert!(matches!(error, TpmError::Unsupported(_)), "{error:?}");
         assert!(message.contains(word), "{message}");
     }
@@ -459,7 +412,7 @@ fn with_hidden_password(tpm: &Swtpm) -> String {
     tpm.openssl(
         "genpkey -provider tpm2 -algorithm EC -pkeyopt group:P-256 -pkeyopt user-auth:abc -out key.pem",
     );
-    let mut der = bytes(&tpm.read("key.pem"));
+    let mut der = bytes(&tpm.text("key.pem"));
     // tpm2-openssl writes FALSE here, as one byte.
     let head = [0xa0, 3, 1, 1, 0];
     let at = der.windows(head.len()).position(|w| w == head).unwrap();

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use countersign_testkit::agent::Agent;
+use countersign_testkit::agent::{Agent, Running};
 use countersign_testkit::server::{Server, listener};
 use countersign_testkit::swtpm::Swtpm;
 
@@ -452,4 +452,203 @@ fn mosquitto_and_curl_use_the_same_key_in_the_tpm() {
     ));
     assert!(said.contains("mosquitto published"), "{said}");
     assert!(said.contains("curl 2"), "{said}");
+}
+
+/// What starts a device measures it into PCRs: here a program into one that programs may reset.
+fn measured(tpm: &Swtpm) {
+    tpm.run("tpm2_pcrextend", &[&format!("16:sha256={}", "5a".repeat(32))]);
+}
+
+fn reset(tpm: &Swtpm) {
+    tpm.run("tpm2_pcrreset", &["16"]);
+}
+
+#[test]
+fn a_key_that_is_bound_to_pcrs_is_the_devices_in_that_state_alone() {
+    let place = Place::new();
+    let free = place.enrolled("sensor-2");
+    let agent = place.agent("sensor-1");
+    let run = |arguments: &[String]| agent.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let enrol = |more: &[&str]| {
+        let mut all = place.arguments("sensor-1", &place.tpm);
+        let store = all.iter_mut().find(|a| a.starts_with("tpm:")).unwrap();
+        store.push_str("+pcrs=sha256:7,16");
+        all.extend(more.iter().map(|m| (*m).to_owned()));
+        run(&all)
+    };
+    let key = || std::fs::read_to_string(agent.folder.join("device.key")).unwrap();
+    let refused = |arguments: &[&str]| {
+        let (code, _, err) = agent.run(arguments);
+        assert_eq!(code, 3, "{err}");
+        assert!(
+            err.contains("the PCR sha256:16 is another one now") && err.contains("enrol --again"),
+            "{err}"
+        );
+    };
+    let (code, _, err) = enrol(&[]);
+    assert_eq!(code, 0, "{err}");
+    agent.ok(&["publish", "21.5"]);
+    // The next key is another one, bound as the first was.
+    let first = key();
+    agent.ok(&["renew"]);
+    agent.ok(&["check"]);
+    assert!(key() != first && key().contains("\nsha256:16=00"), "{}", key());
+
+    measured(&place.tpm);
+    refused(&["check"]);
+    refused(&["publish", "21.6"]);
+    refused(&["renew"]);
+    free.ok(&["check"]);
+    // In the old state all is as it was.
+    reset(&place.tpm);
+    agent.ok(&["check"]);
+
+    // An update that nobody thought of before. A key that was begun in the old state and waits is given up too.
+    agent.ok(&["renew", "--no-connect"]);
+    measured(&place.tpm);
+    refused(&["check"]);
+    let secret = place.server.cli_ok(&["device", "secret", "sensor-1"]).unwrap();
+    std::fs::write(place.path("secret"), secret).unwrap();
+    let again = [
+        "enrol",
+        "--server",
+        &place.enrol,
+        "--id",
+        "sensor-1",
+        "--again",
+        "--secret-file",
+        &place.text("secret"),
+    ];
+    agent.ok(&again);
+    agent.ok(&["check"]);
+    assert!(
+        key().contains("\nsha256:16=") && !key().contains("\nsha256:16=00"),
+        "{}",
+        key()
+    );
+    reset(&place.tpm);
+    refused(&["check"]);
+    measured(&place.tpm);
+    agent.ok(&["check"]);
+
+    // One that is planned: a key that is not bound meanwhile.
+    let profile = agent.folder.join("device.json");
+    let bind = |from: &str, to: &str| {
+        let text = std::fs::read_to_string(&profile).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&profile, text.replace(from, to)).unwrap();
+        agent.ok(&["renew"]);
+        agent.ok(&["check"]);
+    };
+    bind("+pcrs=sha256:7,16\"", "\"");
+    measured(&place.tpm);
+    agent.ok(&["check"]);
+    bind(
+        &place.tpm.address(),
+        &format!("{}+pcrs=sha256:7,16", place.tpm.address()),
+    );
+    measured(&place.tpm);
+    refused(&["check"]);
+    // Its end is told by the key.
+    refused(&["destroy", "--confirm", "sensor-1"]);
+    reset(&place.tpm);
+    measured(&place.tpm);
+    measured(&place.tpm);
+    agent.ok(&["destroy", "--confirm", "sensor-1"]);
+}
+
+#[test]
+fn the_service_says_that_the_state_is_another_one_and_goes_on_in_the_old_one() {
+    let place = Place::new();
+    let agent = place.agent("sensor-1");
+    place.server.cli_ok(&["device", "add", "sensor-1"]).unwrap();
+    let store = format!("tpm:{}+pcrs=sha256:16", place.tpm.address());
+    let enrol = place.arguments_in("sensor-1", &store);
+    agent.ok(&enrol.iter().map(String::as_str).collect::<Vec<_>>());
+    measured(&place.tpm);
+    let mut service = Running::of(agent, place.path("words"));
+    service.start(&["run"]);
+    let status = service.until("it says so", |code, _| code == 3);
+    let fault = status["fault"].to_string();
+    assert!(
+        fault.contains("sha256:16 is another one") && fault.contains("enrol --again"),
+        "{status}"
+    );
+    reset(&place.tpm);
+    service.until("it goes on", |code, _| code == 0);
+}
+
+#[test]
+fn a_first_key_of_another_state_is_made_anew() {
+    let place = Place::new();
+    let agent = place.agent("sensor-1");
+    let store = format!("tpm:{}+pcrs=sha256:16", place.tpm.address());
+    place.server.cli_ok(&["device", "add", "sensor-1"]).unwrap();
+    let enrol = |store: &str| {
+        let arguments = place.arguments_in("sensor-1", store);
+        agent.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let key = || std::fs::read_to_string(agent.folder.join("device.key")).unwrap();
+    agent.ok(&["request", "sensor-1", "--key-store", &store]);
+    let first = key();
+    // It is not taken for one that signs in all states.
+    let (code, _, err) = enrol(store.trim_end_matches("+pcrs=sha256:16"));
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("bound to its PCRs sha256:16"), "{err}");
+    assert_eq!(key(), first);
+    measured(&place.tpm);
+    let (code, _, err) = enrol(&store);
+    assert_eq!(code, 0, "{err}");
+    assert_ne!(key(), first);
+    agent.ok(&["check"]);
+}
+
+#[test]
+fn a_bound_key_is_attested_and_a_registered_tpm_enrols_in_every_state() {
+    let place = Place::with(Swtpm::manufactured(&[]));
+    let cli = |arguments: &[&str]| place.server.cli_ok(arguments).unwrap();
+    let policy = place.path("policy.cedar");
+    std::fs::write(&policy, ATTESTED).unwrap();
+    cli(&["policy", "set", &policy.display().to_string(), "--reason", "test"]);
+    place
+        .tpm
+        .run_line("tpm2_createek", "-G rsa -c ek.ctx -u ek.pem -f pem");
+    place.tpm.run("tpm2_flushcontext", &["-t"]);
+    cli(&["device", "add", "sensor-1"]);
+    let ek = place.tpm.path("ek.pem").display().to_string();
+    cli(&["attestation", "key", "add", "sensor-1", &ek]);
+    let agent = place.agent("sensor-1");
+    let store = format!("tpm:{}+pcrs=sha256:16", place.tpm.address());
+    let root = place.text("root.pem");
+    let mut enrol = vec![
+        "enrol",
+        "--server",
+        &place.enrol,
+        "--platform-root",
+        &root,
+        "--id",
+        "sensor-1",
+        "--key-store",
+        &store,
+        "--attest",
+    ];
+    agent.ok(&enrol);
+    agent.ok(&["publish", "21.5"]);
+    agent.ok(&["renew"]);
+    agent.ok(&["publish", "21.6"]);
+    measured(&place.tpm);
+    let (code, _, err) = agent.run(&["check"]);
+    assert_eq!(code, 3, "{err}");
+    // No secret, and nobody at the platform.
+    enrol.push("--again");
+    agent.ok(&enrol);
+    agent.ok(&["publish", "21.7"]);
+    let text = cli(&["device", "show", "sensor-1", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let custody = shown["credentials"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| &c["custody"]);
+    assert_eq!(custody.collect::<Vec<_>>(), ["attested", "attested", "attested"]);
 }

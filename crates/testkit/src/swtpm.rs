@@ -1,11 +1,26 @@
 //! A TPM 2.0 in software, for tests: swtpm, on the loopback device.
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+
+/// libtss2 leaves its connection open in programs that are started meanwhile (it sets no FD_CLOEXEC), and a swtpm serves one
+/// connection at a time: it would wait for a program that another test of the same process started. So a program that is started
+/// here begins by closing what is not its own. By bash: the sh of Debian closes those of one digit only.
+const ONLY_ITS_OWN: &str =
+    r#"for fd in /proc/self/fd/*; do fd=${fd##*/}; ((fd > 2)) && exec {fd}>&-; done; exec "$@""#;
+
+/// A program that inherits no connection to a TPM that this process has open; all else is for the caller to add.
+pub fn program(name: &str) -> Command {
+    let mut command = Command::new("bash");
+    command.args(["-c", ONLY_ITS_OWN, "bash", name]);
+    command
+}
 
 /// A TPM with a state of its own, which ends with this value.
 #[derive(Debug)]
@@ -23,8 +38,7 @@ impl Swtpm {
     pub fn start() -> Self {
         let there = Command::new("swtpm").arg("--version").output();
         there.expect("swtpm (Debian: swtpm)");
-        // Somebody may take a port between the look and the start: then with others. After a test with thousands of
-        // connections few ports are free, for a minute (TIME_WAIT).
+        // Somebody may take a port between the look and the start: then with others.
         let started = Instant::now();
         loop {
             if let Some(tpm) = Self::try_start() {
@@ -39,9 +53,12 @@ impl Swtpm {
     }
 
     fn try_start() -> Option<Self> {
-        let server = TcpListener::bind("127.0.0.1:0").ok()?;
-        let port = server.local_addr().ok()?.port();
-        let control = TcpListener::bind(("127.0.0.1", port.checked_add(1)?)).ok()?;
+        // Not of those that connections get at their near end (from 32768): with many of them, also of others and for a minute
+        // after each, two free ports side by side are rare there, and none stays free while a TPM is off.
+        let drawn = RandomState::new().build_hasher().finish() % 10_000;
+        let port = 12_000 + 2 * u16::try_from(drawn).ok()?;
+        let server = TcpListener::bind(("127.0.0.1", port)).ok()?;
+        let control = TcpListener::bind(("127.0.0.1", port + 1)).ok()?;
         drop((server, control));
         let folder = tempfile::tempdir().ok()?;
         let child = spawn(port, folder.path())?;
@@ -76,7 +93,7 @@ impl Swtpm {
         );
         std::fs::create_dir(folder.join("ca")).expect("a folder");
         std::fs::create_dir(folder.join("made")).expect("a folder");
-        let made = Command::new("swtpm_setup")
+        let made = program("swtpm_setup")
             .args(["--tpm2", "--tpm-state", "made", "--create-ek-cert"])
             .args(["--config", "setup.conf"])
             .args(more)
@@ -131,6 +148,77 @@ impl Swtpm {
         kill_process(id.expect("an id"), signal).expect("swtpm is there");
     }
 
+    /// A file in that folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder().join(name)
+    }
+
+    /// Reads one.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    /// Writes one.
+    ///
+    /// # Panics
+    /// If it cannot.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), content).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+
+    /// Another program, in that folder and with this TPM, if it is one of tpm2-tools or OpenSSL with tpm2-openssl.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = program(name);
+        command
+            .current_dir(self.folder())
+            .env("TPM2OPENSSL_TCTI", self.address())
+            .env("TPM2TOOLS_TCTI", self.address());
+        command
+    }
+
+    /// What came of such a program.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn try_run(&self, name: &str, arguments: &[&str]) -> Output {
+        let output = self
+            .program(name)
+            .args(arguments)
+            .output()
+            .unwrap_or_else(|e| panic!("bash: {e}"));
+        assert_ne!(
+            output.status.code(),
+            Some(127),
+            "{name}: apt-get install openssl tpm2-openssl tpm2-tools swtpm-tools"
+        );
+        output
+    }
+
+    /// What such a program prints.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn run(&self, name: &str, arguments: &[&str]) -> String {
+        let output = self.try_run(name, arguments);
+        assert!(
+            output.status.success(),
+            "{name} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// The same, with the arguments in one text.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn run_line(&self, name: &str, arguments: &str) -> String {
+        self.run(name, &arguments.split(' ').collect::<Vec<_>>())
+    }
+
     /// Takes the power away.
     pub fn stop(&mut self) {
         let _ = self.child.kill();
@@ -156,7 +244,7 @@ impl Drop for Swtpm {
 
 /// Comes back when it answers.
 fn spawn(port: u16, folder: &Path) -> Option<Child> {
-    let mut child = Command::new("swtpm")
+    let mut child = program("swtpm")
         .args(["socket", "--tpm2"])
         .args(["--tpmstate", &format!("dir={}", folder.display())])
         .args(["--server", &format!("type=tcp,port={port}")])

@@ -96,6 +96,49 @@ fn boolean(value: &'static [u8]) -> Option<AnyRef<'static>> {
     Some(AnyRef::new(Tag::Boolean, value).unwrap())
 }
 
+fn command() -> Vec<u8> {
+    PcrPolicy::new("sha256:7".parse().unwrap(), &vec![(7, vec![5; 32])]).command()
+}
+
+/// With these commands as its policy.
+fn with_policy(commands: &[(u32, &[u8])]) -> Result<KeyFile, TpmError> {
+    let statements = commands.iter().map(|(command, parameters)| TpmPolicyDer {
+        command: *command,
+        parameters: OctetStringRef::new(parameters).unwrap(),
+    });
+    let der = statements.collect::<Vec<_>>().to_der().unwrap();
+    let mut parts = parts();
+    parts.written.policy = Some(AnyRef::from_der(&der).unwrap());
+    let der = parts.written.to_der().unwrap();
+    KeyFile::parse(&der::pem::encode_string(LABEL, LineEnding::LF, &der).unwrap())
+}
+
+#[test]
+fn a_policy_of_pcrs_is_read_and_written() {
+    let mut file = with_policy(&[(POLICY_PCR, &command())]).unwrap();
+    assert_eq!(file.policy.as_ref().unwrap().command(), command());
+    // Of another program: what the PCRs held is not known.
+    assert_eq!(file.values, None);
+    let pem = file.to_pem().unwrap();
+    assert!(pem.starts_with(BEGIN), "{pem}");
+    assert_eq!(KeyFile::parse(&pem).unwrap(), file);
+    assert_eq!(pcrs_of(&pem).unwrap().to_string(), "sha256:7");
+    assert_eq!(pcrs_of(OF_TPM2_OPENSSL), None);
+    file.values = Some(vec![(7, vec![5; 32])]);
+    let pem = file.to_pem().unwrap();
+    assert!(pem.starts_with("sha256:7=0505") && is_tpm_key(&pem), "{pem}");
+    assert_eq!(KeyFile::parse(&pem).unwrap(), file);
+    // SEQUENCE { [1] { SEQUENCE OF { SEQUENCE { [0] 017f, [1] the parameters } } } } of the draft, byte by byte.
+    let der = der::pem::decode_vec(&pem.as_bytes()[pem.find(BEGIN).unwrap()..])
+        .unwrap()
+        .1;
+    let mut wanted = vec![
+        0xa1, 0x3a, 0x30, 0x38, 0x30, 0x36, 0xa0, 4, 2, 2, 1, 0x7f, 0xa1, 0x2e, 4, 0x2c,
+    ];
+    wanted.extend(command());
+    assert!(der.windows(wanted.len()).any(|part| part == wanted), "{der:02x?}");
+}
+
 #[test]
 fn parents_and_optional_parts_are_read() {
     let file = parse(|_| {}).unwrap();
@@ -124,6 +167,12 @@ fn what_is_not_done_here_is_refused_with_the_cause() {
         (parse(|f| f.empty_auth = None), "password"),
         (parse(|f| f.empty_auth = boolean(&[0])), "password"),
         (parse(|f| f.policy = empty_sequence()), "policy"),
+        (with_policy(&[]), "policy"),
+        (with_policy(&[(POLICY_PCR, &[])]), "policy"),
+        // TPM2_PolicyAuthValue.
+        (with_policy(&[(0x016b, &[])]), "policy"),
+        (with_policy(&[(POLICY_PCR, &command()), (0x016b, &[])]), "policy"),
+        (with_policy(&[(0x016b, &command())]), "policy"),
         (parse(|f| f.auth_policy = empty_sequence()), "policy"),
         (
             parse(|f| f.secret = Some(AnyRef::new(Tag::OctetString, &[1]).unwrap())),

@@ -57,7 +57,8 @@ pub(crate) struct EnrolArguments {
     pub(crate) again: bool,
     /// Where the keys are made: `file`; encrypted:FILE or encrypted:credential:NAME, where the passphrase is; a pkcs11: URI that names the first key in a token
     /// (pkcs11:token=T;object=K?module-path=/PATH/MODULE.so&pin-source=/PATH/PIN); `tpm`, or tpm:ADDRESS such as
-    /// tpm:device:/dev/tpmrm0 (countersign-agent-tpm) [default: as before, else file]
+    /// tpm:device:/dev/tpmrm0 (countersign-agent-tpm); with +pcrs=sha256:0,2,4,7 behind it each key signs only while these PCRs
+    /// are as they were when it was made [default: as before, else file]
     #[arg(long)]
     pub(crate) key_store: Option<KeyStore>,
 }

@@ -131,8 +131,8 @@ enum Command {
     Request {
         /// The device id
         id: DeviceId,
-        /// Where the key is made: `file`, encrypted:PASSPHRASE-FILE, a pkcs11: URI that names it, `tpm` or tpm:ADDRESS; device.json then needs the same
-        /// `key_store`
+        /// Where the key is made: `file`, encrypted:PASSPHRASE-FILE, a pkcs11: URI that names it, `tpm` or tpm:ADDRESS, if it is
+        /// to be bound to PCRs with +pcrs=sha256:0,2,4,7 behind it; device.json then needs the same `key_store`
         #[arg(long, default_value = "file")]
         key_store: KeyStore,
     },
