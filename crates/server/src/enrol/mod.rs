@@ -7,7 +7,7 @@
 //! 4. [`lane`]: the renewal lane, for certificates that have expired
 //! 5. [`est`]: what each operation answers
 //! 6. [`attestation`]: what a TPM says of a key
-//! 7. [`line`]: its certificate is on the device; its key is destroyed
+//! 7. [`mod@line`]: its certificate is on the device; its key is destroyed
 //! 8. [`answer`]: how answers and refusals look
 //! 9. [`device_port`]: the same for devices that have a session
 
