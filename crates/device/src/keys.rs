@@ -198,11 +198,11 @@ impl KeyStore {
         *self == Self::File
     }
 
-    /// The store that a key file names in its first line: of a key under a passphrase, or in a TPM.
+    /// The store that a key file under a passphrase names in its first line.
     pub(crate) fn named_by(text: &[u8]) -> Option<Self> {
         let first = std::str::from_utf8(text).ok()?.trim().lines().next()?.trim();
-        let names = first.starts_with("encrypted:") || first.starts_with("tpm:");
-        first.parse().ok().filter(|_| names)
+        let source = first.strip_prefix("encrypted:")?.parse().ok()?;
+        Some(Self::Encrypted(source))
     }
 
     /// Whether a key is one of this store.

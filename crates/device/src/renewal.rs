@@ -130,11 +130,15 @@ pub async fn enrol(
     pin(folder, &client, &bundle)?;
     let replaces = folder.has_identity();
     let _renewing = renewing(folder).await?;
-    let key_store = match &enrolment.key_store {
-        Some(store) => store.clone(),
-        None if replaces => folder.load()?.profile.key_store,
-        None => KeyStore::File,
+    let before = replaces.then(|| folder.profile()).transpose()?;
+    let key_store = match (&enrolment.key_store, &before) {
+        (Some(store), _) => store.clone(),
+        (None, Some(before)) => before.key_store.clone(),
+        (None, None) => KeyStore::File,
     };
+    // A device whose keys are attested does not cease to be one by enrolling again.
+    let was_attested = before.as_ref().is_some_and(|p| p.attest);
+    let attest = enrolment.attest || was_attested && matches!(key_store, KeyStore::Tpm { .. });
     let key = if replaces {
         folder.begin_in(&key_store, KeyReuse::New)?
     } else {
@@ -146,8 +150,9 @@ pub async fn enrol(
         (None, None, _) => "device".to_owned(),
     };
     let request = CertificateRequest::der_with_name(&*key, &name).map_err(key_fault)?;
-    let attestation = if enrolment.attest {
-        let device = enrolment.device.as_ref().ok_or_else(|| {
+    let attestation = if attest {
+        let known = before.as_ref().map(|p| &p.id);
+        let device = enrolment.device.as_ref().or(known).ok_or_else(|| {
             EnrolFault::Usage("an attestation is of one device; hint: name it by --id".into())
         })?;
         let waiting = folder.waiting_key(&key_store)?;
@@ -174,7 +179,7 @@ pub async fn enrol(
         enrol_port: Some(server.port),
         certificate_profile: server.profile.clone(),
         key_store,
-        attest: enrolment.attest,
+        attest,
     };
     if replaces {
         folder.complete_in(&profile.key_store, &chain)?;
@@ -192,7 +197,7 @@ pub async fn enrol(
 /// What a renewal brought.
 #[derive(Debug, Clone)]
 pub struct Renewed {
-    /// The next certificate.
+    /// The next certificate; the one in use, if the platform has no other for its key yet.
     pub certificate: CertificateFacts,
     /// Why its key was not attested, though it was to be.
     pub unattested: Option<String>,
@@ -241,7 +246,12 @@ pub async fn renew(folder: &IdentityFolder, reuse: KeyReuse) -> Result<Renewed, 
     if certificate.subject_der != identity.facts.subject_der {
         return Err(IdentityFault::NotOurs(format!("it is for {}", certificate.subject_text)).into());
     }
-    folder.complete(&chain)?;
+    if certificate.fingerprint == identity.facts.fingerprint {
+        // For the same key there is no other before two thirds of its life: nothing waits for a connection.
+        folder.abandon()?;
+    } else {
+        folder.complete(&chain)?;
+    }
     Ok(Renewed {
         certificate,
         unattested: next.unattested,

@@ -78,6 +78,17 @@ impl Place {
         .collect()
     }
 
+    /// What enrols a device that is there already again, by a new secret and nothing else.
+    fn secret_arguments(&self, device: &str) -> Vec<String> {
+        let secret = self.server.cli_ok(&["device", "secret", device]).unwrap();
+        std::fs::write(self.path("secret"), secret).unwrap();
+        ["enrol", "--again", "--server", &self.enrol, "--id", device]
+            .into_iter()
+            .chain(["--secret-file", &self.text("secret")])
+            .map(str::to_owned)
+            .collect()
+    }
+
     fn enrolled(&self, device: &str) -> Agent {
         let agent = self.agent(device);
         let arguments = self.arguments(device, &self.tpm);
@@ -231,6 +242,10 @@ fn what_the_tpm_says_of_the_key_is_believed_and_policies_demand_it() {
         agent.ok(&["renew"]);
         agent.ok(&["publish", "21.6"]);
         assert_eq!(custody("sensor-1"), ["attested", "attested"]);
+        // Enrolled again, nobody need say it again.
+        let again = place.secret_arguments("sensor-1");
+        agent.ok(&again.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(custody("sensor-1")[0], "attested");
         // The same TPM, and nothing said of the key: that is no device for this policy.
         let other = place.enrolled("sensor-2");
         assert_eq!(custody("sensor-2"), ["unknown"]);
@@ -411,6 +426,8 @@ fn a_slow_tpm_is_waited_for_and_one_that_is_believed_no_more_keeps_its_key() {
         "{err}"
     );
     assert_eq!(std::fs::read(agent.folder.join("device.key")).unwrap(), key);
+    // For that key there is no other certificate yet: nothing is left that waits.
+    assert_eq!(std::fs::read_dir(agent.folder.join("slots")).unwrap().count(), 1);
     assert!(custody().iter().all(|c| c == "attested"), "{:?}", custody());
     agent.ok(&["publish", "21.5"]);
     let again = agent.run(&[
@@ -425,6 +442,28 @@ fn a_slow_tpm_is_waited_for_and_one_that_is_believed_no_more_keeps_its_key() {
         "-",
     ]);
     assert_eq!(again.0, 3, "another key store than it has: {}", again.2);
+}
+
+/// A key that is made first and certified later: where the next ones are made follows from it.
+#[test]
+fn what_an_operator_issued_for_a_key_is_installed_beside_it() {
+    let place = Place::new();
+    place.server.cli_ok(&["device", "add", "sensor-1"]).unwrap();
+    let agent = place.agent("sensor-1");
+    let store = format!("tpm:{}+pcrs=sha256:16", place.tpm.address());
+    let request = agent.ok(&["request", "sensor-1", "--key-store", &store]);
+    std::fs::write(place.path("csr"), request).unwrap();
+    let (csr, out) = (place.text("csr"), place.text("issued"));
+    place
+        .server
+        .cli_ok(&["device", "provision", "sensor-1", "--csr", &csr, "--out", &out])
+        .unwrap();
+    agent.ok(&["install", &out]);
+    let profile = std::fs::read_to_string(agent.folder.join("device.json")).unwrap();
+    assert!(profile.contains(&store), "{profile}");
+    agent.ok(&["check"]);
+    agent.ok(&["renew"]);
+    agent.ok(&["check"]);
 }
 
 /// Only keys that a TPM says it holds.

@@ -21,6 +21,8 @@ const BUNDLE_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// After one that could not be fetched or kept, the next try, up to twice that at random: a platform that was away at that
 /// moment, or a disk that was full, must not cost a day.
 const BUNDLE_AGAIN: Duration = Duration::from_secs(1800);
+/// Where the platform has no other certificate for the same key yet, it is asked again after this, up to twice that at random.
+const SAME_AGAIN: Duration = Duration::from_secs(1800);
 /// A wait is cut into parts of this: the clock may be set in between.
 const LOOK: Duration = Duration::from_secs(600);
 
@@ -123,6 +125,10 @@ async fn keep(
                 backoff.reset();
                 if let Some(why) = unattested {
                     say(News::Other, &format!("warning: no new key was attested: {why}"));
+                }
+                if facts.fingerprint == identity.facts.fingerprint {
+                    tokio::time::sleep(jittered(SAME_AGAIN, SAME_AGAIN)).await;
+                    continue;
                 }
                 say(
                     News::Renewed,
