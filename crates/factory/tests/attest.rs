@@ -31,7 +31,7 @@ fn each_bit_of_statement_signature_and_key_counts() {
     let statement = Statement::of(&key, &data).bytes();
     let signature = tpm.signature(&statement);
     let good = check(&ak, &statement, &signature, &key, &data).unwrap();
-    assert_eq!(good.key, HeldKey::parse(&key).unwrap());
+    assert_eq!(good, HeldKey::parse(&key).unwrap());
     for (bit, other) in changed(&statement) {
         assert!(
             check(&ak, &other, &signature, &key, &data).is_err(),

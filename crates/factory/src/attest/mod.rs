@@ -22,7 +22,7 @@ mod wire;
 pub use challenge::{Challenge, SECRET_BYTES};
 pub use public::{AttestationKey, Attributes, EndorsementKey, HeldKey};
 pub use refusal::{Refusal, Refused};
-pub use statement::{Certified, NONCE_BYTES, check, qualifying_data};
+pub use statement::{NONCE_BYTES, check, qualifying_data};
 
 use countersign_identity::Fingerprint;
 use countersign_identity::chain::{ChainDemands, ChainFault, Purpose};

@@ -30,18 +30,10 @@ pub fn qualifying_data(nonce: &[u8; NONCE_BYTES], tenant: &TenantId, device: &De
     data
 }
 
-/// What a TPM said, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Certified {
-    /// The key that it holds.
-    pub key: HeldKey,
-    /// How often it was reset, and restarted since: as it says, hidden by a number of its own for keys of other hierarchies.
-    pub reset_count: u32,
-    /// The version of its firmware, as it says.
-    pub firmware_version: u64,
-}
-
-/// Checks a statement: made by a TPM, signed by the attestation key, for these data, of this key.
+/// Checks a statement: made by a TPM, signed by the attestation key, for these data, of this key: what it certifies.
+///
+/// Its clock, its counts of resets and the version of its firmware are not looked at: for an attestation key of the owner's
+/// hierarchy the TPM hides them (TPM 2.0 part 1, section "Attestation Data").
 ///
 /// # Errors
 /// The first [`Refusal`] of [`Refusal::ALL`] from [`Refusal::Magic`] to [`Refusal::KeyAttributes`]; [`Refusal::Malformed`].
@@ -51,7 +43,7 @@ pub fn check(
     signature: &[u8],
     key: &[u8],
     qualifying: &[u8; 32],
-) -> Result<Certified, Refused> {
+) -> Result<HeldKey, Refused> {
     let mut r = Reader::new("the statement", statement)?;
     // Before anything else: only behind this mark does the signature say that a TPM speaks.
     let magic = r.u32()?;
@@ -64,8 +56,8 @@ pub fn check(
     }
     let _qualified_signer = r.sized()?;
     let extra = r.sized()?;
-    let (_clock, reset_count, _restart_count, _safe) = (r.u64()?, r.u32()?, r.u32()?, r.u8()?);
-    let firmware_version = r.u64()?;
+    let _clock_resets_restarts_safe = (r.u64()?, r.u32()?, r.u32()?, r.u8()?);
+    let _firmware_version = r.u64()?;
     let name = r.sized()?;
     let _qualified_name = r.sized()?;
     r.end()?;
@@ -78,11 +70,7 @@ pub fn check(
     if key.area.name() != name {
         return Err(Refusal::KeyName.into());
     }
-    Ok(Certified {
-        key,
-        reset_count,
-        firmware_version,
-    })
+    Ok(key)
 }
 
 fn verify(attestation: &AttestationKey, statement: &[u8], signature: &[u8]) -> Result<(), Refused> {

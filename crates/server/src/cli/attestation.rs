@@ -101,13 +101,12 @@ pub async fn run(command: AttestationCommand, client: &Client, out: Output) -> R
                 }
                 let shown = all.iter().map(|one| {
                     format!(
-                        "attested {}\n  key            {}\n  certificate    {}\n  TPM            {}\n  vouched for by {}\n  firmware       {}",
+                        "attested {}\n  key            {}\n  certificate    {}\n  TPM            {}\n  vouched for by {}",
                         time(&one["at"]),
                         cell(&one["public_key"]),
                         cell(&one["credential"]),
                         cell(&one["endorsement_key"]),
                         one["endorsed_by"].as_str().unwrap_or("its registration for this device"),
-                        cell(&one["evidence"]["firmware_version"]),
                     )
                 });
                 shown.collect::<Vec<_>>().join("\n\n")

@@ -177,7 +177,7 @@ impl Service {
             .try_into()
             .map_err(|_| refused(Refusal::Challenge))?;
         let attestation = AttestationKey::parse(&open.attestation_key.0).map_err(refused)?;
-        let certified = check(
+        let key = check(
             &attestation,
             &finish.statement.0,
             &finish.signature.0,
@@ -186,7 +186,7 @@ impl Service {
         )
         .map_err(refused)?;
         let token = URL_SAFE_NO_PAD.encode(random::<32>()?);
-        let public_key = certified.key.fingerprint();
+        let public_key = key.fingerprint();
         let new = NewAttestation {
             tenant: open.tenant,
             device: open.device.clone(),
@@ -203,8 +203,6 @@ impl Service {
                 "key": finish.key,
                 "statement": finish.statement,
                 "signature": finish.signature,
-                "firmware_version": format!("{:#x}", certified.firmware_version),
-                "reset_count": certified.reset_count,
             }),
         };
         let (expires, _) = self.change(move |r| r.keep_attestation(new)).await?;
