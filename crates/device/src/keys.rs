@@ -1,14 +1,17 @@
 //! Where the device's keys are: in a file, or where they never leave: a token (PKCS#11), a TPM.
 //!
 //! Whatever holds it, a key is a [`Signer`]: TLS and certificate requests ask it to sign, and see no more of it. What lies in
-//! `device.key` is the key itself, in PEM, perhaps under a passphrase; or which key it is, a PKCS#11 URI (RFC 7512); or what only the TPM that made it can
-//! open, a file `TSS2 PRIVATE KEY`, which OpenSSL's TPM provider reads too.
+//! `device.key` is the key itself, in PEM, perhaps under a passphrase; or which key it is, a PKCS#11 URI (RFC 7512); or what only
+//! the TPM that made it can open, a file `TSS2 PRIVATE KEY`, which OpenSSL's TPM provider reads too.
 //!
 //! Keys in a TPM need libtss2, and are there with the feature `tpm` alone (countersign-agent-tpm).
 
+mod passphrase;
+mod tls;
+
+pub(crate) use passphrase::is_encrypted;
+
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -17,17 +20,20 @@ use countersign_factory::encrypted_key::{
     self, Cost, EncryptedKeyFault, PASSPHRASE_BYTES_MIN, PassphraseSource,
 };
 use countersign_factory::key::KeyFault;
-use countersign_identity::signed::{Signer, SigningFailed};
+use countersign_identity::signed::Signer;
 use countersign_keystore_pkcs11::{TokenError, TokenKey, TokenUri};
 #[cfg(feature = "tpm")]
 use countersign_keystore_tpm::TpmKey;
 use countersign_keystore_tpm::{Pcrs, TpmAddress, TpmError, is_tpm_key, pcrs_of};
+use rustls::Error as TlsError;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::{CertifiedKey, SigningKey};
-use rustls::{Error as TlsError, OtherError, SignatureAlgorithm, SignatureScheme};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
+
+use self::passphrase::passphrase;
+use self::tls::TlsKey;
 
 /// Where a TPM keeps the certificate of the device that it is in, and those above it, DER, one after the other: an NV index of
 /// the owner's (0x01800000 to 0x01bfffff), always the same so that others find it.
@@ -272,49 +278,6 @@ impl KeyStore {
             Self::Tpm { .. } => Err(KeyStoreFault::NoTpm),
         }
     }
-}
-
-/// Whether a key file is one under a passphrase.
-pub(crate) fn is_encrypted(text: &[u8]) -> bool {
-    std::str::from_utf8(text).is_ok_and(encrypted_key::is_encrypted)
-}
-
-/// The passphrase that a source names. One line end at its end is not part of it.
-fn passphrase(source: &PassphraseSource) -> Result<Zeroizing<Vec<u8>>, KeyStoreFault> {
-    let missing = |what: String, hint: &str| KeyStoreFault::Passphrase(format!("{what}; hint: {hint}"));
-    let path = match source.credential() {
-        Some(name) => std::env::var_os(PassphraseSource::CREDENTIALS)
-            .map(|folder| PathBuf::from(folder).join(name))
-            .ok_or_else(|| {
-                let hint = format!("LoadCredential={name}:FILE in its unit, and start it by systemd");
-                missing("the service has no credentials".into(), &hint)
-            })?,
-        None => PathBuf::from(source.as_str()),
-    };
-    let unread = |e: std::io::Error| {
-        missing(
-            format!("cannot read {}: {e}", path.display()),
-            "put the passphrase there, readable by its owner only",
-        )
-    };
-    let mut bytes = Zeroizing::new(std::fs::read(&path).map_err(unread)?);
-    let mode = std::fs::metadata(&path).map_err(unread)?.mode() & 0o777;
-    // A credential's access rights are the service manager's: with access lists the mode tells nothing.
-    if source.credential().is_none() && mode & 0o077 != 0 {
-        let hint = format!("chmod 600 {}", path.display());
-        return Err(missing(
-            format!("others may read {} (mode {mode:03o})", path.display()),
-            &hint,
-        ));
-    }
-    PassphraseSource::trim(&mut bytes);
-    if bytes.is_empty() {
-        return Err(missing(
-            format!("{} is empty", path.display()),
-            "put the passphrase into it",
-        ));
-    }
-    Ok(bytes)
 }
 
 /// A key of the device: itself, or where it is.
@@ -650,77 +613,6 @@ mod in_tpm {
             address: address.clone(),
             what,
         }
-    }
-}
-
-/// A [`Signer`] as TLS wants it.
-struct TlsKey {
-    key: Arc<dyn Signer>,
-    /// DER of its public half, which TLS holds against the certificate.
-    info: Option<Vec<u8>>,
-}
-
-impl fmt::Debug for TlsKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("TlsKey")
-    }
-}
-
-impl TlsKey {
-    fn of(key: Arc<dyn Signer>) -> Self {
-        use der::Encode;
-        let info = key.public_key().to_der().ok();
-        Self { key, info }
-    }
-
-    fn scheme(&self) -> Option<SignatureScheme> {
-        // RFC 8446 section 4.2.3: in TLS 1.3 the curve is the hash's.
-        match self.key.algorithm().oid.to_string().as_str() {
-            "1.2.840.10045.4.3.2" => Some(SignatureScheme::ECDSA_NISTP256_SHA256),
-            "1.2.840.10045.4.3.3" => Some(SignatureScheme::ECDSA_NISTP384_SHA384),
-            _ => None,
-        }
-    }
-}
-
-impl SigningKey for TlsKey {
-    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn rustls::sign::Signer>> {
-        let scheme = self.scheme().filter(|s| offered.contains(s))?;
-        Some(Box::new(TlsSigner {
-            key: self.key.clone(),
-            scheme,
-        }))
-    }
-
-    fn algorithm(&self) -> SignatureAlgorithm {
-        SignatureAlgorithm::ECDSA
-    }
-
-    fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
-        self.info.as_deref().map(SubjectPublicKeyInfoDer::from)
-    }
-}
-
-struct TlsSigner {
-    key: Arc<dyn Signer>,
-    scheme: SignatureScheme,
-}
-
-impl fmt::Debug for TlsSigner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TlsSigner({:?})", self.scheme)
-    }
-}
-
-impl rustls::sign::Signer for TlsSigner {
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, TlsError> {
-        self.key
-            .sign(message)
-            .map_err(|e: SigningFailed| TlsError::Other(OtherError(Arc::new(e))))
-    }
-
-    fn scheme(&self) -> SignatureScheme {
-        self.scheme
     }
 }
 

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use countersign_factory::SoftwareKey;
+use countersign_factory::destruction::Statement;
 use der::Encode;
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SubjectPublicKeyInfo};
 
