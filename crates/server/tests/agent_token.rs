@@ -213,6 +213,35 @@ fn the_key_is_made_in_the_token_used_there_and_replaced_there() {
     assert!([6, 7].contains(&code), "{code}: {err}");
 }
 
+/// From the token to a file under a passphrase, and back: each key has one place, and the other is empty.
+#[test]
+fn a_device_that_moves_to_another_store_leaves_no_key_behind() {
+    let place = Place::new();
+    let agent = place.agent("sensor-9");
+    agent.ok(&borrowed(&place.arguments("sensor-9", "sensor-9")));
+    assert_eq!(place.hsm.keys(), ["sensor-9"]);
+    let passphrase = place.write("passphrase", "a passphrase that is long\n");
+    std::fs::set_permissions(&passphrase, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let again = |store: &str| {
+        let secret = place.secret("sensor-9");
+        let server = ["enrol", "--again", "--server", &place.enrol, "--id", "sensor-9"];
+        agent.ok(&[&server[..], &["--secret-file", &secret, "--key-store", store]].concat());
+        agent.ok(&["check"]);
+    };
+    again(&format!("encrypted:{passphrase}"));
+    assert_eq!(place.hsm.keys(), Vec::<String>::new());
+    let key = || std::fs::read_to_string(agent.folder.join("device.key")).unwrap();
+    assert!(key().contains("ENCRYPTED PRIVATE KEY"), "{}", key());
+    again(&place.hsm.uri("other"));
+    assert_eq!(place.hsm.keys().len(), 1);
+    assert!(key().starts_with("pkcs11:"), "{}", key());
+    assert!(
+        !bytes_below(&agent.folder)
+            .windows(11)
+            .any(|w| w == b"PRIVATE KEY")
+    );
+}
+
 #[test]
 fn a_key_that_is_in_the_token_already_is_taken() {
     let place = Place::new();
