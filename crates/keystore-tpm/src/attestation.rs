@@ -13,12 +13,11 @@
 
 use tss_esapi::attributes::ObjectAttributesBuilder;
 use tss_esapi::constants::response_code::Tss2ResponseCodeKind as Kind;
-use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
-use tss_esapi::interface_types::ecc::EccCurve;
+use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    Data, EccPoint, EccScheme, EncryptedSecret, HashScheme, IdObject, KeyDerivationFunctionScheme, Public,
-    PublicBuilder, PublicEccParameters, SignatureScheme, SymmetricDefinitionObject,
+    Data, Digest, EccScheme, EncryptedSecret, HashScheme, IdObject, Public, SignatureScheme,
+    SymmetricDefinitionObject,
 };
 use tss_esapi::traits::Marshall;
 use tss_esapi::{Context, Error};
@@ -223,16 +222,11 @@ fn template() -> Result<Public, Error> {
         .with_restricted(true)
         .with_sign_encrypt(true)
         .build()?;
-    PublicBuilder::new()
-        .with_public_algorithm(PublicAlgorithm::Ecc)
-        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
-        .with_object_attributes(attributes)
-        .with_ecc_parameters(PublicEccParameters::new(
-            SymmetricDefinitionObject::Null,
-            EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256)),
-            EccCurve::NistP256,
-            KeyDerivationFunctionScheme::Null,
-        ))
-        .with_ecc_unique_identifier(EccPoint::default())
-        .build()
+    let scheme = EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256));
+    tpm::p256(
+        attributes,
+        Digest::default(),
+        SymmetricDefinitionObject::Null,
+        scheme,
+    )
 }

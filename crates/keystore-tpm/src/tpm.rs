@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tss_esapi::attributes::{ObjectAttributesBuilder, SessionAttributesBuilder};
+use tss_esapi::attributes::{ObjectAttributes, ObjectAttributesBuilder, SessionAttributesBuilder};
 use tss_esapi::constants::response_code::{Tss2ResponseCode, Tss2ResponseCodeKind as Kind};
 use tss_esapi::constants::{CapabilityType, SessionType};
 use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, SessionHandle, TpmHandle};
@@ -256,13 +256,25 @@ fn primary_template() -> Result<Public, Error> {
         .with_restricted(true)
         .with_decrypt(true)
         .build()?;
+    let cipher = SymmetricDefinitionObject::AES_128_CFB;
+    p256(attributes, Digest::default(), cipher, EccScheme::Null)
+}
+
+/// The template of a key on P-256, with names by SHA-256.
+pub(crate) fn p256(
+    attributes: ObjectAttributes,
+    policy: Digest,
+    cipher: SymmetricDefinitionObject,
+    scheme: EccScheme,
+) -> Result<Public, Error> {
     PublicBuilder::new()
         .with_public_algorithm(PublicAlgorithm::Ecc)
         .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
         .with_object_attributes(attributes)
+        .with_auth_policy(policy)
         .with_ecc_parameters(PublicEccParameters::new(
-            SymmetricDefinitionObject::AES_128_CFB,
-            EccScheme::Null,
+            cipher,
+            scheme,
             EccCurve::NistP256,
             KeyDerivationFunctionScheme::Null,
         ))
@@ -284,20 +296,14 @@ pub(crate) fn key_template(policy: Option<&PcrPolicy>) -> Result<Public, Error> 
         .with_no_da(true)
         .with_sign_encrypt(true)
         .build()?;
-    let auth_policy = policy.map(|policy| Digest::try_from(policy.auth_policy().as_slice()));
-    PublicBuilder::new()
-        .with_public_algorithm(PublicAlgorithm::Ecc)
-        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
-        .with_object_attributes(attributes)
-        .with_auth_policy(auth_policy.transpose()?.unwrap_or_default())
-        .with_ecc_parameters(PublicEccParameters::new(
-            SymmetricDefinitionObject::Null,
-            EccScheme::Null,
-            EccCurve::NistP256,
-            KeyDerivationFunctionScheme::Null,
-        ))
-        .with_ecc_unique_identifier(EccPoint::default())
-        .build()
+    let policy = policy.map(|policy| Digest::try_from(policy.auth_policy().as_slice()));
+    let none = SymmetricDefinitionObject::Null;
+    p256(
+        attributes,
+        policy.transpose()?.unwrap_or_default(),
+        none,
+        EccScheme::Null,
+    )
 }
 
 /// Gives the parent to some work, and flushes it after it.
