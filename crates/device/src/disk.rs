@@ -150,6 +150,15 @@ pub(crate) struct CutDisk {
     left: std::sync::atomic::AtomicUsize,
     /// Written, and not synced: a cut loses their content.
     unsynced: std::sync::Mutex<Vec<PathBuf>>,
+    /// Removed, and the folder not synced since: a cut brings them back.
+    removed: std::sync::Mutex<Vec<(PathBuf, Left)>>,
+}
+
+/// What a removed file or link was.
+#[cfg(test)]
+pub(crate) enum Left {
+    File(Vec<u8>),
+    Link(PathBuf),
 }
 
 #[cfg(test)]
@@ -160,6 +169,7 @@ impl CutDisk {
             fails: Fails::Cut,
             left: steps.into(),
             unsynced: Default::default(),
+            removed: Default::default(),
         }
     }
 
@@ -193,6 +203,16 @@ impl CutDisk {
                     File::create(path)?;
                 }
             }
+            for (path, left) in self.removed.lock().unwrap().drain(..).rev() {
+                if path.symlink_metadata().is_ok() {
+                    continue;
+                }
+                RealDisk.make_folder(folder_of(&path))?;
+                match left {
+                    Left::File(bytes) => RealDisk.write(&path, &bytes)?,
+                    Left::Link(target) => RealDisk.link(&target, &path)?,
+                }
+            }
             return Err(io::Error::other("the power was cut"));
         }
         run()
@@ -223,6 +243,8 @@ impl Disk for std::sync::Arc<CutDisk> {
     fn sync(&self, path: &Path) -> io::Result<()> {
         self.step(|| {
             self.unsynced.lock().unwrap().retain(|p| p != path);
+            let mut removed = self.removed.lock().unwrap();
+            removed.retain(|(p, _)| folder_of(p) != path);
             RealDisk.sync(path)
         })
     }
@@ -241,7 +263,14 @@ impl Disk for std::sync::Arc<CutDisk> {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.freeing(|| RealDisk.remove(path))
+        self.freeing(|| {
+            let left = match fs::read_link(path) {
+                Ok(target) => Left::Link(target),
+                Err(_) => Left::File(fs::read(path)?),
+            };
+            self.removed.lock().unwrap().push((path.to_owned(), left));
+            RealDisk.remove(path)
+        })
     }
 
     fn remove_folder(&self, path: &Path) -> io::Result<()> {

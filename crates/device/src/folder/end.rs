@@ -67,6 +67,7 @@ impl IdentityFolder {
             }
             // Of a link, what it leads to is one of the other folders.
             self.remove(&path)?;
+            self.sync(folder)?;
         }
         // What a power cut left half written may be a key too.
         for name in [KEY, CERTIFICATE] {
@@ -77,7 +78,9 @@ impl IdentityFolder {
             for file in self.entries(slot)? {
                 self.remove(&file)?;
             }
+            self.sync(slot)?;
             self.disk.remove_folder(slot).map_err(unwritable(slot))?;
+            self.sync(&self.path.join(SLOTS))?;
         }
         self.remove(&self.path.join(CURRENT))?;
         self.sync(&self.path)
@@ -114,7 +117,7 @@ impl IdentityFolder {
         }
     }
 
-    /// Removes a file, durably; one that is not there is no matter.
+    /// Removes a file, durably once its folder is synced; one that is not there is no matter.
     fn remove(&self, path: &Path) -> Outcome<()> {
         match self.disk.remove(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(unwritable(path)(e)),
