@@ -8,13 +8,15 @@
 //! Each step is durable before the next, and a cut anywhere leaves what can simply be run again: while there is a key there is
 //! one to state it with, and no statement is handed in while a key is left.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use countersign_factory::destruction::{PATH, Recorded, Statement};
 
 use crate::beside;
 use crate::est::{EstClient, EstServer};
 use crate::fault::EnrolFault;
 use crate::folder::IdentityFolder;
-use crate::identity::{DeviceProfile, IdentityFault};
+use crate::identity::{DeviceIdentity, DeviceProfile, IdentityFault};
 use crate::keys::DeviceKey;
 use crate::renewal::PATIENCE;
 
@@ -33,13 +35,18 @@ pub enum Ended {
 /// # Errors
 /// [`EnrolFault`] if a key is left.
 pub async fn destroy(folder: &IdentityFolder, say: &(dyn Fn(&str) + Sync)) -> Result<Ended, EnrolFault> {
-    let statement = match folder.statement()? {
-        Some(statement) => statement,
-        None => state(folder)?,
+    // Of one that was cut off later, the key is gone, and so is what a TPM kept.
+    let there = folder.load().ok();
+    let statement = match (folder.statement()?, &there) {
+        // An earlier try came to nothing, and the device went on with another certificate: an old one ends nobody.
+        (Some(statement), Some(identity)) if statement.certificate != certificate_of(identity)? => {
+            state(folder)?
+        }
+        (Some(statement), _) => statement,
+        (None, _) => state(folder)?,
     };
-    // Of one that was cut off after this, the key is gone and nothing is left to do.
-    if let Ok(identity) = folder.load() {
-        beside::forget(&identity, say).await;
+    if let Some(identity) = &there {
+        beside::forget(identity, say).await;
     }
     folder.destroy_keys()?;
     let profile = folder.profile()?;
@@ -61,13 +68,22 @@ fn state(folder: &IdentityFolder) -> Result<Statement, EnrolFault> {
                 .into(),
         )
     })?;
-    let leaf = identity.chain.first();
-    let leaf = leaf.ok_or_else(|| IdentityFault::NotOurs("there is no certificate".into()))?;
+    let leaf = leaf_of(&identity)?;
     let (tenant, device) = (identity.profile.tenant.clone(), identity.profile.id.clone());
     let statement = Statement::create(&*signer, leaf, tenant, device, identity.clock.now())
         .map_err(|e| EnrolFault::Link(crate::fault::LinkFault::Key(e.0)))?;
     folder.keep_statement(&statement)?;
     Ok(statement)
+}
+
+fn leaf_of(identity: &DeviceIdentity) -> Result<&[u8], EnrolFault> {
+    let leaf = identity.chain.first();
+    Ok(leaf.ok_or_else(|| IdentityFault::NotOurs("there is no certificate".into()))?)
+}
+
+/// As a statement has it.
+fn certificate_of(identity: &DeviceIdentity) -> Result<String, EnrolFault> {
+    Ok(STANDARD.encode(leaf_of(identity)?))
 }
 
 async fn hand_in(

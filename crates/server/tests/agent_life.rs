@@ -368,3 +368,34 @@ fn the_end_of_a_device_that_has_no_network_is_told_by_its_statement() {
     assert!(err.contains("revoked"), "{err}");
     assert_eq!(place.shown("sensor-2")["device"]["state"], "active");
 }
+
+/// An end that was begun and came to nothing: the device goes on, and when it ends for good it is by the certificate that it
+/// has then.
+#[test]
+fn a_statement_of_before_is_not_that_of_now() {
+    let place = Place::new(|_| Store::File);
+    place.cli(&["device", "add", "sensor-1"]);
+    let agent = place.agent("sensor-1");
+    agent.ok(&borrowed(&place.provision("sensor-1")));
+    agent.ok(&["renew"]);
+    // Something that is no slot stands in the way, after the statement was made.
+    let obstacle = agent.folder.join("slots/not-a-slot");
+    std::fs::write(&obstacle, "").unwrap();
+    let (code, _, err) = agent.run(&["destroy", "--confirm", "sensor-1"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("not-a-slot") && err.contains("hint: "), "{err}");
+    assert!(agent.folder.join("destruction.json").exists());
+    assert_eq!(place.shown("sensor-1")["device"]["state"], "active");
+    std::fs::remove_file(obstacle).unwrap();
+    let _ = std::fs::remove_file(agent.folder.join("destruction.json.new"));
+    // The keys that were reached first are gone; the device is enrolled anew, and the old certificates are worth nothing.
+    place.cli(&["device", "revoke", "sensor-1"]);
+    for name in ["device.crt", "device.key", "current"] {
+        let _ = std::fs::remove_file(agent.folder.join(name));
+    }
+    let _ = std::fs::remove_dir_all(agent.folder.join("slots"));
+    agent.ok(&borrowed(&place.provision("sensor-1")));
+    agent.ok(&["publish", "21.5"]);
+    agent.ok(&["destroy", "--confirm", "sensor-1"]);
+    assert_eq!(place.shown("sensor-1")["device"]["state"], "decommissioned");
+}
