@@ -5,6 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use countersign_testkit::agent::{Agent, Running};
 use countersign_testkit::server::{Server, listener};
 use countersign_testkit::swtpm::Swtpm;
@@ -207,8 +209,13 @@ fn the_key_is_made_in_the_tpm_used_there_and_carried_away_it_is_worth_nothing() 
 
 #[test]
 fn what_the_tpm_says_of_the_key_is_believed_and_policies_demand_it() {
-    for kind in [&[][..], &["--ecc"]] {
-        let place = Place::with(Swtpm::manufactured(kind));
+    // TPM_ALG_RSA; TPM_ALG_ECC, on P-384: swtpm_setup makes both, and RSA is taken where it is there.
+    for algorithm in [1, 0x23] {
+        let tpm = Swtpm::manufactured(&["--ecc"]);
+        if algorithm == 0x23 {
+            tpm.run("tpm2_nvundefine", &["-C", "p", "0x1c00002"]);
+        }
+        let place = Place::with(tpm);
         let cli = |arguments: &[&str]| place.server.cli_ok(arguments).unwrap();
         let custody = |device: &str| -> Vec<String> {
             let text = cli(&["device", "show", device, "--json"]);
@@ -238,6 +245,12 @@ fn what_the_tpm_says_of_the_key_is_believed_and_policies_demand_it() {
         agent.ok(&enrol);
         agent.ok(&["publish", "21.5"]);
         assert_eq!(custody("sensor-1"), ["attested"]);
+        let shown: serde_json::Value =
+            serde_json::from_str(&cli(&["attestation", "show", "sensor-1", "--json"])).unwrap();
+        let ek = STANDARD
+            .decode(shown[0]["evidence"]["endorsement_key"].as_str().unwrap())
+            .unwrap();
+        assert_eq!(ek[..2], [0, algorithm], "{shown}");
         // The next key is another one, and attested too, without anybody saying so again.
         agent.ok(&["renew"]);
         agent.ok(&["publish", "21.6"]);
