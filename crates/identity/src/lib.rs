@@ -17,6 +17,7 @@ pub mod anchor;
 pub mod certificate;
 pub mod chain;
 mod clock;
+mod elements;
 pub mod id;
 mod path;
 pub mod pattern;

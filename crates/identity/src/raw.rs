@@ -1,8 +1,9 @@
 //! A certificate's or list's bytes taken apart and not looked into: what a signature is checked over and with.
 
-use der::asn1::BitStringRef;
-use der::{Decode, Reader, SliceReader, Tag, TagNumber};
+use der::Tag;
 use rustls_pki_types::SignatureVerificationAlgorithm;
+
+use crate::elements::{Elements, INTEGER, SEQUENCE};
 
 /// The parts of a certificate (RFC 5280 section 4.1) that path validation needs byte for byte.
 #[derive(Debug, Clone, Copy)]
@@ -41,32 +42,20 @@ pub(crate) enum RawFault {
     Invalid,
 }
 
-/// The content of the next value, which must have this tag.
-pub(crate) fn content<'a>(reader: &mut SliceReader<'a>, tag: Tag) -> der::Result<&'a [u8]> {
-    Tag::peek(reader)?.assert_eq(tag)?;
-    let header = der::Header::decode(reader)?;
-    reader.read_slice(header.length())
-}
-
-/// The content of the next SEQUENCE, as a reader.
-fn sequence<'a>(reader: &mut SliceReader<'a>) -> der::Result<SliceReader<'a>> {
-    SliceReader::new(content(reader, Tag::Sequence)?)
-}
-
-fn bits<'a>(reader: &mut SliceReader<'a>) -> der::Result<&'a [u8]> {
-    BitStringRef::decode(reader)?
+/// All the octets of the next BIT STRING.
+fn bits<'a>(elements: &mut Elements<'a>) -> der::Result<&'a [u8]> {
+    elements
+        .bits()?
         .as_bytes()
         .ok_or_else(|| der::Error::from(der::ErrorKind::Noncanonical { tag: Tag::BitString }))
 }
 
 impl<'a> RawSigned<'a> {
     pub(crate) fn parse(der: &'a [u8]) -> der::Result<Self> {
-        let mut outer = SliceReader::new(der)?;
-        let mut inner = sequence(&mut outer)?;
-        outer.finish()?;
+        let mut inner = Elements::of_whole(der, SEQUENCE)?;
         let parts = Self {
-            content: inner.tlv_bytes()?,
-            algorithm: content(&mut inner, Tag::Sequence)?,
+            content: inner.whole()?,
+            algorithm: inner.take(SEQUENCE)?,
             signature: bits(&mut inner)?,
         };
         inner.finish()?;
@@ -89,11 +78,10 @@ impl<'a> RawSigned<'a> {
 
 impl<'a> RawKey<'a> {
     pub(crate) fn parse(der: &'a [u8]) -> der::Result<Self> {
-        let mut outer = SliceReader::new(der)?;
-        let mut inner = sequence(&mut outer)?;
+        let mut inner = Elements::of_whole(der, SEQUENCE)?;
         let key = Self {
             der,
-            algorithm: content(&mut inner, Tag::Sequence)?,
+            algorithm: inner.take(SEQUENCE)?,
             bits: bits(&mut inner)?,
         };
         inner.finish()?;
@@ -110,28 +98,24 @@ impl<'a> RawKey<'a> {
 
 impl<'a> RawCertificate<'a> {
     pub(crate) fn parse(der: &'a [u8]) -> der::Result<Self> {
+        const VERSION: u8 = 0xa0;
         let signed = RawSigned::parse(der)?;
-        let mut whole = SliceReader::new(signed.content)?;
-        let mut tbs = sequence(&mut whole)?;
-        let version = Tag::ContextSpecific {
-            constructed: true,
-            number: TagNumber(0),
-        };
-        if Tag::peek(&tbs)? == version {
-            tbs.tlv_bytes()?;
+        let mut tbs = Elements::of_whole(signed.content, SEQUENCE)?;
+        if tbs.is_next(VERSION) {
+            tbs.take(VERSION)?;
         }
-        let serial = content(&mut tbs, Tag::Integer)?;
+        let serial = tbs.take(INTEGER)?;
         // RFC 5280 section 4.1.1.2: both must say the same.
-        if content(&mut tbs, Tag::Sequence)? != signed.algorithm {
+        if tbs.take(SEQUENCE)? != signed.algorithm {
             return Err(der::ErrorKind::Value { tag: Tag::Sequence }.into());
         }
         for _ in ["issuer", "validity", "subject"] {
-            tbs.tlv_bytes()?;
+            tbs.whole()?;
         }
         Ok(Self {
             signed,
             serial,
-            key: RawKey::parse(tbs.tlv_bytes()?)?,
+            key: RawKey::parse(tbs.whole()?)?,
         })
     }
 }

@@ -1,17 +1,17 @@
-//! A TBSCertificate (RFC 5280 section 4.1) read in place: the same reader and the same rules as the X.509 library's, which
-//! copies every part into memory of its own, and that costs as much as a signature.
+//! A TBSCertificate (RFC 5280 section 4.1) read in place, by the same rules as the X.509 library's types, which copy every
+//! part into memory of its own, and that costs as much as a signature.
 
 use std::borrow::Cow;
 
 use const_oid::{AssociatedOid, ObjectIdentifier};
-use der::asn1::{AnyRef, BitStringRef, ContextSpecific, OctetStringRef};
-use der::{Decode, ErrorKind, Reader, SliceReader, Tag, TagNumber, Tagged};
+use der::asn1::AnyRef;
+use der::{Decode, ErrorKind, Tag, Tagged};
 use spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
 use x509_cert::certificate::{Rfc5280, Version};
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::Validity;
 
-use crate::raw::content;
+use crate::elements::{Elements, OCTET_STRING, SEQUENCE, SET, bits};
 
 /// What a certificate says, borrowed from its bytes.
 #[derive(Debug, Clone)]
@@ -85,13 +85,10 @@ impl<'a> CertificateView<'a> {
     /// # Errors
     /// What is not one, as the library has it.
     pub fn of_certificate(der: &'a [u8]) -> der::Result<Self> {
-        let mut whole = SliceReader::new(der)?;
-        let tbs = whole.sequence(|r| {
-            let tbs = r.tlv_bytes()?;
-            AlgorithmIdentifierRef::decode(r)?;
-            BitStringRef::decode(r)?;
-            Ok::<_, der::Error>(tbs)
-        })?;
+        let mut whole = Elements::of_whole(der, SEQUENCE)?;
+        let tbs = whole.whole()?;
+        whole.algorithm()?;
+        whole.bits()?;
         whole.finish()?;
         Self::of_tbs(tbs)
     }
@@ -101,35 +98,51 @@ impl<'a> CertificateView<'a> {
     /// # Errors
     /// What is not a TBSCertificate, as the library has it.
     pub fn of_tbs(der: &'a [u8]) -> der::Result<Self> {
-        let mut whole = SliceReader::new(der)?;
-        let view = whole.sequence(Self::fields)?;
-        whole.finish()?;
+        let mut fields = Elements::of_whole(der, SEQUENCE)?;
+        let view = Self::fields(&mut fields)?;
+        fields.finish()?;
         Ok(view)
     }
 
-    fn fields(r: &mut SliceReader<'a>) -> der::Result<Self> {
-        let version = ContextSpecific::<Version>::decode_explicit(r, TagNumber(0))?;
-        let serial_number = SerialNumber::decode(r)?;
-        let signature = AlgorithmIdentifierRef::decode(r)?;
-        let issuer = NameView::read(r)?;
-        let validity = Validity::decode(r)?;
-        let subject = NameView::read(r)?;
-        let key_der = r.tlv_bytes()?;
-        let key = SubjectPublicKeyInfoRef::from_der(key_der)?;
-        for unique_id in [1, 2] {
-            ContextSpecific::<BitStringRef<'a>>::decode_implicit(r, TagNumber(unique_id))?;
+    fn fields(fields: &mut Elements<'a>) -> der::Result<Self> {
+        const VERSION: u8 = 0xa0;
+        const UNIQUE_IDS: [u8; 2] = [0x81, 0x82];
+        const EXTENSIONS: u8 = 0xa3;
+        let version = match fields.is_next(VERSION) {
+            true => Version::from_der(fields.take(VERSION)?)?,
+            false => Version::default(),
+        };
+        let serial_number = SerialNumber::from_der(fields.whole()?)?;
+        let signature = fields.algorithm()?;
+        let issuer = NameView::read(fields.whole()?)?;
+        let validity = Validity::from_der(fields.whole()?)?;
+        let subject = NameView::read(fields.whole()?)?;
+        let key_der = fields.whole()?;
+        let mut key = Elements::of_whole(key_der, SEQUENCE)?;
+        let info = SubjectPublicKeyInfoRef {
+            algorithm: key.algorithm()?,
+            subject_public_key: key.bits()?,
+        };
+        key.finish()?;
+        for unique_id in UNIQUE_IDS {
+            if fields.is_next(unique_id) {
+                bits(fields.take(unique_id)?)?;
+            }
         }
-        let extensions = ContextSpecific::<ExtensionsView<'a>>::decode_explicit(r, TagNumber(3))?;
+        let extensions = match fields.is_next(EXTENSIONS) {
+            true => extensions(fields.take(EXTENSIONS)?)?,
+            false => Vec::new(),
+        };
         Ok(Self {
-            version: version.map(|v| v.value).unwrap_or_default(),
+            version,
             serial_number,
             signature,
             issuer,
             validity,
             subject,
-            key,
+            key: info,
             key_der,
-            extensions: extensions.map(|e| e.value.0).unwrap_or_default(),
+            extensions,
         })
     }
 
@@ -151,48 +164,35 @@ impl<'a> CertificateView<'a> {
 }
 
 /// SEQUENCE OF Extension.
-struct ExtensionsView<'a>(Vec<ExtensionView<'a>>);
-
-impl der::FixedTag for ExtensionsView<'_> {
-    const TAG: Tag = Tag::Sequence;
-}
-
-impl<'a> der::DecodeValue<'a> for ExtensionsView<'a> {
-    type Error = der::Error;
-
-    fn decode_value<R: Reader<'a>>(reader: &mut R, header: der::Header) -> der::Result<Self> {
-        let mut inner = SliceReader::new(reader.read_slice(header.length())?)?;
-        // A device's has four or five.
-        let mut all = Vec::with_capacity(6);
-        while !inner.is_finished() {
-            all.push(inner.sequence(|r| {
-                Ok::<_, der::Error>(ExtensionView {
-                    id: ObjectIdentifier::decode(r)?,
-                    critical: Option::<bool>::decode(r)?.unwrap_or_default(),
-                    value: <&OctetStringRef>::decode(r)?.as_bytes(),
-                })
-            })?);
-        }
-        Ok(Self(all))
+fn extensions(der: &[u8]) -> der::Result<Vec<ExtensionView<'_>>> {
+    let mut left = Elements::of_whole(der, SEQUENCE)?;
+    // A device's has four or five.
+    let mut all = Vec::with_capacity(6);
+    while !left.is_finished() {
+        let mut extension = Elements::of(left.take(SEQUENCE)?);
+        all.push(ExtensionView {
+            id: extension.oid()?,
+            critical: extension.flag()?,
+            value: extension.take(OCTET_STRING)?,
+        });
+        extension.finish()?;
     }
+    Ok(all)
 }
 
 impl<'a> NameView<'a> {
-    fn read(reader: &mut SliceReader<'a>) -> der::Result<Self> {
-        let der = reader.tlv_bytes()?;
-        let mut whole = SliceReader::new(der)?;
-        let mut rdns = SliceReader::new(content(&mut whole, Tag::Sequence)?)?;
+    fn read(der: &'a [u8]) -> der::Result<Self> {
+        let mut rdns = Elements::of_whole(der, SEQUENCE)?;
         let (mut attributes, mut is_flat) = (Vec::with_capacity(4), true);
         while !rdns.is_finished() {
-            let mut rdn = SliceReader::new(content(&mut rdns, Tag::Set)?)?;
+            let mut rdn = Elements::of(rdns.take(SET)?);
             let before = attributes.len();
             while !rdn.is_finished() {
-                let mut attribute = SliceReader::new(content(&mut rdn, Tag::Sequence)?)?;
+                let mut attribute = Elements::of(rdn.take(SEQUENCE)?);
                 attributes.push(AttributeView {
-                    id: ObjectIdentifier::decode(&mut attribute)?,
-                    value: AnyRef::decode(&mut attribute)?,
+                    id: attribute.oid()?,
+                    value: attribute.last()?,
                 });
-                attribute.finish()?;
             }
             is_flat &= attributes.len() == before + 1;
         }
