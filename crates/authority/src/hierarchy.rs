@@ -2,22 +2,22 @@
 //! `root.key` and `issuing.key`, or `key-store.toml`, which tells where they are.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_factory::key::KeyFault;
 use countersign_factory::request::pem;
 use countersign_factory::{CertificateRequest, ProvenKey};
 use countersign_identity::certificate::CertificateError;
-use countersign_identity::signed::Signer;
+use countersign_identity::signed::{Signer, VerifyingKey};
 use countersign_identity::{CertificateFacts, Timestamp};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use spki::SubjectPublicKeyInfoOwned;
 
 use crate::folder::{self, FolderError};
 use crate::keys::{KeyStore, KeyStoreError, Keys, NoTokens, TokenKeys, Which};
 use crate::mint::{self, MintError, Reach};
-use crate::profile;
+use crate::profile::{self, Extensions};
 
 /// Which way trust points.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
@@ -86,7 +86,10 @@ pub struct IssuingAuthority {
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) facts: CertificateFacts,
     /// The key of `certificate`: what its signatures are verified with.
-    pub(crate) public_key: SubjectPublicKeyInfoOwned,
+    pub(crate) verifying: VerifyingKey,
+    /// What all device certificates of one kind have, once the first was asked for.
+    pub(crate) operational: OnceLock<Extensions>,
+    pub(crate) factory: OnceLock<Extensions>,
     root: CertificateDer<'static>,
 }
 
@@ -180,7 +183,7 @@ impl IssuingAuthority {
         let suffix = random_suffix()?;
         let root = mint::root(
             &*root_key,
-            profile::ca_name(hierarchy, "Root", label, &suffix),
+            &profile::ca_name(hierarchy, "Root", label, &suffix),
             now,
         )
         .map_err(Box::new)?;
@@ -192,7 +195,7 @@ impl IssuingAuthority {
         let issuing = mint::issuing(
             (&*root_key, &root, &root_facts),
             &*issuing_key,
-            profile::ca_name(hierarchy, kind, label, &suffix),
+            &profile::ca_name(hierarchy, kind, label, &suffix),
             reach,
             now,
         )
@@ -359,13 +362,16 @@ impl IssuingAuthority {
         if ProvenKey::of(&*key).fingerprint()? != facts.public_key_sha256 {
             return Err(damaged("the key", "it is not the key of issuing.crt".into()));
         }
-        let public_key = countersign_identity::signed::key_of(&issuing)
+        let verifying = countersign_identity::signed::key_of(&issuing)
+            .and_then(|public| VerifyingKey::new(&public, key.algorithm().oid))
             .map_err(|e| damaged("issuing.crt", e.to_string()))?;
         Ok(Self {
             hierarchy,
             key,
             store,
-            public_key,
+            verifying,
+            operational: OnceLock::new(),
+            factory: OnceLock::new(),
             certificate: issuing,
             facts,
             root,
@@ -396,12 +402,15 @@ impl IssuingAuthority {
         countersign_identity::signed::key_of(&factory)
             .and_then(|key| countersign_identity::signed::Signed::parse(&certificate)?.verify(&key))
             .map_err(|e| wrong(&format!("the factory CA did not sign it: {e}")))?;
-        let public_key =
-            countersign_identity::signed::key_of(&certificate).map_err(|e| wrong(&e.to_string()))?;
+        let verifying = countersign_identity::signed::key_of(&certificate)
+            .and_then(|public| VerifyingKey::new(&public, key.algorithm().oid))
+            .map_err(|e| wrong(&e.to_string()))?;
         Ok(Self {
             hierarchy: Hierarchy::Devices,
             key,
-            public_key,
+            verifying,
+            operational: OnceLock::new(),
+            factory: OnceLock::new(),
             certificate,
             facts,
             root: factory,

@@ -12,14 +12,13 @@ use countersign_factory::station::StationCaGrant;
 use countersign_factory::tlv::{sequence, tlv};
 use countersign_factory::{EnrolmentGrant, ProfileKind, ServerGrant};
 use countersign_identity::certificate::CertificateView;
-use countersign_identity::signed::{Signer, SigningFailed};
+use countersign_identity::signed::{Signer, SigningFailed, VerifyingKey};
 use countersign_identity::{CertificateFacts, Fingerprint, Timestamp, signed};
 use der::Encode;
 use der::asn1::{BitString, GeneralizedTime, UtcTime};
 use rustls_pki_types::CertificateDer;
 use spki::SubjectPublicKeyInfoOwned;
 use x509_cert::ext::pkix::{KeyUsage, KeyUsages};
-use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::{Time, Validity};
 
@@ -126,14 +125,16 @@ impl IssuingAuthority {
                 kind: "device",
             });
         }
-        let subject = profile::device_name(grant.tenant(), grant.device())?;
+        let subject = profile::device_name(grant.tenant(), grant.device());
         let profile = grant.profile();
-        let uri = profile.uri(grant.tenant(), grant.device());
-        let extensions = profile::device(self.key_id()?, profile.kind, uri.as_deref())?;
+        let mut extensions = self.device_extensions(profile.kind)?.clone();
+        if let Some(uri) = profile.uri(grant.tenant(), grant.device()) {
+            extensions.add_uri(&uri)?;
+        }
         self.issue(
-            subject,
+            &subject,
             grant.key().info(),
-            extensions,
+            &extensions,
             now,
             profile.lifetime(),
             profile.kind,
@@ -152,12 +153,12 @@ impl IssuingAuthority {
             });
         }
         let hosts = grant.host_names();
-        let subject = profile::server_name(hosts.first().map_or("", String::as_str))?;
+        let subject = profile::server_name(hosts.first().map_or("", String::as_str));
         let extensions = profile::server(self.key_id()?, hosts)?;
         self.issue(
-            subject,
+            &subject,
             grant.key().info(),
-            extensions,
+            &extensions,
             now,
             Some(countersign_factory::grant::SERVER_LIFETIME),
             ProfileKind::Operational,
@@ -182,13 +183,13 @@ impl IssuingAuthority {
         }
         let key = grant.key().info();
         let extensions = profile::station(&key_id_of(key), self.key_id()?)?;
-        let subject = profile::station_name(grant.station(), &crate::hierarchy::random_suffix()?)?;
+        let subject = profile::station_name(grant.station(), &crate::hierarchy::random_suffix()?);
         let issuer = &self.facts.subject_der;
         let validity = (validity(now, Duration::ZERO).0, grant.not_after());
         let (certificate, facts) = Prepared::new(&*self.key, issuer, &subject, key, &extensions, validity)?
             .lint(|tbs| lint_station(tbs, self))?
             .sign(&*self.key)?
-            .verify(&self.public_key, issuer)?;
+            .verify(&self.verifying, issuer)?;
         Ok(Issued {
             certificate,
             issuer: self.certificate.clone(),
@@ -211,6 +212,21 @@ impl IssuingAuthority {
         }
     }
 
+    /// What all its device certificates of a kind have, put together once.
+    fn device_extensions(&self, kind: ProfileKind) -> Result<&Extensions, MintError> {
+        let kept = match kind {
+            ProfileKind::Operational => &self.operational,
+            ProfileKind::Factory => &self.factory,
+        };
+        match kept.get() {
+            Some(extensions) => Ok(extensions),
+            None => {
+                let extensions = profile::device(self.key_id()?, kind)?;
+                Ok(kept.get_or_init(|| extensions))
+            }
+        }
+    }
+
     fn key_id(&self) -> Result<&[u8], MintError> {
         self.facts
             .subject_key_id
@@ -220,9 +236,9 @@ impl IssuingAuthority {
 
     fn issue(
         &self,
-        subject: Name,
+        subject: &[u8],
         key: &SubjectPublicKeyInfoOwned,
-        extensions: Extensions,
+        extensions: &Extensions,
         now: Timestamp,
         lifetime: Option<Duration>,
         kind: ProfileKind,
@@ -240,10 +256,10 @@ impl IssuingAuthority {
             });
         }
         let issuer = &self.facts.subject_der;
-        let (certificate, facts) = Prepared::new(&*self.key, issuer, &subject, key, &extensions, validity)?
+        let (certificate, facts) = Prepared::new(&*self.key, issuer, subject, key, extensions, validity)?
             .lint(|tbs| lint_leaf(tbs, self, kind))?
             .sign(&*self.key)?
-            .verify(&self.public_key, issuer)?;
+            .verify(&self.verifying, issuer)?;
         Ok(Issued {
             certificate,
             issuer: self.certificate.clone(),
@@ -255,24 +271,22 @@ impl IssuingAuthority {
 /// A self-signed root.
 pub(crate) fn root(
     key: &dyn Signer,
-    subject: der::Result<Name>,
+    name: &[u8],
     now: Timestamp,
 ) -> Result<CertificateDer<'static>, MintError> {
-    let subject = subject?;
     let key_id = key_id(key);
     let extensions = profile::ca(&key_id, &key_id, None)?;
-    let name = subject.to_der()?;
     Prepared::new(
         key,
-        &name,
-        &subject,
+        name,
+        name,
         key.public_key(),
         &extensions,
         validity(now, ROOT_LIFETIME),
     )?
     .lint(lint_ca)?
     .sign(key)?
-    .verify(key.public_key(), &name)
+    .verify(&verifying(key.public_key(), key)?, name)
     .map(|(certificate, _)| certificate)
 }
 
@@ -289,11 +303,10 @@ pub(crate) enum Reach {
 pub(crate) fn issuing(
     (root_key, root, root_facts): (&dyn Signer, &CertificateDer<'static>, &CertificateFacts),
     key: &dyn Signer,
-    subject: der::Result<Name>,
+    subject: &[u8],
     reach: Reach,
     now: Timestamp,
 ) -> Result<CertificateDer<'static>, MintError> {
-    let subject = subject?;
     let (path_length, lifetime) = match reach {
         Reach::Leaves => (0, ISSUING_LIFETIME),
         Reach::Stations => (1, FACTORY_LIFETIME),
@@ -303,14 +316,14 @@ pub(crate) fn issuing(
     Prepared::new(
         root_key,
         &root_facts.subject_der,
-        &subject,
+        subject,
         key.public_key(),
         &extensions,
         validity(now, lifetime),
     )?
     .lint(lint_ca)?
     .sign(root_key)?
-    .verify(&key_of(root)?, &root_facts.subject_der)
+    .verify(&verifying(&key_of(root)?, root_key)?, &root_facts.subject_der)
     .map(|(certificate, _)| certificate)
 }
 
@@ -324,14 +337,14 @@ pub(crate) fn responder(
     Prepared::new(
         &*authority.key,
         &facts.subject_der,
-        &profile::responder_name()?,
+        &profile::responder_name(),
         key.public_key(),
         &profile::responder(authority.key_id()?)?,
         validity(now, crate::status::RESPONDER_LIFETIME),
     )?
     .lint(|_| Ok(()))?
     .sign(&*authority.key)?
-    .verify(&authority.public_key, &facts.subject_der)
+    .verify(&authority.verifying, &facts.subject_der)
     .map(|(certificate, _)| certificate)
 }
 
@@ -344,14 +357,14 @@ pub(crate) fn time(
     let (certificate, facts) = Prepared::new(
         &*authority.key,
         &authority.facts.subject_der,
-        &profile::time_name()?,
+        &profile::time_name(),
         key.public_key(),
         &profile::time(authority.key_id()?)?,
         validity(now, crate::time::TIME_LIFETIME),
     )?
     .lint(|_| Ok(()))?
     .sign(&*authority.key)?
-    .verify(&authority.public_key, &authority.facts.subject_der)?;
+    .verify(&authority.verifying, &authority.facts.subject_der)?;
     Ok(Issued {
         certificate,
         issuer: authority.certificate.clone(),
@@ -378,14 +391,14 @@ pub fn possession_proof(
     Prepared::new(
         key,
         &ca_facts.subject_der,
-        &profile::code_name(code)?,
+        &profile::code_name(code),
         key.public_key(),
         &extensions,
         validity(now, Duration::from_secs(3600)),
     )?
     .lint(|_| Ok(()))?
     .sign(key)?
-    .verify(&key_of(ca)?, &ca_facts.subject_der)
+    .verify(&verifying(&key_of(ca)?, key)?, &ca_facts.subject_der)
     .map(|(proof, _)| proof)
 }
 
@@ -397,11 +410,19 @@ pub(crate) fn check_key(ca: &CertificateDer<'_>, key: &dyn Signer) -> Result<(),
     let public = signed::key_of(ca).map_err(|e| unverified(&e))?;
     signed::Signed {
         content: PROBE,
-        algorithm: key.algorithm(),
+        algorithm: key.algorithm().oid,
         signature: &signature,
     }
     .verify(&public)
     .map_err(|e| unverified(&e))
+}
+
+/// What the signatures of `signer`, whose public key this is, are verified with.
+pub(crate) fn verifying(
+    key: &SubjectPublicKeyInfoOwned,
+    signer: &dyn Signer,
+) -> Result<VerifyingKey, MintError> {
+    VerifyingKey::new(key, signer.algorithm().oid).map_err(|e| MintError::Unverified(e.to_string()))
 }
 
 /// The public key of an issuer.
@@ -462,7 +483,7 @@ impl Prepared {
     fn new(
         signer: &dyn Signer,
         issuer_der: &[u8],
-        subject: &Name,
+        subject: &[u8],
         key: &SubjectPublicKeyInfoOwned,
         extensions: &Extensions,
         (not_before, not_after): (Timestamp, Timestamp),
@@ -479,9 +500,9 @@ impl Prepared {
             &algorithm.to_der()?,
             issuer_der,
             &validity.to_der()?,
-            &subject.to_der()?,
+            subject,
             &key.to_der()?,
-            &tlv(0xa3, &[&extensions.to_der()?]),
+            &tlv(0xa3, &[&extensions.to_der()]),
         ]);
         Ok(Self { algorithm, tbs })
     }
@@ -519,7 +540,7 @@ impl Signed {
     /// Parses it with our own eyes and verifies it with the library that will verify it in the field.
     fn verify(
         self,
-        issuer_key: &SubjectPublicKeyInfoOwned,
+        issuer_key: &VerifyingKey,
         issuer_subject: &[u8],
     ) -> Result<(CertificateDer<'static>, CertificateFacts), MintError> {
         let unverified = |what: String| MintError::Unverified(what);
@@ -531,7 +552,7 @@ impl Signed {
             ));
         }
         signed::Signed::parse(&der)
-            .and_then(|signed| signed.verify(issuer_key))
+            .and_then(|signed| issuer_key.verify(&signed))
             .map_err(|e| unverified(e.to_string()))?;
         if facts.ca.is_none() {
             webpki::EndEntityCert::try_from(&der).map_err(|e| unverified(e.to_string()))?;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use const_oid::{AssociatedOid, ObjectIdentifier};
 use countersign_factory::ProfileKind;
+use countersign_factory::tlv::{oid, sequence, tlv};
 use countersign_identity::certificate::{
     ATTRIBUTE_COMMON_NAME, ATTRIBUTE_SERIAL_NUMBER, EKU_CLIENT_AUTH, EKU_SERVER_AUTH,
 };
 use countersign_identity::{DeviceId, StationId, TenantId};
-use der::asn1::{Ia5String, OctetString, PrintableStringRef, Utf8StringRef};
-use der::{Any, Decode, Encode};
-use x509_cert::attr::AttributeTypeAndValue;
+use der::Encode;
+use der::asn1::{Ia5String, OctetString, PrintableStringRef};
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::constraints::name::GeneralSubtree;
 use x509_cert::ext::pkix::name::GeneralName;
@@ -19,7 +19,6 @@ use x509_cert::ext::pkix::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, NameConstraints,
     SubjectAltName, SubjectKeyIdentifier,
 };
-use x509_cert::name::{Name, RdnSequence, RelativeDistinguishedName};
 
 use crate::hierarchy::Hierarchy;
 
@@ -40,74 +39,82 @@ const EKU_TIME_STAMPING: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.
 const OCSP_NO_CHECK: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.5");
 const ATTRIBUTE_ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
 
-fn attribute(oid: ObjectIdentifier, value: Any) -> der::Result<RelativeDistinguishedName> {
-    RelativeDistinguishedName::try_from(vec![AttributeTypeAndValue { oid, value }])
+/// A name in DER: RDNs of one attribute each (RFC 5280 section 4.1.2.4).
+fn name(rdns: &[Vec<u8>]) -> Vec<u8> {
+    let parts: Vec<&[u8]> = rdns.iter().map(Vec::as_slice).collect();
+    sequence(&parts)
 }
 
-fn utf8(oid: ObjectIdentifier, text: &str) -> der::Result<RelativeDistinguishedName> {
-    attribute(oid, Any::encode_from(&Utf8StringRef::new(text)?)?)
+/// X.690 section 8.
+const SET: u8 = 0x31;
+const UTF8_STRING: u8 = 0x0c;
+const PRINTABLE_STRING: u8 = 0x13;
+
+fn rdn(id: ObjectIdentifier, kind: u8, text: &str) -> Vec<u8> {
+    let value = tlv(kind, &[text.as_bytes()]);
+    tlv(SET, &[&sequence(&[&oid(id), &value])])
 }
 
-fn name(parts: Vec<RelativeDistinguishedName>) -> der::Result<Name> {
-    Name::from_der(&RdnSequence::from(parts).to_der()?)
+fn utf8(id: ObjectIdentifier, text: &str) -> Vec<u8> {
+    rdn(id, UTF8_STRING, text)
 }
 
 /// The name of a CA: distinct in the world by its suffix.
-pub(crate) fn ca_name(hierarchy: Hierarchy, kind: &str, label: &str, suffix: &str) -> der::Result<Name> {
+pub(crate) fn ca_name(hierarchy: Hierarchy, kind: &str, label: &str, suffix: &str) -> Vec<u8> {
     // A common name has at most 64 characters (ub-common-name).
     let label: String = label.chars().take(20).collect();
-    name(vec![
-        utf8(ATTRIBUTE_ORGANIZATION, "Countersign")?,
+    name(&[
+        utf8(ATTRIBUTE_ORGANIZATION, "Countersign"),
         utf8(
             ATTRIBUTE_COMMON_NAME,
             &format!("{label} {hierarchy} {kind} CA {suffix}"),
-        )?,
+        ),
     ])
 }
 
 /// `O = tenant, CN = id, serialNumber = id`: IEEE 802.1AR section 8.6 has the serial in serialNumber, which is a
 /// PrintableString and so has no underscore; such an id stands in CN alone.
-pub(crate) fn device_name(tenant: &TenantId, device: &DeviceId) -> der::Result<Name> {
-    let mut parts = vec![
-        utf8(ATTRIBUTE_ORGANIZATION, tenant.as_str())?,
-        utf8(ATTRIBUTE_COMMON_NAME, device.as_str())?,
+pub(crate) fn device_name(tenant: &TenantId, device: &DeviceId) -> Vec<u8> {
+    let mut rdns = vec![
+        utf8(ATTRIBUTE_ORGANIZATION, tenant.as_str()),
+        utf8(ATTRIBUTE_COMMON_NAME, device.as_str()),
     ];
-    if let Ok(printable) = PrintableStringRef::new(device.as_str()) {
-        parts.push(attribute(ATTRIBUTE_SERIAL_NUMBER, Any::encode_from(&printable)?)?);
+    if PrintableStringRef::new(device.as_str()).is_ok() {
+        rdns.push(rdn(ATTRIBUTE_SERIAL_NUMBER, PRINTABLE_STRING, device.as_str()));
     }
-    name(parts)
+    name(&rdns)
 }
 
 /// Of an OCSP responder.
-pub(crate) fn responder_name() -> der::Result<Name> {
-    name(vec![
-        utf8(ATTRIBUTE_ORGANIZATION, "Countersign")?,
-        utf8(ATTRIBUTE_COMMON_NAME, "OCSP responder")?,
+pub(crate) fn responder_name() -> Vec<u8> {
+    name(&[
+        utf8(ATTRIBUTE_ORGANIZATION, "Countersign"),
+        utf8(ATTRIBUTE_COMMON_NAME, "OCSP responder"),
     ])
 }
 
 /// Of the key that signs time.
-pub(crate) fn time_name() -> der::Result<Name> {
-    name(vec![
-        utf8(ATTRIBUTE_ORGANIZATION, "Countersign")?,
-        utf8(ATTRIBUTE_COMMON_NAME, "time")?,
+pub(crate) fn time_name() -> Vec<u8> {
+    name(&[
+        utf8(ATTRIBUTE_ORGANIZATION, "Countersign"),
+        utf8(ATTRIBUTE_COMMON_NAME, "time"),
     ])
 }
 
 /// Of a proof of possession.
-pub(crate) fn code_name(code: &str) -> der::Result<Name> {
-    name(vec![utf8(ATTRIBUTE_COMMON_NAME, code)?])
+pub(crate) fn code_name(code: &str) -> Vec<u8> {
+    name(&[utf8(ATTRIBUTE_COMMON_NAME, code)])
 }
 
 /// Only for people: clients look at the alternative names alone (RFC 9525 section 2).
-pub(crate) fn server_name(host: &str) -> der::Result<Name> {
+pub(crate) fn server_name(host: &str) -> Vec<u8> {
     let host: String = host.chars().take(64).collect();
-    name(vec![utf8(ATTRIBUTE_COMMON_NAME, &host)?])
+    name(&[utf8(ATTRIBUTE_COMMON_NAME, &host)])
 }
 
-/// Collects extensions in the order they are added.
-#[derive(Debug, Default)]
-pub(crate) struct Extensions(Vec<Extension>);
+/// Collects extensions in the order they are added, in DER.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Extensions(Vec<u8>);
 
 impl Extensions {
     pub(crate) fn add<E: AssociatedOid + Encode>(
@@ -115,18 +122,28 @@ impl Extensions {
         critical: bool,
         extension: &E,
     ) -> der::Result<()> {
-        let extn_value = OctetString::new(extension.to_der()?)?;
-        self.0.push(Extension {
-            extn_id: E::OID,
+        self.add_value(E::OID, critical, extension.to_der()?)
+    }
+
+    fn add_value(&mut self, extn_id: ObjectIdentifier, critical: bool, value: Vec<u8>) -> der::Result<()> {
+        let extension = Extension {
+            extn_id,
             critical,
-            extn_value,
-        });
+            extn_value: OctetString::new(value)?,
+        };
+        extension.encode_to_vec(&mut self.0)?;
         Ok(())
     }
 
+    /// A subjectAltName of type URI.
+    pub(crate) fn add_uri(&mut self, uri: &str) -> der::Result<()> {
+        let name = GeneralName::UniformResourceIdentifier(Ia5String::new(uri)?);
+        self.add(false, &SubjectAltName(vec![name]))
+    }
+
     /// SEQUENCE OF Extension.
-    pub(crate) fn to_der(&self) -> der::Result<Vec<u8>> {
-        self.0.to_der()
+    pub(crate) fn to_der(&self) -> Vec<u8> {
+        sequence(&[&self.0])
     }
 }
 
@@ -155,10 +172,10 @@ pub(crate) fn ca(subject_key: &[u8], issuer_key: &[u8], path_length: Option<u8>)
 }
 
 /// The name of a station's CA: distinct in the world by its suffix.
-pub(crate) fn station_name(station: &StationId, suffix: &str) -> der::Result<Name> {
-    name(vec![
-        utf8(ATTRIBUTE_ORGANIZATION, "Countersign")?,
-        utf8(ATTRIBUTE_COMMON_NAME, &format!("{station} Station CA {suffix}"))?,
+pub(crate) fn station_name(station: &StationId, suffix: &str) -> Vec<u8> {
+    name(&[
+        utf8(ATTRIBUTE_ORGANIZATION, "Countersign"),
+        utf8(ATTRIBUTE_COMMON_NAME, &format!("{station} Station CA {suffix}")),
     ])
 }
 
@@ -204,17 +221,14 @@ pub(crate) fn no_host_names() -> der::Result<NameConstraints> {
 
 /// Of a device: no subjectKeyIdentifier, as the IoT profile asks. An operational one is for client authentication and
 /// nothing else; a factory one names no purpose (IEEE 802.1AR-2018 section 8.10).
-pub(crate) fn device(issuer_key: &[u8], kind: ProfileKind, uri: Option<&str>) -> der::Result<Extensions> {
+/// What a certificate says of its own device, [`Extensions::add_uri`], comes after what all of them have.
+pub(crate) fn device(issuer_key: &[u8], kind: ProfileKind) -> der::Result<Extensions> {
     let mut e = Extensions::default();
     e.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
     if kind == ProfileKind::Operational {
         e.add(false, &ExtendedKeyUsage(vec![EKU_CLIENT_AUTH]))?;
     }
     e.add(false, &authority_key(issuer_key)?)?;
-    if let Some(uri) = uri {
-        let name = GeneralName::UniformResourceIdentifier(Ia5String::new(uri)?);
-        e.add(false, &SubjectAltName(vec![name]))?;
-    }
     Ok(e)
 }
 
@@ -224,11 +238,7 @@ pub(crate) fn responder(issuer_key: &[u8]) -> der::Result<Extensions> {
     e.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
     e.add(false, &ExtendedKeyUsage(vec![EKU_OCSP_SIGNING]))?;
     e.add(false, &authority_key(issuer_key)?)?;
-    e.0.push(Extension {
-        extn_id: OCSP_NO_CHECK,
-        critical: false,
-        extn_value: OctetString::new(der::asn1::Null.to_der()?)?,
-    });
+    e.add_value(OCSP_NO_CHECK, false, der::asn1::Null.to_der()?)?;
     Ok(e)
 }
 

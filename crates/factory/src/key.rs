@@ -4,7 +4,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use countersign_identity::certificate::KeyAlgorithm;
 use countersign_identity::signed::{SignatureFault, Signed, Signer, SigningFailed};
-use der::asn1::{BitString, Null};
+use der::asn1::BitString;
 use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::der::Any;
 use zeroize::Zeroizing;
@@ -118,19 +118,16 @@ pub(crate) fn verify_by(
     content: &[u8],
     signature: &[u8],
 ) -> Result<(), SignatureFault> {
-    let (oid, parameters) = match KeyAlgorithm::of(key) {
-        KeyAlgorithm::EcP256 => ("1.2.840.10045.4.3.2", None),
-        KeyAlgorithm::EcP384 => ("1.2.840.10045.4.3.3", None),
-        KeyAlgorithm::Ed25519 => ("1.3.101.112", None),
-        KeyAlgorithm::Rsa(_) => ("1.2.840.113549.1.1.11", Some(Null.into())),
+    let algorithm = match KeyAlgorithm::of(key) {
+        KeyAlgorithm::EcP256 => "1.2.840.10045.4.3.2",
+        KeyAlgorithm::EcP384 => "1.2.840.10045.4.3.3",
+        KeyAlgorithm::Ed25519 => "1.3.101.112",
+        KeyAlgorithm::Rsa(_) => "1.2.840.113549.1.1.11",
         KeyAlgorithm::Other => return Err(SignatureFault::Algorithm),
     };
     Signed {
         content,
-        algorithm: AlgorithmIdentifierOwned {
-            oid: const_oid::ObjectIdentifier::new_unwrap(oid),
-            parameters,
-        },
+        algorithm: const_oid::ObjectIdentifier::new_unwrap(algorithm),
         signature,
     }
     .verify(key)

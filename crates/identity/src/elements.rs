@@ -208,7 +208,11 @@ mod tests {
             };
             assert_eq!(ours, theirs(), "{prefix:02x?}");
             let whole = Elements::of(&der).whole().ok();
-            assert_eq!(whole, SliceReader::new(&der).unwrap().tlv_bytes().ok(), "{prefix:02x?}");
+            assert_eq!(
+                whole,
+                SliceReader::new(&der).unwrap().tlv_bytes().ok(),
+                "{prefix:02x?}"
+            );
             taken += usize::from(ours.is_some());
         }
         assert!(taken > 300, "{taken}");
@@ -221,7 +225,11 @@ mod tests {
             for second in 0..=255u8 {
                 let der = [first, second, 1, 0x55, 0x66];
                 let ours = Elements::of(&der).whole().ok();
-                assert_eq!(ours, SliceReader::new(&der).unwrap().tlv_bytes().ok(), "{der:02x?}");
+                assert_eq!(
+                    ours,
+                    SliceReader::new(&der).unwrap().tlv_bytes().ok(),
+                    "{der:02x?}"
+                );
                 let last = Elements::of(&der[..4]).last().ok();
                 assert_eq!(last, AnyRef::from_der(&der[..4]).ok(), "{der:02x?}");
             }

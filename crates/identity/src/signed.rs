@@ -3,9 +3,10 @@
 
 use aws_lc_rs::signature as sig;
 use const_oid::ObjectIdentifier;
-use der::asn1::BitStringRef;
-use der::{Decode, Reader, SliceReader};
+use der::Decode;
 use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
+
+use crate::elements::{Elements, SEQUENCE};
 
 /// Why a signature does not count.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +48,7 @@ pub struct Signed<'a> {
     /// The bytes that were signed.
     pub content: &'a [u8],
     /// The algorithm of the signature.
-    pub algorithm: AlgorithmIdentifierOwned,
+    pub algorithm: ObjectIdentifier,
     /// The signature.
     pub signature: &'a [u8],
 }
@@ -59,19 +60,14 @@ impl<'a> Signed<'a> {
     /// [`SignatureFault::Malformed`].
     pub fn parse(der: &'a [u8]) -> Result<Self, SignatureFault> {
         let read = || -> der::Result<Self> {
-            let mut outer = SliceReader::new(der)?;
-            let parts = outer.sequence(|inner| {
-                let content = inner.tlv_bytes()?;
-                let algorithm = AlgorithmIdentifierOwned::decode(inner)?;
-                let signature = BitStringRef::decode(inner)?;
-                Ok::<_, der::Error>(Self {
-                    content,
-                    algorithm,
-                    signature: signature.as_bytes().unwrap_or_default(),
-                })
-            })?;
-            outer.finish()?;
-            Ok(parts)
+            let mut parts = Elements::of_whole(der, SEQUENCE)?;
+            let signed = Self {
+                content: parts.whole()?,
+                algorithm: parts.algorithm()?.oid,
+                signature: parts.bits()?.as_bytes().unwrap_or_default(),
+            };
+            parts.finish()?;
+            Ok(signed)
         };
         read().map_err(|e| SignatureFault::Malformed(e.to_string()))
     }
@@ -81,13 +77,44 @@ impl<'a> Signed<'a> {
     /// # Errors
     /// [`SignatureFault::Algorithm`] or [`SignatureFault::Invalid`].
     pub fn verify(&self, key: &SubjectPublicKeyInfoOwned) -> Result<(), SignatureFault> {
-        let algorithm = algorithm(key, self.algorithm.oid)?;
+        VerifyingKey::new(key, self.algorithm)?.verify(self)
+    }
+}
+
+/// A public key made ready to check signatures of one algorithm: reading a point of a curve is a thirtieth of a verification.
+#[derive(Debug)]
+pub struct VerifyingKey {
+    key: sig::ParsedPublicKey,
+    algorithm: ObjectIdentifier,
+}
+
+impl VerifyingKey {
+    /// Makes it ready.
+    ///
+    /// # Errors
+    /// [`SignatureFault::Algorithm`]; [`SignatureFault::Invalid`] if it is not a key: nothing holds under it.
+    pub fn new(key: &SubjectPublicKeyInfoOwned, signature: ObjectIdentifier) -> Result<Self, SignatureFault> {
+        let algorithm = algorithm(key, signature)?;
         let bits = key
             .subject_public_key
             .as_bytes()
             .ok_or(SignatureFault::Algorithm)?;
-        sig::UnparsedPublicKey::new(algorithm, bits)
-            .verify(self.content, self.signature)
+        Ok(Self {
+            key: sig::ParsedPublicKey::new(algorithm, bits).map_err(|_| SignatureFault::Invalid)?,
+            algorithm: signature,
+        })
+    }
+
+    /// Checks a signature.
+    ///
+    /// # Errors
+    /// [`SignatureFault::Algorithm`] if it says another algorithm, or [`SignatureFault::Invalid`].
+    pub fn verify(&self, signed: &Signed<'_>) -> Result<(), SignatureFault> {
+        if signed.algorithm != self.algorithm {
+            return Err(SignatureFault::Algorithm);
+        }
+        self.key
+            .verify_sig(signed.content, signed.signature)
             .map_err(|_| SignatureFault::Invalid)
     }
 }

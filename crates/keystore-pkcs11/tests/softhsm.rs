@@ -97,7 +97,7 @@ fn works(key: &TokenKey) {
     let signature = key.sign(&content).unwrap();
     let signed = Signed {
         content: &content,
-        algorithm: key.algorithm(),
+        algorithm: key.algorithm().oid,
         signature: &signature,
     };
     signed.verify(key.public_key()).unwrap();

@@ -25,7 +25,7 @@ fn works(key: &TpmKey) {
     let signature = key.sign(content).unwrap();
     let signed = Signed {
         content,
-        algorithm: key.algorithm(),
+        algorithm: key.algorithm().oid,
         signature: &signature,
     };
     signed.verify(key.public_key()).unwrap();

@@ -66,6 +66,8 @@ struct Run<'a> {
     model: Arc<str>,
     batch_text: Arc<str>,
     rules: IssuanceRules,
+    /// Whether a certificate may be one that had ended before this registry was restored.
+    has_lost: bool,
     /// The revision of everything that is made here; taken when the first thing is.
     generation: Option<Generation>,
     /// Devices that the batch had before.
@@ -123,6 +125,7 @@ impl<'a> Run<'a> {
             standing,
             batch,
             rules,
+            has_lost: scope.has_lost()?,
             generation: None,
             added: 0,
             seen: HashSet::with_capacity(request.items.len()),
@@ -211,7 +214,9 @@ impl<'a> Run<'a> {
             repeated: false,
         };
         // A CA of its own may answer with what it issued before.
-        scope.need_not_lost(Some(authority), &new.certificate.serial)?;
+        if self.has_lost {
+            scope.need_not_lost(Some(authority), &new.certificate.serial)?;
+        }
         let generation = self.generation(scope)?;
         let tenant = &self.request.tenant;
         let mut new = Cow::Borrowed(new);

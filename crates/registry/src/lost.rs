@@ -21,6 +21,14 @@ impl Scope<'_> {
             .query_row([authority.as_str(), serial], |r| r.get(0))?)
     }
 
+    /// Whether any such certificate is known: of a registry that was never restored there is none.
+    pub(crate) fn has_lost(&self) -> Result<bool, RegistryError> {
+        Ok(self
+            .tx
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM lost_revocations)")?
+            .query_row([], |r| r.get(0))?)
+    }
+
     /// Refuses such a certificate. One whose authority is not known is on nobody's list.
     ///
     /// # Errors

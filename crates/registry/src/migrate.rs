@@ -33,6 +33,7 @@ pub(crate) const REGISTRY: Schema = Schema {
         include_str!("migrations/registry_014.sql"),
         include_str!("migrations/registry_015.sql"),
         include_str!("migrations/registry_016.sql"),
+        include_str!("migrations/registry_017.sql"),
     ],
     synchronous: "FULL",
 };

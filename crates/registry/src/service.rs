@@ -81,7 +81,8 @@ impl Registry {
             let device: Option<(String, String)> = scope
                 .tx
                 .prepare_cached(
-                    "SELECT tenant, device FROM credentials WHERE public_key = ?1 OR fingerprint = ?2 LIMIT 1",
+                    "SELECT tenant, device FROM credentials
+                     WHERE (substr(public_key, 1, 8) = substr(?1, 1, 8) AND public_key = ?1) OR fingerprint = ?2 LIMIT 1",
                 )?
                 .query_row(
                     params![c.public_key_sha256.as_bytes(), c.fingerprint.as_bytes()],

@@ -281,6 +281,11 @@ fn what_a_service_may_not_ask_any_more_is_told_and_an_older_registry_takes_nothi
     db.execute_batch(
         "DROP TABLE destructions;
          DROP TABLE attestations;
+         DROP INDEX credentials_by_serial;
+         DROP INDEX credentials_by_public_key;
+         CREATE INDEX credentials_by_serial ON credentials (serial);
+         CREATE INDEX credentials_by_public_key ON credentials (public_key);
+         CREATE UNIQUE INDEX credentials_issued_serial ON credentials (authority, serial) WHERE certificate IS NOT NULL;
          DROP TABLE endorsement_keys;
          DROP TABLE endorsement_authorities;
          DROP TABLE service_permissions;

@@ -86,11 +86,11 @@ fn the_hierarchies_do_not_issue_each_others_certificates() {
     assert_eq!(facts.san_dns_names, ["gate.example"]);
 
     // Even where the check above were passed by, the lint refuses a serverAuth certificate below `devices`.
-    let subject = profile::server_name("gate.example").unwrap();
+    let subject = profile::server_name("gate.example");
     let extensions = profile::server(devices.key_id().unwrap(), server.host_names()).unwrap();
     let lifetime = Some(Duration::from_secs(3600));
     let kind = ProfileKind::Operational;
-    let refused = devices.issue(subject, server.key().info(), extensions, NOW, lifetime, kind);
+    let refused = devices.issue(&subject, server.key().info(), &extensions, NOW, lifetime, kind);
     assert!(
         matches!(refused, Err(MintError::Lint(ref rule)) if rule.contains("clientAuth")),
         "{refused:?}"

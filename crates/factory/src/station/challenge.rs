@@ -6,7 +6,7 @@ use const_oid::ObjectIdentifier;
 use countersign_identity::signed::Signed;
 use countersign_identity::{DeviceId, Fingerprint};
 use serde::{Deserialize, Serialize};
-use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
+use spki::SubjectPublicKeyInfoOwned;
 
 /// A device's signature over a challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,10 +37,7 @@ pub fn holds(key: &SubjectPublicKeyInfoOwned, challenge: &str, signature: &[u8])
     ALGORITHMS.into_iter().any(|oid| {
         let signed = Signed {
             content: challenge.as_bytes(),
-            algorithm: AlgorithmIdentifierOwned {
-                oid: ObjectIdentifier::new_unwrap(oid),
-                parameters: None,
-            },
+            algorithm: ObjectIdentifier::new_unwrap(oid),
             signature,
         };
         signed.verify(key).is_ok()

@@ -263,7 +263,7 @@ impl Line {
     fn is_signed_by(&self, key: &SubjectPublicKeyInfoOwned, algorithm: &AlgorithmIdentifierOwned) -> bool {
         let signed = Signed {
             content: &signed_content(&self.hash),
-            algorithm: algorithm.clone(),
+            algorithm: algorithm.oid,
             signature: &self.signature,
         };
         signed.verify(key).is_ok()

@@ -198,7 +198,8 @@ impl Scope<'_> {
         let found: Option<String> = self
             .tx
             .prepare_cached(
-                "SELECT custody FROM credentials WHERE public_key = ? AND tenant = ? AND device = ?
+                "SELECT custody FROM credentials
+                 WHERE substr(public_key, 1, 8) = substr(?1, 1, 8) AND public_key = ?1 AND tenant = ?2 AND device = ?3
                  ORDER BY custody = 'attested' DESC, rowid DESC LIMIT 1",
             )?
             .query_row(params![key.as_bytes(), tenant.as_str(), device.as_str()], |r| {

@@ -46,7 +46,7 @@ impl Scope<'_> {
             .tx
             .prepare_cached(
                 "SELECT state, certificate, authority, created, not_before, not_after FROM credentials
-                 WHERE public_key = ?1 AND tenant = ?2 AND device = ?3 AND profile = ?4 AND certificate IS NOT NULL
+                 WHERE substr(public_key, 1, 8) = substr(?1, 1, 8) AND public_key = ?1 AND tenant = ?2 AND device = ?3 AND profile = ?4 AND certificate IS NOT NULL
                  ORDER BY rowid DESC LIMIT 1",
             )?
             .query_row(

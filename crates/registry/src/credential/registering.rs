@@ -160,7 +160,10 @@ impl Scope<'_> {
     pub(crate) fn knows_key(&self, key: &Fingerprint) -> Result<bool, RegistryError> {
         Ok(self
             .tx
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM credentials WHERE public_key = ?)")?
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM credentials
+                 WHERE substr(public_key, 1, 8) = substr(?1, 1, 8) AND public_key = ?1)",
+            )?
             .query_row([key.as_bytes()], |r| r.get(0))?)
     }
 
@@ -174,7 +177,8 @@ impl Scope<'_> {
         Ok(self
             .tx
             .prepare_cached(
-                "SELECT tenant, device FROM credentials WHERE public_key = ?1 AND NOT (tenant = ?2 AND device = ?3)
+                "SELECT tenant, device FROM credentials
+                 WHERE substr(public_key, 1, 8) = substr(?1, 1, 8) AND public_key = ?1 AND NOT (tenant = ?2 AND device = ?3)
                  LIMIT 1",
             )?
             .query_row(
