@@ -78,10 +78,11 @@ impl fmt::Display for Stage {
 }
 
 /// How a stage ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StageOutcome {
     /// It held.
+    #[default]
     Passed,
     /// It held in an earlier exchange, and what it found was checked again: the session was resumed.
     TakenOver,
@@ -89,7 +90,8 @@ pub enum StageOutcome {
     Failed,
 }
 
-/// One stage of one exchange.
+/// One stage of one exchange. Reads `[stage, at_us, took_us, outcome]` too, the last of which may be left out: the ledger has
+/// nine of them in each row.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StageRecord {
     /// Which.
@@ -99,6 +101,7 @@ pub struct StageRecord {
     /// How long it took, in microseconds, since the stage before was complete (waiting for the peer included).
     pub took_us: u32,
     /// How it ended.
+    #[serde(default)]
     pub outcome: StageOutcome,
 }
 

@@ -15,6 +15,7 @@
 
 mod budget;
 pub mod cause;
+mod row;
 pub mod search;
 mod sketch;
 mod writer;

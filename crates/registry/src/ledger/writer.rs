@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::budget::{Budgets, Class, cost};
 use super::cause::Causes;
-use super::{Counters, Entry, GATHER, Kept, LedgerLimits, QUEUE_MAX, address};
+use super::{Counters, Entry, GATHER, Kept, LedgerLimits, QUEUE_MAX, address, row};
 use crate::change::damaged;
 use crate::error::RegistryError;
 
@@ -176,7 +176,7 @@ fn insert(tx: &Transaction<'_>, budgets: &mut Budgets, exchanges: &[Box<Kept>]) 
         let (owner_tenant, owner) = kept.owner.as_ref().map(|(t, d)| (t, d)).unzip();
         let tenant = r.tenant.as_ref().or(owner_tenant);
         let shown = r.certificate.as_ref();
-        let json = damaged(serde_json::to_string(r))?;
+        let json = damaged(row::exchange(r))?;
         let bytes = cost(json.len());
         let written = insert.execute(params![
             r.id.as_u64().cast_signed(),
@@ -204,10 +204,7 @@ fn add_stages(tx: &Transaction<'_>, late: Vec<(ExchangeId, StageRecord)>) -> Res
         "UPDATE exchanges SET record = json_insert(record, '$.stages[#]', json(?)) WHERE id = ?",
     )?;
     for (id, stage) in late {
-        update.execute(params![
-            damaged(serde_json::to_string(&stage))?,
-            id.as_u64().cast_signed()
-        ])?;
+        update.execute(params![damaged(row::stage(&stage))?, id.as_u64().cast_signed()])?;
     }
     Ok(())
 }
