@@ -11,25 +11,24 @@ use countersign_authority::folder;
 use countersign_factory::{CertificateRequest, SoftwareKey};
 use countersign_identity::DeviceId;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rustls::pki_types::PrivatePkcs8KeyDer;
-use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::SHOWN_MAX;
+use super::archive::{self, Archive};
 use super::arguments::{IssueArguments, Layout};
 use super::ids::{self, Wanted};
 use super::index::Index;
-use super::layout;
+use super::keys::WorkKeys;
+use super::layout::{self, OutputFile};
 use crate::api::BulkBody;
 use crate::cli::output::Output;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::service::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ItemRefusal, Provisioned};
 
-/// Below the output folder: keys whose certificates are not on disk yet, and what an archive is made of.
+/// Below the output folder: keys whose certificates are not on disk yet, and an archive that is not complete.
 const WORK: &str = ".work";
-const ARCHIVE: &str = "identities.tar";
 
 /// What a run did.
 #[derive(Default)]
@@ -46,9 +45,11 @@ struct Run<'a> {
     arguments: &'a IssueArguments,
     client: &'a Client,
     out: PathBuf,
-    work: PathBuf,
     password: Option<Zeroizing<String>>,
     index: Index,
+    keys: WorkKeys,
+    /// If that is the layout, and it is not complete.
+    archive: Option<Archive>,
     summary: Summary,
     /// Held for the time of the run; the kernel gives it back, however the run ends.
     _lock: File,
@@ -141,12 +142,15 @@ impl<'a> Run<'a> {
             Err(_) => {}
         }
         folder::write_private(&layout_file, layout.as_bytes())?;
+        let index = Index::open(&out)?;
+        let grows = arguments.layout == Layout::Archive && !archive::is_complete(&out);
         Ok(Self {
-            index: Index::open(&out)?,
+            keys: WorkKeys::open(&work, &index)?,
+            archive: grows.then(|| Archive::open(&work, &index)).transpose()?,
+            index,
             arguments,
             client,
             out,
-            work,
             password,
             summary: Summary::default(),
             _lock: lock,
@@ -156,11 +160,10 @@ impl<'a> Run<'a> {
     async fn all(&mut self, wanted: &[Wanted]) -> Result<(), Failure> {
         let missing: Vec<&Wanted> = wanted.iter().filter(|w| !self.index.has(&w.id)).collect();
         self.summary.there = (wanted.len() - missing.len()) as u64;
-        let archive = self.out.join(ARCHIVE);
-        if self.arguments.layout == Layout::Archive && archive.exists() && !missing.is_empty() {
+        if self.arguments.layout == Layout::Archive && self.archive.is_none() && !missing.is_empty() {
             return Err(Failure::invalid(format!(
-                "{} is complete and is not changed; hint: choose another folder with --out for more devices",
-                archive.display()
+                "the archive in {} is complete and is not changed; hint: choose another folder with --out for more devices",
+                self.out.display()
             )));
         }
         let bar = ProgressBar::with_draw_target(Some(wanted.len() as u64), ProgressDrawTarget::stderr());
@@ -195,7 +198,7 @@ impl<'a> Run<'a> {
             let request = match &one.csr {
                 Some(file) => ids::request(file)?,
                 None => {
-                    let key = self.key(&one.id)?;
+                    let key = self.keys.of(&one.id)?;
                     let request = CertificateRequest::create(&key, &one.id)
                         .map_err(|e| Failure::internal(e.to_string()))?;
                     keys.insert(one.id.clone(), key);
@@ -207,10 +210,8 @@ impl<'a> Run<'a> {
                 request,
             });
         }
-        if !keys.is_empty() {
-            // Nothing is asked for before its key would survive a power cut.
-            self.sync()?;
-        }
+        // Nothing is asked for before its key would survive a power cut.
+        self.keys.sync()?;
         let body = BulkBody {
             devices,
             replace: self.arguments.replace,
@@ -224,31 +225,6 @@ impl<'a> Run<'a> {
         let answer: BulkAnswer = serde_json::from_value(answer)
             .map_err(|e| Failure::internal(format!("unexpected answer: {e}")))?;
         self.write(&answer, &keys)
-    }
-
-    /// The key of a device: the one that is there, or a new one. It is not synced yet.
-    fn key(&self, id: &DeviceId) -> Result<SoftwareKey, Failure> {
-        let path = self.work.join(format!("{id}.key"));
-        match folder::read_private(&path) {
-            // A power cut may have left a name without content; then nothing was asked for with it.
-            Ok(bytes) if !bytes.is_empty() => {
-                let bytes = Zeroizing::new(bytes);
-                let unusable = |e: &dyn std::fmt::Display| {
-                    Failure::invalid(format!(
-                        "{} is not overwritten and cannot be used: {e}; hint: move it away; if a certificate was issued for it, repeat with --replace",
-                        path.display()
-                    ))
-                };
-                let der = PrivatePkcs8KeyDer::from_pem_slice(&bytes).map_err(|e| unusable(&e))?;
-                return SoftwareKey::from_pkcs8(der.secret_pkcs8_der()).map_err(|e| unusable(&e));
-            }
-            Ok(_) => {}
-            Err(_) if !path.exists() => {}
-            Err(e) => return Err(e.into()),
-        }
-        let key = SoftwareKey::generate().map_err(|e| Failure::internal(e.to_string()))?;
-        write_unsynced(&path, key.to_pem().as_bytes())?;
-        Ok(key)
     }
 
     /// All that was written to the output's file system is on disk.
@@ -265,10 +241,6 @@ impl<'a> Run<'a> {
         keys: &BTreeMap<DeviceId, SoftwareKey>,
     ) -> Result<usize, Failure> {
         let layout = self.arguments.layout;
-        let target = match layout {
-            Layout::Archive => self.work.join("archive"),
-            _ => self.out.clone(),
-        };
         let mut rows = Vec::new();
         let mut refused = 0;
         for item in &answer.devices {
@@ -282,16 +254,10 @@ impl<'a> Run<'a> {
             };
             let provisioned = provisioned(&item.id, issued, answer)?;
             let password = self.password.as_ref().map(|p| p.as_str());
-            for (path, bytes) in layout::files(layout, &provisioned, keys.get(&item.id), password)? {
-                let path = target.join(path);
-                if let Some(folder) = path.parent() {
-                    fs::DirBuilder::new()
-                        .recursive(true)
-                        .mode(0o700)
-                        .create(folder)
-                        .map_err(failed("make", folder))?;
-                }
-                write_unsynced(&path, &bytes)?;
+            let files = layout::files(layout, &provisioned, keys.get(&item.id), password)?;
+            match &mut self.archive {
+                Some(archive) => archive.add(&item.id, &files)?,
+                None => write_files(&self.out, &files)?,
             }
             if issued.repeated {
                 self.summary.repeated += 1;
@@ -310,58 +276,20 @@ impl<'a> Run<'a> {
         if rows.is_empty() {
             return Ok(refused);
         }
-        self.sync()?;
-        self.index.append(&self.out, &rows)?;
-        for [id, ..] in &rows {
-            let path = self.work.join(format!("{id}.key"));
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed("remove", &path)(e)),
-                _ => {}
-            }
+        match &mut self.archive {
+            Some(archive) => archive.sync()?,
+            None => self.sync()?,
         }
+        self.index.append(&self.out, &rows)?;
+        self.keys.forget(&self.index)?;
         Ok(refused)
     }
 
-    /// The archive, if that is the layout and all is there.
-    fn archive(&self) -> Result<(), Failure> {
-        let (from, path) = (self.work.join("archive"), self.out.join(ARCHIVE));
-        if self.arguments.layout != Layout::Archive || !self.summary.refused.is_empty() {
-            return Ok(());
-        }
-        if !path.exists() {
-            let new = self.out.join(format!("{ARCHIVE}.new"));
-            let pack = || -> std::io::Result<()> {
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .mode(0o600)
-                    .open(&new)?;
-                let mut builder = tar::Builder::new(std::io::BufWriter::new(file));
-                builder.mode(tar::HeaderMode::Deterministic);
-                builder.append_path_with_name(self.out.join("index.csv"), "index.csv")?;
-                let mut folders: Vec<_> = fs::read_dir(&from)?.collect::<Result<_, _>>()?;
-                folders.sort_by_key(fs::DirEntry::file_name);
-                for folder in folders {
-                    builder.append_dir_all(folder.file_name(), folder.path())?;
-                }
-                let mut file = builder.into_inner()?;
-                file.flush()?;
-                file.get_ref().sync_all()?;
-                fs::rename(&new, &path)?;
-                File::open(&self.out)?.sync_all()
-            };
-            pack().map_err(failed("write", &path))?;
-        }
-        match fs::remove_dir_all(&from) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed("remove", &from)(e)),
-            _ => Ok(()),
-        }
-    }
-
     fn finish(self, wanted: usize, out: Output) -> Result<(), Failure> {
-        self.archive()?;
         let summary = &self.summary;
+        if let (Some(archive), true) = (self.archive, summary.refused.is_empty()) {
+            archive.complete(&self.out)?;
+        }
         for (id, refusal) in summary.refused.iter().take(SHOWN_MAX) {
             eprintln!("refused: {id}: {} ({})", refusal.reason, refusal.code);
             if let Some(hint) = &refusal.hint {
@@ -423,6 +351,26 @@ fn provisioned(id: &DeviceId, issued: &BulkCertificate, answer: &BulkAnswer) -> 
         port: answer.port,
         enrol_port: answer.enrol_port,
     })
+}
+
+/// Writes the files of one identity.
+fn write_files(out: &Path, files: &[OutputFile]) -> Result<(), Failure> {
+    let mut made = None;
+    for (path, bytes) in files {
+        let path = out.join(path);
+        if let Some(folder) = path.parent()
+            && made.as_deref() != Some(folder)
+        {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
+                .map_err(failed("make", folder))?;
+            made = Some(folder.to_owned());
+        }
+        write_unsynced(&path, bytes)?;
+    }
+    Ok(())
 }
 
 /// Writes a file as its owner's only, under another name first; whoever looks sees a whole file or none. The caller

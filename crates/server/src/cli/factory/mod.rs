@@ -1,9 +1,11 @@
 //! The factory's commands, as calls of the admin API.
 
+mod archive;
 pub mod arguments;
 mod ids;
 mod index;
 mod issue;
+mod keys;
 mod layout;
 mod station;
 
