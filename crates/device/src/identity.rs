@@ -136,16 +136,21 @@ impl DeviceIdentity {
                 self.facts.not_before, self.facts.not_after
             ));
         }
-        if !self
-            .facts
-            .subject_common_names
-            .iter()
-            .any(|n| n == self.profile.id.as_str())
-        {
+        // Where a platform reads the id from is the authority's rule.
+        let facts = &self.facts;
+        let id = self.profile.id.as_str();
+        let names = [
+            &facts.subject_common_names,
+            &facts.subject_serial_numbers,
+            &facts.san_dns_names,
+            &facts.hardware_serials,
+        ];
+        let is_named =
+            names.into_iter().flatten().any(|n| n == id) || facts.san_uris.iter().any(|uri| uri.contains(id));
+        if !is_named {
             found.push(format!(
-                "device.json says {}, the certificate's common name is {}",
-                self.profile.id,
-                self.facts.subject_common_names.join(", ")
+                "device.json says {id}, and the certificate does not name it: its subject is {:?}",
+                facts.subject_text
             ));
         }
         found

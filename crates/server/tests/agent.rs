@@ -285,6 +285,46 @@ fn each_way_to_fail_has_its_exit_code_and_cure_and_leaves_the_folder_as_it_was()
     agent.ok(&["check"]);
 }
 
+/// A device that came with a certificate of another CA and a subject of its own gets the platform's, which names it otherwise.
+#[test]
+fn a_device_that_was_brought_along_renews() {
+    let place = Place::new("");
+    let ca = Ca::root("brought root", None);
+    let admission = json!({ "mode": "registered-only" });
+    place
+        .server
+        .register("field", "default", &ca, &admission)
+        .unwrap();
+    let identity = ca.issue(&Leaf::named("brought-1"), &[]);
+    let body = json!({ "devices": [{ "id": "brought-1", "certificate": identity.pem }] });
+    place
+        .server
+        .ask("POST", "/tenants/default/devices/import", Some(&body))
+        .unwrap();
+    let other = place.enrol("other");
+    let agent = place.agent("brought-1");
+    std::fs::create_dir(&agent.folder).unwrap();
+    let profile = std::fs::read_to_string(other.folder.join("device.json")).unwrap();
+    let put = |name: &str, text: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = agent.folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    put("device.json", &profile.replace("other", "brought-1"));
+    put("device.crt", &identity.pem);
+    put("device.key", &identity.key_pem);
+    let root = std::fs::read_to_string(place.path("root.pem")).unwrap();
+    put("platform-root.crt", &root);
+    agent.ok(&["check"]);
+    let before = agent.certificate();
+    assert!(agent.ok(&["renew"]).contains("renewed"));
+    assert_ne!(agent.certificate(), before);
+    agent.ok(&["publish", "hello"]);
+    let (code, _, err) = agent.run(&["check"]);
+    assert!(code == 0 && !err.contains("warning"), "{err}");
+}
+
 #[test]
 fn a_running_agent_renews_by_itself_and_goes_on_by_the_new_certificate() {
     let place = Place::new("");

@@ -274,6 +274,27 @@ fn a_replaced_file_is_in_force_within_five_seconds() {
     assert_eq!(place.doctor()["ok"], true);
 }
 
+/// A list that cannot be taken at first, for its issuer's clock is ahead, is taken when that has passed, though the file is
+/// the same.
+#[test]
+fn a_list_that_was_not_taken_is_tried_again() {
+    let place = Place::new();
+    let bad = place.device("bad");
+    let file = place.write("crl.pem", &place.ca.revocation_list(&[], 1, (-1, 60)));
+    place.crl(&["--source", &file, "--interval-s", "1"]).unwrap();
+    let session = place.live(&bad, "bad");
+    let ahead = place.ca.revocation_list_of(&[&bad], 2, (6, 3600));
+    place.write("crl.pem", &ahead);
+    place.wait("the fault is told", IN_FORCE, || place.doctor()["ok"] == false);
+    assert!(!session.is_finished());
+    place.wait("the live session ends", Duration::from_secs(15), || {
+        session.is_finished()
+    });
+    assert!(was_disconnected(session));
+    assert_eq!(place.refusal(&bad, "bad"), (Some(44), "chain.revoked".into()));
+    assert_eq!(place.doctor()["ok"], true);
+}
+
 /// A web server that answers everything with `body`, one request per connection.
 fn web(body: Arc<Mutex<Vec<u8>>>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -234,6 +234,11 @@ impl Ca {
 
     /// A revocation list, PEM: with this number, made and next due so many minutes from now.
     pub fn revocation_list(&self, revoked: &[&Identity], number: u64, minutes: (i64, i64)) -> String {
+        self.revocation_list_of(revoked, number, (minutes.0 * 60, minutes.1 * 60))
+    }
+
+    /// The same with seconds from now to thisUpdate and nextUpdate.
+    pub fn revocation_list_of(&self, revoked: &[&Identity], number: u64, seconds: (i64, i64)) -> String {
         let now = OffsetDateTime::now_utc();
         let revoked = revoked
             .iter()
@@ -245,8 +250,8 @@ impl Ca {
             })
             .collect();
         let list = CertificateRevocationListParams {
-            this_update: now + Duration::minutes(minutes.0),
-            next_update: now + Duration::minutes(minutes.1),
+            this_update: now + Duration::seconds(seconds.0),
+            next_update: now + Duration::seconds(seconds.1),
             crl_number: SerialNumber::from(number),
             issuing_distribution_point: None,
             revoked_certs: revoked,

@@ -117,7 +117,7 @@ impl Service {
     /// Looks at the sources of all lists, each in its interval, for ever. A source that fails leaves the list that is here
     /// in force, and what happens when that one is stale is the authority's setting.
     pub async fn watch_lists(self: Arc<Self>) {
-        let mut seen: HashMap<AuthorityId, (Instant, Fingerprint)> = HashMap::new();
+        let mut seen: HashMap<AuthorityId, (Instant, Looked)> = HashMap::new();
         let mut tick = tokio::time::interval(TICK);
         loop {
             tick.tick().await;
@@ -135,41 +135,40 @@ impl Service {
                 if seen.get(&id).is_some_and(|(at, _)| at.elapsed() < interval) {
                     continue;
                 }
-                let before = seen.get(&id).map(|(_, content)| *content);
-                let content = self.look(&id, &source, before).await;
-                seen.insert(id, (Instant::now(), content));
+                let before = seen.get(&id).map_or_else(Looked::default, |(_, looked)| *looked);
+                let looked = self.look(&id, &source, before).await;
+                seen.insert(id, (Instant::now(), looked));
             }
         }
     }
 
-    /// Looks at one source: what is new in it is taken. Returns the hash of what was found, or of the fault.
-    async fn look(&self, id: &AuthorityId, source: &str, before: Option<Fingerprint>) -> Fingerprint {
-        let (fault, content) = match fetch(source).await {
+    /// Looks at one source: what is new in it is taken. What could not be taken is tried again at each look, for the cause may
+    /// pass without the list being another: a full disk, a clock that runs behind its issuer's.
+    async fn look(&self, id: &AuthorityId, source: &str, before: Looked) -> Looked {
+        let fault = match fetch(source).await {
             Ok(bytes) => {
-                let content = Fingerprint::of(&bytes);
-                // Looked at already: taken, or refused and told.
-                if before == Some(content) {
-                    return content;
+                let taken = Some(Fingerprint::of(&bytes));
+                if before.taken == taken {
+                    return before;
                 }
                 let actor = Actor("countersign".into());
                 match self.take_lists(actor, id.clone(), &bytes).await {
-                    Ok(report) if report.lists.taken > 0 => {
-                        tracing::info!(
-                            authority.id = %id, lists = report.lists.taken, revoked = report.lists.newly_revoked,
-                            sessions.ended = report.sessions.ended, "took a revocation list"
-                        );
-                        return content;
+                    Ok(report) => {
+                        if report.lists.taken > 0 {
+                            tracing::info!(
+                                authority.id = %id, lists = report.lists.taken, revoked = report.lists.newly_revoked,
+                                sessions.ended = report.sessions.ended, "took a revocation list"
+                            );
+                        }
+                        return Looked { taken, told: None };
                     }
-                    Ok(_) => return content,
-                    Err(e) => (e.message, content),
+                    Err(e) => e.message,
                 }
             }
-            Err(e) => {
-                let content = Fingerprint::of(e.as_bytes());
-                (e, content)
-            }
+            Err(e) => e,
         };
-        if before != Some(content) {
+        let told = Some(Fingerprint::of(fault.as_bytes()));
+        if before.told != told {
             tracing::error!(authority.id = %id, source, error = %fault, "no revocation list is taken from its source");
             let (of, registry) = (id.clone(), self.registry.clone());
             let written = tokio::task::block_in_place(|| registry.list_checked(of, Some(fault)));
@@ -177,8 +176,17 @@ impl Service {
                 tracing::error!(error = %e, "the fault of a revocation list's source cannot be kept");
             }
         }
-        content
+        Looked { taken: None, told }
     }
+}
+
+/// What the last look at a source found.
+#[derive(Debug, Clone, Copy, Default)]
+struct Looked {
+    /// The hash of what was taken, or was there already.
+    taken: Option<Fingerprint>,
+    /// The hash of the fault that was told.
+    told: Option<Fingerprint>,
 }
 
 /// Reads a source.
