@@ -7,7 +7,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::certificate::{CertificateError, CertificateFacts};
 use crate::id::{AuthorityId, Generation, TenantId};
-use crate::path::NameRules;
+use crate::path::{INTERMEDIATES_MAX, NameRules, STEPS_MAX};
 use crate::raw::{RawCertificate, RawKey};
 use crate::revocation::KeptLists;
 use crate::rule::IdentityRule;
@@ -273,5 +273,29 @@ impl AnchorIndex {
                 .iter()
                 .filter(move |a| !has_key_id || a.facts.subject_key_id.is_none()),
         )
+    }
+
+    /// The anchors of a tenant that a certificate's chain may end in, by what certificates say of their issuers: its own, and
+    /// those of the stored intermediates above it. No signature is verified.
+    pub fn anchors_above(&self, tenant: &TenantId, certificate: &CertificateFacts) -> Vec<Arc<Anchor>> {
+        let mut found: Vec<Arc<Anchor>> = Vec::new();
+        let mut level = vec![certificate];
+        for _ in 0..=INTERMEDIATES_MAX {
+            let mut above = Vec::new();
+            for certificate in level {
+                for anchor in self.issuers_of(certificate).filter(|a| a.tenant == *tenant) {
+                    if !found.iter().any(|a| a.authority == anchor.authority) {
+                        found.push(anchor.clone());
+                    }
+                }
+                let stored = self.stored_issuers_of(Some(tenant), certificate);
+                above.extend(stored.map(|i| &i.facts).filter(|f| !f.is_self_issued()));
+            }
+            // Many of one name and key are looked at once.
+            above.dedup_by_key(|f| f.fingerprint);
+            above.truncate(STEPS_MAX);
+            level = above;
+        }
+        found
     }
 }

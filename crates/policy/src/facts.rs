@@ -296,6 +296,11 @@ pub trait FactSource: Send + Sync {
     /// A credential by its fingerprint; `None` if it is not known.
     fn credential(&self, fingerprint: &Fingerprint) -> Option<CredentialFacts>;
 
+    /// Whether the authority of a credential is to be learned from its next admission.
+    fn is_unplaced(&self, _fingerprint: &Fingerprint) -> bool {
+        false
+    }
+
     /// A device; `None` if it is not known.
     fn device(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<DeviceFacts>>;
 

@@ -247,9 +247,11 @@ pub(crate) fn load(db: &Connection, facts: &mut Vec<Fact>) -> Result<(), Registr
 }
 
 /// Devices that only a certificate of this authority would let in: not decommissioned, and no certificate in use from
-/// another authority that admits. One that was issued and never used does not count: the device may not have it.
+/// another authority that admits. One that was issued and never used does not count: the device may not have it. A certificate
+/// whose authority is not known, for it has not been shown since, may be of this one.
 const DEPENDENTS: &str = "FROM devices d WHERE d.state <> 'decommissioned' AND EXISTS (
-        SELECT 1 FROM credentials c WHERE c.tenant = d.tenant AND c.device = d.id AND c.authority = ?1
+        SELECT 1 FROM credentials c WHERE c.tenant = d.tenant AND c.device = d.id
+        AND (c.authority = ?1 OR c.authority IS NULL AND c.kind <> 'pinned')
         AND c.state IN ('issued', 'active') AND c.not_after >= ?2)
     AND NOT EXISTS (
         SELECT 1 FROM credentials c JOIN authorities a ON a.id = c.authority

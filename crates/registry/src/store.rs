@@ -355,6 +355,14 @@ fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
     while let Some(r) = rows.next()? {
         facts.push(Fact::Credential(credential_facts(r)?));
     }
+    let mut unplaced = db.prepare(
+        "SELECT fingerprint FROM credentials
+         WHERE authority IS NULL AND kind <> 'pinned' AND state IN ('issued', 'active')",
+    )?;
+    let mut rows = unplaced.query([])?;
+    while let Some(r) = rows.next()? {
+        facts.push(Fact::Placed(Fingerprint::from_bytes(r.get(0)?), false));
+    }
     facts.push(crate::revocation_list::load(db)?);
     Ok(facts)
 }

@@ -72,6 +72,8 @@ pub(crate) enum Fact {
     Intermediate(Arc<StoredIntermediate>),
     Device(Arc<DeviceFacts>),
     Credential(CredentialFacts),
+    /// A credential whose authority is not known, or is by now.
+    Placed(Fingerprint, bool),
     /// Credentials that got on a revocation list, and those that are on none any more.
     Listed {
         added: Vec<Fingerprint>,
@@ -88,6 +90,8 @@ pub struct FactTable {
     credentials: Sharded<Fingerprint, CredentialFacts>,
     /// On a revocation list of their issuer. Empty where no lists are kept, and then it costs nothing.
     listed: ArcSwap<HashSet<Fingerprint>>,
+    /// Whose authority is not known: certificates that were registered before it, or of which several may be.
+    unplaced: RwLock<HashSet<Fingerprint>>,
     authorities: RwLock<HashMap<AuthorityId, (Arc<Anchor>, Admission)>>,
     intermediates: RwLock<Vec<Arc<StoredIntermediate>>>,
     anchors: ArcSwap<AnchorIndex>,
@@ -103,6 +107,7 @@ impl FactTable {
             devices: Sharded::new(),
             credentials: Sharded::new(),
             listed: ArcSwap::default(),
+            unplaced: RwLock::default(),
             authorities: RwLock::default(),
             intermediates: RwLock::default(),
             anchors: ArcSwap::from_pointee(AnchorIndex::default()),
@@ -141,6 +146,12 @@ impl FactTable {
                     .devices
                     .insert((device.tenant.clone(), device.id.clone()), device),
                 Fact::Credential(credential) => self.credentials.insert(credential.fingerprint, credential),
+                Fact::Placed(fingerprint, true) => {
+                    self.unplaced.write().remove(&fingerprint);
+                }
+                Fact::Placed(fingerprint, false) => {
+                    self.unplaced.write().insert(fingerprint);
+                }
                 Fact::Listed { added, removed } => {
                     let mut listed = HashSet::clone(&self.listed.load());
                     listed.extend(added);
@@ -181,12 +192,11 @@ impl FactTable {
         self.credentials.len()
     }
 
-    /// The authority of a tenant that a certificate's own bytes name as its issuer, if that is one alone.
+    /// The authority of a tenant that a certificate's own bytes, and those of stored intermediates, lead to, if that is one
+    /// alone. Else it is learned when the device is admitted.
     pub(crate) fn issuer_of(&self, tenant: &TenantId, certificate: &CertificateFacts) -> Option<AuthorityId> {
-        let anchors = self.anchors.load();
-        let mut found = anchors.issuers_of(certificate).filter(|a| a.tenant == *tenant);
-        match (found.next(), found.next()) {
-            (Some(one), None) => Some(one.authority.clone()),
+        match self.anchors.load().anchors_above(tenant, certificate).as_slice() {
+            [one] => Some(one.authority.clone()),
             _ => None,
         }
     }
@@ -225,6 +235,10 @@ impl FactSource for FactTable {
             });
         }
         Some(credential)
+    }
+
+    fn is_unplaced(&self, fingerprint: &Fingerprint) -> bool {
+        self.unplaced.read().contains(fingerprint)
     }
 
     fn device(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<DeviceFacts>> {

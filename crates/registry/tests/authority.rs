@@ -212,6 +212,64 @@ fn an_authority_is_not_closed_while_devices_depend_on_it() {
     assert_eq!(listed.len(), 4);
 }
 
+/// Whose chain leads to an authority over an intermediate depends on it; so may who came before it was registered, until it is
+/// seen whose it is.
+#[test]
+fn the_guard_counts_who_depends_on_an_authority_that_certificates_do_not_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let (root, other) = (Ca::new("root"), Ca::new("other"));
+    let import = |registry: &Registry, name: &str, certificate: CertificateFacts| {
+        let device = NewDevice {
+            id: id(name),
+            model: None,
+            groups: vec![],
+            state: LifecycleState::Active,
+            authority: None,
+        };
+        let fingerprint = certificate.fingerprint;
+        let certificate = Some(NewCredential::brought(certificate));
+        registry
+            .import_devices(actor(), tenant(), vec![(device, certificate)])
+            .unwrap();
+        fingerprint
+    };
+    let early = import(&registry, "early", other.device("early"));
+    for (ca, name) in [(&root, "root"), (&other, "other")] {
+        ca.register(&registry, name, Origin::Managed, Admission::RegisteredOnly);
+    }
+    let mut below = Ca::new("below");
+    below.params.use_authority_key_identifier_extension = true;
+    let intermediate = below
+        .params
+        .signed_by(&below.key, &Issuer::from_params(&root.params, &root.key))
+        .unwrap();
+    registry
+        .store_intermediate(actor(), tenant(), intermediate.der().to_vec())
+        .unwrap();
+    let late = import(&registry, "late", below.device("late"));
+    let dependents = |registry: &Registry, of: &str| {
+        let now = countersign_identity::Timestamp::from_unix_ms(0);
+        registry.dependents(&authority(of), now, 9).unwrap().1
+    };
+    assert!(registry.facts().is_unplaced(&early) && !registry.facts().is_unplaced(&late));
+    assert_eq!(dependents(&registry, "root"), ["early", "late"]);
+    assert_eq!(dependents(&registry, "other"), ["early"]);
+    drop(registry);
+    let registry = open(folder.path());
+    assert!(registry.facts().is_unplaced(&early) && !registry.facts().is_unplaced(&late));
+    // It was admitted: now it is known.
+    ExchangeSink::credential_used(&registry, early, &authority("other"));
+    add(&registry, "after", None);
+    assert!(!registry.facts().is_unplaced(&early));
+    assert_eq!(dependents(&registry, "root"), ["late"]);
+    assert_eq!(dependents(&registry, "other"), ["early"]);
+    drop(registry);
+    let registry = open(folder.path());
+    assert!(!registry.facts().is_unplaced(&early));
+    assert_eq!(dependents(&registry, "root"), ["late"]);
+}
+
 #[test]
 fn a_known_device_has_its_certificate_learned_once_and_from_its_own_authority() {
     let folder = tempfile::tempdir().unwrap();

@@ -104,7 +104,7 @@ pub(crate) fn grant(
             count(&node.metrics.admitted);
             node.clones
                 .granted(node, &entry, indexed.replaced.as_deref(), indexed.beside);
-            if first_use {
+            if first_use || node.facts.is_unplaced(&entry.fingerprint()) {
                 node.sink.credential_used(entry.fingerprint(), &entry.authority);
             }
             // What it replaced has its last word before the first of this one (MQTT-3.1.4-3).

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use countersign_factory::RevocationReason;
 use countersign_identity::{AuthorityId, Fingerprint, Timestamp};
+use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialFacts, CredentialState};
 use rusqlite::params;
 use serde_json::json;
@@ -47,6 +48,24 @@ impl Scope<'_> {
         Ok(())
     }
 
+    /// The authority of an active credential, if it was not known.
+    fn place_credential(
+        &mut self,
+        facts: &CredentialFacts,
+        authority: &AuthorityId,
+    ) -> Result<(), RegistryError> {
+        if facts.kind == CredentialKind::Pinned {
+            return Ok(());
+        }
+        self.tx
+            .prepare_cached(
+                "UPDATE credentials SET authority = ?2 WHERE fingerprint = ?1 AND authority IS NULL",
+            )?
+            .execute(params![facts.fingerprint.as_bytes(), authority.as_str()])?;
+        self.facts.push(Fact::Placed(facts.fingerprint, true));
+        Ok(())
+    }
+
     /// `issued` becomes `active`; the device's older certificates from here begin their overlap.
     pub(crate) fn activate_credential(
         &mut self,
@@ -62,6 +81,9 @@ impl Scope<'_> {
                 facts.fingerprint.as_bytes(),
                 authority.map(AuthorityId::as_str)
             ])?;
+        if authority.is_some() {
+            self.facts.push(Fact::Placed(facts.fingerprint, true));
+        }
         self.tx
             .prepare_cached(
                 "UPDATE credentials SET supersede_at = ?5
@@ -152,7 +174,8 @@ impl Registry {
         })
     }
 
-    /// First use: `issued` becomes `active`. Not waited for: it alters no admission.
+    /// First use: `issued` becomes `active`. Of an active one whose authority was not known, that is kept now. Not waited for:
+    /// it alters no admission.
     pub(crate) fn credential_used(&self, fingerprint: Fingerprint, authority: AuthorityId) {
         let rules = self.issuance_rules();
         self.write_behind(
@@ -160,6 +183,9 @@ impl Registry {
             move |scope| match read_credential(scope.tx, &fingerprint)? {
                 Some(facts) if facts.state == CredentialState::Issued => {
                     scope.activate_credential(facts, Some(&authority), rules.overlap)
+                }
+                Some(facts) if facts.state == CredentialState::Active => {
+                    scope.place_credential(&facts, &authority)
                 }
                 _ => Ok(()),
             },

@@ -129,6 +129,9 @@ impl Scope<'_> {
                 }
                 _ => e.into(),
             })?;
+        if authority.is_none() && new.kind != CredentialKind::Pinned {
+            self.facts.push(Fact::Placed(c.fingerprint, false));
+        }
         self.facts.push(Fact::Credential(CredentialFacts {
             fingerprint: c.fingerprint,
             tenant: tenant.clone(),
