@@ -151,6 +151,20 @@ impl Config {
                 "correct the [[listeners]] table; without any, devices connect at 0.0.0.0:8883",
             );
         }
+        if !(1..=720).contains(&self.pki.next_update_hours) {
+            return value(
+                "pki.next_update_hours",
+                format!("{} is not between 1 and 720", self.pki.next_update_hours),
+                "24 is usual: verifiers fetch anew about so often",
+            );
+        }
+        if self.pki.connections_max == 0 {
+            return value(
+                "pki.connections_max",
+                "it is 0, and nobody would be answered".into(),
+                "leave it out for 256, or remove the listener",
+            );
+        }
         if self.server.host_names.is_empty() {
             return value(
                 "server.host_names",

@@ -15,19 +15,30 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign_authority::status::{OcspError, Questions, Responder, Status};
+use countersign_authority::status::{IssuerHashes, OcspError, Questions, Responder, Status};
 use countersign_identity::{AuthorityId, Fingerprint, TenantId, Timestamp};
 use countersign_registry::{Change, Registry};
+use hyper::server;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::ca::link::CaLink;
+use crate::config::PkiConfig;
 use crate::failure::Failure;
 use crate::listeners;
 use crate::service::Service;
 
 /// A list is made anew at least so often.
 const LIST_AGE: Duration = Duration::from_secs(3600);
+/// How long a request's head may take to come.
+const HEAD: Duration = Duration::from_secs(10);
+/// How long a connection may last, whatever is asked over it: a list of any size is read in that time.
+const CONNECTION: Duration = Duration::from_secs(120);
+/// The longest that an OCSP answer is good: it must not outlive its responder's certificate, which lasts a week.
+const ANSWER_MAX: Duration = Duration::from_secs(96 * 3600);
 /// The largest OCSP request.
 const OCSP_BYTES_MAX: usize = 16 * 1024;
 
@@ -44,24 +55,49 @@ struct Shared {
     next_update: Duration,
     /// The newest revision that may have changed a list.
     revision: Arc<AtomicU64>,
+    /// The newest revision that may have changed an authority, and the authorities as questions name them then.
+    authorities: Arc<AtomicU64>,
+    issuers: Mutex<Option<(u64, Arc<[(AuthorityId, IssuerHashes)]>)>>,
     lists: Mutex<HashMap<AuthorityId, List>>,
     responders: Mutex<HashMap<AuthorityId, Arc<Responder>>>,
 }
 
-/// Opens the listener.
+/// Opens the listener. Anybody reaches it, and its connections are of the same process as those of devices: there are no more
+/// than so many at once, and each ends by itself.
 ///
 /// # Errors
 /// [`Failure`] if the address cannot be used.
 pub async fn start(
     address: SocketAddr,
-    next_update: Duration,
+    config: &PkiConfig,
     service: Arc<Service>,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
     let (listener, address) = listeners::bind(address).await?;
-    let router = router(service, next_update);
+    let router = router(service, Duration::from_secs(config.next_update_hours * 3600));
+    let slots = Arc::new(Semaphore::new(config.connections_max));
     let serving = tokio::spawn(async move {
-        if let Err(e) = axum::serve(listener, router).await {
-            tracing::error!(error = %e, "the pki listener ended");
+        loop {
+            let socket = match listener.accept().await {
+                Ok((socket, _)) => socket,
+                Err(e) => {
+                    tracing::error!(error = %e, "cannot accept at the pki listener");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let Ok(slot) = slots.clone().try_acquire_owned() else {
+                tracing::warn!("a connection is refused: pki.connections_max is reached");
+                continue;
+            };
+            let answering = server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD)
+                .max_buf_size(32 * 1024)
+                .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router.clone()));
+            tokio::spawn(async move {
+                let _slot = slot;
+                let _ = tokio::time::timeout(CONNECTION, answering).await;
+            });
         }
     });
     Ok((address, serving))
@@ -69,12 +105,14 @@ pub async fn start(
 
 /// What the listener answers.
 pub(crate) fn router(service: Arc<Service>, next_update: Duration) -> Router {
-    let revision: Arc<AtomicU64> = Arc::default();
-    watch(service.registry(), revision.clone());
+    let (revision, authorities): (Arc<AtomicU64>, Arc<AtomicU64>) = Default::default();
+    watch(service.registry(), revision.clone(), authorities.clone());
     let shared = Arc::new(Shared {
         service,
         next_update,
         revision,
+        authorities,
+        issuers: Mutex::default(),
         lists: Mutex::default(),
         responders: Mutex::default(),
     });
@@ -88,8 +126,11 @@ pub(crate) fn router(service: Arc<Service>, next_update: Duration) -> Router {
         .with_state(shared)
 }
 
-fn watch(registry: &Registry, newest: Arc<AtomicU64>) {
+fn watch(registry: &Registry, newest: Arc<AtomicU64>, authorities: Arc<AtomicU64>) {
     registry.on_change(move |revision, changes| {
+        if changes.iter().any(|c| matches!(c, Change::Authority(_))) {
+            authorities.store(revision, Ordering::Release);
+        }
         if changes
             .iter()
             .any(|c| matches!(c, Change::Credential(..) | Change::Authority(_)))
@@ -184,14 +225,19 @@ fn at_hand(
     lists: &HashMap<AuthorityId, List>,
     id: &AuthorityId,
     revision: u64,
-    now: Timestamp,
+    (now, age): (Timestamp, Duration),
 ) -> Option<Bytes> {
     let list = lists.get(id)?;
-    let is_good = list.revision == revision && now.since(list.made) < LIST_AGE;
+    let is_good = list.revision == revision && now.since(list.made) < age;
     is_good.then(|| list.der.clone())
 }
 
 impl Shared {
+    /// Now, and how old a list may be: whoever fetches it has half of its life left.
+    fn now_and_age(&self) -> (Timestamp, Duration) {
+        (self.service.now(), LIST_AGE.min(self.next_update / 2))
+    }
+
     /// The list of an authority: the one at hand, unless something was revoked since or it is old.
     fn list(&self, id: &AuthorityId) -> Result<Bytes, Failure> {
         let revision = self.revision.load(Ordering::Acquire);
@@ -199,7 +245,7 @@ impl Shared {
             return self.list_apart(ca, id, revision);
         }
         let mut lists = self.lists.lock();
-        if let Some(der) = at_hand(&lists, id, revision, self.service.now()) {
+        if let Some(der) = at_hand(&lists, id, revision, self.now_and_age()) {
             return Ok(der);
         }
         let now = self.service.minting_time()?;
@@ -226,7 +272,7 @@ impl Shared {
 
     /// The same by a CA apart. Nobody who wants a list that is at hand waits for a CA that is slow.
     fn list_apart(&self, ca: &CaLink, id: &AuthorityId, revision: u64) -> Result<Bytes, Failure> {
-        if let Some(der) = at_hand(&self.lists.lock(), id, revision, self.service.now()) {
+        if let Some(der) = at_hand(&self.lists.lock(), id, revision, self.now_and_age()) {
             return Ok(der);
         }
         let made = self.service.minting_time()?;
@@ -252,28 +298,42 @@ impl Shared {
         u32::try_from(self.next_update.as_secs() / 3600).unwrap_or(u32::MAX)
     }
 
-    fn responders(&self, now: Timestamp) -> Result<Vec<(AuthorityId, Arc<Responder>)>, Failure> {
-        let mut found = Vec::new();
-        let mut responders = self.responders.lock();
-        for view in self.service.registry().authorities()? {
-            if view.origin != "managed" && view.origin != "factory" {
-                continue;
-            }
-            let good = responders
-                .get(&view.id)
-                .filter(|r| now.plus(self.next_update) < r.not_after())
-                .cloned();
-            let responder = match good {
-                Some(responder) => responder,
-                None => {
-                    let made = Arc::new(self.service.authority_with_key(&view.id)?.responder(now)?);
-                    responders.insert(view.id.clone(), made.clone());
-                    made
-                }
-            };
-            found.push((view.id, responder));
+    /// Our authorities as questions name them.
+    fn issuers(&self) -> Result<Arc<[(AuthorityId, IssuerHashes)]>, Failure> {
+        let newest = self.authorities.load(Ordering::Acquire);
+        if let Some((of, issuers)) = &*self.issuers.lock()
+            && *of == newest
+        {
+            return Ok(issuers.clone());
         }
-        Ok(found)
+        let registry = self.service.registry();
+        let ours = registry.authorities()?.into_iter();
+        let issuers = ours
+            .filter(|view| view.origin == "managed" || view.origin == "factory")
+            .map(|view| {
+                let certificate = registry.authority_certificate(&view.id)?;
+                let hashes = IssuerHashes::of(&certificate).map_err(|e| Failure::internal(e.to_string()))?;
+                Ok((view.id, hashes))
+            })
+            .collect::<Result<Arc<[_]>, Failure>>()?;
+        *self.issuers.lock() = Some((newest, issuers.clone()));
+        Ok(issuers)
+    }
+
+    /// The responder of an authority. No key of another one is touched: one that cannot be reached silences nobody else.
+    fn responder(&self, id: &AuthorityId, now: Timestamp) -> Result<Arc<Responder>, Failure> {
+        if let Some(good) = self.responders.lock().get(id)
+            && now.plus(self.answer_good_for()) < good.not_after()
+        {
+            return Ok(good.clone());
+        }
+        let made = Arc::new(self.service.authority_with_key(id)?.responder(now)?);
+        self.responders.lock().insert(id.clone(), made.clone());
+        Ok(made)
+    }
+
+    fn answer_good_for(&self) -> Duration {
+        self.next_update.min(ANSWER_MAX)
     }
 
     fn answer(&self, request: &[u8]) -> Result<Vec<u8>, OcspError> {
@@ -297,9 +357,11 @@ impl Shared {
         }
         // Counted, and told by the timer: not logged for each request of anybody.
         let now = self.service.minting_time().map_err(|_| OcspError::TryLater)?;
-        let responders = self.responders(now).map_err(|e| internal(e.message))?;
-        let asked = |(_, r): &&(AuthorityId, Arc<Responder>)| questions.list.iter().all(|q| r.is_asked(q));
-        let (id, responder) = responders.iter().find(asked).ok_or(OcspError::Unauthorized)?;
+        let issuers = self.issuers().map_err(|e| internal(e.message))?;
+        let asked =
+            |(_, hashes): &&(AuthorityId, IssuerHashes)| questions.list.iter().all(|q| hashes.is_asked(q));
+        let (id, _) = issuers.iter().find(asked).ok_or(OcspError::Unauthorized)?;
+        let responder = self.responder(id, now).map_err(|e| internal(e.message))?;
         let mut statuses = Vec::new();
         for question in &questions.list {
             let found = self
@@ -314,7 +376,7 @@ impl Shared {
             });
         }
         responder
-            .answer(&questions, &statuses, now, now.plus(self.next_update))
+            .answer(&questions, &statuses, now, now.plus(self.answer_good_for()))
             .map_err(|e| internal(e.to_string()))
     }
 }

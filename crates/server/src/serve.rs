@@ -184,10 +184,7 @@ impl Running {
                     let max = config.tokens.service_connections_max;
                     tokens::listener::start(listener, max, identity, service.clone()).await?
                 }
-                Purpose::Pki => {
-                    let next_update = Duration::from_secs(config.pki.next_update_hours * 3600);
-                    pki::start(listener.listen, next_update, service.clone()).await?
-                }
+                Purpose::Pki => pki::start(listener.listen, &config.pki, service.clone()).await?,
             };
             tasks.push(task);
             listeners.push(OpenListener {

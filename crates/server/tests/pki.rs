@@ -14,9 +14,13 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    fn with(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
-        let config = listener("pki");
+        let config = listener("pki") + more;
         let server = Server::start(program, &folder.path().join("data"), &config).unwrap();
         let url = format!("http://{}", server.listener("pki").unwrap());
         let place = Self { folder, server, url };
@@ -127,6 +131,75 @@ fn said(output: &Output) -> String {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     )
+}
+
+/// Whoever says nothing is sent away, and nobody takes more connections than there are.
+#[test]
+fn connections_are_bounded_in_number_and_time() {
+    use std::io::{Read, Write};
+    let place = Place::with("[pki]\nconnections_max = 2\n");
+    let address: std::net::SocketAddr = place.url["http://".len()..].parse().unwrap();
+    let connect = || {
+        let stream = std::net::TcpStream::connect(address).unwrap();
+        stream
+            .set_read_timeout(Some(std::time::Duration::from_secs(30)))
+            .unwrap();
+        stream
+    };
+    let read = |stream: &mut std::net::TcpStream| {
+        let mut text = Vec::new();
+        let _ = stream.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    let ask = |stream: &mut std::net::TcpStream| {
+        let _ = stream
+            .write_all(b"GET /crl/default-devices.crl HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    };
+    let (mut silent, mut slow) = (connect(), connect());
+    slow.write_all(b"GET /crl").unwrap();
+    // Both are taken: one too many is closed at once.
+    let started = std::time::Instant::now();
+    let mut third = connect();
+    ask(&mut third);
+    assert_eq!(read(&mut third), "");
+    assert!(started.elapsed() < std::time::Duration::from_secs(5));
+    for idle in [&mut silent, &mut slow] {
+        assert!(!read(idle).contains("200 OK"));
+    }
+    let waited = started.elapsed().as_secs();
+    assert!((5..25).contains(&waited), "{waited} s");
+    let mut next = connect();
+    ask(&mut next);
+    assert!(read(&mut next).starts_with("HTTP/1.1 200 OK"));
+}
+
+/// An authority whose key cannot be reached answers nothing, and all others go on.
+#[test]
+fn a_key_that_is_gone_silences_no_other_authority() {
+    let place = Place::new();
+    let good = place.provision("good");
+    place.server.cli_ok(&["authority", "create", "a-second"]).unwrap();
+    let keys = place.server.data.join("authorities/devices/a-second");
+    std::fs::rename(keys.join("issuing.key"), keys.join("gone")).unwrap();
+    let text = place.ocsp(&good, &[]);
+    assert!(
+        text.contains("Response verify OK") && text.contains(": good"),
+        "{text}"
+    );
+    let second = keys.join("issuing.crt").display().to_string();
+    let url = format!("{}/ocsp", place.url);
+    let arguments = [
+        "ocsp",
+        "-issuer",
+        &second,
+        "-url",
+        &url,
+        "-serial",
+        "0x1234",
+        "-noverify",
+    ];
+    let text = said(&run("openssl", &arguments));
+    assert!(text.contains("internalerror"), "{text}");
 }
 
 #[test]

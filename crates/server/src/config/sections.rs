@@ -347,14 +347,17 @@ impl Default for EnrolConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PkiConfig {
-    /// How long a revocation list or an OCSP answer is good, in hours.
+    /// How long a revocation list or an OCSP answer is good, in hours: 1 to 720. An answer is good for four days at most.
     pub next_update_hours: u64,
+    /// Connections at once of each listener of purpose `pki`.
+    pub connections_max: usize,
 }
 
 impl Default for PkiConfig {
     fn default() -> Self {
         Self {
             next_update_hours: 24,
+            connections_max: 256,
         }
     }
 }

@@ -55,6 +55,9 @@ fn unknown_keys_and_impossible_values_are_refused() {
             "listeners",
         ),
         ("[clones]\nscore = 1", "clones.score"),
+        ("[pki]\nnext_update_hours = 0", "pki.next_update_hours"),
+        ("[pki]\nnext_update_hours = 721", "pki.next_update_hours"),
+        ("[pki]\nconnections_max = 0", "pki.connections_max"),
         (
             "[limits]\nproxy_header_bytes_max = 51",
             "limits.proxy_header_bytes_max",
