@@ -180,7 +180,13 @@ fn a_key_that_is_gone_silences_no_other_authority() {
     let good = place.provision("good");
     place.server.cli_ok(&["authority", "create", "a-second"]).unwrap();
     let keys = place.server.data.join("authorities/devices/a-second");
+    let Place { folder, server, .. } = place;
+    drop(server);
     std::fs::rename(keys.join("issuing.key"), keys.join("gone")).unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
+    let server = Server::start(program, &folder.path().join("data"), &listener("pki")).unwrap();
+    let url = format!("http://{}", server.listener("pki").unwrap());
+    let place = Place { folder, server, url };
     let text = place.ocsp(&good, &[]);
     assert!(
         text.contains("Response verify OK") && text.contains(": good"),
