@@ -1,7 +1,8 @@
 //! Thousands of devices in one change: idempotent, all or nothing per device, told device by device what was refused.
 
-use countersign_identity::{DeviceId, TenantId};
+use countersign_identity::{AuthorityId, DeviceId, TenantId};
 use countersign_policy::LifecycleState;
+use countersign_policy::facts::CredentialKind;
 use countersign_policy::lifecycle::Lifecycle;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -59,6 +60,38 @@ impl Registry {
     }
 }
 
+/// What would be refused at every connection is refused here, where there is still time to give the device another one.
+fn is_of_use(
+    scope: &Scope<'_>,
+    device: &DeviceId,
+    credential: &NewCredential,
+    authority: Option<&AuthorityId>,
+) -> Result<(), RegistryError> {
+    let certificate = &credential.certificate;
+    if let Some(why) = certificate.defect() {
+        return Err(RegistryError::Refused(format!(
+            "no device is admitted by its certificate: {why}; hint: issue it anew, as version 3 with its extensions (openssl x509 -req needs -extfile or -copy_extensions)"
+        )));
+    }
+    if certificate.ca.is_some() && credential.kind != CredentialKind::Pinned {
+        return Err(RegistryError::Refused(
+            "its certificate is a CA's; hint: countersign authority register takes the devices' CA, authority intermediate what lies between"
+                .into(),
+        ));
+    }
+    let anchor = authority.and_then(|id| scope.table.anchor(id));
+    if let Some(anchor) = anchor
+        && let Ok(named) = anchor.identity_rule.read(certificate)
+        && named != *device
+    {
+        return Err(RegistryError::Refused(format!(
+            "by the rule of authority {} ({}) its certificate is device {named}'s; hint: countersign device import --identity-rule {1}, or countersign authority set {0} --identity-rule RULE",
+            anchor.authority, anchor.identity_rule
+        )));
+    }
+    Ok(())
+}
+
 fn import_one(
     scope: &mut Scope<'_>,
     tenant: &TenantId,
@@ -72,7 +105,8 @@ fn import_one(
     if let Some(credential) = credential {
         match scope.credential_owner(&credential.certificate.fingerprint)? {
             None => {
-                scope.may_register(tenant, &device.id, credential)?;
+                let authority = scope.may_register(tenant, &device.id, credential)?;
+                is_of_use(scope, &device.id, credential, authority.as_ref())?;
                 new_credential = Some(credential);
             }
             Some((t, d)) if t == tenant.as_str() && d == device.id.as_str() => {}

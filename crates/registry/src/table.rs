@@ -201,6 +201,11 @@ impl FactTable {
         }
     }
 
+    /// An authority as it is now.
+    pub(crate) fn anchor(&self, id: &AuthorityId) -> Option<Arc<Anchor>> {
+        self.authorities.read().get(id).map(|(anchor, _)| anchor.clone())
+    }
+
     /// Whether a credential is registered for anybody.
     pub(crate) fn knows(&self, fingerprint: &Fingerprint) -> bool {
         self.credentials.get(fingerprint).is_some()

@@ -418,3 +418,77 @@ fn an_external_root_issues_our_issuing_ca_and_our_own_root_goes_offline() {
     assert_eq!(again.status.code(), Some(3));
     place.provision("d2", "d2", &["--authority", "default-devices"]);
 }
+
+/// What would be refused at every connection is refused when it is imported, and the device can have another certificate.
+#[test]
+fn certificates_that_nobody_is_admitted_by_are_not_imported() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
+    let server = Server::start(program, &folder.path().join("data"), "").unwrap();
+    let run = |arguments: &str| {
+        let mut words: Vec<String> = Vec::new();
+        for word in arguments.split(' ') {
+            words.push(word.replace("DIR", &folder.path().display().to_string()));
+        }
+        let output = Command::new("openssl").args(&words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+    };
+    let new_key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+    run(&format!(
+        "req -x509 {new_key} -days 9 -keyout DIR/ca.key -out DIR/ca.crt -subj /CN=line/O=x"
+    ));
+    let extensions =
+        "basicConstraints=CA:FALSE\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=clientAuth\n";
+    std::fs::write(folder.path().join("leaf.ext"), extensions).unwrap();
+    let sign = |name: &str, subject: &str, more: &str| {
+        run(&format!(
+            "req -new {new_key} -keyout DIR/{name}.key -out DIR/{name}.csr -subj {subject}"
+        ));
+        run(&format!(
+            "x509 -req -in DIR/{name}.csr -CA DIR/ca.crt -CAkey DIR/ca.key -CAcreateserial -days 9 -out DIR/{name}.crt{more}"
+        ));
+    };
+    sign("old", "/CN=pump/serialNumber=pump-1", "");
+    sign("good", "/CN=pump/serialNumber=pump-2", " -extfile DIR/leaf.ext");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (ca, key, good) = (path("ca.crt"), path("ca.key"), path("good.crt"));
+    let rule = ["--identity-rule", "subject-serial-number"];
+    let register = ["authority", "register", "line", &ca, "--key", &key];
+    server.cli_ok(&[&register[..], &rule].concat()).unwrap();
+    let import = |name: &str, rule: &[&str]| {
+        let file = path(name);
+        let output = server
+            .cli(&[&["device", "import", &file], rule].concat())
+            .unwrap();
+        (
+            output.status.success(),
+            format!(
+                "{}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            ),
+        )
+    };
+    let (done, words) = import("old.crt", &rule);
+    assert!(
+        !done && words.contains("version is not 3") && words.contains("-extfile"),
+        "{words}"
+    );
+    let (done, words) = import("ca.crt", &[]);
+    assert!(!done && words.contains("authority register"), "{words}");
+    // Read as another device's than its authority reads it: had it been taken, the device could never have it.
+    let (done, words) = import("good.crt", &[]);
+    assert!(
+        !done && words.contains("is device pump-2's") && words.contains("--identity-rule"),
+        "{words}"
+    );
+    let devices = server.ask("GET", "/tenants/default/devices", None).unwrap();
+    assert!(!devices.to_string().contains("pump"), "{devices}");
+    assert!(import("good.crt", &rule).0);
+    assert!(
+        server
+            .cli_ok(&["why", &good])
+            .unwrap()
+            .contains("would be let in")
+    );
+}
