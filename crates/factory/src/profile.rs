@@ -17,6 +17,31 @@ pub enum ProfileKind {
     Operational,
 }
 
+/// From a certificate that is shown to one that is asked for on its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProfileStep {
+    /// To the next one of its own profile: a renewal.
+    Same,
+    /// From the factory's to an operational one.
+    Down,
+    /// To another profile of the same kind.
+    Sideways,
+    /// From an operational one to the factory's, which may be for ever. Never to be made.
+    Up,
+}
+
+impl ProfileStep {
+    /// Between profiles, each by name and kind.
+    pub fn between(shown: (&str, ProfileKind), wanted: (&str, ProfileKind)) -> Self {
+        match (shown.1, wanted.1) {
+            (ProfileKind::Factory, ProfileKind::Operational) => Self::Down,
+            (ProfileKind::Operational, ProfileKind::Factory) => Self::Up,
+            _ if shown.0 == wanted.0 => Self::Same,
+            _ => Self::Sideways,
+        }
+    }
+}
+
 /// A kind of key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

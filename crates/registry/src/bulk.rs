@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_factory::{Batch, BatchRefusal, BatchStanding, DeviceStart, RevocationReason};
+use countersign_factory::{Batch, BatchRefusal, BatchStanding, DeviceStart, ProfileKind, RevocationReason};
 use countersign_identity::{BatchId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
 use countersign_policy::{CredentialState, DeviceFacts, FactSource, LifecycleState};
 use rusqlite::params;
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::change::Actor;
 use crate::credential::{
-    IssuanceRules, IssueOutcome, IssueRequest, NewCredential, Requester, read_credential,
+    IssuanceRules, IssueOutcome, IssueRequest, NewCredential, ProfileChoice, Requester, read_credential,
 };
 use crate::error::RegistryError;
 use crate::store::Registry;
@@ -271,6 +271,9 @@ impl<'a> Run<'a> {
             device: item.device.clone(),
             key: item.key,
             profile: self.batch.profile.clone(),
+            // An operator's: neither is looked at.
+            kind: ProfileKind::Operational,
+            choice: ProfileChoice::Named,
             demands_new_key: self.request.demands_new_key,
             idempotency_key: None,
             requester: Requester::Operator,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::change::{Actor, NewDevice, damaged};
-use crate::credential::IssueRequest;
+use crate::credential::{IssueRequest, ProfileChoice};
 use crate::error::RegistryError;
 use crate::store::Registry;
 use crate::writer::{Committed, Scope};
@@ -198,7 +198,11 @@ impl Scope<'_> {
         };
         claim::decide(&facts, self.now)?;
         // None named when the claim was made: whatever the platform's first is.
-        if profile.is_some_and(|p| p != request.profile) {
+        let is_its_own = match &profile {
+            Some(profile) => *profile == request.profile,
+            None => request.choice == ProfileChoice::First,
+        };
+        if !is_its_own {
             return Err(RegistryError::Refused(format!(
                 "claim {} does not enrol by profile {}; hint: leave the profile to the claim",
                 requester.claim, request.profile

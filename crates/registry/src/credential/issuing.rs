@@ -256,6 +256,7 @@ fn issue(
     // Who may not ask is not told which devices there are, nor how they stand.
     let cited = scope.cited_attestation(request)?;
     let standing = check_requester(scope, actor, request, cited.as_ref(), rules)?;
+    scope.check_profile(request)?;
     let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
         return Err(RegistryError::NoDevice {
             tenant: tenant.clone(),

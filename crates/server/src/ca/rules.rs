@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use countersign_factory::{
-    CertificateRequest, EnrolmentGrant, Profile, ProfileKind, RevocationReason, renewal_proof,
+    CertificateRequest, EnrolmentGrant, Profile, ProfileKind, ProfileStep, RevocationReason, renewal_proof,
 };
 use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::first_contact::IdPattern;
@@ -298,9 +298,11 @@ impl Asked {
             return Err(CaError::EvidenceExpired(shown.not_after));
         }
         // The factory's certificate leads to operational ones, never the other way round, nor sideways.
-        let may = shown.profile == self.profile.name
-            || (shown.kind == ProfileKind::Factory && self.profile.kind == ProfileKind::Operational);
-        if !may {
+        let step = ProfileStep::between(
+            (&shown.profile, shown.kind),
+            (&self.profile.name, self.profile.kind),
+        );
+        if !matches!(step, ProfileStep::Same | ProfileStep::Down) {
             return Err(CaError::ProfileStep {
                 from: shown.profile,
                 to: self.profile.name.clone(),

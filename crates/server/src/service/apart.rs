@@ -214,6 +214,8 @@ impl Service {
             tenant: wanted.tenant,
             device: wanted.device,
             key,
+            kind: profile.kind,
+            choice: self.choice_of(&profile),
             profile: profile.name,
             demands_new_key: profile.new_key,
             idempotency_key: wanted.idempotency_key,

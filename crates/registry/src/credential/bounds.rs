@@ -1,0 +1,61 @@
+//! What bounds every requester but an operator, whatever it has proven.
+
+use countersign_factory::{ProfileKind, ProfileStep};
+use countersign_identity::Fingerprint;
+use countersign_policy::facts::CredentialKind;
+use rusqlite::{OptionalExtension, params};
+
+use super::{IssueRequest, ProfileChoice, Requester};
+use crate::error::RegistryError;
+use crate::writer::Scope;
+
+impl Scope<'_> {
+    /// Whether what was shown leads to a certificate by this profile. A requester names its profile itself (EST has it in
+    /// the path), so that must not make of a certificate for ninety days, or of a secret, one that never ends.
+    ///
+    /// A claim has a profile of its own: [`Scope::enter_claim`].
+    pub(super) fn check_profile(&self, request: &IssueRequest) -> Result<(), RegistryError> {
+        let is_first = request.choice == ProfileChoice::First;
+        let certificate = match &request.requester {
+            Requester::Operator | Requester::JudgedByCa | Requester::Claim(_) => return Ok(()),
+            Requester::Secret(_) | Requester::Attested => {
+                if request.kind == ProfileKind::Factory && !is_first {
+                    return Err(RegistryError::Profile(format!(
+                        "profile {} is the factory's, and neither a one-time secret nor an attestation is for that; hint: ask by an operational profile, or let an operator issue it (countersign device provision {} --profile {0})",
+                        request.profile, request.device
+                    )));
+                }
+                return Ok(());
+            }
+            Requester::Certificate(fingerprint) => fingerprint,
+            Requester::Expired(expired) => &expired.certificate,
+        };
+        let (profile, kind) = self.profile_of(certificate)?;
+        let step = ProfileStep::between((&profile, kind), (&request.profile, request.kind));
+        match step {
+            ProfileStep::Same | ProfileStep::Down => Ok(()),
+            // Whoever has the first one of the configuration changed moves the fleet to it with each renewal.
+            ProfileStep::Sideways if is_first => Ok(()),
+            ProfileStep::Sideways | ProfileStep::Up => Err(RegistryError::Profile(format!(
+                "a certificate of profile {profile} is no evidence for one of profile {}; hint: renew by its own profile, or let an operator issue it (countersign device provision {} --profile {1})",
+                request.device, request.profile
+            ))),
+        }
+    }
+
+    /// By which profile a certificate was issued. One that was issued elsewhere is a manufacturer's, as far as this goes.
+    fn profile_of(&self, certificate: &Fingerprint) -> Result<(String, ProfileKind), RegistryError> {
+        let found: Option<(Option<String>, String)> = self
+            .tx
+            .prepare_cached("SELECT profile, kind FROM credentials WHERE fingerprint = ?")?
+            .query_row(params![certificate.as_bytes()], |r| Ok((r.get(0)?, r.get(1)?)))
+            .optional()?;
+        Ok(match found {
+            Some((Some(profile), kind)) if kind != CredentialKind::Factory.name() => {
+                (profile, ProfileKind::Operational)
+            }
+            Some((Some(profile), _)) => (profile, ProfileKind::Factory),
+            _ => (String::new(), ProfileKind::Factory),
+        })
+    }
+}

@@ -1,0 +1,228 @@
+//! What no requester gets past, whatever it has proven, and what of the past is not answered any more.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_factory::ProfileKind;
+use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId};
+use countersign_policy::claim::{AllowList, ClaimId};
+use countersign_policy::facts::CredentialKind;
+use countersign_policy::{CredentialState, Custody, LifecycleState};
+use countersign_registry::{
+    Actor, ClaimProof, ClaimRequester, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits, NewClaim,
+    NewCredential, NewDevice, ProfileChoice, Registry, RegistryError, Requester,
+};
+use rcgen::KeyPair;
+
+const SECRET: &[u8] = b"secret";
+
+fn actor() -> Actor {
+    Actor("test".into())
+}
+
+fn tenant() -> TenantId {
+    TenantId::default_tenant()
+}
+
+fn id(text: &str) -> DeviceId {
+    DeviceId::new(text).unwrap()
+}
+
+fn authority(text: &str) -> AuthorityId {
+    AuthorityId::new(text).unwrap()
+}
+
+fn key() -> KeyPair {
+    KeyPair::generate().unwrap()
+}
+
+/// Valid from so many days ago for so many days from now.
+fn certificate(key: &KeyPair, since: i64, until: i64) -> CertificateFacts {
+    let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "d1");
+    static SERIAL: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1 << 40);
+    let serial = SERIAL.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    params.serial_number = Some(rcgen::SerialNumber::from(serial));
+    let now = time::OffsetDateTime::now_utc();
+    params.not_before = now - time::Duration::days(since);
+    params.not_after = now + time::Duration::days(until);
+    CertificateFacts::parse(params.self_signed(key).unwrap().der()).unwrap()
+}
+
+struct World {
+    _folder: tempfile::TempDir,
+    registry: Arc<Registry>,
+}
+
+/// What is asked for, and what is minted then.
+struct Ask<'a> {
+    requester: Requester,
+    key: &'a KeyPair,
+    profile: &'a str,
+    kind: ProfileKind,
+    choice: ProfileChoice,
+    authority: &'a str,
+    days: (i64, i64),
+}
+
+impl<'a> Ask<'a> {
+    fn by(requester: Requester, key: &'a KeyPair) -> Self {
+        Self {
+            requester,
+            key,
+            profile: "operational",
+            kind: ProfileKind::Operational,
+            choice: ProfileChoice::First,
+            authority: "first",
+            days: (0, 90),
+        }
+    }
+
+    fn profile(self, profile: &'a str, kind: ProfileKind) -> Self {
+        Self {
+            profile,
+            kind,
+            choice: ProfileChoice::Named,
+            ..self
+        }
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Registry::create(folder.path(), LedgerLimits::default()).unwrap();
+        let new = NewDevice {
+            id: id("d1"),
+            model: None,
+            groups: vec![],
+            state: LifecycleState::Active,
+            authority: None,
+        };
+        registry.add_device(actor(), tenant(), new).unwrap();
+        Self {
+            _folder: folder,
+            registry: Arc::new(registry),
+        }
+    }
+
+    fn issue(&self, ask: Ask<'_>) -> Result<(IssueOutcome, Fingerprint), RegistryError> {
+        let certificate = certificate(ask.key, ask.days.0, ask.days.1);
+        let request = IssueRequest {
+            attestation: None,
+            tenant: tenant(),
+            device: id("d1"),
+            key: certificate.public_key_sha256,
+            profile: ask.profile.into(),
+            kind: ask.kind,
+            choice: ask.choice,
+            demands_new_key: false,
+            idempotency_key: None,
+            requester: ask.requester,
+        };
+        let new = NewCredential {
+            kind: match ask.kind {
+                ProfileKind::Factory => CredentialKind::Factory,
+                ProfileKind::Operational => CredentialKind::Operational,
+            },
+            state: CredentialState::Issued,
+            custody: Custody::Unknown,
+            authority: Some(authority(ask.authority)),
+            issued: Some(IssuedHere {
+                certificate: certificate.fingerprint.as_bytes().to_vec(),
+                profile: ask.profile.into(),
+                batch: None,
+            }),
+            certificate,
+        };
+        let issued = self.registry.issue(actor(), request, move |_| Ok(new))?.value;
+        let fingerprint = Fingerprint::from_bytes(issued.certificate.clone().try_into().unwrap());
+        Ok((issued, fingerprint))
+    }
+
+    fn refused(&self, ask: Ask<'_>) -> String {
+        self.issue(ask).unwrap_err().to_string()
+    }
+
+    fn secret(&self) -> Requester {
+        let hash = Fingerprint::of(SECRET);
+        let lifetime = Duration::from_secs(3600);
+        self.registry
+            .add_enrolment_secret(actor(), tenant(), id("d1"), hash, lifetime)
+            .unwrap();
+        Requester::Secret(hash)
+    }
+
+    fn claim(&self) -> Requester {
+        let claim: ClaimId = "line".parse().unwrap();
+        let proof = ClaimProof::Secret(Fingerprint::of(SECRET));
+        let new = NewClaim {
+            id: claim.clone(),
+            proof,
+            allow: AllowList::Ids(vec![id("d1")]),
+            profile: None,
+            model: None,
+            groups: vec![],
+            lifetime: Duration::from_secs(3600),
+        };
+        self.registry.add_claim(actor(), tenant(), new).unwrap();
+        Requester::Claim(ClaimRequester { claim, proof })
+    }
+}
+
+#[test]
+fn nothing_leads_from_an_operational_certificate_to_the_factorys_nor_sideways() {
+    let world = World::new();
+    let first = key();
+    let (_, operational) = world.issue(Ask::by(Requester::Operator, &first)).unwrap();
+    let factory = Ask::by(Requester::Operator, &first).profile("factory", ProfileKind::Factory);
+    let (_, factory) = world.issue(factory).unwrap();
+    let second = key();
+    let ask = |shown: Fingerprint| Ask::by(Requester::Certificate(shown), &second);
+    let no_evidence = |ask: Ask<'_>| {
+        let refused = world.refused(ask);
+        assert!(refused.contains("is no evidence for one of profile"), "{refused}");
+    };
+    no_evidence(ask(operational).profile("factory", ProfileKind::Factory));
+    no_evidence(ask(operational).profile("long", ProfileKind::Operational));
+    no_evidence(ask(factory).profile("factory-2", ProfileKind::Factory));
+    // Not even where the configuration has the factory's first.
+    no_evidence(Ask {
+        choice: ProfileChoice::First,
+        ..ask(operational).profile("factory", ProfileKind::Factory)
+    });
+    // The factory's leads to any operational one, and each to the next of its own.
+    world
+        .issue(ask(factory).profile("long", ProfileKind::Operational))
+        .unwrap();
+    world.issue(ask(operational)).unwrap();
+    world
+        .issue(ask(factory).profile("factory", ProfileKind::Factory))
+        .unwrap();
+    // What the platform has first is its own choice: so a fleet moves to another profile.
+    let moved = Ask {
+        choice: ProfileChoice::First,
+        ..ask(operational).profile("newer", ProfileKind::Operational)
+    };
+    world.issue(moved).unwrap();
+}
+
+#[test]
+fn neither_a_secret_nor_a_claim_is_for_the_factorys_profile() {
+    let world = World::new();
+    let key = key();
+    let factory = |by: Requester| Ask::by(by, &key).profile("factory", ProfileKind::Factory);
+    let secret = world.secret();
+    let refused = world.refused(factory(secret.clone()));
+    assert!(refused.contains("is the factory's"), "{refused}");
+    let claim = world.claim();
+    let refused = world.refused(factory(claim.clone()));
+    assert!(refused.contains("does not enrol by profile factory"), "{refused}");
+    // A claim without a profile has the first one, a secret any operational one; neither was spent by what was refused.
+    let refused = world.refused(Ask::by(claim, &key).profile("long", ProfileKind::Operational));
+    assert!(refused.contains("does not enrol by profile long"), "{refused}");
+    world
+        .issue(Ask::by(secret, &key).profile("long", ProfileKind::Operational))
+        .unwrap();
+}
