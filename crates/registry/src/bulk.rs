@@ -274,6 +274,7 @@ impl<'a> Run<'a> {
             // An operator's: neither is looked at.
             kind: ProfileKind::Operational,
             choice: ProfileChoice::Named,
+            authority: self.batch.authority.clone(),
             demands_new_key: self.request.demands_new_key,
             idempotency_key: None,
             requester: Requester::Operator,

@@ -126,6 +126,7 @@ impl World {
             profile: "operational".into(),
             kind: ProfileKind::Operational,
             choice: ProfileChoice::First,
+            authority: None,
             demands_new_key: false,
             idempotency_key: None,
             requester,

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_factory::ProfileKind;
-use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId};
+use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, IdentityRule, TenantId};
 use countersign_policy::claim::{AllowList, ClaimId};
 use countersign_policy::facts::CredentialKind;
-use countersign_policy::{CredentialState, Custody, LifecycleState};
+use countersign_policy::{Admission, CredentialState, Custody, LifecycleState};
 use countersign_registry::{
-    Actor, ClaimProof, ClaimRequester, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits, NewClaim,
-    NewCredential, NewDevice, ProfileChoice, Registry, RegistryError, Requester,
+    Actor, AuthorityMove, ClaimProof, ClaimRequester, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits,
+    NewAuthority, NewClaim, NewCredential, NewDevice, Origin, ProfileChoice, Registry, RegistryError,
+    Requester,
 };
 use rcgen::KeyPair;
 
@@ -63,6 +64,9 @@ struct Ask<'a> {
     kind: ProfileKind,
     choice: ProfileChoice,
     authority: &'a str,
+    named: Option<&'a str>,
+    demands_new_key: bool,
+    idempotency_key: Option<&'a str>,
     days: (i64, i64),
 }
 
@@ -75,7 +79,19 @@ impl<'a> Ask<'a> {
             kind: ProfileKind::Operational,
             choice: ProfileChoice::First,
             authority: "first",
+            named: None,
+            demands_new_key: false,
+            idempotency_key: None,
             days: (0, 90),
+        }
+    }
+
+    /// By a named authority.
+    fn of(self, name: &'a str) -> Self {
+        Self {
+            authority: name,
+            named: Some(name),
+            ..self
         }
     }
 
@@ -101,10 +117,33 @@ impl World {
             authority: None,
         };
         registry.add_device(actor(), tenant(), new).unwrap();
-        Self {
+        let world = Self {
             _folder: folder,
             registry: Arc::new(registry),
-        }
+        };
+        world.add_authority("first");
+        world
+    }
+
+    fn add_authority(&self, name: &str) {
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let new = NewAuthority {
+            id: authority(name),
+            tenant: tenant(),
+            origin: Origin::Managed,
+            rule: IdentityRule::default(),
+            admission: Admission::RegisteredOnly,
+            certificate: params.self_signed(&key()).unwrap().der().to_vec(),
+        };
+        self.registry.register_authority(actor(), new).unwrap();
+    }
+
+    fn move_authority(&self, name: &str, to: AuthorityMove) {
+        self.registry
+            .move_authority(actor(), authority(name), to, "a test".into())
+            .unwrap();
     }
 
     fn issue(&self, ask: Ask<'_>) -> Result<(IssueOutcome, Fingerprint), RegistryError> {
@@ -117,8 +156,9 @@ impl World {
             profile: ask.profile.into(),
             kind: ask.kind,
             choice: ask.choice,
-            demands_new_key: false,
-            idempotency_key: None,
+            authority: ask.named.map(authority),
+            demands_new_key: ask.demands_new_key,
+            idempotency_key: ask.idempotency_key.map(Into::into),
             requester: ask.requester,
         };
         let new = NewCredential {
@@ -225,4 +265,70 @@ fn neither_a_secret_nor_a_claim_is_for_the_factorys_profile() {
     world
         .issue(Ask::by(secret, &key).profile("long", ProfileKind::Operational))
         .unwrap();
+}
+
+#[test]
+fn what_an_authority_issued_that_admits_nobody_any_more_is_not_answered() {
+    let world = World::new();
+    world.add_authority("second");
+    let key = key();
+    let ask = || Ask::by(Requester::Operator, &key);
+    let by_second = || Ask {
+        authority: "second",
+        ..ask()
+    };
+    let (_, first) = world.issue(ask()).unwrap();
+    // It is still good while its authority retires.
+    world.move_authority("first", AuthorityMove::Retire);
+    let (again, same) = world.issue(by_second()).unwrap();
+    assert!(again.repeated && same == first);
+    for over in [AuthorityMove::Close { leave_out: 1 }, AuthorityMove::Revoke] {
+        world.move_authority("first", over);
+        let refused = world.refused(Ask {
+            demands_new_key: true,
+            ..by_second()
+        });
+        assert!(
+            refused.contains("of authority first, which admits nobody"),
+            "{refused}"
+        );
+    }
+    let (new, second) = world.issue(by_second()).unwrap();
+    assert!(!new.repeated && new.authority == authority("second") && second != first);
+    assert!(world.issue(by_second()).unwrap().0.repeated);
+}
+
+#[test]
+fn another_authority_than_the_named_one_is_no_answer() {
+    let world = World::new();
+    world.add_authority("second");
+    let key = key();
+    let ask = || Ask::by(Requester::Operator, &key);
+    let (_, first) = world.issue(ask()).unwrap();
+    let refused = world.refused(Ask {
+        demands_new_key: true,
+        ..ask().of("second")
+    });
+    assert!(refused.contains("is not the one that was named"), "{refused}");
+    let (new, second) = world.issue(ask().of("second")).unwrap();
+    assert!(!new.repeated && second != first);
+    // Each is answered to who names it, whichever came last, and the newest to who names none.
+    for (ask, expected) in [
+        (ask().of("first"), first),
+        (ask().of("second"), second),
+        (ask(), second),
+    ] {
+        let (again, same) = world.issue(ask).unwrap();
+        assert!(again.repeated && same == expected);
+    }
+    // It is part of what an idempotency key is for.
+    let keyed = |ask: Ask<'_>| {
+        world.issue(Ask {
+            idempotency_key: Some("k"),
+            ..ask
+        })
+    };
+    keyed(ask().of("first")).unwrap();
+    let other = keyed(ask().of("second")).unwrap_err();
+    assert!(matches!(other, RegistryError::Exists(_)), "{other}");
 }

@@ -101,6 +101,7 @@ fn issue_of(
         profile: "operational".into(),
         kind: ProfileKind::Operational,
         choice: ProfileChoice::First,
+        authority: None,
         demands_new_key: false,
         idempotency_key: None,
         requester: Requester::Operator,

@@ -54,6 +54,7 @@ fn issue(
         profile: "operational".into(),
         kind: ProfileKind::Operational,
         choice: ProfileChoice::First,
+        authority: None,
         demands_new_key: false,
         idempotency_key: None,
         requester,

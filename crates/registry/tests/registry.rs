@@ -51,6 +51,7 @@ fn request(device: &str, certificate: &CertificateFacts) -> IssueRequest {
         profile: "operational".into(),
         kind: ProfileKind::Operational,
         choice: ProfileChoice::First,
+        authority: None,
         demands_new_key: false,
         idempotency_key: None,
         requester: Requester::Operator,

@@ -98,6 +98,7 @@ fn issue(registry: &Registry, name: &str, serial: u64) -> Fingerprint {
         profile: "operational".into(),
         kind: ProfileKind::Operational,
         choice: ProfileChoice::First,
+        authority: None,
         demands_new_key: false,
         idempotency_key: None,
         requester: Requester::Operator,

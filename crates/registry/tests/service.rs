@@ -195,6 +195,7 @@ fn nothing_is_minted_for_the_key_of_a_service_and_its_device_leaves_nothing_behi
         profile: "factory".into(),
         kind: ProfileKind::Operational,
         choice: ProfileChoice::First,
+        authority: None,
         demands_new_key: false,
         idempotency_key: None,
         requester: Requester::Operator,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use countersign_factory::attest::Refusal;
-use countersign_identity::{DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::renewal_lane::LanePass;
 use countersign_policy::{ClaimId, CredentialState, LaneRefusal, LifecycleState};
 use rusqlite::{OptionalExtension, params};
@@ -36,30 +36,48 @@ impl Scope<'_> {
     /// The newest is the row that came last. A revision is that of a row's last change: an older certificate that was
     /// superseded since has a higher one, and what one transaction issues in bulk has all the same. Nothing deletes rows of
     /// this table, and a copy (backup, VACUUM) keeps their order.
+    ///
+    /// One whose authority admits nobody any more is of no use, and one of another authority is not what was asked for.
     pub(crate) fn issued_before(
         &self,
         request: &IssueRequest,
         rules: IssuanceRules,
     ) -> Result<Option<IssueOutcome>, RegistryError> {
-        type Row = (String, Vec<u8>, Option<String>, i64, i64, i64);
+        type Row = (String, Vec<u8>, Option<String>, i64, i64, i64, bool);
         let last: Option<Row> = self
             .tx
             .prepare_cached(
-                "SELECT state, certificate, authority, created, not_before, not_after FROM credentials
-                 WHERE substr(public_key, 1, 8) = substr(?1, 1, 8) AND public_key = ?1 AND tenant = ?2 AND device = ?3 AND profile = ?4 AND certificate IS NOT NULL
-                 ORDER BY rowid DESC LIMIT 1",
+                "SELECT state, certificate, authority, created, not_before, not_after,
+                 (?5 IS NULL OR authority = ?5) AND NOT EXISTS (SELECT 1 FROM authorities a
+                     WHERE a.id = c.authority AND a.state NOT IN ('active', 'retiring')) AS answers
+                 FROM credentials c
+                 WHERE substr(public_key, 1, 8) = substr(?1, 1, 8) AND public_key = ?1 AND tenant = ?2 AND device = ?3
+                 AND profile = ?4 AND certificate IS NOT NULL
+                 ORDER BY answers DESC, rowid DESC LIMIT 1",
             )?
             .query_row(
                 params![
                     request.key.as_bytes(),
                     request.tenant.as_str(),
                     request.device.as_str(),
-                    request.profile
+                    request.profile,
+                    request.authority.as_ref().map(AuthorityId::as_str)
                 ],
-                |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?)),
+                |r| {
+                    Ok((
+                        r.get(0)?,
+                        r.get(1)?,
+                        r.get(2)?,
+                        r.get(3)?,
+                        r.get(4)?,
+                        r.get(5)?,
+                        r.get(6)?,
+                    ))
+                },
             )
             .optional()?;
-        let Some((state, certificate, Some(authority), created, not_before, not_after)) = last else {
+        let Some((state, certificate, Some(authority), created, not_before, not_after, answers)) = last
+        else {
             return Ok(None);
         };
         let is_young = self.now.since(Timestamp::from_unix_ms(created)) < rules.replay_window;
@@ -75,9 +93,13 @@ impl Scope<'_> {
                 "the last certificate of device {} for this key was revoked; hint: make a new key",
                 request.device
             ))),
-            CredentialState::Issued if self.now.unix_ms() <= not_after => Ok(Some(same)),
+            CredentialState::Issued if answers && !is_over => Ok(Some(same)),
             // An expired one is of no use to anybody, however young its issuance.
-            CredentialState::Active if !is_over && (is_young || !is_due) => Ok(Some(same)),
+            CredentialState::Active if answers && !is_over && (is_young || !is_due) => Ok(Some(same)),
+            _ if request.demands_new_key && !answers => Err(RegistryError::Refused(format!(
+                "profile {} demands a new key with every certificate, and this one has a certificate of authority {authority}, which admits nobody any more or is not the one that was named; hint: make a new key",
+                request.profile
+            ))),
             _ if request.demands_new_key => Err(RegistryError::Refused(format!(
                 "profile {} demands a new key with every certificate; hint: make a new key",
                 request.profile
@@ -275,7 +297,10 @@ fn issue(
         });
     }
     if let Some(key) = &request.idempotency_key {
-        let content = format!("{device}\n{}\n{}", request.key, request.profile);
+        let mut content = format!("{device}\n{}\n{}", request.key, request.profile);
+        if let Some(authority) = &request.authority {
+            content = format!("{content}\n{authority}");
+        }
         let content = Fingerprint::of(content.as_bytes());
         scope
             .tx

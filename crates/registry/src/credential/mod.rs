@@ -112,6 +112,8 @@ pub struct IssueRequest {
     pub kind: ProfileKind,
     /// Whose choice it is.
     pub choice: ProfileChoice,
+    /// The authority that was named; `None`: whichever of ours admits will do.
+    pub authority: Option<AuthorityId>,
     /// Whether the profile demands a new key with every certificate.
     pub demands_new_key: bool,
     /// The requester's own key for this request: with other content it is refused.

@@ -217,6 +217,7 @@ impl Service {
             kind: profile.kind,
             choice: self.choice_of(&profile),
             profile: profile.name,
+            authority: wanted.authority,
             demands_new_key: profile.new_key,
             idempotency_key: wanted.idempotency_key,
             attestation: wanted.attestation,

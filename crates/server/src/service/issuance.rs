@@ -135,6 +135,7 @@ impl Service {
             kind: profile.kind,
             choice: self.choice_of(&profile),
             profile: profile.name.clone(),
+            authority: wanted.authority,
             demands_new_key: profile.new_key,
             idempotency_key: wanted.idempotency_key,
             requester: wanted.requester,
