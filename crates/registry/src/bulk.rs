@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_factory::{Batch, BatchRefusal, BatchStanding, DeviceStart, ProfileKind, RevocationReason};
-use countersign_identity::{BatchId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
 use countersign_policy::{CredentialState, DeviceFacts, FactSource, LifecycleState};
 use rusqlite::params;
 use serde_json::json;
@@ -68,6 +68,8 @@ struct Run<'a> {
     rules: IssuanceRules,
     /// Whether a certificate may be one that had ended before this registry was restored.
     has_lost: bool,
+    /// The authority that was found to issue, in this transaction.
+    issuing: Option<AuthorityId>,
     /// The revision of everything that is made here; taken when the first thing is.
     generation: Option<Generation>,
     /// Devices that the batch had before.
@@ -126,6 +128,7 @@ impl<'a> Run<'a> {
             batch,
             rules,
             has_lost: scope.has_lost()?,
+            issuing: None,
             generation: None,
             added: 0,
             seen: HashSet::with_capacity(request.items.len()),
@@ -213,6 +216,10 @@ impl<'a> Run<'a> {
             authority: authority.clone(),
             repeated: false,
         };
+        if self.issuing.as_ref() != Some(authority) {
+            scope.need_issuing(authority)?;
+            self.issuing = Some(authority.clone());
+        }
         // A CA of its own may answer with what it issued before.
         if self.has_lost {
             scope.need_not_lost(Some(authority), &new.certificate.serial)?;

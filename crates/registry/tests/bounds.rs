@@ -4,15 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_factory::ProfileKind;
-use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, IdentityRule, TenantId};
+use countersign_factory::{Batch, DeviceStart, ProfileKind, SigningWindow};
+use countersign_identity::{
+    AuthorityId, BatchId, CertificateFacts, DeviceId, Fingerprint, IdentityRule, TenantId,
+};
 use countersign_policy::claim::{AllowList, ClaimId};
 use countersign_policy::facts::CredentialKind;
-use countersign_policy::{Admission, CredentialState, Custody, LifecycleState};
+use countersign_policy::{Admission, CredentialState, Custody, FactSource, LifecycleState};
 use countersign_registry::{
-    Actor, AuthorityMove, ClaimProof, ClaimRequester, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits,
-    NewAuthority, NewClaim, NewCredential, NewDevice, Origin, ProfileChoice, Registry, RegistryError,
-    Requester,
+    Actor, AuthorityMove, BulkIssue, BulkItem, ClaimProof, ClaimRequester, IssueOutcome, IssueRequest,
+    IssuedHere, LedgerLimits, NewAuthority, NewClaim, NewCredential, NewDevice, Origin, ProfileChoice,
+    Registry, RegistryError, Requester,
 };
 use rcgen::KeyPair;
 
@@ -49,6 +51,38 @@ fn certificate(key: &KeyPair, since: i64, until: i64) -> CertificateFacts {
     params.not_before = now - time::Duration::days(since);
     params.not_after = now + time::Duration::days(until);
     CertificateFacts::parse(params.self_signed(key).unwrap().der()).unwrap()
+}
+
+/// As it is minted; its DER is its fingerprint, for short.
+fn credential(certificate: CertificateFacts, profile: &str, kind: ProfileKind, by: &str) -> NewCredential {
+    NewCredential {
+        kind: match kind {
+            ProfileKind::Factory => CredentialKind::Factory,
+            ProfileKind::Operational => CredentialKind::Operational,
+        },
+        state: CredentialState::Issued,
+        custody: Custody::Unknown,
+        authority: Some(authority(by)),
+        issued: Some(IssuedHere {
+            certificate: certificate.fingerprint.as_bytes().to_vec(),
+            profile: profile.into(),
+            batch: None,
+        }),
+        certificate,
+    }
+}
+
+fn bulk(device: &str, key: Fingerprint) -> BulkIssue {
+    BulkIssue {
+        tenant: tenant(),
+        batch: BatchId::new("B-1").unwrap(),
+        demands_new_key: false,
+        replace: false,
+        items: vec![BulkItem {
+            device: id(device),
+            key,
+        }],
+    }
 }
 
 struct World {
@@ -125,6 +159,22 @@ impl World {
         world
     }
 
+    fn add_batch(&self) {
+        let plan = Batch {
+            id: BatchId::new("B-1").unwrap(),
+            tenant: tenant(),
+            model: "pump".into(),
+            profile: "operational".into(),
+            groups: vec![],
+            devices_start: DeviceStart::Active,
+            authority: None,
+            id_pattern: "SN-*".parse().unwrap(),
+            quota: 9,
+            window: SigningWindow::default(),
+        };
+        self.registry.add_batch(actor(), plan).unwrap();
+    }
+
     fn add_authority(&self, name: &str) {
         let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
@@ -161,21 +211,7 @@ impl World {
             idempotency_key: ask.idempotency_key.map(Into::into),
             requester: ask.requester,
         };
-        let new = NewCredential {
-            kind: match ask.kind {
-                ProfileKind::Factory => CredentialKind::Factory,
-                ProfileKind::Operational => CredentialKind::Operational,
-            },
-            state: CredentialState::Issued,
-            custody: Custody::Unknown,
-            authority: Some(authority(ask.authority)),
-            issued: Some(IssuedHere {
-                certificate: certificate.fingerprint.as_bytes().to_vec(),
-                profile: ask.profile.into(),
-                batch: None,
-            }),
-            certificate,
-        };
+        let new = credential(certificate, ask.profile, ask.kind, ask.authority);
         let issued = self.registry.issue(actor(), request, move |_| Ok(new))?.value;
         let fingerprint = Fingerprint::from_bytes(issued.certificate.clone().try_into().unwrap());
         Ok((issued, fingerprint))
@@ -331,4 +367,48 @@ fn another_authority_than_the_named_one_is_no_answer() {
     keyed(ask().of("first")).unwrap();
     let other = keyed(ask().of("second")).unwrap_err();
     assert!(matches!(other, RegistryError::Exists(_)), "{other}");
+}
+
+#[test]
+fn what_is_minted_while_its_authority_ends_is_not_kept() {
+    for over in [
+        AuthorityMove::Retire,
+        AuthorityMove::Close { leave_out: 0 },
+        AuthorityMove::Revoke,
+    ] {
+        let world = World::new();
+        world.add_batch();
+        if matches!(over, AuthorityMove::Close { .. }) {
+            world.move_authority("first", AuthorityMove::Retire);
+        }
+        // The authority was looked up before, and ends between that and the transaction that keeps.
+        let (during, minted) = (world.registry.clone(), certificate(&key(), 0, 90));
+        let request = bulk("SN-1", minted.public_key_sha256);
+        let answers = world.registry.issue_in_batch(actor(), request, move |_, _| {
+            during
+                .move_authority(actor(), authority("first"), over, "a test".into())
+                .unwrap();
+            Ok(credential(
+                minted.clone(),
+                "operational",
+                ProfileKind::Operational,
+                "first",
+            ))
+        });
+        let refused = answers.unwrap().value.remove(0).unwrap_err().to_string();
+        assert!(
+            refused.contains("authority first has become") && refused.contains("hint: "),
+            "{refused}"
+        );
+        assert_eq!(world.registry.facts().device(&tenant(), &id("SN-1")), None);
+        let refused = world.refused(Ask::by(Requester::Operator, &key()));
+        assert!(refused.contains("authority first has become"), "{refused}");
+        world.add_authority("second");
+        let key = key();
+        let by_second = Ask {
+            authority: "second",
+            ..Ask::by(Requester::Operator, &key)
+        };
+        world.issue(by_second).unwrap();
+    }
 }

@@ -1,7 +1,7 @@
-//! What bounds every requester but an operator, whatever it has proven.
+//! What bounds a requester whatever it has proven: the first of these an operator too.
 
 use countersign_factory::{ProfileKind, ProfileStep};
-use countersign_identity::Fingerprint;
+use countersign_identity::{AnchorState, AuthorityId, Fingerprint};
 use countersign_policy::facts::CredentialKind;
 use rusqlite::{OptionalExtension, params};
 
@@ -10,6 +10,27 @@ use crate::error::RegistryError;
 use crate::writer::Scope;
 
 impl Scope<'_> {
+    /// Whether an authority issues, as this very transaction finds it: it was looked up before, and may have been closed or
+    /// revoked since. Then nobody would end what is kept now.
+    ///
+    /// # Errors
+    /// [`RegistryError::Refused`] if it does not; what was minted is thrown away.
+    pub(crate) fn need_issuing(&self, authority: &AuthorityId) -> Result<(), RegistryError> {
+        let state: Option<String> = self
+            .tx
+            .prepare_cached("SELECT state FROM authorities WHERE id = ?")?
+            .query_row([authority.as_str()], |r| r.get(0))
+            .optional()?;
+        match state.as_deref() {
+            // One that is not registered was never closed: rows of authorities are for ever.
+            None => Ok(()),
+            Some(state) if state == AnchorState::Active.name() => Ok(()),
+            Some(state) => Err(RegistryError::Refused(format!(
+                "authority {authority} has become {state}, and nothing that it minted meanwhile is kept; hint: ask again, and name no authority or an active one (countersign authority list)"
+            ))),
+        }
+    }
+
     /// Whether what was shown leads to a certificate by this profile. A requester names its profile itself (EST has it in
     /// the path), so that must not make of a certificate for ninety days, or of a secret, one that never ends.
     ///

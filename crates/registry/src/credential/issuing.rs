@@ -350,6 +350,7 @@ fn issue(
     let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
         return Err(RegistryError::Refused("what was minted is not kept".into()));
     };
+    scope.need_issuing(authority)?;
     // A CA of its own answers with what it issued before; what has ended here is not taken a second time.
     if scope.credential_owner(&new.certificate.fingerprint)?.is_some() {
         return Err(RegistryError::Exists(format!(
