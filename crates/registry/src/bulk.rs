@@ -168,12 +168,13 @@ impl<'a> Run<'a> {
         scope.refuse_key_of_service(&item.key)?;
         let tenant = &self.request.tenant;
         let key_is_known = scope.knows_key(&item.key)?;
-        if key_is_known
-            && let Some((other_tenant, other)) = scope.key_of_other(tenant, &item.device, &item.key)?
-        {
-            return Err(RegistryError::SharedKey(format!(
-                "{other} of tenant {other_tenant}"
-            )));
+        if key_is_known {
+            if let Some((other_tenant, other)) = scope.key_of_other(tenant, &item.device, &item.key)? {
+                return Err(RegistryError::SharedKey(format!(
+                    "{other} of tenant {other_tenant}"
+                )));
+            }
+            scope.refuse_revoked_key(&item.device, &item.key)?;
         }
         if let Some(other) = self.keys.get(&item.key) {
             return Err(RegistryError::SharedKey(format!("{other} of tenant {tenant}")));

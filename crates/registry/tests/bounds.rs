@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_factory::{Batch, DeviceStart, ProfileKind, SigningWindow};
+use countersign_factory::{Batch, DeviceStart, ProfileKind, RevocationReason, SigningWindow};
 use countersign_identity::{
     AuthorityId, BatchId, CertificateFacts, DeviceId, Fingerprint, IdentityRule, TenantId,
 };
@@ -14,7 +14,7 @@ use countersign_policy::{Admission, CredentialState, Custody, FactSource, Lifecy
 use countersign_registry::{
     Actor, AuthorityMove, BulkIssue, BulkItem, ClaimProof, ClaimRequester, IssueOutcome, IssueRequest,
     IssuedHere, LedgerLimits, NewAuthority, NewClaim, NewCredential, NewDevice, Origin, ProfileChoice,
-    Registry, RegistryError, Requester,
+    Registry, RegistryError, Requester, Revocation,
 };
 use rcgen::KeyPair;
 
@@ -411,4 +411,77 @@ fn what_is_minted_while_its_authority_ends_is_not_kept() {
         };
         world.issue(by_second).unwrap();
     }
+}
+
+#[test]
+fn a_key_of_which_a_certificate_was_revoked_is_not_certified_again() {
+    let revoke = |world: &World, fingerprint: Fingerprint, reason: RevocationReason| {
+        world
+            .registry
+            .revoke(
+                actor(),
+                Revocation::Credential(fingerprint),
+                reason,
+                String::new(),
+            )
+            .unwrap();
+    };
+    let is_refused = |refused: &str| {
+        assert!(refused.contains("for this key was revoked; hint: "), "{refused}");
+    };
+    let key = key();
+    let other_profile = || Ask::by(Requester::Operator, &key).profile("other", ProfileKind::Operational);
+
+    // Of whatever profile, though a later certificate of this one is good; but not one that was merely replaced.
+    for reason in [RevocationReason::Superseded, RevocationReason::KeyCompromise] {
+        let world = World::new();
+        let (_, first) = world.issue(other_profile()).unwrap();
+        world.issue(Ask::by(Requester::Operator, &key)).unwrap();
+        revoke(&world, first, reason);
+        let again = world.issue(Ask::by(Requester::Operator, &key));
+        match reason {
+            RevocationReason::Superseded => assert!(again.unwrap().0.repeated),
+            _ => is_refused(&again.unwrap_err().to_string()),
+        }
+    }
+
+    // One that was brought.
+    let world = World::new();
+    let brought = certificate(&key, 0, 90);
+    let fingerprint = brought.fingerprint;
+    world
+        .registry
+        .pin_credential(actor(), tenant(), id("d1"), brought)
+        .unwrap();
+    world.issue(Ask::by(Requester::Operator, &key)).unwrap();
+    revoke(&world, fingerprint, RevocationReason::Unspecified);
+    is_refused(&world.refused(Ask::by(Requester::Operator, &key)));
+
+    // In bulk.
+    let world = World::new();
+    world.add_batch();
+    let in_batch = || {
+        let minted = certificate(&key, 0, 90);
+        let request = bulk("SN-1", minted.public_key_sha256);
+        let mint = move |_: usize, _| {
+            Ok(credential(
+                minted.clone(),
+                "operational",
+                ProfileKind::Operational,
+                "first",
+            ))
+        };
+        let answers = world.registry.issue_in_batch(actor(), request, mint).unwrap();
+        answers.value.into_iter().next().unwrap()
+    };
+    let first = in_batch().unwrap();
+    let pinned = certificate(&key, 0, 90);
+    let fingerprint = pinned.fingerprint;
+    world
+        .registry
+        .pin_credential(actor(), tenant(), id("SN-1"), pinned)
+        .unwrap();
+    assert_eq!(in_batch().unwrap().certificate, first.certificate);
+    revoke(&world, fingerprint, RevocationReason::KeyCompromise);
+    is_refused(&in_batch().unwrap_err().to_string());
 }

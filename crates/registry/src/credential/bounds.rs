@@ -1,7 +1,8 @@
-//! What bounds a requester whatever it has proven: the first of these an operator too.
+//! What bounds a requester whatever it has proven, an operator too: authorities that are over, and revoked keys. Then what
+//! bounds all others.
 
-use countersign_factory::{ProfileKind, ProfileStep};
-use countersign_identity::{AnchorState, AuthorityId, Fingerprint};
+use countersign_factory::{ProfileKind, ProfileStep, RevocationReason};
+use countersign_identity::{AnchorState, AuthorityId, DeviceId, Fingerprint};
 use countersign_policy::facts::CredentialKind;
 use rusqlite::{OptionalExtension, params};
 
@@ -29,6 +30,32 @@ impl Scope<'_> {
                 "authority {authority} has become {state}, and nothing that it minted meanwhile is kept; hint: ask again, and name no authority or an active one (countersign authority list)"
             ))),
         }
+    }
+
+    /// Nothing is certified for a key of which any certificate was revoked, whatever its profile and whoever issued it:
+    /// whoever has that key would be admitted again. One that was merely replaced by another says nothing against its key.
+    pub(crate) fn refuse_revoked_key(
+        &self,
+        device: &DeviceId,
+        key: &Fingerprint,
+    ) -> Result<(), RegistryError> {
+        let is_revoked: bool = self
+            .tx
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM credentials
+                 WHERE substr(public_key, 1, 8) = substr(?1, 1, 8) AND public_key = ?1
+                 AND state = 'revoked' AND reason IS NOT ?2)",
+            )?
+            .query_row(
+                params![key.as_bytes(), RevocationReason::Superseded.code()],
+                |r| r.get(0),
+            )?;
+        if is_revoked {
+            return Err(RegistryError::Refused(format!(
+                "a certificate of device {device} for this key was revoked; hint: make a new key"
+            )));
+        }
+        Ok(())
     }
 
     /// Whether what was shown leads to a certificate by this profile. A requester names its profile itself (EST has it in

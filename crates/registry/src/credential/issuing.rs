@@ -328,6 +328,7 @@ fn issue(
             "{other} of tenant {other_tenant}"
         )));
     }
+    scope.refuse_revoked_key(device, &request.key)?;
     // Before anything is minted for it: a CA apart would have it in its log.
     scope.refuse_key_of_service(&request.key)?;
     if let Some(same) = scope.issued_before(request, rules)? {
