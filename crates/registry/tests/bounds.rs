@@ -10,11 +10,11 @@ use countersign_identity::{
 };
 use countersign_policy::claim::{AllowList, ClaimId};
 use countersign_policy::facts::CredentialKind;
-use countersign_policy::{Admission, CredentialState, Custody, FactSource, LifecycleState};
+use countersign_policy::{Admission, ClaimRefusal, CredentialState, Custody, FactSource, LifecycleState};
 use countersign_registry::{
-    Actor, AuthorityMove, BulkIssue, BulkItem, ClaimProof, ClaimRequester, IssueOutcome, IssueRequest,
-    IssuedHere, LedgerLimits, NewAuthority, NewClaim, NewCredential, NewDevice, Origin, ProfileChoice,
-    Registry, RegistryError, Requester, Revocation,
+    Actor, AuthorityMove, BulkIssue, BulkItem, ClaimProof, ClaimRequester, IssuanceRules, IssueOutcome,
+    IssueRequest, IssuedHere, LedgerLimits, NewAuthority, NewClaim, NewCredential, NewDevice, Origin,
+    ProfileChoice, Registry, RegistryError, Requester, Revocation,
 };
 use rcgen::KeyPair;
 
@@ -484,4 +484,44 @@ fn a_key_of_which_a_certificate_was_revoked_is_not_certified_again() {
     assert_eq!(in_batch().unwrap().certificate, first.certificate);
     revoke(&world, fingerprint, RevocationReason::KeyCompromise);
     is_refused(&in_batch().unwrap_err().to_string());
+}
+
+#[test]
+fn a_claim_renews_nothing() {
+    let renewed = |days: (i64, i64)| {
+        let (world, key) = (World::new(), key());
+        let claim = world.claim();
+        world.registry.set_issuance_rules(IssuanceRules {
+            replay_window: Duration::ZERO,
+            ..IssuanceRules::default()
+        });
+        let ask = || Ask {
+            days,
+            ..Ask::by(claim.clone(), &key)
+        };
+        let (_, first) = world.issue(ask()).unwrap();
+        if days.1 > 0 {
+            assert!(world.issue(ask()).unwrap().0.repeated, "not in use yet");
+        }
+        world.registry.confirm_credential(actor(), first).unwrap();
+        let again = world.issue(ask()).map(|(issued, _)| issued.repeated);
+        (world, again)
+    };
+    assert!(renewed((0, 90)).1.unwrap());
+    for days in [(80, 10), (90, -1)] {
+        let (world, again) = renewed(days);
+        let refused = again.unwrap_err();
+        assert!(
+            matches!(refused, RegistryError::Claim(ClaimRefusal::Renewal)),
+            "{refused}"
+        );
+        assert_eq!(
+            world
+                .registry
+                .minted_on(&tenant(), &"line".parse().unwrap())
+                .unwrap()
+                .len(),
+            1
+        );
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use countersign_factory::attest::Refusal;
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::renewal_lane::LanePass;
-use countersign_policy::{ClaimId, CredentialState, LaneRefusal, LifecycleState};
+use countersign_policy::{ClaimId, ClaimRefusal, CredentialState, LaneRefusal, LifecycleState};
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
@@ -220,8 +220,11 @@ fn check_requester(
             LanePass::Repeat => Standing::RepeatOnly,
         }),
         Requester::Claim(claim) => {
-            scope.enter_claim(actor, request, claim)?;
-            Ok(Standing::OnClaim(claim.claim.clone()))
+            let has_same_key = scope.enter_claim(actor, request, claim)?;
+            Ok(match has_same_key {
+                true => Standing::RepeatOnly,
+                false => Standing::OnClaim(claim.claim.clone()),
+            })
         }
         Requester::Secret(hash) => {
             let spent = scope
@@ -340,6 +343,7 @@ fn issue(
     if standing == Standing::RepeatOnly {
         return Err(match request.requester {
             Requester::Attested => Refusal::Replayed.into(),
+            Requester::Claim(_) => ClaimRefusal::Renewal.into(),
             _ => LaneRefusal::Used.into(),
         });
     }
