@@ -6,6 +6,10 @@ use countersign_identity::certificate::KeyAlgorithm;
 use countersign_identity::{DeviceId, TenantId};
 use serde::{Deserialize, Serialize};
 
+/// Certificates of one device in force at once, where nothing else is set: whoever has one device's word must not fill the
+/// store, nor keep keys in stock.
+pub const CERTIFICATES_PER_DEVICE_MAX: u32 = 8;
+
 /// What a certificate identifies the device for (IEEE 802.1AR-2018 section 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

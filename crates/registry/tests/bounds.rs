@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_factory::{Batch, DeviceStart, ProfileKind, RevocationReason, SigningWindow};
+use countersign_factory::{
+    Batch, CERTIFICATES_PER_DEVICE_MAX, DeviceStart, ProfileKind, RevocationReason, SigningWindow,
+};
 use countersign_identity::{
     AuthorityId, BatchId, CertificateFacts, DeviceId, Fingerprint, IdentityRule, TenantId,
 };
@@ -524,4 +526,38 @@ fn a_claim_renews_nothing() {
             1
         );
     }
+}
+
+#[test]
+fn a_device_does_not_gather_certificates_without_an_operator() {
+    let world = World::new();
+    let first = key();
+    let (_, shown) = world.issue(Ask::by(Requester::Operator, &first)).unwrap();
+    let ask = |key: &KeyPair| world.issue(Ask::by(Requester::Certificate(shown), key));
+    let mut last = (key(), shown);
+    for _ in 1..CERTIFICATES_PER_DEVICE_MAX {
+        let next = key();
+        let (_, fingerprint) = ask(&next).unwrap();
+        last = (next, fingerprint);
+    }
+    let next = key();
+    let refused = ask(&next).unwrap_err().to_string();
+    assert!(
+        refused.contains("has 8 certificates in force") && refused.contains("hint: revoke"),
+        "{refused}"
+    );
+    assert!(ask(&last.0).unwrap().0.repeated, "nothing new");
+    // An operator may, and one that has expired takes no room.
+    let expired = Ask {
+        days: (90, -1),
+        ..Ask::by(Requester::Operator, &next)
+    };
+    world.issue(expired).unwrap();
+    world.refused(Ask::by(Requester::Certificate(shown), &next));
+    let whose = Revocation::Credential(last.1);
+    world
+        .registry
+        .revoke(actor(), whose, RevocationReason::Superseded, String::new())
+        .unwrap();
+    assert!(!ask(&next).unwrap().0.repeated);
 }

@@ -6,7 +6,7 @@ use countersign_identity::{AnchorState, AuthorityId, DeviceId, Fingerprint};
 use countersign_policy::facts::CredentialKind;
 use rusqlite::{OptionalExtension, params};
 
-use super::{IssueRequest, ProfileChoice, Requester};
+use super::{IssuanceRules, IssueRequest, ProfileChoice, Requester};
 use crate::error::RegistryError;
 use crate::writer::Scope;
 
@@ -89,6 +89,41 @@ impl Scope<'_> {
                 request.device, request.profile
             ))),
         }
+    }
+
+    /// Whether a device may have one more certificate. An operator is its own bound.
+    pub(super) fn need_room(
+        &self,
+        request: &IssueRequest,
+        rules: IssuanceRules,
+    ) -> Result<(), RegistryError> {
+        let Some(most) = rules.certificates_per_device_max else {
+            return Ok(());
+        };
+        if request.requester == Requester::Operator {
+            return Ok(());
+        }
+        let in_force: u32 = self
+            .tx
+            .prepare_cached(
+                "SELECT count(*) FROM credentials
+                 WHERE tenant = ? AND device = ? AND state IN ('issued', 'active') AND not_after >= ?",
+            )?
+            .query_row(
+                params![
+                    request.tenant.as_str(),
+                    request.device.as_str(),
+                    self.now.unix_ms()
+                ],
+                |r| r.get(0),
+            )?;
+        if in_force >= most {
+            return Err(RegistryError::Refused(format!(
+                "device {} has {in_force} certificates in force, and {most} are the most that anybody but an operator may bring it to; hint: revoke those that are not used (countersign device show {0}, countersign credential revoke FINGERPRINT), or let an operator issue it (countersign device provision {0})",
+                request.device
+            )));
+        }
+        Ok(())
     }
 
     /// By which profile a certificate was issued. One that was issued elsewhere is a manufacturer's, as far as this goes.

@@ -347,6 +347,7 @@ fn issue(
             _ => LaneRefusal::Used.into(),
         });
     }
+    scope.need_room(request, rules)?;
     let mut new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
     // The key is the same, and where it is.
     if let Some(custody) = scope.custody_of_key(tenant, device, &request.key)? {

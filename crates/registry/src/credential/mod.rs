@@ -24,7 +24,7 @@ pub(crate) use reading::{credential_facts, read_credential};
 
 use std::time::Duration;
 
-use countersign_factory::{ProfileKind, RevocationReason};
+use countersign_factory::{CERTIFICATES_PER_DEVICE_MAX, ProfileKind, RevocationReason};
 use countersign_identity::{AuthorityId, BatchId, CertificateFacts, DeviceId, Fingerprint, TenantId};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{ClaimId, CredentialState, Custody};
@@ -85,6 +85,8 @@ pub struct IssuanceRules {
     pub lapse_after: Duration,
     /// After a newer certificate was first used, for so long the old one is still admitted.
     pub overlap: Duration,
+    /// Certificates of one device in force at once, by whoever is no operator; `None` if a CA of its own counts them.
+    pub certificates_per_device_max: Option<u32>,
 }
 
 impl Default for IssuanceRules {
@@ -93,6 +95,7 @@ impl Default for IssuanceRules {
             replay_window: Duration::from_secs(24 * 3600),
             lapse_after: Duration::from_secs(7 * 24 * 3600),
             overlap: Duration::from_secs(7 * 24 * 3600),
+            certificates_per_device_max: Some(CERTIFICATES_PER_DEVICE_MAX),
         }
     }
 }
