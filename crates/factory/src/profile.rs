@@ -6,6 +6,10 @@ use countersign_identity::certificate::KeyAlgorithm;
 use countersign_identity::{DeviceId, TenantId};
 use serde::{Deserialize, Serialize};
 
+/// Certificates of one device in force at once, where nothing else is set: whoever has one device's word must not fill the
+/// store, nor keep keys in stock.
+pub const CERTIFICATES_PER_DEVICE_MAX: u32 = 8;
+
 /// What a certificate identifies the device for (IEEE 802.1AR-2018 section 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -15,6 +19,31 @@ pub enum ProfileKind {
     /// LDevID: the operator's, short and renewed, to connect with.
     #[default]
     Operational,
+}
+
+/// From a certificate that is shown to one that is asked for on its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProfileStep {
+    /// To the next one of its own profile: a renewal.
+    Same,
+    /// From the factory's to an operational one.
+    Down,
+    /// To another profile of the same kind.
+    Sideways,
+    /// From an operational one to the factory's, which may be for ever. Never to be made.
+    Up,
+}
+
+impl ProfileStep {
+    /// Between profiles, each by name and kind.
+    pub fn between(shown: (&str, ProfileKind), wanted: (&str, ProfileKind)) -> Self {
+        match (shown.1, wanted.1) {
+            (ProfileKind::Factory, ProfileKind::Operational) => Self::Down,
+            (ProfileKind::Operational, ProfileKind::Factory) => Self::Up,
+            _ if shown.0 == wanted.0 => Self::Same,
+            _ => Self::Sideways,
+        }
+    }
 }
 
 /// A kind of key.

@@ -99,17 +99,20 @@ pub enum ClaimRefusal {
     Quota,
     /// The device was enrolled before.
     Enrolled,
+    /// It was enrolled for this key, and the certificate is not to be had again.
+    Renewal,
 }
 
 impl ClaimRefusal {
     /// All of them, in the order in which they are looked for.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Unknown,
         Self::Revoked,
         Self::Expired,
         Self::NotListed,
         Self::Quota,
         Self::Enrolled,
+        Self::Renewal,
     ];
 
     /// The stable code.
@@ -121,6 +124,7 @@ impl ClaimRefusal {
             Self::NotListed => "claim.not-listed",
             Self::Quota => "claim.quota",
             Self::Enrolled => "claim.enrolled",
+            Self::Renewal => "claim.renewal",
         }
     }
 
@@ -133,6 +137,7 @@ impl ClaimRefusal {
             Self::NotListed => "the id is not one that this claim enrols",
             Self::Quota => "the claim's quota is used up",
             Self::Enrolled => "the device was enrolled before, for another key",
+            Self::Renewal => "the device was enrolled before, for this key, and a claim renews nothing",
         }
     }
 
@@ -149,6 +154,9 @@ impl ClaimRefusal {
             }
             Self::Enrolled => {
                 "renew by that certificate; if its key is lost: countersign device revoke, then enrol again"
+            }
+            Self::Renewal => {
+                "renew by that certificate; if it has expired: a one-time secret (countersign device secret)"
             }
         }
     }

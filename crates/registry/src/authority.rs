@@ -203,8 +203,17 @@ pub(crate) fn anchor_state(text: &str) -> Result<AnchorState, RegistryError> {
         .ok_or_else(|| RegistryError::Database(format!("the database is damaged: authority state {text:?}")))
 }
 
-/// A factory CA's devices come by the journals of its stations, and by nothing else.
-fn check_factory(new: &NewAuthority) -> Result<(), RegistryError> {
+/// A factory CA's devices come by the journals of its stations, and by nothing else; a first contact of any other's makes a
+/// device that waits for approval, or one that is let in.
+fn check_admission(new: &NewAuthority) -> Result<(), RegistryError> {
+    if let Admission::JustInTime(template) = &new.admission
+        && !matches!(template.state, LifecycleState::Pending | LifecycleState::Active)
+    {
+        return Err(RegistryError::Refused(format!(
+            "a just-in-time device starts as pending or active, not {}; hint: give the template one of these",
+            template.state
+        )));
+    }
     if new.origin == Origin::Factory && new.admission != Admission::RegisteredOnly {
         return Err(RegistryError::Refused(format!(
             "authority {} is a factory CA: its devices are let in once their station's journal is reconciled, never at first contact; hint: leave its admission at registered-only",
@@ -280,7 +289,8 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::Exists`] if the id or, in the same tenant, the certificate is known;
-    /// [`RegistryError::Refused`] if the certificate is no CA's.
+    /// [`RegistryError::Refused`] if the certificate is no CA's, or for a template that makes neither pending nor active
+    /// devices.
     pub fn register_authority(
         &self,
         actor: Actor,
@@ -288,7 +298,7 @@ impl Registry {
     ) -> Result<Committed<AnchorState>, RegistryError> {
         self.write(move |scope| {
             scope.need_tenant(&new.tenant)?;
-            check_factory(&new)?;
+            check_admission(&new)?;
             if new.id.is_pinned() {
                 return Err(RegistryError::Refused(
                     "the id \"pinned\" stands for certificates that are registered by fingerprint; hint: choose another id".into(),
@@ -434,18 +444,10 @@ impl Registry {
     ) -> Result<Committed<()>, RegistryError> {
         self.write(move |scope| {
             let Row { mut new, state, .. } = scope.authority(&id)?;
-            if let Some(Admission::JustInTime(template)) = &admission
-                && !matches!(template.state, LifecycleState::Pending | LifecycleState::Active)
-            {
-                return Err(RegistryError::Refused(format!(
-                    "a just-in-time device starts as pending or active, not {}",
-                    template.state
-                )));
-            }
             let detail = json!({ "identity_rule": rule, "admission": admission });
             new.rule = rule.unwrap_or(new.rule);
             new.admission = admission.unwrap_or(new.admission);
-            check_factory(&new)?;
+            check_admission(&new)?;
             scope.put_authority(&new, state)?;
             scope.audit(
                 &actor,

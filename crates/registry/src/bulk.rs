@@ -6,15 +6,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_factory::{Batch, BatchRefusal, BatchStanding, DeviceStart, RevocationReason};
-use countersign_identity::{BatchId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
+use countersign_factory::{Batch, BatchRefusal, BatchStanding, DeviceStart, ProfileKind, RevocationReason};
+use countersign_identity::{AuthorityId, BatchId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
 use countersign_policy::{CredentialState, DeviceFacts, FactSource, LifecycleState};
 use rusqlite::params;
 use serde_json::json;
 
 use crate::change::Actor;
 use crate::credential::{
-    IssuanceRules, IssueOutcome, IssueRequest, NewCredential, Requester, read_credential,
+    IssuanceRules, IssueOutcome, IssueRequest, NewCredential, ProfileChoice, Requester, read_credential,
 };
 use crate::error::RegistryError;
 use crate::store::Registry;
@@ -68,6 +68,8 @@ struct Run<'a> {
     rules: IssuanceRules,
     /// Whether a certificate may be one that had ended before this registry was restored.
     has_lost: bool,
+    /// The authority that was found to issue, in this transaction.
+    issuing: Option<AuthorityId>,
     /// The revision of everything that is made here; taken when the first thing is.
     generation: Option<Generation>,
     /// Devices that the batch had before.
@@ -126,6 +128,7 @@ impl<'a> Run<'a> {
             batch,
             rules,
             has_lost: scope.has_lost()?,
+            issuing: None,
             generation: None,
             added: 0,
             seen: HashSet::with_capacity(request.items.len()),
@@ -165,12 +168,13 @@ impl<'a> Run<'a> {
         scope.refuse_key_of_service(&item.key)?;
         let tenant = &self.request.tenant;
         let key_is_known = scope.knows_key(&item.key)?;
-        if key_is_known
-            && let Some((other_tenant, other)) = scope.key_of_other(tenant, &item.device, &item.key)?
-        {
-            return Err(RegistryError::SharedKey(format!(
-                "{other} of tenant {other_tenant}"
-            )));
+        if key_is_known {
+            if let Some((other_tenant, other)) = scope.key_of_other(tenant, &item.device, &item.key)? {
+                return Err(RegistryError::SharedKey(format!(
+                    "{other} of tenant {other_tenant}"
+                )));
+            }
+            scope.refuse_revoked_key(&item.device, &item.key)?;
         }
         if let Some(other) = self.keys.get(&item.key) {
             return Err(RegistryError::SharedKey(format!("{other} of tenant {tenant}")));
@@ -213,6 +217,10 @@ impl<'a> Run<'a> {
             authority: authority.clone(),
             repeated: false,
         };
+        if self.issuing.as_ref() != Some(authority) {
+            scope.need_issuing(authority)?;
+            self.issuing = Some(authority.clone());
+        }
         // A CA of its own may answer with what it issued before.
         if self.has_lost {
             scope.need_not_lost(Some(authority), &new.certificate.serial)?;
@@ -271,6 +279,10 @@ impl<'a> Run<'a> {
             device: item.device.clone(),
             key: item.key,
             profile: self.batch.profile.clone(),
+            // An operator's: neither is looked at.
+            kind: ProfileKind::Operational,
+            choice: ProfileChoice::Named,
+            authority: self.batch.authority.clone(),
             demands_new_key: self.request.demands_new_key,
             idempotency_key: None,
             requester: Requester::Operator,

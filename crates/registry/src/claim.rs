@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::change::{Actor, NewDevice, damaged};
-use crate::credential::IssueRequest;
+use crate::credential::{IssueRequest, ProfileChoice};
 use crate::error::RegistryError;
 use crate::store::Registry;
 use crate::writer::{Committed, Scope};
@@ -114,13 +114,14 @@ type ClaimRow = (
 );
 
 impl Scope<'_> {
-    /// Decides whether the claim enrols the device, which is added if it never existed.
+    /// Decides whether the claim enrols the device, which is added if it never existed. Whether it has enrolled for this
+    /// very key already: then the same again is all that it gets.
     pub(crate) fn enter_claim(
         &mut self,
         actor: &Actor,
         request: &IssueRequest,
         requester: &ClaimRequester,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<bool, RegistryError> {
         let (tenant, device) = (&request.tenant, &request.device);
         let names = [tenant.as_str(), requester.claim.as_str()];
         let row: Option<ClaimRow> = self
@@ -174,11 +175,13 @@ impl Scope<'_> {
             }
             None => None,
         };
-        let is_enrolled: bool = self
+        // For another key, and for this one.
+        let (is_enrolled, has_same_key): (bool, bool) = self
             .tx
             .prepare_cached(
-                "SELECT EXISTS (SELECT 1 FROM credentials WHERE tenant = ?1 AND device = ?2
-                 AND public_key <> ?4 AND (state IN ('active', 'superseded') OR state = 'issued' AND not_after >= ?3))",
+                "SELECT coalesce(max(public_key <> ?4), 0), coalesce(max(public_key = ?4), 0) FROM credentials
+                 WHERE tenant = ?1 AND device = ?2
+                 AND (state IN ('active', 'superseded') OR state = 'issued' AND not_after >= ?3)",
             )?
             .query_row(
                 params![
@@ -187,7 +190,7 @@ impl Scope<'_> {
                     self.now.unix_ms(),
                     request.key.as_bytes()
                 ],
-                |r| r.get(0),
+                |r| Ok((r.get(0)?, r.get(1)?)),
             )?;
         let facts = ClaimFacts {
             is_revoked: revoked.is_some(),
@@ -198,7 +201,11 @@ impl Scope<'_> {
         };
         claim::decide(&facts, self.now)?;
         // None named when the claim was made: whatever the platform's first is.
-        if profile.is_some_and(|p| p != request.profile) {
+        let is_its_own = match &profile {
+            Some(profile) => *profile == request.profile,
+            None => request.choice == ProfileChoice::First,
+        };
+        if !is_its_own {
             return Err(RegistryError::Refused(format!(
                 "claim {} does not enrol by profile {}; hint: leave the profile to the claim",
                 requester.claim, request.profile
@@ -216,7 +223,7 @@ impl Scope<'_> {
             let detail = json!({ "claim": requester.claim, "model": new.model, "groups": new.groups });
             self.audit(actor, "device.add", tenant.as_str(), device.as_str(), &detail)?;
         }
-        Ok(())
+        Ok(has_same_key)
     }
 
     /// Whether a device has a certificate that was issued on a claim. Asked by the device, who has few: the `+` keeps the

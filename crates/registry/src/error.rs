@@ -179,6 +179,9 @@ pub enum RegistryError {
     /// Whoever asks does not prove that they may.
     #[error("{0}")]
     Unauthorised(String),
+    /// What was shown does not lead to a certificate by this profile.
+    #[error("{0}")]
+    Profile(String),
     /// The device may not enrol now.
     #[error("device {device} is {state}")]
     NotActive {

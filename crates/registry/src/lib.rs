@@ -82,7 +82,7 @@ pub use claim::{ClaimProof, ClaimRequester, ClaimView, Minted, NewClaim};
 pub use clock::{ClockRules, ClockView, SystemClock};
 pub use credential::{
     EndedCredential, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential,
-    Requester, Revocation, Swept,
+    ProfileChoice, Requester, Revocation, Swept,
 };
 pub use destruction::DestructionView;
 pub use error::RegistryError;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use countersign_factory::ProfileKind;
 use countersign_factory::attest::Refusal;
 use countersign_factory::destruction::Statement;
 use countersign_identity::{
@@ -15,7 +16,8 @@ use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Custody, FactSource, LifecycleState};
 use countersign_registry::{
     Actor, BackwardClock, Change, Committed, EndorsementSource, IssuanceRules, IssueOutcome, IssueRequest,
-    IssuedHere, LedgerLimits, NewAttestation, NewCredential, NewDevice, Registry, RegistryError, Requester,
+    IssuedHere, LedgerLimits, NewAttestation, NewCredential, NewDevice, ProfileChoice, Registry,
+    RegistryError, Requester,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, PublicKeyData, SerialNumber};
 
@@ -122,6 +124,9 @@ impl World {
             device: id(device),
             key: fingerprint(key),
             profile: "operational".into(),
+            kind: ProfileKind::Operational,
+            choice: ProfileChoice::First,
+            authority: None,
             demands_new_key: false,
             idempotency_key: None,
             requester,

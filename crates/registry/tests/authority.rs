@@ -442,3 +442,47 @@ fn an_authority_that_was_revoked_since_the_backup_takes_along_what_it_issued() {
     let why = Some(RevocationReason::CaCompromise);
     assert_eq!(told, [(later, why), (known, why)]);
 }
+
+#[test]
+fn a_template_makes_pending_or_active_devices_from_the_start_and_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let ca = Ca::new("ca");
+    let template = |state| {
+        let template = Template {
+            model: None,
+            groups: vec![],
+            state,
+            id_pattern: "SN-*".parse().unwrap(),
+            quota: 2,
+        };
+        Admission::JustInTime(template.into())
+    };
+    let new = |state| NewAuthority {
+        id: authority("ca"),
+        tenant: tenant(),
+        origin: Origin::Managed,
+        rule: IdentityRule::default(),
+        admission: template(state),
+        certificate: ca.certificate(),
+    };
+    let is_refused = |e: RegistryError| {
+        let text = e.to_string();
+        assert!(
+            text.contains("starts as pending or active") && text.contains("hint: "),
+            "{text}"
+        );
+    };
+    for state in [LifecycleState::Suspended, LifecycleState::Decommissioned] {
+        is_refused(registry.register_authority(actor(), new(state)).unwrap_err());
+    }
+    registry
+        .register_authority(actor(), new(LifecycleState::Pending))
+        .unwrap();
+    let later = Some(template(LifecycleState::Suspended));
+    is_refused(
+        registry
+            .configure_authority(actor(), authority("ca"), None, later)
+            .unwrap_err(),
+    );
+}

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use countersign_factory::station::Terms;
-use countersign_factory::{Batch, Profile, RevocationReason};
+use countersign_factory::{Batch, Profile, ProfileKind, RevocationReason};
 use countersign_identity::{
     AuthorityId, BatchId, CertificateFacts, Clock, DeviceId, StationId, Synchronisation, TenantId, Timestamp,
 };
@@ -15,8 +15,8 @@ use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Custody, LifecycleState};
 use countersign_registry::{
     Actor, AuthorityMove, BulkIssue, BulkItem, ClockRules, EndedCursor, IssueOutcome, IssueRequest,
-    IssuedHere, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Registry,
-    RegistryError, Requester, Revocation, SystemClock,
+    IssuedHere, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, ProfileChoice,
+    Registry, RegistryError, Requester, Revocation, SystemClock,
 };
 
 /// A clock that the test moves.
@@ -99,6 +99,9 @@ fn issue_of(
         device,
         key: facts.public_key_sha256,
         profile: "operational".into(),
+        kind: ProfileKind::Operational,
+        choice: ProfileChoice::First,
+        authority: None,
         demands_new_key: false,
         idempotency_key: None,
         requester: Requester::Operator,

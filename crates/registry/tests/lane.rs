@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_factory::RevocationReason;
+use countersign_factory::{ProfileKind, RevocationReason};
 use countersign_identity::{CertificateFacts, DeviceId, Fingerprint, TenantId};
 use countersign_policy::claim::{AllowList, ClaimId};
 use countersign_policy::facts::CredentialKind;
@@ -13,7 +13,8 @@ use countersign_policy::renewal_lane::{LaneKeys, RenewalLane};
 use countersign_policy::{ClaimRefusal, CredentialState, Custody, LaneRefusal, LifecycleState};
 use countersign_registry::{
     Actor, ClaimProof, ClaimRequester, ExpiredRequester, IssueOutcome, IssueRequest, IssuedHere,
-    LedgerLimits, NewClaim, NewCredential, NewDevice, Registry, RegistryError, Requester, Revocation,
+    LedgerLimits, NewClaim, NewCredential, NewDevice, ProfileChoice, Registry, RegistryError, Requester,
+    Revocation,
 };
 
 fn actor() -> Actor {
@@ -51,6 +52,9 @@ fn issue(
         device: DeviceId::new(device).unwrap(),
         key: certificate.public_key_sha256,
         profile: "operational".into(),
+        kind: ProfileKind::Operational,
+        choice: ProfileChoice::First,
+        authority: None,
         demands_new_key: false,
         idempotency_key: None,
         requester,

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use countersign_factory::RevocationReason;
+use countersign_factory::{ProfileKind, RevocationReason};
 use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, IdentityRule, TenantId, Timestamp};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{
@@ -12,7 +12,8 @@ use countersign_policy::{
 };
 use countersign_registry::{
     Actor, Change, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, LedgerLimits,
-    NewAuthority, NewCredential, NewDevice, Origin, Registry, RegistryError, Requester, Revocation,
+    NewAuthority, NewCredential, NewDevice, Origin, ProfileChoice, Registry, RegistryError, Requester,
+    Revocation,
 };
 
 fn actor() -> Actor {
@@ -48,6 +49,9 @@ fn request(device: &str, certificate: &CertificateFacts) -> IssueRequest {
         device: id(device),
         key: certificate.public_key_sha256,
         profile: "operational".into(),
+        kind: ProfileKind::Operational,
+        choice: ProfileChoice::First,
+        authority: None,
         demands_new_key: false,
         idempotency_key: None,
         requester: Requester::Operator,

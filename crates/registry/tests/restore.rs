@@ -5,15 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use countersign_factory::{RevocationReason, Revoked};
+use countersign_factory::{ProfileKind, RevocationReason, Revoked};
 use countersign_identity::{
     AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
 };
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Custody, FactSource, LifecycleMove, LifecycleState};
 use countersign_registry::{
-    Actor, BackwardClock, IssueRequest, IssuedHere, LedgerLimits, Move, NewCredential, NewDevice, Registry,
-    RegistryError, RegistryFacts, Requester,
+    Actor, BackwardClock, IssueRequest, IssuedHere, LedgerLimits, Move, NewCredential, NewDevice,
+    ProfileChoice, Registry, RegistryError, RegistryFacts, Requester,
 };
 
 struct Moved(AtomicI64);
@@ -96,6 +96,9 @@ fn issue(registry: &Registry, name: &str, serial: u64) -> Fingerprint {
         device: id(name),
         key: certificate.public_key_sha256,
         profile: "operational".into(),
+        kind: ProfileKind::Operational,
+        choice: ProfileChoice::First,
+        authority: None,
         demands_new_key: false,
         idempotency_key: None,
         requester: Requester::Operator,

@@ -4,14 +4,14 @@
 use std::path::Path;
 use std::sync::mpsc::channel;
 
-use countersign_factory::{Batch, DeviceStart, SigningWindow};
+use countersign_factory::{Batch, DeviceStart, ProfileKind, SigningWindow};
 use countersign_identity::{AuthorityId, BatchId, CertificateFacts, DeviceId, ServiceId, TenantId};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::{Contact, Template};
 use countersign_policy::{Admission, ClientIdMode, DenialCode, LifecycleState};
 use countersign_registry::{
     Actor, BulkIssue, BulkItem, IssueRequest, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin,
-    Registry, RegistryError, Requester,
+    ProfileChoice, Registry, RegistryError, Requester,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 
@@ -193,6 +193,9 @@ fn nothing_is_minted_for_the_key_of_a_service_and_its_device_leaves_nothing_behi
         device: DeviceId::new("d1").unwrap(),
         key: known.public_key_sha256,
         profile: "factory".into(),
+        kind: ProfileKind::Operational,
+        choice: ProfileChoice::First,
+        authority: None,
         demands_new_key: false,
         idempotency_key: None,
         requester: Requester::Operator,

@@ -127,7 +127,10 @@ impl From<RegistryError> for Failure {
             | RegistryError::Dependents { .. } => 409,
             RegistryError::Unauthorised(_) => 401,
             RegistryError::Claim(ClaimRefusal::Unknown) => 401,
-            RegistryError::NotActive { .. } | RegistryError::Lane(_) | RegistryError::Claim(_) => 403,
+            RegistryError::Profile(_)
+            | RegistryError::NotActive { .. }
+            | RegistryError::Lane(_)
+            | RegistryError::Claim(_) => 403,
             RegistryError::Attestation(refused) => match refused.refusal {
                 AttestationRefusal::Malformed => 422,
                 _ => 403,

@@ -327,6 +327,11 @@ fn a_rotation_is_held_back_until_nobody_is_locked_out() {
     // Revoking ends live sessions at once.
     place.ok(&["authority", "revoke", "second", "--reason", "key lost"]);
     assert_eq!(place.connect(&new, "d1").alert, Some(44));
+    // Whoever asks again with the same key is not given the dead one once more.
+    place.ok(&["authority", "create", "third"]);
+    let alive = place.provision("d1", "d1-new", &["--authority", "third"]);
+    assert_ne!(alive.pem, new.pem);
+    assert_eq!(place.connect(&alive, "d1").connack(), Some(0));
 }
 
 #[test]

@@ -703,6 +703,31 @@ fn a_limit_on_certificates_in_force_and_a_profile_that_demands_new_keys_hold() {
 }
 
 #[test]
+fn what_another_authority_issued_is_not_the_answer_to_who_asks_this_one() {
+    let ca = Ca::new("");
+    ca.ok(&["authority", "add", "next"]);
+    ca.batch("b", "SN-*", 50, &[]);
+    ca.ok(&[
+        "batch",
+        "add",
+        "n",
+        "--authority",
+        "next",
+        "--pattern",
+        "SN-*",
+        "--quota",
+        "9",
+    ]);
+    let mine = key();
+    let by_next = || outcome(&ca.ask(&issue("next", &request(&mine), "operational", by_batch("SN-1"))));
+    let old = ca.issue(&mine, "operational", by_batch("SN-1")).unwrap();
+    ca.ok(&["authority", "close", "fleet"]);
+    let new = by_next().unwrap();
+    assert_ne!(new, old);
+    assert_eq!(by_next().unwrap(), new, "a lost answer");
+}
+
+#[test]
 fn a_file_in_the_place_of_the_socket_is_not_deleted() {
     let folder = tempfile::tempdir().unwrap();
     let mut ca = CaProcess::new(program(), &folder.path().join("ca"));

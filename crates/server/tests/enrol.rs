@@ -341,6 +341,51 @@ fn what_may_not_enrol_is_told_why_and_nothing_is_minted() {
 }
 
 #[test]
+fn no_path_makes_a_factory_certificate_of_a_secret_or_of_an_operational_certificate() {
+    let place = Place::new();
+    place.server.cli_ok(&["device", "add", "d1"]).unwrap();
+    let (key, b64) = place.request("d1", "/CN=d1");
+    let user = place.secret("d1");
+    let factory = |name: &str, operation: &str, body: &str, more: &[&str], word: &str| {
+        let (status, text) = place.enrol(&format!("default.factory/{operation}"), "none", body, more);
+        assert!(
+            status == "403" && text.contains(word) && text.contains("hint: "),
+            "{name}: {status} {text}"
+        );
+    };
+    factory(
+        "a secret",
+        "simpleenroll",
+        &b64,
+        &["-u", &user],
+        "is the factory's",
+    );
+    let (status, text) = place.enrol("simpleenroll", "d1", &b64, &["-u", &user]);
+    assert_eq!(status, "200", "{text}");
+    let (_, next) = place.request("next", "/O=default/CN=d1/serialNumber=d1");
+    let shown = ["--cert", &place.text("d1.pem"), "--key", &key];
+    for operation in ["simpleenroll", "simplereenroll"] {
+        factory("a certificate", operation, &next, &shown, "is no evidence for");
+    }
+
+    let ids = place.write("ids", "c1\n");
+    let made = place
+        .server
+        .cli_ok(&["factory", "claim", "add", "line", "--ids", &ids, "--days", "1"]);
+    let claim = format!("claim/line:{}", made.unwrap().lines().next().unwrap());
+    let (_, claimed) = place.request("c1", "/CN=c1");
+    let (status, text) = place.enrol("default.factory/simpleenroll", "none", &claimed, &["-u", &claim]);
+    assert!(
+        text.contains("does not enrol by profile factory"),
+        "{status} {text}"
+    );
+    assert_eq!(
+        place.enrol("simpleenroll", "c1", &claimed, &["-u", &claim]).0,
+        "200"
+    );
+}
+
+#[test]
 fn a_factory_certificate_enrols_for_an_operational_one_within_its_first_contact() {
     let place = Place::new();
     let ca = Ca::root("manufacturer", None);

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use countersign_factory::attest::Refusal;
-use countersign_identity::{DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::renewal_lane::LanePass;
-use countersign_policy::{ClaimId, CredentialState, LaneRefusal, LifecycleState};
+use countersign_policy::{ClaimId, ClaimRefusal, CredentialState, LaneRefusal, LifecycleState};
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
@@ -36,30 +36,48 @@ impl Scope<'_> {
     /// The newest is the row that came last. A revision is that of a row's last change: an older certificate that was
     /// superseded since has a higher one, and what one transaction issues in bulk has all the same. Nothing deletes rows of
     /// this table, and a copy (backup, VACUUM) keeps their order.
+    ///
+    /// One whose authority admits nobody any more is of no use, and one of another authority is not what was asked for.
     pub(crate) fn issued_before(
         &self,
         request: &IssueRequest,
         rules: IssuanceRules,
     ) -> Result<Option<IssueOutcome>, RegistryError> {
-        type Row = (String, Vec<u8>, Option<String>, i64, i64, i64);
+        type Row = (String, Vec<u8>, Option<String>, i64, i64, i64, bool);
         let last: Option<Row> = self
             .tx
             .prepare_cached(
-                "SELECT state, certificate, authority, created, not_before, not_after FROM credentials
-                 WHERE substr(public_key, 1, 8) = substr(?1, 1, 8) AND public_key = ?1 AND tenant = ?2 AND device = ?3 AND profile = ?4 AND certificate IS NOT NULL
-                 ORDER BY rowid DESC LIMIT 1",
+                "SELECT state, certificate, authority, created, not_before, not_after,
+                 (?5 IS NULL OR authority = ?5) AND NOT EXISTS (SELECT 1 FROM authorities a
+                     WHERE a.id = c.authority AND a.state NOT IN ('active', 'retiring')) AS answers
+                 FROM credentials c
+                 WHERE substr(public_key, 1, 8) = substr(?1, 1, 8) AND public_key = ?1 AND tenant = ?2 AND device = ?3
+                 AND profile = ?4 AND certificate IS NOT NULL
+                 ORDER BY answers DESC, rowid DESC LIMIT 1",
             )?
             .query_row(
                 params![
                     request.key.as_bytes(),
                     request.tenant.as_str(),
                     request.device.as_str(),
-                    request.profile
+                    request.profile,
+                    request.authority.as_ref().map(AuthorityId::as_str)
                 ],
-                |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?)),
+                |r| {
+                    Ok((
+                        r.get(0)?,
+                        r.get(1)?,
+                        r.get(2)?,
+                        r.get(3)?,
+                        r.get(4)?,
+                        r.get(5)?,
+                        r.get(6)?,
+                    ))
+                },
             )
             .optional()?;
-        let Some((state, certificate, Some(authority), created, not_before, not_after)) = last else {
+        let Some((state, certificate, Some(authority), created, not_before, not_after, answers)) = last
+        else {
             return Ok(None);
         };
         let is_young = self.now.since(Timestamp::from_unix_ms(created)) < rules.replay_window;
@@ -75,9 +93,13 @@ impl Scope<'_> {
                 "the last certificate of device {} for this key was revoked; hint: make a new key",
                 request.device
             ))),
-            CredentialState::Issued if self.now.unix_ms() <= not_after => Ok(Some(same)),
+            CredentialState::Issued if answers && !is_over => Ok(Some(same)),
             // An expired one is of no use to anybody, however young its issuance.
-            CredentialState::Active if !is_over && (is_young || !is_due) => Ok(Some(same)),
+            CredentialState::Active if answers && !is_over && (is_young || !is_due) => Ok(Some(same)),
+            _ if request.demands_new_key && !answers => Err(RegistryError::Refused(format!(
+                "profile {} demands a new key with every certificate, and this one has a certificate of authority {authority}, which admits nobody any more or is not the one that was named; hint: make a new key",
+                request.profile
+            ))),
             _ if request.demands_new_key => Err(RegistryError::Refused(format!(
                 "profile {} demands a new key with every certificate; hint: make a new key",
                 request.profile
@@ -198,8 +220,11 @@ fn check_requester(
             LanePass::Repeat => Standing::RepeatOnly,
         }),
         Requester::Claim(claim) => {
-            scope.enter_claim(actor, request, claim)?;
-            Ok(Standing::OnClaim(claim.claim.clone()))
+            let has_same_key = scope.enter_claim(actor, request, claim)?;
+            Ok(match has_same_key {
+                true => Standing::RepeatOnly,
+                false => Standing::OnClaim(claim.claim.clone()),
+            })
         }
         Requester::Secret(hash) => {
             let spent = scope
@@ -256,6 +281,7 @@ fn issue(
     // Who may not ask is not told which devices there are, nor how they stand.
     let cited = scope.cited_attestation(request)?;
     let standing = check_requester(scope, actor, request, cited.as_ref(), rules)?;
+    scope.check_profile(request)?;
     let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
         return Err(RegistryError::NoDevice {
             tenant: tenant.clone(),
@@ -274,7 +300,10 @@ fn issue(
         });
     }
     if let Some(key) = &request.idempotency_key {
-        let content = format!("{device}\n{}\n{}", request.key, request.profile);
+        let mut content = format!("{device}\n{}\n{}", request.key, request.profile);
+        if let Some(authority) = &request.authority {
+            content = format!("{content}\n{authority}");
+        }
         let content = Fingerprint::of(content.as_bytes());
         scope
             .tx
@@ -302,6 +331,7 @@ fn issue(
             "{other} of tenant {other_tenant}"
         )));
     }
+    scope.refuse_revoked_key(device, &request.key)?;
     // Before anything is minted for it: a CA apart would have it in its log.
     scope.refuse_key_of_service(&request.key)?;
     if let Some(same) = scope.issued_before(request, rules)? {
@@ -313,9 +343,11 @@ fn issue(
     if standing == Standing::RepeatOnly {
         return Err(match request.requester {
             Requester::Attested => Refusal::Replayed.into(),
+            Requester::Claim(_) => ClaimRefusal::Renewal.into(),
             _ => LaneRefusal::Used.into(),
         });
     }
+    scope.need_room(request, rules)?;
     let mut new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
     // The key is the same, and where it is.
     if let Some(custody) = scope.custody_of_key(tenant, device, &request.key)? {
@@ -324,6 +356,7 @@ fn issue(
     let (Some(issued), Some(authority)) = (&new.issued, &new.authority) else {
         return Err(RegistryError::Refused("what was minted is not kept".into()));
     };
+    scope.need_issuing(authority)?;
     // A CA of its own answers with what it issued before; what has ended here is not taken a second time.
     if scope.credential_owner(&new.certificate.fingerprint)?.is_some() {
         return Err(RegistryError::Exists(format!(

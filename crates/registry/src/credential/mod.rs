@@ -8,10 +8,11 @@
 //! `lapsed` is final, but for one case: an offline station's journal tells later that the device had been confirmed in
 //! time ([`crate::station`]).
 //!
-//! 1. `registering`: a certificate for a device; `issuing`: one that is minted here
+//! 1. `registering`: a certificate for a device; `issuing`: one that is minted here, `bounds`: whoever asks for it
 //! 2. `moving`: from state to state; `sweeping`: what time ends; `revoking`: what an operator ends
 //! 3. `reading`: facts, and what revocation lists and OCSP say
 
+mod bounds;
 mod issuing;
 mod moving;
 mod reading;
@@ -23,7 +24,7 @@ pub(crate) use reading::{credential_facts, read_credential};
 
 use std::time::Duration;
 
-use countersign_factory::RevocationReason;
+use countersign_factory::{CERTIFICATES_PER_DEVICE_MAX, ProfileKind, RevocationReason};
 use countersign_identity::{AuthorityId, BatchId, CertificateFacts, DeviceId, Fingerprint, TenantId};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{ClaimId, CredentialState, Custody};
@@ -84,6 +85,8 @@ pub struct IssuanceRules {
     pub lapse_after: Duration,
     /// After a newer certificate was first used, for so long the old one is still admitted.
     pub overlap: Duration,
+    /// Certificates of one device in force at once, by whoever is no operator; `None` if a CA of its own counts them.
+    pub certificates_per_device_max: Option<u32>,
 }
 
 impl Default for IssuanceRules {
@@ -92,6 +95,7 @@ impl Default for IssuanceRules {
             replay_window: Duration::from_secs(24 * 3600),
             lapse_after: Duration::from_secs(7 * 24 * 3600),
             overlap: Duration::from_secs(7 * 24 * 3600),
+            certificates_per_device_max: Some(CERTIFICATES_PER_DEVICE_MAX),
         }
     }
 }
@@ -107,6 +111,12 @@ pub struct IssueRequest {
     pub key: Fingerprint,
     /// The profile.
     pub profile: String,
+    /// What its certificates are for.
+    pub kind: ProfileKind,
+    /// Whose choice it is.
+    pub choice: ProfileChoice,
+    /// The authority that was named; `None`: whichever of ours admits will do.
+    pub authority: Option<AuthorityId>,
     /// Whether the profile demands a new key with every certificate.
     pub demands_new_key: bool,
     /// The requester's own key for this request: with other content it is refused.
@@ -115,6 +125,15 @@ pub struct IssueRequest {
     pub requester: Requester,
     /// The attestation of the key that it cites, by the SHA-256 of its token.
     pub attestation: Option<Fingerprint>,
+}
+
+/// Whose choice a profile is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProfileChoice {
+    /// The platform's: it is the first one of the configuration, whether that was named or not.
+    First,
+    /// The requester's, who named another one.
+    Named,
 }
 
 /// On whose word a certificate is issued.

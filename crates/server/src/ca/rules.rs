@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use countersign_factory::{
-    CertificateRequest, EnrolmentGrant, Profile, ProfileKind, RevocationReason, renewal_proof,
+    CertificateRequest, EnrolmentGrant, Profile, ProfileKind, ProfileStep, RevocationReason, renewal_proof,
 };
 use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::first_contact::IdPattern;
@@ -298,9 +298,11 @@ impl Asked {
             return Err(CaError::EvidenceExpired(shown.not_after));
         }
         // The factory's certificate leads to operational ones, never the other way round, nor sideways.
-        let may = shown.profile == self.profile.name
-            || (shown.kind == ProfileKind::Factory && self.profile.kind == ProfileKind::Operational);
-        if !may {
+        let step = ProfileStep::between(
+            (&shown.profile, shown.kind),
+            (&self.profile.name, self.profile.kind),
+        );
+        if !matches!(step, ProfileStep::Same | ProfileStep::Down) {
             return Err(CaError::ProfileStep {
                 from: shown.profile,
                 to: self.profile.name.clone(),
@@ -356,8 +358,10 @@ impl Asked {
             return Err(CaError::Revoked(device));
         }
         let window = Duration::from_secs(settings.replay_window_hours * 3600);
-        let same_profile = of_key.iter().find(|row| row.profile == self.profile.name);
-        if let Some(row) = same_profile.filter(|row| row.is_in_force(scope.now)) {
+        let of_profile = || of_key.iter().filter(|row| row.profile == self.profile.name);
+        // The authority that is asked is open; one of another would be an answer to another question.
+        let of_authority = of_profile().find(|row| row.authority == self.authority);
+        if let Some(row) = of_authority.filter(|row| row.is_in_force(scope.now)) {
             let is_young = scope.now.since(row.created) < window;
             if is_young || !row.is_due(scope.now) {
                 return Ok(IssuedAnswer {
@@ -368,7 +372,7 @@ impl Asked {
                 });
             }
         }
-        if same_profile.is_some() && self.profile.new_key {
+        if of_profile().next().is_some() && self.profile.new_key {
             return Err(CaError::NewKeyDemanded(self.profile.name.clone()));
         }
         self.fits_ground(scope, &device, &ground, &of_key, &of_device)?;

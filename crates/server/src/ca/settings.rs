@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use countersign_factory::Profile;
+use countersign_factory::{CERTIFICATES_PER_DEVICE_MAX, Profile};
 use serde::{Deserialize, Serialize};
 
 use super::error::CaError;
@@ -48,7 +48,7 @@ impl Default for Settings {
             transfer_timeout_s: 10,
             replay_window_hours: 24,
             renewal_lane_days: 0,
-            certificates_per_device_max: 8,
+            certificates_per_device_max: CERTIFICATES_PER_DEVICE_MAX,
             next_update_hours_max: 168,
             log: LogConfig::default(),
             profiles: Profile::built_in(),

@@ -57,6 +57,7 @@ impl IssuanceConfig {
             replay_window: Duration::from_secs(self.replay_window_hours * 3600),
             lapse_after: Duration::from_secs(self.lapse_after_days * 86_400),
             overlap: Duration::from_secs(self.overlap_hours * 3600),
+            ..IssuanceRules::default()
         }
     }
 }

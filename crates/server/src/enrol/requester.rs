@@ -216,7 +216,8 @@ fn renewal_proof_of(header: Option<&HeaderValue>) -> Result<Option<Vec<u8>>, Ref
         })
 }
 
-/// Subject and alternative names of the request must be those of the certificate (RFC 7030 section 4.2.2).
+/// The request's subject must be that of the certificate (RFC 7030 section 4.2.2). Alternative names, of which that says the
+/// same, are not compared: none is taken from a request.
 fn same_subject(certificate: &CertificateFacts, csr: &CertificateRequest) -> Result<(), Refusal> {
     if csr.subject() == certificate.subject_text {
         return Ok(());

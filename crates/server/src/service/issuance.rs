@@ -9,7 +9,7 @@ use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint,
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Custody, FactSource};
 use countersign_registry::{
-    Actor, IssueOutcome, IssueRequest, IssuedHere, NewCredential, Requester, Revocation,
+    Actor, IssueOutcome, IssueRequest, IssuedHere, NewCredential, ProfileChoice, Requester, Revocation,
 };
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,14 @@ impl Service {
         })
     }
 
+    /// Whose choice a profile is.
+    pub(super) fn choice_of(&self, profile: &Profile) -> ProfileChoice {
+        match self.config.profiles.first() {
+            Some(first) if first.name == profile.name => ProfileChoice::First,
+            _ => ProfileChoice::Named,
+        }
+    }
+
     /// Issues a certificate, or answers with the one that was issued for this key before.
     ///
     /// # Errors
@@ -124,7 +132,10 @@ impl Service {
             tenant: wanted.tenant.clone(),
             device: wanted.device.clone(),
             key: key.fingerprint().map_err(|e| Failure::internal(e.to_string()))?,
+            kind: profile.kind,
+            choice: self.choice_of(&profile),
             profile: profile.name.clone(),
+            authority: wanted.authority,
             demands_new_key: profile.new_key,
             idempotency_key: wanted.idempotency_key,
             requester: wanted.requester,

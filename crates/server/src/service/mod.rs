@@ -202,7 +202,12 @@ impl Service {
 
     fn with(data: &Path, config: Config, registry: Registry) -> Result<Self, Failure> {
         let platform = IssuingAuthority::open(&data.join("authorities/platform"), Hierarchy::Platform)?;
-        registry.set_issuance_rules(config.issuance.to_rules());
+        let mut rules = config.issuance.to_rules();
+        if config.ca.socket.is_some() {
+            // It counts by itself, up to what its ca.toml says.
+            rules.certificates_per_device_max = None;
+        }
+        registry.set_issuance_rules(rules);
         registry.set_clock_rules(config.issuance.to_clock_rules());
         registry.set_receipts_max(config.receipts.keep_max);
         registry.conclude_receipts()?;

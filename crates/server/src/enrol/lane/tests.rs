@@ -95,12 +95,19 @@ impl Place {
 
     /// A certificate for `NAME.key`, in `NAME.pem`, that expired so many days ago.
     async fn expired(&self, name: &str, device: &str, days: u64) -> Fingerprint {
-        self.issued(name, device, Some(90 + days)).await
+        self.issued(name, device, None, Some(90 + days)).await
     }
 
-    async fn issued(&self, name: &str, device: &str, dated_days_ago: Option<u64>) -> Fingerprint {
+    async fn issued(
+        &self,
+        name: &str,
+        device: &str,
+        profile: Option<&str>,
+        dated_days_ago: Option<u64>,
+    ) -> Fingerprint {
         let request = CertificateRequest::parse(&self.request(name, device)).unwrap();
         let wanted = Wanted {
+            profile: profile.map(Into::into),
             dated: dated_days_ago.map(|days| now().minus(DAY * u32::try_from(days).unwrap())),
             ..Wanted::new(tenant(), id(device), request)
         };
@@ -112,6 +119,10 @@ impl Place {
 
     /// A device with a certificate that was in use and expired so many days ago, in `DEVICE.pem`.
     async fn device(&self, device: &str, days: u64) -> Fingerprint {
+        self.device_by(device, None, days).await
+    }
+
+    async fn device_by(&self, device: &str, profile: Option<&str>, days: u64) -> Fingerprint {
         let new = NewDevice {
             id: id(device),
             model: None,
@@ -124,7 +135,7 @@ impl Place {
             .add_device(actor(), tenant(), new)
             .await
             .unwrap();
-        let fingerprint = self.expired(device, device, days).await;
+        let fingerprint = self.issued(device, device, profile, Some(90 + days)).await;
         self.running.service.confirm(actor(), fingerprint).await.unwrap();
         fingerprint
     }
@@ -263,7 +274,7 @@ async fn whatever_is_not_quite_the_case_is_refused_with_its_own_code() {
 
     // A newer one is in use: first it is merely the latest, then the old one's overlap is over.
     place.device("replaced", 1).await;
-    let newer = place.issued("replaced-newer", "replaced", None).await;
+    let newer = place.issued("replaced-newer", "replaced", None, None).await;
     service.confirm(actor(), newer).await.unwrap();
     place.refused("replaced", &ask("replaced"), "403", "lane.not-latest");
     service.sweep().await.unwrap();
@@ -296,7 +307,17 @@ async fn whatever_is_not_quite_the_case_is_refused_with_its_own_code() {
     place.device("same", 1).await;
     let same = place.request("same", "same");
     place.refused("same", &same, "403", "lane.same-key");
-    place.renewed("est/default.keeps/simplereenroll", "same", &same, "same-next");
+    // The profile of the certificate allows it, not one that the device chooses for it.
+    let chosen = "est/default.keeps/simplereenroll";
+    place.refused_at(
+        chosen,
+        "same",
+        &same,
+        "403",
+        "a certificate of profile operational",
+    );
+    place.device_by("keeps", Some("keeps"), 1).await;
+    place.renewed(chosen, "keeps", &place.request("keeps", "keeps"), "keeps-next");
 
     place.device("kind", 1).await;
     let request = ask("kind");
