@@ -140,7 +140,7 @@ mod tests {
             }),
             possession: Possession::Proven,
             facts: vec![("client_id".into(), "SN-1".into())],
-            denial: Some(countersign_policy::DenialCode::NotPermitted.into()),
+            denial: Some(countersign_policy::DenialCode::PolicyForbids.into()),
             policies: vec!["connect".into()],
             generations: None,
         }
