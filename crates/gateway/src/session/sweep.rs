@@ -87,7 +87,9 @@ fn settle(node: &Node, entry: &SessionEntry) {
             entry.timer.wake();
         }
         Err(denial) => {
-            entry.end(reason_of(denial.code));
+            if let Some(reason) = reason_of(denial.code) {
+                entry.end(reason);
+            }
         }
     }
 }

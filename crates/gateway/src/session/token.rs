@@ -367,8 +367,8 @@ pub(crate) fn look(node: &Node, tenant: &TenantId, device: &DeviceId, id: &Token
         Ok(admission) => admission,
         Err(denial) => {
             // A registry that does not answer ends nothing; it is no answer either.
-            if denial.code != DenialCode::RegistryUnavailable {
-                entry.end(reason_of(denial.code));
+            if let Some(reason) = reason_of(denial.code) {
+                entry.end(reason);
             }
             return None;
         }
