@@ -393,6 +393,9 @@ catalogue! {
     HttpMalformed "greet.http-malformed" Greet Http(400),
         "what the device sent over a connection that chose HTTP is no HTTP/1.1 request",
         "let the device speak what it offers in ALPN: an MQTT client offers mqtt, or nothing";
+    HttpVersion "greet.http-version" Greet Http(505),
+        "the device speaks an HTTP version that is not served",
+        "let the device speak HTTP/1.1";
     MqttMalformed "mqtt.malformed" Greet Close,
         "the device sent a packet that breaks the MQTT standard",
         "look at the device's MQTT client; the detail cites the clause";
@@ -433,6 +436,9 @@ catalogue! {
     TokenLimit "token.limit" Grant Http(429),
         "the device, its tenant or this node holds as many session tokens as it may",
         "use a token until it expires, or give it back (POST /oauth2/revoke); else raise limits.tokens_per_device_max, limits.tokens_per_tenant_max or limits.tokens_max";
+    TokenScopeForbidden "token.scope-forbidden" Grant Http(400),
+        "the device asks for a token with a scope that names no topic space, or one that it may not publish to",
+        "ask for publish:SPACE with the name of a space that the tenant's policies let it publish to, or for no scope";
     // --- first-data and after
     TopicForbidden "topic.forbidden" FirstData Session { v5: 0x87 },
         "no policy lets the device publish or subscribe there",
@@ -440,6 +446,12 @@ catalogue! {
     TopicInvalid "topic.invalid" FirstData Session { v5: 0x90 },
         "the topic has wildcards or characters that no topic may have",
         "correct the topic";
+    SubscriptionLimit "topic.subscription-limit" FirstData Session { v5: 0x97 },
+        "the session holds as many subscriptions as it may",
+        "subscribe with fewer filters that match more, unsubscribe what is not needed, or raise limits.subscriptions_max";
+    SharedSubscription "topic.shared-subscription" FirstData Session { v5: 0x9e },
+        "the device asks for a shared subscription ($share), which is not offered here",
+        "subscribe without $share: each session gets its own copy";
     SecondConnect "mqtt.second-connect" FirstData Session { v5: 0x82 },
         "the device sent CONNECT twice on one connection",
         "send CONNECT once (MQTT 3.1.0-2)";

@@ -212,15 +212,25 @@ impl Shared {
                 let session = self.session(&live);
                 self.be_patient(&live);
                 *state = State::Live(live);
-                return match session.entry.ending() {
-                    None => Ok(session),
-                    Some(_) => Err((DenialCode::GrantStale, None)),
-                };
+                if session.entry.ending().is_some() {
+                    return Err((DenialCode::GrantStale, None));
+                }
+                // A later one of another version: the session ends with the answer.
+                return check_version(request)
+                    .map(|()| session.clone())
+                    .map_err(|denial| {
+                        let code = denial.code;
+                        session.refused(denial, None);
+                        (code, None)
+                    });
             }
             State::Over => return Err((DenialCode::GrantStale, None)),
             State::Decided(decided) => *decided,
         };
         let granted = decided.and_then(|authorised| {
+            if let Err(denial) = check_version(request) {
+                return Err(Box::new(authorised.refuse(denial)));
+            }
             // The lane is diagnostics and firmware over MQTT: what is asked for over HTTP is not in it.
             if authorised.is_quarantined() {
                 let detail = "the quarantine lane is for MQTT alone";
@@ -308,6 +318,17 @@ impl Shared {
     }
 }
 
+/// HTTP/1.0 has no Host that must be there, and no connection that lasts; hyper would take it.
+fn check_version(request: &Request<Incoming>) -> Result<(), Denial> {
+    match request.version() {
+        Version::HTTP_11 => Ok(()),
+        other => {
+            let detail = format!("a request of {other:?}, and only HTTP/1.1 is spoken here");
+            Err(Denial::new(DenialCode::HttpVersion, detail))
+        }
+    }
+}
+
 impl Service<Request<Incoming>> for Requests {
     type Response = Answer;
     type Error = std::convert::Infallible;
@@ -316,10 +337,6 @@ impl Service<Request<Incoming>> for Requests {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let shared = self.0.clone();
         Box::pin(async move {
-            if request.version() != Version::HTTP_11 {
-                let status = hyper::StatusCode::HTTP_VERSION_NOT_SUPPORTED;
-                return Ok(super::problem(status, None, "only HTTP/1.1 is spoken here"));
-            }
             let session = match shared.admit(&request) {
                 Ok(session) => session,
                 Err((code, retry_after_s)) => return Ok(refusal(code, retry_after_s)),

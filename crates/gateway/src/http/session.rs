@@ -136,9 +136,7 @@ impl DeviceSession {
     /// [`TokenRefusal`]; a denial is counted and in the ledger.
     pub fn grant_token(&self, wish: TokenWish<'_>) -> Result<TokenView, TokenRefusal> {
         token::grant(&self.node, &self.entry, self.expires, wish).inspect_err(|refusal| {
-            if let TokenRefusal::Denied(denial) = refusal {
-                self.refused(denial.clone(), None);
-            }
+            self.refused(refusal.denial(), None);
         })
     }
 

@@ -333,18 +333,22 @@ impl Session {
         // In 3.1.1 `$share` is no shared subscription, and answering it as a plain filter would surprise whoever
         // meant one.
         if asked.group.is_some() || asked.text.starts_with("$share/") {
+            self.refuse_subscription(node, DenialCode::SharedSubscription.into(), asked.text);
             return Err(ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
         }
         let known = self.filters.iter().position(|(f, _)| **f == *asked.text);
-        if known.is_none() && self.filters.len() >= node.options.limits.subscriptions_max {
+        let max = node.options.limits.subscriptions_max;
+        if known.is_none() && self.filters.len() >= max {
+            let what = format!("the session holds {max} subscriptions already");
+            let denial = Denial::new(DenialCode::SubscriptionLimit, what);
+            self.refuse_subscription(node, denial, asked.text);
             return Err(ReasonCode::QUOTA_EXCEEDED);
         }
         let admission = self.entry.admission();
         let permit = admission
             .subscribe(asked.text, asked.filter, asked.qos, node.now())
             .map_err(|denial| {
-                count(&node.metrics.subscriptions_denied);
-                self.refuse(node, denial, Some(asked.text));
+                self.refuse_subscription(node, denial, asked.text);
                 ReasonCode::NOT_AUTHORIZED
             })?;
         let qos = asked.qos.min(QoS::AtLeastOnce);
@@ -362,6 +366,11 @@ impl Session {
             },
         );
         Ok(qos)
+    }
+
+    fn refuse_subscription(&mut self, node: &Node, denial: Denial, filter: &str) {
+        count(&node.metrics.subscriptions_denied);
+        self.refuse(node, denial, Some(filter));
     }
 
     fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>, node: &Node, replies: &mut Vec<u8>) {

@@ -105,6 +105,25 @@ pub enum TokenRefusal {
     Denied(Denial),
 }
 
+impl TokenRefusal {
+    /// The same as a denial, for counter and ledger.
+    pub(crate) fn denial(&self) -> Denial {
+        match self {
+            Self::Scope(names) => Denial::new(
+                DenialCode::TokenScopeForbidden,
+                // What the device named is as long as it likes.
+                format!("the device may not publish to {:?}", shown(names)),
+            ),
+            Self::Denied(denial) => denial.clone(),
+        }
+    }
+}
+
+/// The beginning of what somebody sent: enough to know it again.
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
 impl From<Denial> for TokenRefusal {
     fn from(denial: Denial) -> Self {
         Self::Denied(denial)
