@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use countersign_identity::{Anchor, Fingerprint, HeldPath, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::decide::AdmissionPermit;
+use countersign_policy::exchange::source_of;
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{
@@ -27,7 +28,6 @@ use crate::node::Node;
 use crate::session::will::Will;
 use crate::shaping::attempts::Standing;
 use crate::shaping::queue::{Class, Place};
-use crate::shaping::sources::account_of;
 
 /// A TCP connection that admission control by source let pass. Nothing is known of it but its address.
 #[derive(Debug)]
@@ -149,7 +149,7 @@ impl Handshaking {
         Place {
             tenant: self.trace.tenant.clone(),
             class: self.class,
-            source: account_of(self.trace.source.ip()),
+            source: source_of(self.trace.source.ip()),
             bytes,
         }
     }
