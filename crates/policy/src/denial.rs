@@ -89,13 +89,13 @@ pub enum Wire {
 }
 
 impl Wire {
-    /// What a device that speaks HTTP is answered: 429 if it came too often, 503 where asking again helps (CONNACK 3 in
+    /// What a device that speaks HTTP is answered: 429 if it came too often or has its share (quota), 503 where asking again helps (CONNACK 3 in
     /// MQTT 3.1.1), else 403.
     pub const fn http_status(self) -> u16 {
         match self {
             Self::Http(status) => status,
-            // Connection rate exceeded.
-            Self::Connack { v5: 0x9f, .. } => 429,
+            // Quota exceeded, connection rate exceeded.
+            Self::Connack { v5: 0x97 | 0x9f, .. } => 429,
             Self::Connack { v311: 3, .. } => 503,
             _ => 403,
         }
@@ -134,6 +134,8 @@ macro_rules! catalogue {
             /// When coming again may help, if nothing better is known, in seconds. `None`: not by waiting.
             pub const fn retry_after_s(self) -> Option<u32> {
                 match self.wire() {
+                    // Somebody has to activate it first, which takes longer than what passes by itself.
+                    _ if matches!(self, Self::DevicePending) => Some(60),
                     // Unavailable, busy, quota, rate: what passes. Others with CONNACK 3 ask for what is not offered.
                     Wire::Connack { v5: 0x88 | 0x89 | 0x97 | 0x9f, .. } => Some(10),
                     _ => None,
@@ -568,6 +570,21 @@ mod tests {
         for code in DenialCode::ALL {
             assert!(!code.cause().is_empty() && !code.cure().is_empty(), "{code}");
             assert_eq!(code.as_str().parse(), Ok(*code));
+        }
+    }
+
+    #[test]
+    fn http_says_what_mqtt_says() {
+        for (code, status, waits) in [
+            (DenialCode::SessionLimit, 429, true),
+            (DenialCode::DeviceRate, 429, true),
+            (DenialCode::TokenLimit, 429, false),
+            (DenialCode::RegistryUnavailable, 503, true),
+            (DenialCode::DevicePending, 403, true),
+            (DenialCode::DeviceSuspended, 403, false),
+        ] {
+            assert_eq!(code.wire().http_status(), status, "{code}");
+            assert_eq!(code.retry_after_s().is_some(), waits, "{code}");
         }
     }
 }
