@@ -4,7 +4,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -62,7 +61,6 @@ struct Shared {
     timer: Arc<Timer>,
     chain: Arc<[CertificateDer<'static>]>,
     state: Mutex<State>,
-    refusals_shown: Arc<AtomicU8>,
 }
 
 /// Answers what hyper reads.
@@ -90,7 +88,6 @@ impl HttpConnection {
             chain: chain.to_vec().into(),
             timer,
             state: Mutex::new(State::Decided(decided)),
-            refusals_shown: Arc::default(),
             node,
         });
         let hyper = http1::Builder::new()
@@ -279,7 +276,6 @@ impl Shared {
             entry: live.entry.clone(),
             expires: live.expires,
             accepted: live.accepted,
-            refusals_shown: self.refusals_shown.clone(),
         }
     }
 
