@@ -200,6 +200,11 @@ impl Gateway {
         self.node.source_accounts()
     }
 
+    /// How many devices have an account for their rate, and how many were forgotten before it was level.
+    pub fn device_accounts(&self) -> (u64, u64) {
+        self.node.attempts.accounts()
+    }
+
     /// The credentials that two seem to hold, the clearest first.
     pub fn suspected_clones(&self) -> Vec<Suspect> {
         self.node.clones.suspected(&self.node)

@@ -46,7 +46,8 @@ pub struct Limits {
     pub packet_bytes_max: usize,
     /// Without any packet for this long a session ends even if it asked for no keep-alive. Default 1 h.
     pub idle_max: Duration,
-    /// The longest a session may last before the device must prove itself again. Default 24 h.
+    /// The longest a session may last before the device must prove itself again; each ends in the last fifth of it. Default
+    /// 24 h.
     pub session_age_max: Duration,
     /// Chains whose signatures are known to hold, so that a device that comes back does not have them verified again.
     /// Default 65,536, about 100 bytes each; 0: none.

@@ -26,6 +26,8 @@ pub(crate) struct Compiled {
     /// A policy permits `connect`.
     pub(crate) may_admit: bool,
     pub(crate) reads: ConnectReads,
+    /// A policy on `connect` or `subscribe` reads the time.
+    pub(crate) reads_time: bool,
     warnings: Vec<PolicyProblem>,
 }
 
@@ -124,7 +126,7 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
     warnings.extend(left_out);
     let mut on_clones = PolicySet::new();
     let mut keepable = [true; 3];
-    let (mut may_admit, mut reads) = (false, ConnectReads::default());
+    let (mut may_admit, mut reads, mut reads_time) = (false, ConnectReads::default(), false);
     for policy in policies.policies() {
         let Ok(json) = policy.to_json() else {
             keepable = [false; 3];
@@ -134,6 +136,7 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
                 agreed: true,
                 authority: true,
             };
+            reads_time = true;
             continue;
         };
         if is_named(&json, QUARANTINE_CLONE) {
@@ -157,6 +160,11 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
             reads.resumed = true;
             reads.agreed = true;
         }
+        // What is published is decided then; what was permitted once must be asked again as time goes by.
+        reads_time |= [Action::Connect, Action::Subscribe]
+            .iter()
+            .any(|a| applies(&json, *a))
+            && says(&json, "now");
         let particular = is_particular(&json, None);
         for (keep, action) in keepable.iter_mut().zip(Action::ALL) {
             *keep &= !(particular && applies(&json, action));
@@ -178,6 +186,7 @@ pub(crate) fn compile(text: &str, spaces: &[TopicSpace], fit: Fit) -> Result<Com
         keepable,
         may_admit,
         reads,
+        reads_time,
         warnings,
     })
 }
@@ -346,5 +355,23 @@ mod tests {
             "permit (principal, action, resource) when { context.authority == \"a\" };"
         ));
         assert!(!reads("permit (principal, action, resource);"));
+    }
+
+    #[test]
+    fn what_permits_for_a_time_is_known() {
+        let reads = |action: &str, condition: &str| {
+            let text = format!("permit (principal, {action}, resource) when {{ {condition} }};");
+            compile(&text, &[], Fit::Required).unwrap().reads_time
+        };
+        let (connect, subscribe) = (
+            "action == Action::\"connect\"",
+            "action in [Action::\"publish\", Action::\"subscribe\"]",
+        );
+        for action in ["action", connect, subscribe] {
+            assert!(reads(action, "context.now < 5"), "{action}");
+            assert!(reads(action, "context[\"now\"] * 7 > 5"), "{action}");
+            assert!(!reads(action, "principal.state == \"active\""), "{action}");
+        }
+        assert!(!reads("action == Action::\"publish\"", "context.now < 5"));
     }
 }

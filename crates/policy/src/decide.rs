@@ -101,6 +101,7 @@ pub struct TenantPolicy {
     keepable: [bool; 3],
     may_admit: bool,
     reads: ConnectReads,
+    reads_time: bool,
     kept: RwLock<HashMap<FactClass, Verdict>>,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -158,6 +159,7 @@ impl TenantPolicy {
             keepable,
             may_admit,
             reads,
+            reads_time,
             ..
         } = compile::compile(policies, &spaces, fit)?;
         Ok(Self {
@@ -168,6 +170,7 @@ impl TenantPolicy {
             keepable,
             may_admit,
             reads,
+            reads_time,
             kept: RwLock::default(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -193,6 +196,12 @@ impl TenantPolicy {
     /// What the policies on `connect` look at of the handshake.
     pub fn connect_reads(&self) -> ConnectReads {
         self.reads
+    }
+
+    /// Whether a policy on `connect` or `subscribe` reads the time: what it permitted may be forbidden later though nothing
+    /// changed.
+    pub fn reads_time(&self) -> bool {
+        self.reads_time
     }
 
     /// How decisions were made so far.

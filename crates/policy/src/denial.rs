@@ -89,13 +89,13 @@ pub enum Wire {
 }
 
 impl Wire {
-    /// What a device that speaks HTTP is answered: 429 if it came too often, 503 where asking again helps (CONNACK 3 in
+    /// What a device that speaks HTTP is answered: 429 if it came too often or has its share (quota), 503 where asking again helps (CONNACK 3 in
     /// MQTT 3.1.1), else 403.
     pub const fn http_status(self) -> u16 {
         match self {
             Self::Http(status) => status,
-            // Connection rate exceeded.
-            Self::Connack { v5: 0x9f, .. } => 429,
+            // Quota exceeded, connection rate exceeded.
+            Self::Connack { v5: 0x97 | 0x9f, .. } => 429,
             Self::Connack { v311: 3, .. } => 503,
             _ => 403,
         }
@@ -134,6 +134,8 @@ macro_rules! catalogue {
             /// When coming again may help, if nothing better is known, in seconds. `None`: not by waiting.
             pub const fn retry_after_s(self) -> Option<u32> {
                 match self.wire() {
+                    // Somebody has to activate it first, which takes longer than what passes by itself.
+                    _ if matches!(self, Self::DevicePending) => Some(60),
                     // Unavailable, busy, quota, rate: what passes. Others with CONNACK 3 ask for what is not offered.
                     Wire::Connack { v5: 0x88 | 0x89 | 0x97 | 0x9f, .. } => Some(10),
                     _ => None,
@@ -393,6 +395,9 @@ catalogue! {
     HttpMalformed "greet.http-malformed" Greet Http(400),
         "what the device sent over a connection that chose HTTP is no HTTP/1.1 request",
         "let the device speak what it offers in ALPN: an MQTT client offers mqtt, or nothing";
+    HttpVersion "greet.http-version" Greet Http(505),
+        "the device speaks an HTTP version that is not served",
+        "let the device speak HTTP/1.1";
     MqttMalformed "mqtt.malformed" Greet Close,
         "the device sent a packet that breaks the MQTT standard",
         "look at the device's MQTT client; the detail cites the clause";
@@ -433,6 +438,9 @@ catalogue! {
     TokenLimit "token.limit" Grant Http(429),
         "the device, its tenant or this node holds as many session tokens as it may",
         "use a token until it expires, or give it back (POST /oauth2/revoke); else raise limits.tokens_per_device_max, limits.tokens_per_tenant_max or limits.tokens_max";
+    TokenScopeForbidden "token.scope-forbidden" Grant Http(400),
+        "the device asks for a token with a scope that names no topic space, or one that it may not publish to",
+        "ask for publish:SPACE with the name of a space that the tenant's policies let it publish to, or for no scope";
     // --- first-data and after
     TopicForbidden "topic.forbidden" FirstData Session { v5: 0x87 },
         "no policy lets the device publish or subscribe there",
@@ -440,6 +448,12 @@ catalogue! {
     TopicInvalid "topic.invalid" FirstData Session { v5: 0x90 },
         "the topic has wildcards or characters that no topic may have",
         "correct the topic";
+    SubscriptionLimit "topic.subscription-limit" FirstData Session { v5: 0x97 },
+        "the session holds as many subscriptions as it may",
+        "subscribe with fewer filters that match more, unsubscribe what is not needed, or raise limits.subscriptions_max";
+    SharedSubscription "topic.shared-subscription" FirstData Session { v5: 0x9e },
+        "the device asks for a shared subscription ($share), which is not offered here",
+        "subscribe without $share: each session gets its own copy";
     SecondConnect "mqtt.second-connect" FirstData Session { v5: 0x82 },
         "the device sent CONNECT twice on one connection",
         "send CONNECT once (MQTT 3.1.0-2)";
@@ -556,6 +570,21 @@ mod tests {
         for code in DenialCode::ALL {
             assert!(!code.cause().is_empty() && !code.cure().is_empty(), "{code}");
             assert_eq!(code.as_str().parse(), Ok(*code));
+        }
+    }
+
+    #[test]
+    fn http_says_what_mqtt_says() {
+        for (code, status, waits) in [
+            (DenialCode::SessionLimit, 429, true),
+            (DenialCode::DeviceRate, 429, true),
+            (DenialCode::TokenLimit, 429, false),
+            (DenialCode::RegistryUnavailable, 503, true),
+            (DenialCode::DevicePending, 403, true),
+            (DenialCode::DeviceSuspended, 403, false),
+        ] {
+            assert_eq!(code.wire().http_status(), status, "{code}");
+            assert_eq!(code.retry_after_s().is_some(), waits, "{code}");
         }
     }
 }

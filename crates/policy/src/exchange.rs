@@ -1,7 +1,7 @@
 //! The record of one connection attempt: the ten stages, what each found, and how it ended.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId, Timestamp};
@@ -12,6 +12,15 @@ use crate::denial::Denial;
 use crate::facts::Generations;
 use crate::first_contact::{Answer, Contact};
 use crate::session_record::SessionRecord;
+
+/// The source that an address is of, as all that counts by source knows it: the IPv4 address, or the IPv6 /64. One
+/// subscriber gets at least that much of IPv6 (RFC 6177), so finer accounts would be no limit at all.
+pub fn source_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        v4 @ IpAddr::V4(_) => v4,
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX))),
+    }
+}
 
 /// The stages of an exchange, in order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]

@@ -81,4 +81,11 @@ pub struct SessionRecord {
     pub published: TopicSummary,
     /// What was sent to it.
     pub received: TopicSummary,
+    /// What it was refused beyond what is kept of one session: only counted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refusals_unlisted: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }

@@ -34,6 +34,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use countersign_identity::{DeviceId, Fingerprint, TenantId, Timestamp};
+use countersign_policy::exchange::source_of;
 use countersign_policy::{ExchangeId, ExchangeRecord, Outcome, SessionRecord, StageRecord};
 use parking_lot::Mutex;
 use rusqlite::{Connection, params};
@@ -352,7 +353,7 @@ impl Ledger {
     fn is_over_limit(&self, exchange: &ExchangeRecord, owner: Option<&(TenantId, DeviceId)>) -> bool {
         let minute = exchange.started.unix_s() / 60;
         let count = match owner {
-            None => self.sources.lock().count(minute, exchange.source.ip()),
+            None => self.sources.lock().count(minute, source_of(exchange.source.ip())),
             Some(owner) => self.devices.lock().count(minute, owner.clone()),
         };
         count > self.limits.refused_per_source_minute_max

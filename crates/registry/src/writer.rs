@@ -227,7 +227,6 @@ impl Loop {
                     if !matches!(storage, Storage::Good) {
                         tracing::info!("the registry can be written again");
                     }
-                    self.table.set_available();
                     storage = Storage::Good;
                 }
                 Err(e) => {
@@ -325,6 +324,8 @@ impl Loop {
         match committed {
             Ok(revision) => {
                 self.table.apply(facts);
+                // Before the observers: they decide anew on these facts, and would take none that cannot be trusted.
+                self.table.set_available();
                 if !changes.is_empty() {
                     for observer in self.observers.read().iter() {
                         observer(revision, &changes);
@@ -353,5 +354,45 @@ fn copy(e: &RegistryError) -> RegistryError {
     match e {
         RegistryError::DiskFull => RegistryError::DiskFull,
         other => RegistryError::Database(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use countersign_identity::TenantId;
+    use countersign_policy::FactSource;
+
+    use super::*;
+    use crate::clock::SystemClock;
+
+    #[test]
+    fn who_is_told_of_the_first_change_after_a_full_disk_finds_facts_that_can_be_trusted() {
+        let db = Connection::open_in_memory().unwrap();
+        db.execute_batch(
+            "CREATE TABLE revisions (revision INTEGER); CREATE TABLE clock (high_water INTEGER);
+             INSERT INTO clock VALUES (0)",
+        )
+        .unwrap();
+        let table = Arc::new(FactTable::new());
+        table.set_unavailable("the disk was full".into());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (observed, kept) = (table.clone(), seen.clone());
+        let observer: Observer = Arc::new(move |_, _| kept.lock().push(observed.health().is_ok()));
+        let mut writer = Loop {
+            time: Arc::new(Timekeeper::load(Arc::new(SystemClock), &db).unwrap()),
+            db,
+            table,
+            observers: Arc::new(RwLock::new(vec![observer])),
+        };
+        let job = Job {
+            run: Box::new(|scope| {
+                scope.changes.push(Change::Tenant(TenantId::default_tenant()));
+                Ok(Box::new(|_| {}))
+            }),
+            failed: Box::new(|e| panic!("{e}")),
+        };
+        writer.commit(vec![job]).unwrap();
+        assert_eq!(*seen.lock(), [true]);
     }
 }

@@ -113,6 +113,28 @@ fn one_source_cannot_fill_it_and_rows_are_limited() {
     );
 }
 
+/// A subscriber of IPv6 has 2^64 addresses.
+#[test]
+fn a_stranger_with_many_addresses_of_one_network_is_one_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = LedgerLimits {
+        refused_per_source_minute_max: 50,
+        ..LedgerLimits::default()
+    };
+    let registry = Registry::create(folder.path(), limits).unwrap();
+    let ledger = registry.ledger();
+    for n in 0..200 {
+        let mut stranger = exchange(n, Outcome::Refused, Possession::Unproven);
+        stranger.source = format!("[2001:db8::{n:x}]:4711").parse().unwrap();
+        ledger.record(stranger, None);
+    }
+    assert_eq!(ledger.limited(), 150);
+    let mut neighbour = exchange(200, Outcome::Refused, Possession::Unproven);
+    neighbour.source = "[2001:db8:0:1::1]:4711".parse().unwrap();
+    ledger.record(neighbour, None);
+    assert_eq!(ledger.limited(), 150);
+}
+
 fn small(rows: u64) -> LedgerLimits {
     LedgerLimits {
         rows_max: rows,

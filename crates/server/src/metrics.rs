@@ -123,6 +123,19 @@ impl Collector for Exported {
                 "Sources that were forgotten though they owed for their rate",
                 forgotten,
             )?;
+            let (accounts, forgotten) = gateway.device_accounts();
+            gauge(
+                e,
+                "countersign_device_accounts",
+                "Devices whose rate is remembered now",
+                accounts,
+            )?;
+            counter(
+                e,
+                "countersign_device_accounts_forgotten",
+                "Devices that were forgotten though they owed for their rate",
+                forgotten,
+            )?;
             counter(
                 e,
                 "countersign_refusals_unlogged",

@@ -316,6 +316,45 @@ fn a_killed_server_costs_no_more_than_an_interval() {
     );
 }
 
+/// What is refused beyond what is kept of a session is a gap of known size, over both protocols.
+#[test]
+fn refusals_beyond_those_that_are_kept_are_a_gap() {
+    let world = World::new("");
+    let before = now();
+    let mut then = Vec::new();
+    for _ in 0..20 {
+        then.extend(publish(5, "devices/other/telemetry", 1, 0));
+    }
+    then.extend(DISCONNECT);
+    let attempt = Attempt {
+        then,
+        ..world.attempt(1_500)
+    };
+    let seen = attempt.send(connect(5, DEVICE)).run();
+    assert_eq!(seen.packets().len(), 21, "{seen:?}");
+    let https = Attempt {
+        alpn: vec![b"http/1.1".to_vec()],
+        ..world.attempt(5_000)
+    };
+    let one =
+        "POST /v1/publish/devices/other/telemetry HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
+    https.send(one.repeat(10)).run();
+    let began = std::time::Instant::now();
+    loop {
+        let told = world.exposure(before, now());
+        let exchanges = told["exchanges"].as_array().unwrap().iter();
+        let listed = exchanges
+            .filter(|e| e["denial"]["code"] == "topic.forbidden")
+            .count();
+        let gap = told["gaps"][0].as_str().unwrap_or_default();
+        if listed == 16 && gap.starts_with("14 refusals within sessions") {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{told}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// A hundredth of `cargo xtask ledger`, in the same proportions.
 #[test]
 fn a_flood_of_strangers_stays_within_the_disk_limit_and_a_known_device_keeps_its_history() {

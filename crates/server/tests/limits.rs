@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use countersign_testkit::client::{Attempt, connect, connect_with, plain, publish};
+use countersign_testkit::client::{Attempt, connect, connect_with, plain, publish, subscribe};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 use countersign_testkit::server::Server;
 use serde_json::json;
@@ -231,4 +231,30 @@ fn a_burst_of_publishes_is_acknowledged_one_by_one() {
     .send(connect(4, "d1"))
     .run();
     assert_eq!(seen.packets().len(), 201, "one CONNACK and 200 PUBACK");
+}
+
+#[test]
+fn a_subscription_beyond_the_limit_is_refused_by_name() {
+    let world = world("[limits]\nsubscriptions_max = 2\n");
+    for (level, told) in [(4, 0x80), (5, 0x97)] {
+        let mut packets = Vec::new();
+        for kind in ["a", "b", "c"] {
+            packets.extend(subscribe(level, &format!("devices/d1/commands/{kind}")));
+        }
+        packets.extend([0xe0, 0]);
+        let seen = Attempt {
+            then: packets,
+            ..world.attempt()
+        }
+        .send(connect(level, "d1"))
+        .run();
+        let answers: Vec<_> = seen.packets().iter().skip(1).map(|p| p.last().copied()).collect();
+        assert_eq!(answers, [Some(0), Some(0), Some(told)], "{seen:?}");
+    }
+    assert_eq!(world.refused("topic.subscription-limit"), 2);
+    let path = "/exchanges?subject=d1&limit=20";
+    let exchanges = world.server.ask("GET", path, None).unwrap();
+    let refused = exchanges.as_array().unwrap().iter();
+    let mut refused = refused.filter(|e| e["denial"]["code"] == "topic.subscription-limit");
+    assert!(refused.next().is_some(), "{exchanges}");
 }

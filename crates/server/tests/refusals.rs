@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use countersign_testkit::client::{
-    self, Attempt, Seen, TLS12, connect, connect_with, connect_with_will, publish,
+    self, Attempt, Seen, TLS12, connect, connect_with, connect_with_will, publish, subscribe,
 };
 use countersign_testkit::pki::{self, Ca, Identity, Leaf};
 use countersign_testkit::server::Server;
@@ -321,6 +321,11 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
             packets.extend([0xe0, 0]);
             session(packets)
         }
+        "shared subscription" => {
+            let mut packets = subscribe(level, "$share/all/devices/good/commands/#");
+            packets.extend([0xe0, 0]);
+            session(packets)
+        }
         "topic with wildcards" => session(publish(level, "devices/good/telemetry/#", 1, 0)),
         "QoS 2" => session(publish(level, "devices/good/telemetry", 2, 0)),
         "retained message" => session(publish(level, "devices/good/telemetry", 1, 1)),
@@ -344,6 +349,7 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
         }
         .run(),
         "MQTT over a connection that chose HTTP" => over_http(good()).send(connect(level, "good")).run(),
+        "HTTP/1.0" => over_http(good()).send(b"GET / HTTP/1.0\r\n\r\n".to_vec()).run(),
         "a suspended device, over HTTP" => over_http(known("suspended"))
             .send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec())
             .run(),
@@ -467,8 +473,11 @@ fn check(world: &World, case: &Case, level: u8) -> Result<(), String> {
             return wrong(format!("expected CONNACK {expected:#x} and nothing else"));
         }
     }
+    // The answer is of the request's version.
+    let answered = |version: &str, status| seen.data.starts_with(format!("{version} {status} ").as_bytes());
     if let Some(status) = case.http
-        && !seen.data.starts_with(format!("HTTP/1.1 {status} ").as_bytes())
+        && !answered("HTTP/1.1", status)
+        && !answered("HTTP/1.0", status)
     {
         return wrong(format!("expected HTTP {status}"));
     }
@@ -476,6 +485,11 @@ fn check(world: &World, case: &Case, level: u8) -> Result<(), String> {
         let packets = seen.packets();
         let answered = match packets.as_slice() {
             [connack] => connack[3] == 0 && level == 4,
+            // A SUBACK, which says no more in 3.1.1.
+            [connack, answer] if answer[0] == 0x90 => {
+                let told = if level == 5 { code } else { 0x80 };
+                connack[3] == 0 && answer.last() == Some(&told)
+            }
             // DISCONNECT, or a PUBACK, with the reason code.
             [connack, answer] if level == 5 => {
                 connack[3] == 0

@@ -10,7 +10,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use countersign_policy::decide::DEFAULT_POLICY;
 use countersign_testkit::client::{Attempt, connect};
+use countersign_testkit::hold::Held;
 use countersign_testkit::pki::{Ca, Leaf};
 use countersign_testkit::server::Server;
 use countersign_testkit::{crash, server};
@@ -156,7 +158,11 @@ fn a_full_disk_refuses_changes_and_devices_says_so_and_recovers() {
         .register("full", "default", &ca, &json!({ "mode": "registered-only" }))
         .unwrap();
     let device = ca.issue(&Leaf::named("d1"), &[]);
-    let body = json!({ "devices": [{ "id": "d1", "certificate": device.pem }] });
+    let other = ca.issue(&Leaf::named("d2"), &[]);
+    let body = json!({ "devices": [
+        { "id": "d1", "certificate": device.pem },
+        { "id": "d2", "certificate": other.pem },
+    ] });
     server
         .ask("POST", "/tenants/default/devices/import", Some(&body))
         .unwrap();
@@ -166,6 +172,12 @@ fn a_full_disk_refuses_changes_and_devices_says_so_and_recovers() {
     };
     let attempt = attempt.identity(&device).send(connect(4, "d1"));
     assert_eq!(attempt.run().connack(), Some(0));
+    let _live = Held::open(server.devices, &other, "d2").unwrap();
+    let lives = || {
+        let sessions = server.ask("GET", "/sessions", None).unwrap();
+        sessions.to_string().contains("\"d2\"")
+    };
+    assert!(lives());
 
     let filler = data.join("filler");
     let mut file = std::fs::File::create(&filler).unwrap();
@@ -202,6 +214,11 @@ fn a_full_disk_refuses_changes_and_devices_says_so_and_recovers() {
     assert_eq!(status, 503);
 
     std::fs::remove_file(&filler).unwrap();
+    // At once, before the registry has tried by itself: the first change is one that has every session decided anew.
+    let policies = format!("{DEFAULT_POLICY}\nforbid (principal in Group::\"none\", action, resource);");
+    let change = json!({ "policies": policies, "reason": "the disk has room" });
+    server.ask("PATCH", "/tenants/default", Some(&change)).unwrap();
+    assert!(lives(), "it is permitted, and was ended: {}", server.log());
     let started = Instant::now();
     while attempt.run().connack() != Some(0) {
         assert!(

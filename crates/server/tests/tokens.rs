@@ -192,6 +192,10 @@ fn what_is_no_request_for_a_token_is_told_why() {
         let scope = format!("client_id=d1&scope={scope}");
         check("scope", &["-d", grant, "-d", &scope], 400, "invalid_scope");
     }
+    // What the policies do not permit is a denial like any other; what is no scope at all is a request like no other.
+    let refused = world.refusals("d1");
+    let forbidden = refused.iter().filter(|code| *code == "token.scope-forbidden");
+    assert_eq!(forbidden.count(), 3, "{refused:?}");
     check(
         "resource",
         &["-d", grant, "-d", "client_id=d1&resource=https://x.example"],

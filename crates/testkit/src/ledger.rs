@@ -154,7 +154,8 @@ pub fn flood(data: &Path, refusals: u64, certificates: u64, limits: LedgerLimits
             1..=5 => (Possession::Proven, shown(certificate, &issuer), None),
             _ => (Possession::Unproven, shown(certificate, &issuer), None),
         };
-        let source = Ipv6Addr::from((0x2001_0db8 << 96) | u128::from(host(n)));
+        // Networks of their own: a source is a /64.
+        let source = Ipv6Addr::from((0x2001_0db8 << 96) | (u128::from(host(n)) << 64) | 1);
         registry.record(ExchangeRecord {
             source: SocketAddr::new(IpAddr::V6(source), 40_000),
             device,
@@ -204,7 +205,7 @@ pub fn flood(data: &Path, refusals: u64, certificates: u64, limits: LedgerLimits
     })
 }
 
-/// Many addresses, so that the limit by source does not do the work.
+/// Many sources, so that the limit by source does not do the work.
 fn host(n: u64) -> u64 {
     n % 50_000
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use countersign_identity::{Anchor, Fingerprint, HeldPath, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::decide::AdmissionPermit;
+use countersign_policy::exchange::source_of;
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{
@@ -27,7 +28,6 @@ use crate::node::Node;
 use crate::session::will::Will;
 use crate::shaping::attempts::Standing;
 use crate::shaping::queue::{Class, Place};
-use crate::shaping::sources::account_of;
 
 /// A TCP connection that admission control by source let pass. Nothing is known of it but its address.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Accepted {
     /// Takes the ClientHello: the server name chooses the tenant.
     ///
     /// # Errors
-    /// [`Refused`] if the server name belongs to nobody.
+    /// [`Refused`] if the server name belongs to nobody, or the ticket to a device that comes far too often.
     pub(crate) fn hello(
         mut self,
         hello: ClientHello,
@@ -109,19 +109,27 @@ impl Accepted {
             true => TicketVersion::Tls13,
             false => TicketVersion::Tls12,
         };
-        let resumes = tickets
+        let opened = tickets
             .zip(hello.ticket.as_deref())
-            .is_some_and(|(tickets, ticket)| tickets.opens(ticket, asked.as_ref(), node));
+            .and_then(|(tickets, ticket)| tickets.opens(ticket, asked.as_ref(), node));
+        // As the certificate is answered in a full handshake: read here, counted only once the key is proven.
+        let class = match opened.map(|fingerprint| (fingerprint, node.attempts.standing(&fingerprint))) {
+            Some((_, Standing::Within)) => Class::Resumption,
+            Some((fingerprint, Standing::FarOver(wait))) => {
+                let detail = format!("by a ticket of the certificate {fingerprint}");
+                let denial = Denial::new(DenialCode::DeviceRateIgnored, detail).retry_after(wait);
+                return Err(Box::new(self.refuse(denial)));
+            }
+            // Who is over its rate is told so, and does not go before those that are not.
+            Some((_, Standing::Over(_))) | None => Class::Full,
+        };
         let mut context = HandshakeContext::new(facts.clone(), asked, version, node.now());
         context.attempts = Some(node.attempts.clone());
         context.source = self.trace.source.ip();
         Ok(Handshaking {
             trace: self.trace,
             context: Some(Box::new(context)),
-            class: match resumes {
-                true => Class::Resumption,
-                false => Class::Full,
-            },
+            class,
             flight_sent: false,
         })
     }
@@ -141,7 +149,7 @@ impl Handshaking {
         Place {
             tenant: self.trace.tenant.clone(),
             class: self.class,
-            source: account_of(self.trace.source.ip()),
+            source: source_of(self.trace.source.ip()),
             bytes,
         }
     }

@@ -4,7 +4,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -62,7 +61,6 @@ struct Shared {
     timer: Arc<Timer>,
     chain: Arc<[CertificateDer<'static>]>,
     state: Mutex<State>,
-    refusals_shown: Arc<AtomicU8>,
 }
 
 /// Answers what hyper reads.
@@ -90,7 +88,6 @@ impl HttpConnection {
             chain: chain.to_vec().into(),
             timer,
             state: Mutex::new(State::Decided(decided)),
-            refusals_shown: Arc::default(),
             node,
         });
         let hyper = http1::Builder::new()
@@ -212,15 +209,25 @@ impl Shared {
                 let session = self.session(&live);
                 self.be_patient(&live);
                 *state = State::Live(live);
-                return match session.entry.ending() {
-                    None => Ok(session),
-                    Some(_) => Err((DenialCode::GrantStale, None)),
-                };
+                if session.entry.ending().is_some() {
+                    return Err((DenialCode::GrantStale, None));
+                }
+                // A later one of another version: the session ends with the answer.
+                return check_version(request)
+                    .map(|()| session.clone())
+                    .map_err(|denial| {
+                        let code = denial.code;
+                        session.refused(denial, None);
+                        (code, None)
+                    });
             }
             State::Over => return Err((DenialCode::GrantStale, None)),
             State::Decided(decided) => *decided,
         };
         let granted = decided.and_then(|authorised| {
+            if let Err(denial) = check_version(request) {
+                return Err(Box::new(authorised.refuse(denial)));
+            }
             // The lane is diagnostics and firmware over MQTT: what is asked for over HTTP is not in it.
             if authorised.is_quarantined() {
                 let detail = "the quarantine lane is for MQTT alone";
@@ -269,7 +276,6 @@ impl Shared {
             entry: live.entry.clone(),
             expires: live.expires,
             accepted: live.accepted,
-            refusals_shown: self.refusals_shown.clone(),
         }
     }
 
@@ -308,6 +314,17 @@ impl Shared {
     }
 }
 
+/// HTTP/1.0 has no Host that must be there, and no connection that lasts; hyper would take it.
+fn check_version(request: &Request<Incoming>) -> Result<(), Denial> {
+    match request.version() {
+        Version::HTTP_11 => Ok(()),
+        other => {
+            let detail = format!("a request of {other:?}, and only HTTP/1.1 is spoken here");
+            Err(Denial::new(DenialCode::HttpVersion, detail))
+        }
+    }
+}
+
 impl Service<Request<Incoming>> for Requests {
     type Response = Answer;
     type Error = std::convert::Infallible;
@@ -316,10 +333,6 @@ impl Service<Request<Incoming>> for Requests {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let shared = self.0.clone();
         Box::pin(async move {
-            if request.version() != Version::HTTP_11 {
-                let status = hyper::StatusCode::HTTP_VERSION_NOT_SUPPORTED;
-                return Ok(super::problem(status, None, "only HTTP/1.1 is spoken here"));
-            }
             let session = match shared.admit(&request) {
                 Ok(session) => session,
                 Err((code, retry_after_s)) => return Ok(refusal(code, retry_after_s)),

@@ -2,7 +2,6 @@
 //! moment, on its live session.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use countersign_identity::Timestamp;
@@ -16,9 +15,6 @@ use crate::metrics::count;
 use crate::node::Node;
 use crate::session::entry::{EndReason, SessionEntry};
 use crate::session::token::{self, TokenId, TokenRefusal, TokenView, TokenWish};
-
-/// Refusals of one session that are kept and logged one by one; all are counted.
-const REFUSALS_SHOWN: u8 = 8;
 
 /// A message that a device wants to publish.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +38,6 @@ pub struct DeviceSession {
     pub(super) entry: Arc<SessionEntry>,
     pub(super) expires: Timestamp,
     pub(super) accepted: Instant,
-    pub(super) refusals_shown: Arc<AtomicU8>,
 }
 
 impl std::fmt::Debug for DeviceSession {
@@ -136,9 +131,7 @@ impl DeviceSession {
     /// [`TokenRefusal`]; a denial is counted and in the ledger.
     pub fn grant_token(&self, wish: TokenWish<'_>) -> Result<TokenView, TokenRefusal> {
         token::grant(&self.node, &self.entry, self.expires, wish).inspect_err(|refusal| {
-            if let TokenRefusal::Denied(denial) = refusal {
-                self.refused(denial.clone(), None);
-            }
+            self.refused(refusal.denial(), None);
         })
     }
 
@@ -152,12 +145,7 @@ impl DeviceSession {
     /// Keeps a refusal that was decided elsewhere: counted, and in the ledger.
     pub fn refused(&self, denial: Denial, topic: Option<&str>) {
         self.node.metrics.refused(denial.code);
-        let shown = self
-            .refusals_shown
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
-                (n < REFUSALS_SHOWN).then_some(n + 1)
-            });
-        if shown.is_ok() {
+        if self.entry.lists_refusal() {
             let at_us = u32::try_from(self.accepted.elapsed().as_micros()).unwrap_or(u32::MAX);
             self.node.refused_in_session(&self.entry, at_us, denial, topic);
         }

@@ -100,11 +100,11 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
                 kept += 1;
             }
             // One that was ending already is another change's to count: one commit may touch a session twice.
-            Err(denial) => {
-                if entry.end(reason_of(denial.code)) {
-                    ended.push(entry);
-                }
-            }
+            Err(denial) => match reason_of(denial.code) {
+                Some(reason) if entry.end(reason) => ended.push(entry),
+                Some(_) => {}
+                None => kept += 1,
+            },
         }
     }
     // A token whose whole scope was withdrawn is good for nothing that it was asked for.
@@ -140,8 +140,11 @@ pub(crate) fn end(node: &Arc<Node>, entries: Vec<Arc<SessionEntry>>, reason: End
     }
 }
 
-pub(super) fn reason_of(code: DenialCode) -> EndReason {
-    match code {
+/// Why a live session ends that would be denied now. `None`: it stays. A registry that does not answer says nothing against
+/// who is in; the sweep looks again.
+pub(super) fn reason_of(code: DenialCode) -> Option<EndReason> {
+    Some(match code {
+        DenialCode::RegistryUnavailable => return None,
         DenialCode::CredentialRevoked
         | DenialCode::CredentialSuperseded
         | DenialCode::CredentialLapsed
@@ -156,5 +159,18 @@ pub(super) fn reason_of(code: DenialCode) -> EndReason {
             EndReason::PolicyChanged
         }
         _ => EndReason::DeviceChanged,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_that_does_not_answer_ends_nothing_and_every_other_denial_does() {
+        for code in DenialCode::ALL {
+            let stays = *code == DenialCode::RegistryUnavailable;
+            assert_eq!(reason_of(*code).is_none(), stays, "{code}");
+        }
     }
 }

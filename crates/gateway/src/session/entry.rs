@@ -281,6 +281,14 @@ impl SessionEntry {
         *self.admission.lock() = Arc::new(admission);
     }
 
+    /// The same of what was decided over `old`; not if a change has readmitted it since, which knows better.
+    pub(crate) fn readmit_over(&self, old: &Arc<Admission>, admission: Admission) {
+        let mut held = self.admission.lock();
+        if Arc::ptr_eq(&held, old) {
+            *held = Arc::new(admission);
+        }
+    }
+
     /// The client id it goes by.
     pub(crate) fn client_id<'a>(&'a self, admission: &'a Admission) -> &'a str {
         self.client_id.as_deref().unwrap_or(admission.device.id.as_str())

@@ -3,11 +3,12 @@
 //! A writer makes a change visible before it looks for sessions; we index before we look for changes. So a suspension
 //! that falls anywhere between decision and CONNACK is seen by one of the two, and never leaves a live session.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use countersign_identity::Timestamp;
-use countersign_policy::{CredentialState, Denial, DenialCode, Generations, LifecycleState};
+use countersign_policy::{CredentialState, Denial, DenialCode, ExchangeId, Generations, LifecycleState};
 
 use super::entry::{Admission, EndReason, SessionEntry};
 use super::spaces;
@@ -112,7 +113,9 @@ pub(crate) fn grant(
                 will::due(replaced, node);
             }
             *entry.will.lock() = will.map(Box::new);
-            let age_end = node.now().plus(node.options.limits.session_age_max);
+            let age_end = node
+                .now()
+                .plus(age_of(node.options.limits.session_age_max, entry.exchange));
             let (hard_end, hard_end_reason) = match expires < age_end {
                 true => (expires, EndReason::CertificateExpired),
                 false => (age_end, EndReason::SessionAge),
@@ -131,6 +134,15 @@ pub(crate) fn grant(
             Err(Box::new(trace.refuse(denial)))
         }
     }
+}
+
+/// How old a session may become: 80 to 100 per cent of the maximum, by its exchange. A fleet that came all at once after a
+/// power cut comes back over hours, not all at once a day later.
+fn age_of(max: Duration, exchange: ExchangeId) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    exchange.hash(&mut hasher);
+    let share = u32::try_from(hasher.finish() >> 32).unwrap_or(u32::MAX);
+    max - (max / 5).mul_f64(f64::from(share) / f64::from(u32::MAX))
 }
 
 /// Reads the generations again; decides anew until they hold still.
@@ -210,4 +222,29 @@ pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission
         ));
     }
     Ok(admission)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_came_together_comes_back_apart_and_none_too_late() {
+        let max = Duration::from_secs(24 * 3600);
+        let came = Timestamp::from_unix_s(1_795_000_000);
+        let ages: Vec<_> = (0..10_000)
+            .map(|n| age_of(max, ExchangeId::new(came, n)))
+            .collect();
+        assert!(ages.iter().all(|age| *age <= max && *age >= max / 5 * 4));
+        // In each of ten parts of the last fifth about a tenth.
+        let mut parts = [0; 10];
+        for age in &ages {
+            let part = (max - *age).as_secs() * 10 / (max / 5).as_secs();
+            if let Some(count) = usize::try_from(part).ok().and_then(|part| parts.get_mut(part)) {
+                *count += 1;
+            }
+        }
+        assert!(parts.iter().all(|count| (800..1200).contains(count)), "{parts:?}");
+        assert_eq!(age_of(Duration::ZERO, ExchangeId::new(came, 1)), Duration::ZERO);
+    }
 }

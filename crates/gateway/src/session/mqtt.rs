@@ -26,8 +26,6 @@ use crate::node::Node;
 
 /// Replies of one turn are not grown beyond this by waiting messages; the rest follows when they are written.
 const TURN_BYTES: usize = 64 * 1024;
-/// Refused publishes and subscriptions of one session that are kept and logged one by one; all are counted.
-const REFUSALS_SHOWN: u8 = 8;
 /// A client that takes less than this in one packet is sent no reason strings (MQTT-3.1.2-24).
 const REASON_STRING_ROOM: usize = 256;
 
@@ -80,7 +78,6 @@ pub(crate) struct Session {
     filters: Vec<(Box<str>, QoS)>,
     reason_strings: bool,
     published: bool,
-    refusals_shown: u8,
 }
 
 impl Session {
@@ -113,7 +110,6 @@ impl Session {
             filters: Vec::new(),
             reason_strings: properties.request_problem != Some(0) && packet_bytes_max >= REASON_STRING_ROOM,
             published: false,
-            refusals_shown: 0,
             entry: granted.entry,
         };
         match connect.version {
@@ -333,18 +329,22 @@ impl Session {
         // In 3.1.1 `$share` is no shared subscription, and answering it as a plain filter would surprise whoever
         // meant one.
         if asked.group.is_some() || asked.text.starts_with("$share/") {
+            self.refuse_subscription(node, DenialCode::SharedSubscription.into(), asked.text);
             return Err(ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
         }
         let known = self.filters.iter().position(|(f, _)| **f == *asked.text);
-        if known.is_none() && self.filters.len() >= node.options.limits.subscriptions_max {
+        let max = node.options.limits.subscriptions_max;
+        if known.is_none() && self.filters.len() >= max {
+            let what = format!("the session holds {max} subscriptions already");
+            let denial = Denial::new(DenialCode::SubscriptionLimit, what);
+            self.refuse_subscription(node, denial, asked.text);
             return Err(ReasonCode::QUOTA_EXCEEDED);
         }
         let admission = self.entry.admission();
         let permit = admission
             .subscribe(asked.text, asked.filter, asked.qos, node.now())
             .map_err(|denial| {
-                count(&node.metrics.subscriptions_denied);
-                self.refuse(node, denial, Some(asked.text));
+                self.refuse_subscription(node, denial, asked.text);
                 ReasonCode::NOT_AUTHORIZED
             })?;
         let qos = asked.qos.min(QoS::AtLeastOnce);
@@ -362,6 +362,11 @@ impl Session {
             },
         );
         Ok(qos)
+    }
+
+    fn refuse_subscription(&mut self, node: &Node, denial: Denial, filter: &str) {
+        count(&node.metrics.subscriptions_denied);
+        self.refuse(node, denial, Some(filter));
     }
 
     fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>, node: &Node, replies: &mut Vec<u8>) {
@@ -520,10 +525,8 @@ impl Session {
     /// Keeps a refusal within the session: an exchange of its own in the ledger, and one line that can be counted.
     fn refuse(&mut self, node: &Node, denial: Denial, topic: Option<&str>) {
         node.metrics.refused(denial.code);
-        if self.refusals_shown >= REFUSALS_SHOWN {
-            return;
+        if self.entry.lists_refusal() {
+            node.refused_in_session(&self.entry, self.age_us(), denial, topic);
         }
-        self.refusals_shown += 1;
-        node.refused_in_session(&self.entry, self.age_us(), denial, topic);
     }
 }

@@ -2,13 +2,16 @@
 //!
 //! Changes look for the sessions they touch, and sessions look for changes before they are granted; nothing should be
 //! left for this to find. What it does find is counted, and is a bug.
+//!
+//! One thing changes that no change tells of: the time. Sessions under policies that read it are asked about anew at each
+//! round, so that none outlives what it was permitted by longer than that.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::cutoff::reason_of;
 use super::entry::{EndReason, SessionEntry};
-use super::grant::{check, current_generations};
+use super::grant::{check, current_generations, decide_anew};
 use crate::metrics::count;
 use crate::node::Node;
 
@@ -17,6 +20,17 @@ use crate::node::Node;
 const SETTLE: Duration = Duration::from_secs(1);
 /// The shortest interval.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Sessions that are decided anew before others get a turn of the thread: a millisecond or two.
+const TURN: usize = 64;
+
+/// What a round looks at more closely.
+#[derive(Default)]
+struct Round {
+    /// Sessions that were decided under other facts than those of now.
+    missed: Vec<Arc<SessionEntry>>,
+    /// Sessions under policies that read the time.
+    timed: Vec<Arc<SessionEntry>>,
+}
 
 /// Sweeps until the gateway is gone.
 pub(crate) async fn run(node: Weak<Node>) {
@@ -25,30 +39,43 @@ pub(crate) async fn run(node: Weak<Node>) {
             return;
         };
         tokio::time::sleep(interval.max(INTERVAL_MIN)).await;
-        let Some(suspects) = node.upgrade().map(|n| missed(&n)) else {
+        let Some(round) = node.upgrade().map(|n| look(&n)) else {
             return;
         };
-        if !suspects.is_empty() {
+        for turn in round.timed.chunks(TURN) {
+            let Some(node) = node.upgrade() else { return };
+            for entry in turn {
+                ask_again(&node, entry);
+            }
+            drop(node);
+            tokio::task::yield_now().await;
+        }
+        if !round.missed.is_empty() {
             tokio::time::sleep(SETTLE).await;
         }
         let Some(node) = node.upgrade() else { return };
         count(&node.metrics.sweeps);
-        for entry in suspects {
+        for entry in round.missed {
             settle(&node, &entry);
         }
     }
 }
 
-/// Sessions that were decided under other facts than those of now. None while the facts cannot be trusted: who is in
-/// stays in.
-fn missed(node: &Node) -> Vec<Arc<SessionEntry>> {
+/// None while the facts cannot be trusted: who is in stays in.
+fn look(node: &Node) -> Round {
+    let mut round = Round::default();
     if node.facts.health().is_err() {
-        return vec![];
+        return round;
     }
     // Facts are looked up outside of the index's locks: whoever connects or closes meanwhile waits for none of it.
-    let mut live = node.sessions.filter(|entry| entry.ending().is_none());
-    live.retain(|entry| is_stale(node, entry));
-    live
+    for entry in node.sessions.filter(|entry| entry.ending().is_none()) {
+        if is_stale(node, &entry) {
+            round.missed.push(entry);
+        } else if entry.admission().policy.reads_time() {
+            round.timed.push(entry);
+        }
+    }
+    round
 }
 
 fn is_stale(node: &Node, entry: &SessionEntry) -> bool {
@@ -75,19 +102,40 @@ fn settle(node: &Node, entry: &SessionEntry) {
         "a change missed this session"
     );
     match decided {
-        Ok(()) => {
-            let admission = entry.admission();
-            if entry
-                .token_facts()
-                .is_some_and(|t| t.is_void(&admission, node.now()))
-            {
-                entry.end(EndReason::PolicyChanged);
-            }
-            // An idle one looks at its subscriptions now.
-            entry.timer.wake();
-        }
+        Ok(()) => stay(node, entry),
         Err(denial) => {
-            entry.end(reason_of(denial.code));
+            if let Some(reason) = reason_of(denial.code) {
+                entry.end(reason);
+            }
         }
     }
+}
+
+/// Asks for a session that nothing changed for what is permitted at this time of day.
+fn ask_again(node: &Node, entry: &SessionEntry) {
+    let held = entry.admission();
+    match decide_anew(node, entry) {
+        Ok(admission) => {
+            entry.readmit_over(&held, admission);
+            stay(node, entry);
+        }
+        Err(denial) => {
+            if let Some(reason) = reason_of(denial.code) {
+                entry.end(reason);
+            }
+        }
+    }
+}
+
+/// It may stay connected; whether with what it has is the next question.
+fn stay(node: &Node, entry: &SessionEntry) {
+    let admission = entry.admission();
+    if entry
+        .token_facts()
+        .is_some_and(|t| t.is_void(&admission, node.now()))
+    {
+        entry.end(EndReason::PolicyChanged);
+    }
+    // An idle one looks at its subscriptions now.
+    entry.timer.wake();
 }

@@ -105,6 +105,25 @@ pub enum TokenRefusal {
     Denied(Denial),
 }
 
+impl TokenRefusal {
+    /// The same as a denial, for counter and ledger.
+    pub(crate) fn denial(&self) -> Denial {
+        match self {
+            Self::Scope(names) => Denial::new(
+                DenialCode::TokenScopeForbidden,
+                // What the device named is as long as it likes.
+                format!("the device may not publish to {:?}", shown(names)),
+            ),
+            Self::Denied(denial) => denial.clone(),
+        }
+    }
+}
+
+/// The beginning of what somebody sent: enough to know it again.
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
 impl From<Denial> for TokenRefusal {
     fn from(denial: Denial) -> Self {
         Self::Denied(denial)
@@ -367,8 +386,8 @@ pub(crate) fn look(node: &Node, tenant: &TenantId, device: &DeviceId, id: &Token
         Ok(admission) => admission,
         Err(denial) => {
             // A registry that does not answer ends nothing; it is no answer either.
-            if denial.code != DenialCode::RegistryUnavailable {
-                entry.end(reason_of(denial.code));
+            if let Some(reason) = reason_of(denial.code) {
+                entry.end(reason);
             }
             return None;
         }

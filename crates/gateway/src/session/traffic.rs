@@ -1,6 +1,6 @@
 //! What a session sent and received, by topic: a bounded summary for the ledger.
 //!
-//! A session that never published nor received anything has none, and pays a pointer for it. Summaries are handed to
+//! A session that never published nor received anything, and was refused nothing, has none, and pays a pointer for it. Summaries are handed to
 //! the ledger when the session ends, and at intervals while it is live: a crash costs at most what was sent since the
 //! last one (`limits.session_report_interval_s`).
 
@@ -19,6 +19,8 @@ use crate::node::Node;
 const CONNECTION: &str = "connection";
 /// The name of the kind that is a token: it has a name of its own, and no connection.
 const TOKEN: &str = "token";
+/// Refusals within one session that are kept and logged one by one; all are counted.
+const REFUSALS_SHOWN: u64 = 8;
 
 /// The summary of a live session; nothing is allocated before its first message.
 #[derive(Debug, Default)]
@@ -28,6 +30,8 @@ pub(crate) struct Traffic(Mutex<Option<Box<Summary>>>);
 struct Summary {
     published: Direction,
     received: Direction,
+    /// What it was refused, listed or not.
+    refusals: u64,
     /// Something came since it was last handed on.
     dirty: bool,
 }
@@ -122,6 +126,17 @@ impl SessionEntry {
         self.used(topic, bytes, node, |s| &mut s.received);
     }
 
+    /// Something was refused to this session. Whether that is kept and logged by itself; if not, the session's record says
+    /// how many more there were.
+    pub(crate) fn lists_refusal(&self) -> bool {
+        let mut traffic = self.traffic.0.lock();
+        let summary = traffic.get_or_insert_default();
+        summary.refusals += 1;
+        let listed = summary.refusals <= REFUSALS_SHOWN;
+        summary.dirty |= !listed;
+        listed
+    }
+
     fn used(
         &self,
         topic: &str,
@@ -198,6 +213,7 @@ impl SessionEntry {
             end: ended.map(|(_, reason)| reason.to_owned()),
             published: summary.published.view(),
             received: summary.received.view(),
+            refusals_unlisted: summary.refusals.saturating_sub(REFUSALS_SHOWN),
         }
     }
 }

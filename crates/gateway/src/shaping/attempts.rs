@@ -9,6 +9,7 @@
 //! out. And were unknown certificates counted, anybody could fill the table with some of their own making.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use countersign_identity::Fingerprint;
@@ -34,6 +35,7 @@ pub struct Attempts {
     accounts_max: usize,
     start: Instant,
     due_ns: Mutex<HashMap<Fingerprint, u64>>,
+    forgotten: AtomicU64,
 }
 
 impl Attempts {
@@ -44,6 +46,7 @@ impl Attempts {
             accounts_max: accounts_max.max(1),
             start: Instant::now(),
             due_ns: Mutex::default(),
+            forgotten: AtomicU64::new(0),
         }
     }
 
@@ -78,11 +81,18 @@ impl Attempts {
             accounts.retain(|_, due| *due > now_ns);
             if accounts.len() >= self.accounts_max {
                 // So many real devices at once: their accounts start anew.
+                self.forgotten.fetch_add(accounts.len() as u64, Ordering::Relaxed);
                 accounts.clear();
             }
             accounts.shrink_to(1024);
         }
         self.rate.charge(accounts.entry(fingerprint).or_insert(0), now_ns);
+    }
+
+    /// How many devices have an account, and how many lost one that still owed, since start.
+    pub(crate) fn accounts(&self) -> (u64, u64) {
+        let accounts = self.due_ns.lock().len();
+        (accounts as u64, self.forgotten.load(Ordering::Relaxed))
     }
 
     /// Drops accounts that owe nothing, for the timer.
@@ -137,6 +147,8 @@ mod tests {
             attempts.count_at(fingerprint(n), S);
             assert!(attempts.due_ns.lock().len() <= 1_000);
         }
+        // Nine times it was full of devices that owed.
+        assert_eq!(attempts.accounts(), (1_000, 9_000));
         attempts.count_at(fingerprint(0), 1_000 * S);
         for n in 0..1_000 {
             attempts.count_at(fingerprint(n), 2_000 * S);

@@ -33,7 +33,7 @@ pub(crate) struct Place {
     /// By the server name; `None` if it chose none.
     pub(crate) tenant: Option<TenantId>,
     pub(crate) class: Class,
-    /// As `sources::account_of` says.
+    /// As `source_of` says.
     pub(crate) source: IpAddr,
     /// How many bytes it holds while it waits.
     pub(crate) bytes: usize,

@@ -1,26 +1,18 @@
 //! Accounts by source: how many connections and handshakes an address holds, and how fast it opens them.
 //!
-//! No I/O. A source is an IPv4 address or an IPv6 /64: one subscriber gets at least that much of IPv6 (RFC 6177), so
-//! finer accounts would be no limit at all.
+//! No I/O. A source is an IPv4 address or an IPv6 /64.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use countersign_policy::DenialCode;
+use countersign_policy::exchange::source_of;
 
 use super::rate::Rate;
 use crate::limits::Limits;
 
 /// A table that shrank to an eighth of this gives its memory back.
 const SHRINK_ABOVE: usize = 1024;
-
-/// The address that an account is kept under.
-pub(crate) fn account_of(source: IpAddr) -> IpAddr {
-    match source.to_canonical() {
-        v4 @ IpAddr::V4(_) => v4,
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX))),
-    }
-}
 
 #[derive(Debug, Default)]
 struct Account {
@@ -60,7 +52,7 @@ impl Sources {
     /// # Errors
     /// The limit that it reaches; then nothing is counted.
     pub(crate) fn enter(&mut self, source: IpAddr, now_ns: u64) -> Result<(), DenialCode> {
-        let source = account_of(source);
+        let source = source_of(source);
         if self.accounts.len() >= self.accounts_max && !self.accounts.contains_key(&source) {
             self.sweep(now_ns);
         }
@@ -87,7 +79,7 @@ impl Sources {
 
     /// A handshake of the source is over, whichever way.
     pub(crate) fn handshake_over(&mut self, source: IpAddr) {
-        if let Some(account) = self.accounts.get_mut(&account_of(source)) {
+        if let Some(account) = self.accounts.get_mut(&source_of(source)) {
             account.handshakes = account.handshakes.saturating_sub(1);
             self.handshakes = self.handshakes.saturating_sub(1);
         }
@@ -95,7 +87,7 @@ impl Sources {
 
     /// A connection of the source is over. Its account is kept while it owes for the rate.
     pub(crate) fn leave(&mut self, source: IpAddr, now_ns: u64) {
-        let source = account_of(source);
+        let source = source_of(source);
         let Some(account) = self.accounts.get_mut(&source) else {
             return;
         };
@@ -188,8 +180,8 @@ mod tests {
 
     #[test]
     fn ipv6_counts_by_subscriber() {
-        assert_eq!(account_of(ip("2001:db8:1:2:3::4")), ip("2001:db8:1:2::"));
-        assert_eq!(account_of(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
+        assert_eq!(source_of(ip("2001:db8:1:2:3::4")), ip("2001:db8:1:2::"));
+        assert_eq!(source_of(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
         let mut sources = Sources::new(&limits());
         for n in 0..60u128 {
             let address = IpAddr::V6((0x2001_0db8_u128 << 96 | n).into());

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use countersign_gateway::Limits;
+use countersign_identity::Clock;
 use countersign_policy::decide::DEFAULT_POLICY;
-use countersign_registry::Registry;
 use countersign_registry::policies::PolicyChange;
-use countersign_testkit::client::connect_with_will;
+use countersign_registry::{Registry, SystemClock};
+use countersign_testkit::client::{connect_with_will, subscribe};
 use rustls::{ClientConnection, StreamOwned};
 
-use crate::world::{World, actor, tenant, world};
+use crate::world::{World, actor, tenant, world, world_with};
 
 const STATUS: &str = "devices/d1/status";
 /// Who comes may come, and its will may not be published.
@@ -150,4 +152,61 @@ fn a_change_of_policies_at_every_lookup_of_a_connect_with_a_will() {
         assert!(refused > 200, "{more}: {refused} refused, {granted} granted");
         assert_eq!(world.gateway.metrics().panics.load(Ordering::Relaxed), 0);
     }
+}
+
+/// Policies under which an action is forbidden from `seconds` from now on.
+fn until(registry: &Registry, action: &str, seconds: u64) {
+    let end = Clock::now(&SystemClock).unix_s() + i64::try_from(seconds).unwrap();
+    set(
+        registry,
+        &format!(
+            r#"@id("hours") forbid (principal, action == Action::"{action}", resource) when {{ context.now >= {end} }};"#
+        ),
+    );
+}
+
+/// No change tells anybody that the time has gone on.
+#[test]
+fn no_session_outlives_what_policies_permit_at_that_time() {
+    let world = world_with(Limits {
+        session_sweep: Duration::from_secs(1),
+        ..Limits::default()
+    });
+    let ends = || world.gateway.metrics().ends();
+    for (n, action) in (1..).zip(["connect", "subscribe"]) {
+        until(&world.registry, action, 3);
+        let began = Instant::now();
+        let mut stream = world.tls();
+        let mut sent = countersign_testkit::client::connect(5, "d1");
+        sent.extend(subscribe(5, "devices/d1/commands/#"));
+        stream.write_all(&sent).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert_eq!((answer[0], answer[3]), (0x20, 0), "{action}: {answer:?}");
+        let took = began.elapsed();
+        assert!(took > Duration::from_secs(1), "{action}: {took:?}");
+        let disconnect = answer.windows(3).find(|w| w[0] == 0xe0).map(|w| w[2]);
+        assert_eq!(disconnect, Some(0x87), "{action}: {answer:?}");
+        world.nothing_lives(action);
+        assert_eq!(ends().get("policy-changed"), Some(&n), "{action}");
+    }
+    // Nothing that a change missed.
+    assert_eq!(world.gateway.metrics().sweep_found.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_token_ends_when_its_device_may_no_longer_come() {
+    let world = world_with(Limits {
+        session_sweep: Duration::from_secs(1),
+        ..Limits::default()
+    });
+    until(&world.registry, "connect", 3);
+    let (text, id) = world.token(600);
+    assert!(id.is_some(), "{text}");
+    let started = Instant::now();
+    while world.gateway.session_count() > 0 {
+        assert!(started.elapsed() < Duration::from_secs(10), "the token is live");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(world.gateway.metrics().ends().get("policy-changed"), Some(&1));
 }

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use countersign_gateway::{Limits, TicketSettings};
+use countersign_policy::Stage;
 use countersign_testkit::client::{Attempt, TLS12, TLS13, connect};
 use countersign_testkit::pki::Leaf;
 
@@ -112,4 +113,46 @@ fn who_goes_on_sending_while_it_waits_is_refused() {
     let mut answer = [0; 5];
     patient.read_exact(&mut answer).unwrap();
     assert_eq!(answer[0], 22);
+}
+
+/// A ticket buys nobody the key exchange that the same certificate would be refused before.
+#[test]
+fn who_comes_far_too_often_is_refused_at_its_ticket() {
+    let mut world = World::new();
+    world.limits.device_connects_per_minute = 4;
+    world.start(TicketSettings::default());
+    let identity = world.add("default", "d1", &Leaf::named("d1"));
+    let bye = [connect(5, "d1"), vec![0xe0, 0]].concat();
+    for versions in [TLS13, TLS12] {
+        let device = Attempt {
+            versions,
+            ..world.attempt(0).identity(&identity).send(bye.clone())
+        }
+        .resuming();
+        let (mut admitted, mut told, mut ignored) = (0, 0, 0);
+        for n in 0..12 {
+            let seen = device.run();
+            match (seen.connack(), seen.alert) {
+                (Some(0), _) => admitted += 1,
+                (Some(0x9f), _) => told += 1,
+                (None, Some(49)) => ignored += 1,
+                _ => panic!("{n}: {seen:?}"),
+            }
+            if ignored == 0 {
+                assert_eq!(seen.resumed, n > 0, "{n}: {seen:?}");
+            }
+            // The ticket is used up by that; those after it show the certificate.
+            if n == 8 {
+                let record = world.last();
+                let denial = record.denial.as_ref().unwrap();
+                assert_eq!(denial.code.as_str(), "credential.rate-ignored", "{denial:?}");
+                assert!(denial.detail.contains("by a ticket"), "{denial:?}");
+                let reached = |stage| record.stages.iter().any(|s| s.stage == stage);
+                assert!(!reached(Stage::ServerFlight), "{record:?}");
+            }
+        }
+        assert_eq!((admitted, told, ignored), (4, 4, 4));
+        // Nothing is remembered of the attempts.
+        world.start(TicketSettings::default());
+    }
 }

@@ -122,6 +122,12 @@ impl Service {
                 limited.count, limited.first, limited.last
             ));
         }
+        let unlisted: u64 = sessions.iter().map(|s| s.record.refusals_unlisted).sum();
+        if unlisted > 0 {
+            gaps.push(format!(
+                "{unlisted} refusals within sessions were only counted, and are not listed: a session's first are kept, its record says how many there were beyond (refusals_unlisted)"
+            ));
+        }
         let lost = |what: &str, since: Option<Timestamp>| {
             since.filter(|t| *t > from).map(|t| {
                 format!("{what} before {t} may be missing: the ledger keeps so many and so old ([ledger] in the configuration)")
@@ -232,6 +238,7 @@ fn unrecorded(exchange: ExchangeRecord) -> Option<SessionRecord> {
         end: None,
         published: TopicSummary::default(),
         received: TopicSummary::default(),
+        refusals_unlisted: 0,
     })
 }
 

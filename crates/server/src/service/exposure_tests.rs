@@ -85,6 +85,7 @@ fn session(n: u64, kind: &str) -> SessionRecord {
         end: Some("client-disconnect".into()),
         published: TopicSummary::default(),
         received: TopicSummary::default(),
+        refusals_unlisted: 0,
     }
 }
 
@@ -143,6 +144,27 @@ fn refusals_that_were_only_counted_are_told_within_their_window() {
     let told = gaps(0, 100);
     assert!(
         told.len() == 1 && told[0].starts_with("3 refusals between"),
+        "{told:?}"
+    );
+    assert_eq!(gaps(50, 100), Vec::<String>::new());
+}
+
+#[test]
+fn refusals_of_a_session_that_were_only_counted_are_told() {
+    let (_folder, service) = place(Config::default());
+    let ledger = service.registry().ledger();
+    ledger.record(exchange(1, Outcome::Admitted), Some((tenant(), device())));
+    ledger.session(SessionRecord {
+        refusals_unlisted: 12,
+        ..session(1, "connection")
+    });
+    let gaps = |from: u64, to: u64| {
+        let told = service.exposure(&tenant(), &device(), at(from), at(to));
+        told.unwrap().gaps
+    };
+    let told = gaps(0, 100);
+    assert!(
+        told.len() == 1 && told[0].starts_with("12 refusals within sessions"),
         "{told:?}"
     );
     assert_eq!(gaps(50, 100), Vec::<String>::new());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{AuthorityId, CertificateFacts, TenantId, Timestamp, VerifiedChain};
+use countersign_identity::{AuthorityId, CertificateFacts, Fingerprint, TenantId, Timestamp, VerifiedChain};
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::{CredentialFacts, CredentialState, FactSource, Possession};
 use rustls::pki_types::CertificateDer;
@@ -46,11 +46,13 @@ impl DeviceTickets {
         &self.counts
     }
 
-    /// Whether it is a ticket of ours that may be taken now, as far as this is cheap to say. Nobody proved to have it: it
-    /// says no more than where a handshake stands that waits.
-    pub(crate) fn opens(&self, ticket: &[u8], asked: Option<&TenantId>, node: &Node) -> bool {
-        self.current(ticket, asked, node.facts.as_ref(), node.now())
-            .is_ok()
+    /// The certificate of a ticket of ours that may be taken now, as far as this is cheap to say. Nobody proved to have it:
+    /// it says where a handshake stands that waits, and whether a device that comes far too often is behind it.
+    pub(crate) fn opens(&self, ticket: &[u8], asked: Option<&TenantId>, node: &Node) -> Option<Fingerprint> {
+        let (facts, ..) = self
+            .current(ticket, asked, node.facts.as_ref(), node.now())
+            .ok()?;
+        Some(facts.fingerprint)
     }
 
     /// Opens a ticket, and checks its age, its authority and its credential.
