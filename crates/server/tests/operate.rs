@@ -330,6 +330,18 @@ fn what_is_wrong_at_start_is_said_with_a_cure_and_an_exit_code() {
             assert!(text.contains(part), "{part:?} is not in:\n{text}");
         }
     };
+    // A misspelt name must not become a platform of its own, with other roots and no devices. (The port is taken, so that
+    // one that starts all the same ends.)
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let cure = format!("hint: countersign init --data {}", data.display());
+    let refused = ["there is no countersign data directory", &cure];
+    expect(&serve(&["--listen", &address]), 5, &refused);
+    assert!(!data.exists());
+    std::fs::create_dir(&data).unwrap();
+    expect(&serve(&["--listen", &address]), 5, &refused);
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
+    std::fs::remove_dir(&data).unwrap();
     assert!(
         run(&[
             "--data",
@@ -357,8 +369,6 @@ fn what_is_wrong_at_start_is_said_with_a_cure_and_an_exit_code() {
     );
     std::fs::write(&config, &good).unwrap();
 
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
     expect(
         &serve(&["--listen", &address]),
         5,

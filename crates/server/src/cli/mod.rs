@@ -90,6 +90,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Ca(command) => ca::run(command, &data, out).await,
         Command::Serve { listen, admin } => {
+            crate::serve::need_prepared(&data)?;
             let mut config = configuration(&data, named)?;
             if let Some(listen) = listen {
                 config.set_device_address(listen);
