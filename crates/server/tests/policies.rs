@@ -528,6 +528,45 @@ fn what_does_not_fit_the_schema_needs_a_word_and_refuses_where_it_fails() {
 }
 
 #[test]
+fn who_shares_a_fault_is_one_group_and_a_refusal_stays_readable() {
+    let place = Place::new("");
+    for n in 0..12 {
+        place.provision(&format!("d{n:02}"));
+    }
+    let failing = "@id(\"typo\") forbid (principal, action, resource) when { principal.modle == \"x\" };\n";
+    let failing = place.write("failing.cedar", &format!("{OPEN}{failing}"));
+    let said = place.refused(&["policy", "set", &failing, "--reason", "x"]);
+    for part in [
+        "would lock out 12 of the 12 devices",
+        "(d00, d01, d02, …)",
+        "hint: ",
+        "--accept-lock-out",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert_eq!(said.matches("error while evaluating").count(), 1, "{said}");
+    let said = place.server.cli_ok(&["policy", "simulate", &failing]).unwrap();
+    assert!(
+        said.contains("  locked-out 12 by error while evaluating"),
+        "{said}"
+    );
+
+    // One reason for each device: the most are told, and the rest is counted.
+    let each: String = (0..12)
+        .map(|n| {
+            format!("@id(\"no-{n}\") forbid (principal == Device::\"default/d{n:02}\", action, resource);\n")
+        })
+        .collect();
+    let each = place.write("each.cedar", &format!("{OPEN}{each}"));
+    let said = place.refused(&["policy", "set", &each, "--reason", "x"]);
+    assert_eq!(said.matches(" by \"no-").count(), 10, "{said}");
+    assert!(said.contains("; 2 for 2 reasons more"), "{said}");
+    let said = place.server.cli_ok(&["policy", "simulate", &each]).unwrap();
+    assert_eq!(said.matches("locked-out 1 by no-").count(), 10, "{said}");
+    assert!(said.contains("and 2 for 2 reasons more"), "{said}");
+}
+
+#[test]
 fn a_fault_is_told_with_its_place_without_a_server() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("p.cedar");

@@ -17,6 +17,7 @@ use super::policy_cases;
 use super::verify::moment;
 use crate::client::Client;
 use crate::failure::Failure;
+use crate::service::GROUPS_MAX;
 
 #[derive(Subcommand)]
 pub enum PolicyCommand {
@@ -327,7 +328,8 @@ fn simulated(a: &Value) -> String {
             "{what}: {} would be locked out, {} newly let in; {} stay in, {} stay out",
             shifts["locked_out"], shifts["let_in"], shifts["stay_in"], shifts["stay_out"]
         ));
-        for group in shifts["groups"].as_array().into_iter().flatten() {
+        let groups = shifts["groups"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for group in groups.iter().take(GROUPS_MAX) {
             let by = match (group["policies"].as_array(), group["code"].as_str()) {
                 (Some(policies), code) if policies.is_empty() => code.unwrap_or("-").to_owned(),
                 _ => cell(&group["policies"]),
@@ -339,6 +341,13 @@ fn simulated(a: &Value) -> String {
                 cell(&group["shift"]),
                 cell(&group["examples"]),
                 if count > shown { ", …" } else { "" }
+            ));
+        }
+        if let Some(rest) = groups.get(GROUPS_MAX..).filter(|rest| !rest.is_empty()) {
+            let count: u64 = rest.iter().filter_map(|g| g["count"].as_u64()).sum();
+            lines.push(format!(
+                "  and {count} for {} reasons more; --json has them all",
+                rest.len()
             ));
         }
     }

@@ -39,6 +39,7 @@ pub use manifest::ManifestImport;
 pub use policies::PolicyDraft;
 pub use receipts::Told;
 pub(crate) use receipts::{Deed, blocking};
+pub(crate) use simulation::GROUPS_MAX;
 pub use stations::StationDraft;
 pub use why::{DataAction, WhyAsked};
 

@@ -7,7 +7,7 @@ use countersign_mqtt::topic::SpaceFilter;
 use countersign_policy::{ClientIdMode, TopicSpace};
 use countersign_registry::{Actor, PolicyChange, RegistryError};
 
-use super::simulation::{Draft, FleetShifts, Shifts};
+use super::simulation::{Draft, FleetShifts, GROUPS_MAX, Shifts};
 use super::{Deed, Service, Told, blocking};
 use crate::failure::Failure;
 
@@ -188,8 +188,9 @@ impl<'a> LockOut<'a> {
 
 impl std::fmt::Display for LockOut<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let lost = self.shifts.groups.iter().filter(|g| g.shift == "locked-out");
-        let whom: Vec<String> = lost
+        let lost = || self.shifts.groups.iter().filter(|g| g.shift == "locked-out");
+        let mut whom: Vec<String> = lost()
+            .take(GROUPS_MAX)
             .map(|g| {
                 let names: Vec<_> = g.examples.iter().take(3).map(DeviceId::as_str).collect();
                 let more = if g.count > names.len() as u64 { ", …" } else { "" };
@@ -200,6 +201,14 @@ impl std::fmt::Display for LockOut<'_> {
                 format!("{} by {by:?} ({}{more})", g.count, names.join(", "))
             })
             .collect();
+        let rest: Vec<u64> = lost().skip(GROUPS_MAX).map(|g| g.count).collect();
+        if !rest.is_empty() {
+            whom.push(format!(
+                "{} for {} reasons more",
+                rest.iter().sum::<u64>(),
+                rest.len()
+            ));
+        }
         write!(
             f,
             "it would lock out {} of the {} devices that {}: {}",

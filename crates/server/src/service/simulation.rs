@@ -13,7 +13,7 @@ use countersign_policy::clones::CloneAction;
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::{
-    DenialCode, DeviceFacts, ExchangeRecord, FactSource, LifecycleState, TopicSpace, has_template,
+    Denial, DenialCode, DeviceFacts, ExchangeRecord, FactSource, LifecycleState, TopicSpace, has_template,
 };
 use countersign_registry::policies::bounded;
 use countersign_registry::{PolicyVersion, check_policies};
@@ -24,6 +24,8 @@ use crate::failure::Failure;
 
 /// Devices that are named per group.
 const EXAMPLES_MAX: usize = 10;
+/// Groups that are told one by one; the rest is counted.
+pub(crate) const GROUPS_MAX: usize = 10;
 /// Exchanges that are read from the ledger at once.
 const PAGE: u32 = 1000;
 
@@ -327,6 +329,17 @@ impl<'a> Sides<'a> {
         worst.full_instead
     }
 
+    /// What determined a refusal. Why a policy fails is told with the device that it failed for: without it, those that
+    /// share the fault are one group.
+    fn reasons(&self, denial: Denial, device: &DeviceId) -> Vec<String> {
+        if denial.code != DenialCode::PolicyError {
+            return denial.policies;
+        }
+        let entity = format!("Device::\"{}/{device}\"", self.tenant);
+        let failed = denial.policies.iter();
+        failed.map(|p| p.replace(&entity, "the device")).collect()
+    }
+
     /// How the decision about one case changes under an authority.
     fn shift(&self, comer: &Comer, authority: &AuthorityId, circumstances: Circumstances) -> Shift {
         let decide = |facts: &dyn FactSource, tls: TlsFacts| -> Decided {
@@ -334,7 +347,7 @@ impl<'a> Sides<'a> {
             let (device, by) = (comer.device.clone(), &comer.fingerprint);
             judge::of_device(facts, device, by, authority, circumstances)
                 .map(|a| a.permit.policies().iter().map(ToString::to_string).collect())
-                .map_err(|d| (d.code, d.policies))
+                .map_err(|d| (d.code, self.reasons(d, &comer.device.id)))
         };
         let either = |facts: &dyn FactSource| -> (Decided, bool) {
             let found = decide(facts, circumstances.tls);
