@@ -596,10 +596,62 @@ fn a_fault_is_told_with_its_place_without_a_server() {
         .output()
         .unwrap();
     assert!(text(&schema).contains("custody") && text(&schema).contains("\"quarantine-clone\""));
-    let clones =
-        "permit (principal, action == Action::\"quarantine-clone\", resource) when { context.SCORE > 3000 };";
+    let clones = format!(
+        "{OPEN}permit (principal, action == Action::\"quarantine-clone\", resource) when {{ context.SCORE > 3000 }};"
+    );
     assert!(check(&clones.replace("SCORE", "score")).status.success());
     assert!(!check(&clones.replace("SCORE", "points")).status.success());
+    // What `set` would refuse is not called good here.
+    let output = check(&OPEN.replace("action,", "action == Action::\"publish\","));
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("no policy would permit connect") && said.contains("hint: "),
+        "{said}"
+    );
+    assert!(!said.contains("would take effect"), "{said}");
+}
+
+#[test]
+fn a_misspelt_topic_space_is_told_by_check_simulate_and_set() {
+    let place = Place::new("");
+    let with = |space: &str| {
+        format!(
+            "{}@id(\"out\") permit (principal, action == Action::\"publish\", resource)\nwhen {{ context.spaces.contains(\"{space}\") }};\n",
+            OPEN.replace("action,", "action == Action::\"connect\",")
+        )
+    };
+    let file = place.write("p.cedar", &with("telemetri"));
+    let good = place.write("good.cedar", &with("telemetry"));
+    let said_by = |arguments: &[&str]| {
+        let output = place.server.cli(arguments).unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+    };
+    let warning = "policy \"out\": it names the topic space \"telemetri\", which is not declared";
+    let set = |file: &str| said_by(&["policy", "set", file, "--reason", "x"]);
+    for said in [
+        said_by(&["policy", "check", &file]),
+        said_by(&["policy", "simulate", &file]),
+        set(&file),
+    ] {
+        assert!(said.contains(warning) && said.contains("cure: "), "{said}");
+    }
+    let checked = said_by(&["policy", "check", &file]);
+    assert!(checked.contains("built-in topic spaces; --spaces"), "{checked}");
+    for said in [
+        said_by(&["policy", "check", &good]),
+        said_by(&["policy", "simulate", &good]),
+        set(&good),
+    ] {
+        assert!(!said.contains("warning"), "{said}");
+    }
+    // The spaces in force count, where there are others.
+    let spaces = place.write("s.json", r#"[{"name": "telemetri", "filter": "t/{id}/#"}]"#);
+    said_by(&["policy", "set", &file, "--spaces", &spaces, "--reason", "ours"]);
+    let said = said_by(&["policy", "simulate", &file]);
+    assert!(!said.contains("warning"), "{said}");
+    assert!(said_by(&["policy", "simulate", &good]).contains("\"telemetry\", which is not declared"));
 }
 
 #[test]

@@ -257,10 +257,10 @@ async fn configure_tenant(
         base: body.base,
         reverts: None,
     });
-    let (version, told) = service
+    let done = service
         .configure_tenant(actor(&headers), tenant.clone(), body.client_id_mode, draft)
         .await?;
-    encode(policies::configured(json!({ "id": tenant }), version, told))
+    encode(policies::configured(json!({ "id": tenant }), done))
 }
 
 async fn add_host(

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use countersign_gateway::judge::{self, Circumstances, Proposed};
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
 use countersign_policy::clones::CloneAction;
-use countersign_policy::decide::TenantPolicy;
+use countersign_policy::decide::{PolicyProblem, TenantPolicy};
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::{
     Denial, DenialCode, DeviceFacts, ExchangeRecord, FactSource, LifecycleState, TopicSpace, has_template,
@@ -66,6 +66,8 @@ pub struct Simulation {
     pub base: u64,
     /// What does not fit the schema; such policies take effect only if that is accepted.
     pub problems: Vec<String>,
+    /// What looks wrong and would take effect all the same, such as a topic space that nobody declared.
+    pub warnings: Vec<PolicyProblem>,
     #[serde(flatten)]
     pub(super) fleet: FleetShifts,
     /// The exchanges that the ledger keeps, each as it was, over what is known of device and credential now. One that was
@@ -208,6 +210,8 @@ pub(super) struct Draft {
     pub(super) problems: Vec<String>,
     /// What to do about the first of them.
     pub(super) cure: String,
+    /// What looks wrong and takes effect all the same.
+    pub(super) warnings: Vec<PolicyProblem>,
 }
 
 impl Draft {
@@ -225,7 +229,10 @@ impl Draft {
         // What is in force was accepted as it is.
         let (new_text, new_spaces) = (*text != current.policies, *spaces != *current.spaces);
         bounded(new_text.then_some(text), new_spaces.then_some(spaces)).map_err(Failure::invalid)?;
-        let found = check_policies(text, spaces).err().unwrap_or_default();
+        let (warnings, found) = match check_policies(text, spaces) {
+            Ok(warnings) => (warnings, Vec::new()),
+            Err(found) => (Vec::new(), found),
+        };
         let problems: Vec<String> = found.iter().map(ToString::to_string).collect();
         let cure = found.first().map(|p| p.cure.clone()).unwrap_or_default();
         // A template may be in force, accepted by a version that did not look; none is accepted any more.
@@ -237,6 +244,7 @@ impl Draft {
                 policy: Arc::new(policy),
                 problems,
                 cure,
+                warnings,
             }),
             _ => Err(Failure::invalid(format!(
                 "the policies cannot take effect: {}; hint: {cure}",
@@ -391,6 +399,7 @@ impl Service {
         Ok(Simulation {
             base: current.number,
             problems: draft.problems,
+            warnings: draft.warnings,
             fleet,
             exchanges: exchanges.finish(),
             full_instead,
