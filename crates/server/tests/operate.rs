@@ -513,6 +513,47 @@ fn an_import_reads_csv_folders_and_bundles_and_says_what_is_wrong_with_a_line() 
 }
 
 #[test]
+fn a_list_that_is_cut_says_so_and_one_of_an_unknown_tenant_is_none() {
+    let place = Place::new();
+    let server = place.server();
+    let devices: Vec<Value> = (0..3).map(|n| json!({ "id": format!("d{n}") })).collect();
+    let body = json!({ "devices": devices });
+    server
+        .ask("POST", "/tenants/default/devices/import", Some(&body))
+        .unwrap();
+    let list = |more: &[&str]| {
+        let output = server
+            .cli(&[&["--json", "device", "list"], more].concat())
+            .unwrap();
+        let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (listed.as_array().unwrap().len(), stderr(&output))
+    };
+    let (shown, said) = list(&["--limit", "2"]);
+    assert_eq!(shown, 2);
+    assert!(said.contains("2 shown, there are more; hint: --limit"), "{said}");
+    for whole in [&["--limit", "3"][..], &[], &["--state", "active", "--limit", "3"]] {
+        assert_eq!(list(whole), (3, String::new()), "{whole:?}");
+    }
+    for command in [
+        &["device", "list"][..],
+        &["session", "list"],
+        &["factory", "batch", "list"],
+        &["factory", "claim", "list"],
+        &["factory", "station", "list"],
+        &["receipt", "list"],
+        &["clones", "list"],
+        &["forecast"],
+        &["rejections"],
+        &["rejections", "search", "--code", "chain.expired"],
+    ] {
+        let output = server.cli(&[command, &["--tenant", "nope"]].concat()).unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{command:?}: {said}");
+        assert!(said.contains("there is no tenant nope"), "{command:?}: {said}");
+    }
+}
+
+#[test]
 fn the_api_asks_for_its_token_and_tells_problems_as_problems() {
     let place = Place::new();
     let server = place.server();
