@@ -1,8 +1,9 @@
 //! The platform as its operators meet it: commands, files, signals, and what is printed when something is wrong.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use countersign_testkit::client::{Attempt, connect, publish};
@@ -119,7 +120,7 @@ fn quickstart_lets_one_in_and_turns_three_away_each_with_its_reason() {
         "refused: chain.expired",
         "alert 45 certificate_expired",
         "cure:",
-        "mosquitto_pub -h localhost",
+        "Without --once",
     ] {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
     }
@@ -128,6 +129,24 @@ fn quickstart_lets_one_in_and_turns_three_away_each_with_its_reason() {
         .find_map(|l| l.strip_prefix("data directory (thrown away at the end): "))
         .unwrap();
     assert!(!Path::new(place).exists(), "{place} is still there");
+    // What is gone is nobody's turn.
+    for part in ["Your turn", "mosquitto_pub", "device suspend"] {
+        assert!(!text.contains(part), "{part:?} is in:\n{text}");
+    }
+    // It goes on when nobody reads any more. (Here, since two at once would want the same ports.)
+    let mut child = Command::new(program())
+        .args(["quickstart", "--once"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut first)
+        .unwrap();
+    assert!(first.contains("open for devices"), "{first}");
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
 }
 
 #[test]
