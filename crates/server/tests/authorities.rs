@@ -225,6 +225,74 @@ fn a_ca_of_version_1_is_told_what_it_is_and_how_to_make_another() {
     place.ok(&["authority", "register", "old", &crt, "--key", &key]);
 }
 
+/// Runs the shell lines of a page of the book that have `word` in them.
+fn run_book(place: &Place, page: &str, word: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../docs")
+        .join(page);
+    let text = std::fs::read_to_string(path).unwrap();
+    let lines = text
+        .split("```sh\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .find(|block| block.contains(word))
+        .unwrap();
+    let output = Command::new("sh")
+        .args(["-e", "-c", lines])
+        .current_dir(place.folder.path())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{page}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn the_openssl_lines_of_the_book_make_what_is_let_in() {
+    let place = Place::new("");
+    run_book(&place, "authorities.md", "device.ext");
+    let [ca, key, certs] = ["ca.crt", "ca.key", "certs"].map(|name| place.text(name));
+    let rule = ["--identity-rule", "subject-serial-number"];
+    place.ok(&[
+        &["authority", "register", "factory", &ca, "--key", &key][..],
+        &rule,
+    ]
+    .concat());
+    let comes = |certificate: &str| {
+        place.ok(&[&["device", "import", &place.text(certificate)][..], &rule].concat());
+        let read = |name: &str| std::fs::read_to_string(place.path(name)).unwrap();
+        let (pem, key_pem) = (read(certificate), read("SN-1.key"));
+        let identity = Identity {
+            chain: vec![CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()],
+            key: PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).unwrap(),
+            pem,
+            key_pem,
+        };
+        assert_eq!(place.connect(&identity, "SN-1").connack(), Some(0));
+    };
+    comes("SN-1.crt");
+    place.ok(&["device", "revoke", "SN-1"]);
+    run_book(&place, "getting-started.md", "device.ext");
+    assert!(Path::new(&certs).is_dir());
+    comes("certs/SN-1.crt");
+
+    run_book(&place, "enrolment.md", "bootstrap.key");
+    let bootstrap = place.text("bootstrap.pem");
+    let claim = [
+        "factory",
+        "claim",
+        "add",
+        "line-2",
+        "--id-pattern",
+        "SN-2?????",
+        "--quota",
+        "50",
+    ];
+    place.ok(&[&claim[..], &["--certificate", &bootstrap]].concat());
+}
+
 #[test]
 fn a_device_that_nobody_registered_is_admitted_within_its_first_connection() {
     let place = Place::new("");
@@ -480,72 +548,4 @@ fn an_external_root_issues_our_issuing_ca_and_our_own_root_goes_offline() {
         .unwrap();
     assert_eq!(again.status.code(), Some(3));
     place.provision("d2", "d2", &["--authority", "default-devices"]);
-}
-
-/// Runs the shell lines of a page of the book that have `word` in them.
-fn run_book(place: &Place, page: &str, word: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../docs")
-        .join(page);
-    let text = std::fs::read_to_string(path).unwrap();
-    let lines = text
-        .split("```sh\n")
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next())
-        .find(|block| block.contains(word))
-        .unwrap();
-    let output = Command::new("sh")
-        .args(["-e", "-c", lines])
-        .current_dir(place.folder.path())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{page}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-#[test]
-fn the_openssl_lines_of_the_book_make_what_is_let_in() {
-    let place = Place::new("");
-    run_book(&place, "authorities.md", "device.ext");
-    let [ca, key, certs] = ["ca.crt", "ca.key", "certs"].map(|name| place.text(name));
-    let rule = ["--identity-rule", "subject-serial-number"];
-    place.ok(&[
-        &["authority", "register", "factory", &ca, "--key", &key][..],
-        &rule,
-    ]
-    .concat());
-    let comes = |certificate: &str| {
-        place.ok(&[&["device", "import", &place.text(certificate)][..], &rule].concat());
-        let read = |name: &str| std::fs::read_to_string(place.path(name)).unwrap();
-        let (pem, key_pem) = (read(certificate), read("SN-1.key"));
-        let identity = Identity {
-            chain: vec![CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()],
-            key: PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).unwrap(),
-            pem,
-            key_pem,
-        };
-        assert_eq!(place.connect(&identity, "SN-1").connack(), Some(0));
-    };
-    comes("SN-1.crt");
-    place.ok(&["device", "revoke", "SN-1"]);
-    run_book(&place, "getting-started.md", "device.ext");
-    assert!(Path::new(&certs).is_dir());
-    comes("certs/SN-1.crt");
-
-    run_book(&place, "enrolment.md", "bootstrap.key");
-    let bootstrap = place.text("bootstrap.pem");
-    let claim = [
-        "factory",
-        "claim",
-        "add",
-        "line-2",
-        "--id-pattern",
-        "SN-2?????",
-        "--quota",
-        "50",
-    ];
-    place.ok(&[&claim[..], &["--certificate", &bootstrap]].concat());
 }
