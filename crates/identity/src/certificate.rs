@@ -246,6 +246,12 @@ impl CertificateFacts {
         Self::of_view(der, &view).map_err(fault)
     }
 
+    /// Why no path may lead through it, whoever signed it: its version, or an extension that is critical and not known, or
+    /// there twice. `None`: nothing of the kind.
+    pub fn path_fault(&self) -> Option<&str> {
+        self.path.fault.as_deref()
+    }
+
     fn of_view(der: &[u8], view: &CertificateView<'_>) -> der::Result<Self> {
         let (mut uris, mut dns, mut hardware) = (Vec::new(), Vec::new(), Vec::new());
         if let Some((_, names)) = view.extension::<SubjectAltName>()? {

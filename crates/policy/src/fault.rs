@@ -4,12 +4,12 @@ use std::fmt;
 
 use cedar_policy::{ParseErrors, ValidationError, ValidationWarning};
 use miette::Diagnostic;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::spaces::SPACES_MAX;
 
 /// One thing that is wrong with the text, or looks wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyProblem {
     /// The line, from 1, if it is known.
     pub line: Option<usize>,

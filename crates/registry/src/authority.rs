@@ -310,6 +310,15 @@ impl Registry {
             };
             let facts = CertificateFacts::parse(&new.certificate)
                 .map_err(|e| RegistryError::Refused(e.to_string()))?;
+            // OpenSSL makes one of version 1 where it is not told of extensions.
+            if facts.ca.is_none()
+                && let Some(fault) = facts.path_fault()
+            {
+                return Err(RegistryError::Refused(format!(
+                    "the certificate of {} is no CA certificate: {fault}; hint: make one of version 3, with the same key and subject: openssl req -x509 -key CA.key -subj SUBJECT -days 3650 -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign -out CA.crt",
+                    facts.subject_text
+                )));
+            }
             if facts.ca.is_none() || facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
                 return Err(RegistryError::Refused(format!(
                     "the certificate of {} is no CA certificate; hint: register the CA that issued the devices' certificates",

@@ -79,28 +79,35 @@ pub async fn run(once: bool, print: Print) -> Result<(), Failure> {
         data.display()
     ));
     let shown = show(&running, &place.0, print).await;
-    if let Ok(ready) = &shown {
-        print(&format!(
-            "Your turn. {} has a ready identity in {}:\n",
-            ready.0.device,
-            ready.1.display()
-        ));
-        print(&format!(
-            "  {}\n",
-            identity_folder::mosquitto_line(&ready.1, &ready.0)
-        ));
-        let program = std::env::current_exe().unwrap_or_else(|_| "countersign".into());
-        let us = format!("  {} --data {}", program.display(), data.display());
-        print(&format!("{us} explain {}", ready.0.device));
-        print(&format!("{us} device suspend {}\n", ready.0.device));
-        print(&format!("metrics: http://{}/metrics", running.admin));
-        if !once {
-            print("stop with Ctrl-C");
+    match &shown {
+        // Its folder is gone in a moment: nothing of it can be tried.
+        Ok(_) if once => print("That is all. Without --once it stays, with a device for you to try."),
+        Ok((device, folder)) => {
+            your_turn(&running, &data, device, folder, print);
             let _ = tokio::signal::ctrl_c().await;
         }
+        Err(_) => {}
     }
     running.stop().await;
     shown.map(drop)
+}
+
+fn your_turn(running: &Running, data: &Path, device: &Provisioned, folder: &Path, print: Print) {
+    print(&format!(
+        "Your turn. {} has a ready identity in {}:\n",
+        device.device,
+        folder.display()
+    ));
+    print(&format!(
+        "  {}\n",
+        identity_folder::mosquitto_line(folder, device)
+    ));
+    let program = std::env::current_exe().unwrap_or_else(|_| "countersign".into());
+    let us = format!("  {} --data {}", program.display(), data.display());
+    print(&format!("{us} explain {}", device.device));
+    print(&format!("{us} device suspend {}\n", device.device));
+    print(&format!("metrics: http://{}/metrics", running.admin));
+    print("stop with Ctrl-C");
 }
 
 async fn show(running: &Running, place: &Path, print: Print) -> Result<(Provisioned, PathBuf), Failure> {

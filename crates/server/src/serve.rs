@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use countersign_gateway::{BindError, Foundation, Gateway, GatewayOptions, ServerIdentity, TicketKeys};
 use countersign_identity::Timestamp;
-use countersign_registry::Change;
+use countersign_registry::{Change, Registry, RegistryError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -274,6 +274,21 @@ fn tell_ca(service: &Arc<Service>) -> Option<JoinHandle<()>> {
             let _ = tokio::time::timeout(LOOK, news.notified()).await;
         }
     }))
+}
+
+/// That a data directory was prepared, by `init`, by a restore, or by hand with a configuration: the platform that a misspelt
+/// name would make has other roots and no devices, and all the same opens its ports and is healthy.
+///
+/// # Errors
+/// [`Failure`] if nobody prepared it.
+pub fn need_prepared(data: &Path) -> Result<(), Failure> {
+    // The folder of a CA is refused as what it is, when it is opened.
+    let is_prepared =
+        Registry::exists(data) || data.join("countersign.toml").exists() || crate::ca::store::exists(data);
+    match is_prepared {
+        true => Ok(()),
+        false => Err(RegistryError::Missing(data.to_owned()).into()),
+    }
 }
 
 /// `countersign serve`: until SIGTERM or SIGINT. SIGHUP loads the server certificate again.

@@ -147,19 +147,150 @@ fn a_brought_ca_is_proven_with_openssl_as_the_answer_says() {
         state("brought").contains("active") && state("other").contains("unproven"),
         "{list}"
     );
-    // A key that is not the CA's proves nothing, and leaves the authority unproven.
+}
+
+#[test]
+fn a_wrong_key_leaves_nothing_behind_and_the_right_one_finishes_what_was_begun() {
+    let place = Place::new("");
+    let ca = Ca::root("third", None);
+    let crt = place.write("third.crt", &ca.pem);
     let wrong = place.write("wrong.key", &Ca::root("x", None).key_pem());
-    let text = place.refused(&[
-        "authority",
-        "register",
-        "third",
-        &other_crt,
-        "--tenant",
-        "default",
-        "--key",
-        &wrong,
+    let right = place.write("right.key", &ca.key_pem());
+    let register = ["authority", "register", "third", &crt];
+    let by_wrong = [&register[..], &["--key", &wrong]].concat();
+    let by_right = [&register[..], &["--key", &right]].concat();
+    let text = place.refused(&by_wrong);
+    assert!(
+        text.contains("does not prove possession") && text.contains("hint: "),
+        "{text}"
+    );
+    assert!(!place.ok(&["authority", "list"]).contains("third"));
+    // Registered without its key, and so unproven: whoever repeats that is told how it goes on.
+    place.ok(&register);
+    let text = place.refused(&register);
+    for part in ["exists already", "hint: ", "authority prove third", "--key"] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    // Another certificate, or another key, does not finish it.
+    let other = Ca::root("other", None);
+    let (other_crt, other_key) = (
+        place.write("other.crt", &other.pem),
+        place.write("other.key", &other.key_pem()),
+    );
+    place.refused(&["authority", "register", "third", &other_crt, "--key", &other_key]);
+    place.refused(&by_wrong);
+    let finish = [&by_right[..], &["--identity-rule", "san-dns"]].concat();
+    place.ok(&finish);
+    let list = place.ok(&["authority", "list"]);
+    let line = list.lines().find(|l| l.contains(" third ")).unwrap();
+    assert!(line.contains(" active ") && line.contains("san-dns"), "{list}");
+    // What is active is not registered again, and keeps what it has.
+    let text = place.refused(&by_right);
+    assert!(text.contains("exists already"), "{text}");
+    assert!(place.ok(&["authority", "list"]).contains("san-dns"));
+}
+
+#[test]
+fn a_ca_of_version_1_is_told_what_it_is_and_how_to_make_another() {
+    let place = Place::new("");
+    let [csr, crt, key] = ["v1.csr", "v1.crt", "v1.key"].map(|name| place.text(name));
+    openssl(&[
+        "req",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-keyout",
+        &key,
+        "-subj",
+        "/CN=old",
+        "-out",
+        &csr,
     ]);
-    assert!(text.contains("error"), "{text}");
+    openssl(&[
+        "x509", "-req", "-in", &csr, "-signkey", &key, "-days", "30", "-out", &crt,
+    ]);
+    let text = place.refused(&["authority", "register", "old", &crt, "--key", &key]);
+    assert!(text.contains("its version is not 3"), "{text}");
+    // As it says there.
+    let lines =
+        "-days 3650 -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign";
+    assert!(
+        text.contains(&format!("openssl req -x509 -key CA.key -subj SUBJECT {lines}")),
+        "{text}"
+    );
+    let made = ["req", "-x509", "-key", &key, "-subj", "/CN=old", "-out", &crt];
+    openssl(&[&made[..], &lines.split(' ').collect::<Vec<_>>()].concat());
+    place.ok(&["authority", "register", "old", &crt, "--key", &key]);
+}
+
+/// Runs the shell lines of a page of the book that have `word` in them.
+fn run_book(place: &Place, page: &str, word: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../docs")
+        .join(page);
+    let text = std::fs::read_to_string(path).unwrap();
+    let lines = text
+        .split("```sh\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .find(|block| block.contains(word))
+        .unwrap();
+    let output = Command::new("sh")
+        .args(["-e", "-c", lines])
+        .current_dir(place.folder.path())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{page}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn the_openssl_lines_of_the_book_make_what_is_let_in() {
+    let place = Place::new("");
+    run_book(&place, "authorities.md", "device.ext");
+    let [ca, key, certs] = ["ca.crt", "ca.key", "certs"].map(|name| place.text(name));
+    let rule = ["--identity-rule", "subject-serial-number"];
+    place.ok(&[
+        &["authority", "register", "factory", &ca, "--key", &key][..],
+        &rule,
+    ]
+    .concat());
+    let comes = |certificate: &str| {
+        place.ok(&[&["device", "import", &place.text(certificate)][..], &rule].concat());
+        let read = |name: &str| std::fs::read_to_string(place.path(name)).unwrap();
+        let (pem, key_pem) = (read(certificate), read("SN-1.key"));
+        let identity = Identity {
+            chain: vec![CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()],
+            key: PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).unwrap(),
+            pem,
+            key_pem,
+        };
+        assert_eq!(place.connect(&identity, "SN-1").connack(), Some(0));
+    };
+    comes("SN-1.crt");
+    place.ok(&["device", "revoke", "SN-1"]);
+    run_book(&place, "getting-started.md", "device.ext");
+    assert!(Path::new(&certs).is_dir());
+    comes("certs/SN-1.crt");
+
+    run_book(&place, "enrolment.md", "bootstrap.key");
+    let bootstrap = place.text("bootstrap.pem");
+    let claim = [
+        "factory",
+        "claim",
+        "add",
+        "line-2",
+        "--id-pattern",
+        "SN-2?????",
+        "--quota",
+        "50",
+    ];
+    place.ok(&[&claim[..], &["--certificate", &bootstrap]].concat());
 }
 
 #[test]

@@ -511,8 +511,29 @@ fn a_bulk_move_says_what_it_cannot_find_and_that_it_found_nothing() {
             );
         }
     }
-    let (code, text) = suspend(&["--model", "valve"]);
-    assert!(code == Some(0) && text.contains("nothing was moved"), "{text}");
+    // A recall by a misspelt name is not done.
+    for (more, subject) in [
+        (&["--model", "valve"][..], "model valve"),
+        (&["--group", "pumpz", "--dry-run"], "group pumpz"),
+        (
+            &["--model", "pump", "--state", "pending"],
+            "model pump, state pending",
+        ),
+    ] {
+        let (code, text) = suspend(more);
+        assert_eq!(code, Some(3), "{text}");
+        for part in [subject, "nothing was moved", "hint: countersign device list"] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+    }
+    let said = server.cli_ok(&["session", "disconnect", "d1"]).unwrap();
+    assert!(said.contains("device d1 had no session"), "{said}");
+    let (code, answer) = cli_json(&server, &["session", "disconnect", "d1"]);
+    assert_eq!(
+        (code, &answer["sessions"]["ended"]),
+        (Some(0), &json!(0)),
+        "{answer}"
+    );
     let key = "k".repeat(129);
     for key in ["", "clé", &key] {
         let (code, text) = suspend(&["--model", "pump", "--idempotency-key", key]);

@@ -1,8 +1,9 @@
 //! The platform as its operators meet it: commands, files, signals, and what is printed when something is wrong.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use countersign_testkit::client::{Attempt, connect, publish};
@@ -119,7 +120,7 @@ fn quickstart_lets_one_in_and_turns_three_away_each_with_its_reason() {
         "refused: chain.expired",
         "alert 45 certificate_expired",
         "cure:",
-        "mosquitto_pub -h localhost",
+        "Without --once",
     ] {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
     }
@@ -128,6 +129,24 @@ fn quickstart_lets_one_in_and_turns_three_away_each_with_its_reason() {
         .find_map(|l| l.strip_prefix("data directory (thrown away at the end): "))
         .unwrap();
     assert!(!Path::new(place).exists(), "{place} is still there");
+    // What is gone is nobody's turn.
+    for part in ["Your turn", "mosquitto_pub", "device suspend"] {
+        assert!(!text.contains(part), "{part:?} is in:\n{text}");
+    }
+    // It goes on when nobody reads any more. (Here, since two at once would want the same ports.)
+    let mut child = Command::new(program())
+        .args(["quickstart", "--once"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut first)
+        .unwrap();
+    assert!(first.contains("open for devices"), "{first}");
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
 }
 
 #[test]
@@ -330,6 +349,18 @@ fn what_is_wrong_at_start_is_said_with_a_cure_and_an_exit_code() {
             assert!(text.contains(part), "{part:?} is not in:\n{text}");
         }
     };
+    // A misspelt name must not become a platform of its own, with other roots and no devices. (The port is taken, so that
+    // one that starts all the same ends.)
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let cure = format!("hint: countersign init --data {}", data.display());
+    let refused = ["there is no countersign data directory", &cure];
+    expect(&serve(&["--listen", &address]), 5, &refused);
+    assert!(!data.exists());
+    std::fs::create_dir(&data).unwrap();
+    expect(&serve(&["--listen", &address]), 5, &refused);
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
+    std::fs::remove_dir(&data).unwrap();
     assert!(
         run(&[
             "--data",
@@ -357,8 +388,6 @@ fn what_is_wrong_at_start_is_said_with_a_cure_and_an_exit_code() {
     );
     std::fs::write(&config, &good).unwrap();
 
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
     expect(
         &serve(&["--listen", &address]),
         5,
@@ -500,6 +529,47 @@ fn an_import_reads_csv_folders_and_bundles_and_says_what_is_wrong_with_a_line() 
         Some(3),
         "nothing of it was imported"
     );
+}
+
+#[test]
+fn a_list_that_is_cut_says_so_and_one_of_an_unknown_tenant_is_none() {
+    let place = Place::new();
+    let server = place.server();
+    let devices: Vec<Value> = (0..3).map(|n| json!({ "id": format!("d{n}") })).collect();
+    let body = json!({ "devices": devices });
+    server
+        .ask("POST", "/tenants/default/devices/import", Some(&body))
+        .unwrap();
+    let list = |more: &[&str]| {
+        let output = server
+            .cli(&[&["--json", "device", "list"], more].concat())
+            .unwrap();
+        let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (listed.as_array().unwrap().len(), stderr(&output))
+    };
+    let (shown, said) = list(&["--limit", "2"]);
+    assert_eq!(shown, 2);
+    assert!(said.contains("2 shown, there are more; hint: --limit"), "{said}");
+    for whole in [&["--limit", "3"][..], &[], &["--state", "active", "--limit", "3"]] {
+        assert_eq!(list(whole), (3, String::new()), "{whole:?}");
+    }
+    for command in [
+        &["device", "list"][..],
+        &["session", "list"],
+        &["factory", "batch", "list"],
+        &["factory", "claim", "list"],
+        &["factory", "station", "list"],
+        &["receipt", "list"],
+        &["clones", "list"],
+        &["forecast"],
+        &["rejections"],
+        &["rejections", "search", "--code", "chain.expired"],
+    ] {
+        let output = server.cli(&[command, &["--tenant", "nope"]].concat()).unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{command:?}: {said}");
+        assert!(said.contains("there is no tenant nope"), "{command:?}: {said}");
+    }
 }
 
 #[test]

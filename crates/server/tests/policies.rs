@@ -528,6 +528,45 @@ fn what_does_not_fit_the_schema_needs_a_word_and_refuses_where_it_fails() {
 }
 
 #[test]
+fn who_shares_a_fault_is_one_group_and_a_refusal_stays_readable() {
+    let place = Place::new("");
+    for n in 0..12 {
+        place.provision(&format!("d{n:02}"));
+    }
+    let failing = "@id(\"typo\") forbid (principal, action, resource) when { principal.modle == \"x\" };\n";
+    let failing = place.write("failing.cedar", &format!("{OPEN}{failing}"));
+    let said = place.refused(&["policy", "set", &failing, "--reason", "x"]);
+    for part in [
+        "would lock out 12 of the 12 devices",
+        "(d00, d01, d02, …)",
+        "hint: ",
+        "--accept-lock-out",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert_eq!(said.matches("error while evaluating").count(), 1, "{said}");
+    let said = place.server.cli_ok(&["policy", "simulate", &failing]).unwrap();
+    assert!(
+        said.contains("  locked-out 12 by error while evaluating"),
+        "{said}"
+    );
+
+    // One reason for each device: the most are told, and the rest is counted.
+    let each: String = (0..12)
+        .map(|n| {
+            format!("@id(\"no-{n}\") forbid (principal == Device::\"default/d{n:02}\", action, resource);\n")
+        })
+        .collect();
+    let each = place.write("each.cedar", &format!("{OPEN}{each}"));
+    let said = place.refused(&["policy", "set", &each, "--reason", "x"]);
+    assert_eq!(said.matches(" by \"no-").count(), 10, "{said}");
+    assert!(said.contains("; 2 for 2 reasons more"), "{said}");
+    let said = place.server.cli_ok(&["policy", "simulate", &each]).unwrap();
+    assert_eq!(said.matches("locked-out 1 by no-").count(), 10, "{said}");
+    assert!(said.contains("and 2 for 2 reasons more"), "{said}");
+}
+
+#[test]
 fn a_fault_is_told_with_its_place_without_a_server() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("p.cedar");
@@ -557,10 +596,62 @@ fn a_fault_is_told_with_its_place_without_a_server() {
         .output()
         .unwrap();
     assert!(text(&schema).contains("custody") && text(&schema).contains("\"quarantine-clone\""));
-    let clones =
-        "permit (principal, action == Action::\"quarantine-clone\", resource) when { context.SCORE > 3000 };";
+    let clones = format!(
+        "{OPEN}permit (principal, action == Action::\"quarantine-clone\", resource) when {{ context.SCORE > 3000 }};"
+    );
     assert!(check(&clones.replace("SCORE", "score")).status.success());
     assert!(!check(&clones.replace("SCORE", "points")).status.success());
+    // What `set` would refuse is not called good here.
+    let output = check(&OPEN.replace("action,", "action == Action::\"publish\","));
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("no policy would permit connect") && said.contains("hint: "),
+        "{said}"
+    );
+    assert!(!said.contains("would take effect"), "{said}");
+}
+
+#[test]
+fn a_misspelt_topic_space_is_told_by_check_simulate_and_set() {
+    let place = Place::new("");
+    let with = |space: &str| {
+        format!(
+            "{}@id(\"out\") permit (principal, action == Action::\"publish\", resource)\nwhen {{ context.spaces.contains(\"{space}\") }};\n",
+            OPEN.replace("action,", "action == Action::\"connect\",")
+        )
+    };
+    let file = place.write("p.cedar", &with("telemetri"));
+    let good = place.write("good.cedar", &with("telemetry"));
+    let said_by = |arguments: &[&str]| {
+        let output = place.server.cli(arguments).unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+    };
+    let warning = "policy \"out\": it names the topic space \"telemetri\", which is not declared";
+    let set = |file: &str| said_by(&["policy", "set", file, "--reason", "x"]);
+    for said in [
+        said_by(&["policy", "check", &file]),
+        said_by(&["policy", "simulate", &file]),
+        set(&file),
+    ] {
+        assert!(said.contains(warning) && said.contains("cure: "), "{said}");
+    }
+    let checked = said_by(&["policy", "check", &file]);
+    assert!(checked.contains("built-in topic spaces; --spaces"), "{checked}");
+    for said in [
+        said_by(&["policy", "check", &good]),
+        said_by(&["policy", "simulate", &good]),
+        set(&good),
+    ] {
+        assert!(!said.contains("warning"), "{said}");
+    }
+    // The spaces in force count, where there are others.
+    let spaces = place.write("s.json", r#"[{"name": "telemetri", "filter": "t/{id}/#"}]"#);
+    said_by(&["policy", "set", &file, "--spaces", &spaces, "--reason", "ours"]);
+    let said = said_by(&["policy", "simulate", &file]);
+    assert!(!said.contains("warning"), "{said}");
+    assert!(said_by(&["policy", "simulate", &good]).contains("\"telemetry\", which is not declared"));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::handlers::{Answer, App, Body, In, actor, encode};
+use super::handlers::{Answer, App, Body, In, actor, encode, need_tenant};
 use crate::failure::Failure;
 use crate::service::Service;
 
@@ -55,6 +55,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
 }
 
 async fn authorities(State(service): App, In(tenant): In<TenantId>) -> Answer {
+    need_tenant(&service, &tenant)?;
     encode(service.registry().endorsement_authorities(&tenant)?)
 }
 

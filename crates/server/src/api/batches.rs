@@ -8,7 +8,7 @@ use countersign_registry::Revocation;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::handlers::{Answer, App, Body, In, actor, encode};
+use super::handlers::{Answer, App, Body, In, actor, encode, need_tenant};
 use crate::service::{BulkWanted, ManifestImport};
 
 /// A batch to be.
@@ -66,9 +66,7 @@ pub(crate) struct ConfirmBody {
 }
 
 pub(super) async fn batches(State(service): App, In(tenant): In<TenantId>) -> Answer {
-    if !service.registry().tenants()?.iter().any(|t| t.id == tenant) {
-        return Err(countersign_registry::RegistryError::NoTenant(tenant).into());
-    }
+    need_tenant(&service, &tenant)?;
     encode(service.registry().batches(&tenant)?)
 }
 

@@ -10,7 +10,7 @@ use countersign_registry::RegistryError;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::handlers::{Answer, App, Body, In, actor, encode};
+use super::handlers::{Answer, App, Body, In, actor, encode, need_tenant};
 use crate::failure::Failure;
 use crate::service::{ClaimDraft, now};
 
@@ -43,6 +43,7 @@ pub(super) struct ClaimRevokeBody {
 }
 
 pub(super) async fn claims(State(service): App, In(tenant): In<TenantId>) -> Answer {
+    need_tenant(&service, &tenant)?;
     encode(service.registry().claims(&tenant, now())?)
 }
 

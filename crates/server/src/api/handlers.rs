@@ -9,7 +9,7 @@ use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, Router};
 use countersign_factory::CertificateRequest;
 use countersign_identity::{DeviceId, Fingerprint, TenantId};
-use countersign_policy::{ClientIdMode, LifecycleState};
+use countersign_policy::{ClientIdMode, FactSource, LifecycleState};
 use countersign_registry::{Actor, NewDevice, RegistryError, Revocation};
 use serde_json::{Value, json};
 
@@ -204,6 +204,19 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Fai
     Ok(Some(key.to_owned()))
 }
 
+/// Refuses a tenant that there is not, where all that is asked for is a list: it would be empty, and look like an answer.
+pub(super) fn need_tenant<'a>(
+    service: &Service,
+    tenant: impl Into<Option<&'a TenantId>>,
+) -> Result<(), Failure> {
+    match tenant.into() {
+        Some(tenant) if service.registry().facts().policy(tenant).is_none() => {
+            Err(RegistryError::NoTenant(tenant.clone()).into())
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn encode(value: impl serde::Serialize) -> Answer {
     serde_json::to_value(value)
         .map(Json)
@@ -257,10 +270,10 @@ async fn configure_tenant(
         base: body.base,
         reverts: None,
     });
-    let (version, told) = service
+    let done = service
         .configure_tenant(actor(&headers), tenant.clone(), body.client_id_mode, draft)
         .await?;
-    encode(policies::configured(json!({ "id": tenant }), version, told))
+    encode(policies::configured(json!({ "id": tenant }), done))
 }
 
 async fn add_host(
@@ -295,6 +308,7 @@ async fn device_ca(State(service): App, In(tenant): In<TenantId>) -> Answer {
 }
 
 async fn devices(State(service): App, In(tenant): In<TenantId>, Asked(q): Asked<DeviceQuery>) -> Answer {
+    need_tenant(&service, &tenant)?;
     let limit = q.limit.unwrap_or(100).clamp(1, 1000);
     let found = service
         .registry()
@@ -472,6 +486,7 @@ async fn confirm(State(service): App, headers: HeaderMap, In(fingerprint): In<Fi
 }
 
 async fn sessions(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {
+    need_tenant(&service, q.tenant.as_ref())?;
     encode(
         service
             .gateway()
@@ -481,6 +496,7 @@ async fn sessions(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {
 }
 
 async fn clones(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {
+    need_tenant(&service, q.tenant.as_ref())?;
     let mut suspects = service
         .gateway()
         .map(|g| g.suspected_clones())
@@ -490,6 +506,7 @@ async fn clones(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {
 }
 
 async fn exchanges(State(service): App, Asked(q): Asked<ExchangeQuery>) -> Answer {
+    need_tenant(&service, q.tenant.as_ref())?;
     let limit = q.limit.unwrap_or(20).clamp(1, 1000);
     tokio::task::block_in_place(|| match &q.subject {
         Some(subject) => encode(service.explain(q.tenant.as_ref(), subject, limit)?),

@@ -5,7 +5,7 @@ use axum::http::HeaderMap;
 use serde_json::json;
 
 use super::body::{BackupBody, ReasonBody, TenantQuery};
-use super::handlers::{Answer, App, Asked, Body, actor, encode};
+use super::handlers::{Answer, App, Asked, Body, actor, encode, need_tenant};
 use crate::backup::Keys;
 use crate::failure::Failure;
 
@@ -37,6 +37,7 @@ pub(super) async fn backup(State(service): App, headers: HeaderMap, Body(body): 
 }
 
 pub(super) async fn forecast(State(service): App, Asked(q): Asked<TenantQuery>) -> Answer {
+    need_tenant(&service, q.tenant.as_ref())?;
     encode(tokio::task::block_in_place(|| {
         service.forecast(q.tenant.as_ref())
     })?)

@@ -6,7 +6,7 @@ use countersign_policy::{DenialCode, ExchangeId};
 use countersign_registry::{CauseQuery, Network, RefusalQuery};
 use serde::Deserialize;
 
-use super::handlers::{Answer, App, Asked, In, encode};
+use super::handlers::{Answer, App, Asked, In, encode, need_tenant};
 use crate::failure::Failure;
 
 /// A moment in a query: RFC 3339, or milliseconds since 1970.
@@ -67,6 +67,7 @@ pub(super) struct WindowQuery {
 }
 
 pub(super) async fn causes(State(service): App, Asked(q): Asked<CausesQuery>) -> Answer {
+    need_tenant(&service, q.tenant.as_ref())?;
     let asked = CauseQuery {
         since: q.since.map(|m| m.0),
         tenant: q.tenant,
@@ -82,6 +83,7 @@ pub(super) async fn causes(State(service): App, Asked(q): Asked<CausesQuery>) ->
 }
 
 pub(super) async fn refusals(State(service): App, Asked(q): Asked<RefusalsQuery>) -> Answer {
+    need_tenant(&service, q.tenant.as_ref())?;
     let asked = RefusalQuery {
         serial: q.serial,
         fingerprint: q.fingerprint,

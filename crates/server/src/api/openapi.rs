@@ -43,10 +43,10 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("get" "/tenants" "lists tenants"),
     endpoint!("post" "/tenants" "adds a tenant with an issuing authority of its own"
         body [("id", "tenant id"), ("client_id_mode?", "strict, prefix, assigned or free; default strict")]),
-    endpoint!("patch" "/tenants/{tenant}" "replaces what is given of a tenant's settings, policies and topic spaces as a new version; live sessions are decided anew; policies that would lock out (nearly) everybody are refused (409)"
+    endpoint!("patch" "/tenants/{tenant}" "replaces what is given of a tenant's settings, policies and topic spaces as a new version; live sessions are decided anew; policies that would lock out (nearly) everybody are refused (409); what looks wrong and takes effect all the same is told in `warnings`"
         body [("client_id_mode?", "strict, prefix, assigned or free"), ("policies?", "Cedar policies"), ("spaces?", "topic spaces: a list of {name, filter}"), ("reason?", "why, for versions and audit"), ("accept_lock_out?", "true: it need not fit the schema, and may lock out as many devices as it does; with a reason"), ("base?", "the version that it was made of; 409 if another is in force by now")]),
     endpoint!("get" "/tenants/{tenant}/policies" "the versions of a tenant's policies and topic spaces, newest first"),
-    endpoint!("post" "/tenants/{tenant}/policies/simulate" "what other policies would do to connect: which active devices, and which recorded exchanges, would be locked out or newly let in, by determining policy; and which suspected clones would be quarantined"
+    endpoint!("post" "/tenants/{tenant}/policies/simulate" "what other policies would do to connect: which active devices, and which recorded exchanges, would be locked out or newly let in, by determining policy; and which suspected clones would be quarantined; `warnings` has what looks wrong and would take effect all the same"
         body [("policies?", "Cedar policies; default: those in force"), ("spaces?", "topic spaces; default: those in force"), ("since?", "only exchanges since then, in milliseconds since 1970"), ("limit?", "the most exchanges that are replayed, newest first; default 10000, at most 100000")]),
     endpoint!("get" "/tenants/{tenant}/policies/{number}" "one version with its text; `current` is the one in force"),
     endpoint!("post" "/tenants/{tenant}/policies/{number}/revert" "takes an earlier version up again, as a new version"

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::handlers::{Answer, App, Body, In, actor, encode};
 use crate::failure::Failure;
-use crate::service::{PolicyDraft, Told, WhyAsked, blocking};
+use crate::service::{Configured, PolicyDraft, WhyAsked, blocking};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,10 +40,13 @@ const EXCHANGES: u32 = 10_000;
 const EXCHANGES_MAX: u32 = 100_000;
 
 /// What became of a change of a tenant's settings; `changed` is false if all of it was in force already.
-pub(super) fn configured(mut answer: Value, version: u64, told: Option<Told>) -> Value {
-    answer["version"] = json!(version);
-    answer["changed"] = json!(told.is_some());
-    match told {
+pub(super) fn configured(mut answer: Value, configured: Configured) -> Value {
+    answer["version"] = json!(configured.version);
+    answer["changed"] = json!(configured.told.is_some());
+    if !configured.warnings.is_empty() {
+        answer["warnings"] = json!(configured.warnings);
+    }
+    match configured.told {
         Some(told) => told.into(answer),
         None => answer,
     }
@@ -78,9 +81,8 @@ pub(super) async fn revert(
         base: body.base,
         ..PolicyDraft::default()
     };
-    let (version, told) = service.revert_policies(by, tenant.clone(), number, draft).await?;
-    let answer = json!({ "id": tenant, "reverts": number });
-    encode(configured(answer, version, told))
+    let done = service.revert_policies(by, tenant.clone(), number, draft).await?;
+    encode(configured(json!({ "id": tenant, "reverts": number }), done))
 }
 
 pub(super) async fn simulate(

@@ -10,7 +10,7 @@ use serde_json::json;
 use std::sync::Arc;
 
 use super::body::{BulkMoveBody, ReceiptQuery};
-use super::handlers::{Answer, App, Asked, Body, In, actor, encode, idempotency_key};
+use super::handlers::{Answer, App, Asked, Body, In, actor, encode, idempotency_key, need_tenant};
 use crate::service::Service;
 
 pub(super) fn routes() -> Router<Arc<Service>> {
@@ -50,6 +50,7 @@ async fn move_many(
 }
 
 async fn receipts(State(service): App, Asked(q): Asked<ReceiptQuery>) -> Answer {
+    need_tenant(&service, q.tenant.as_ref())?;
     let limit = q.limit.unwrap_or(100).clamp(1, 1000);
     encode(service.receipts(q.tenant, limit).await?)
 }

@@ -13,7 +13,7 @@ use countersign_identity::{AuthorityId, BatchId, Fingerprint, StationId, TenantI
 use serde::Deserialize;
 use serde_json::json;
 
-use super::handlers::{Answer, App, Body, In, actor, encode};
+use super::handlers::{Answer, App, Body, In, actor, encode, need_tenant};
 use crate::failure::Failure;
 use crate::service::{Service, StationDraft};
 
@@ -67,6 +67,7 @@ pub(super) fn routes() -> Router<Arc<Service>> {
 }
 
 async fn stations(State(service): App, In(tenant): In<TenantId>) -> Answer {
+    need_tenant(&service, &tenant)?;
     encode(service.registry().stations(&tenant)?)
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use countersign_authority::KeyStore;
-use countersign_identity::AuthorityId;
+use countersign_identity::{AnchorState, AuthorityId};
 use countersign_keystore_pkcs11::TokenUri;
 use countersign_policy::first_contact::Template;
 use serde_json::{Value, json};
@@ -280,12 +280,23 @@ async fn register(
     key: Option<&Path>,
     out: Output,
 ) -> Result<(), Failure> {
-    // Read first: a key that cannot be used must not leave a half-made registration.
+    // Tried first: a key that cannot be used, or is another CA's, must not leave a half-made registration.
     let certificate_pem = read(certificate)?;
     let key = key.map(|path| ca_key::load(path, &certificate_pem)).transpose()?;
+    if let Some(key) = &key {
+        key.prove("whether the key is the CA's")?;
+    }
     let mut body = draft_body(id, draft)?;
     body["certificate"] = json!(certificate_pem);
-    let answer = client.call("POST", "/authorities", Some(body)).await?;
+    let registered = client.call("POST", "/authorities", Some(body.clone())).await;
+    let answer = match (registered, &key) {
+        // With its key at hand, one that was registered before is finished in place of being refused.
+        (Err(e), Some(key)) if e.status == 409 => match unproven(client, id, draft, key).await? {
+            true => again(client, id, body).await?,
+            false => return Err(e),
+        },
+        (answer, _) => answer?,
+    };
     let code = cell(&answer["code"]);
     let Some(key) = key else {
         return out.say(&answer, |_| how_to_prove(id, &code));
@@ -300,6 +311,31 @@ async fn register(
             draft.tenant
         )
     })
+}
+
+/// Whether an authority is this one, registered and never proven.
+async fn unproven(
+    client: &Client,
+    id: &AuthorityId,
+    draft: &AuthorityArguments,
+    key: &ca_key::CaKey,
+) -> Result<bool, Failure> {
+    let all = client.call("GET", "/authorities", None).await?;
+    let is_it = |a: &Value| {
+        a["id"] == json!(id)
+            && a["tenant"] == json!(draft.tenant)
+            && a["state"] == json!(AnchorState::Unproven)
+            && a["fingerprint"] == json!(key.fingerprint())
+    };
+    Ok(all.as_array().into_iter().flatten().any(is_it))
+}
+
+/// Registers an unproven authority as if it were new: as it is asked for now, with a new code.
+async fn again(client: &Client, id: &AuthorityId, body: Value) -> Result<Value, Failure> {
+    let path = format!("/authorities/{id}");
+    let settings = json!({ "identity_rule": body["identity_rule"], "admission": body["admission"] });
+    client.call("PATCH", &path, Some(settings)).await?;
+    client.call("POST", &format!("{path}/code"), None).await
 }
 
 fn rotation_report(id: &AuthorityId, report: &Value) -> String {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use countersign_authority::possession_proof;
 use countersign_factory::request::pem;
+use countersign_identity::Fingerprint;
 use countersign_identity::signed::{Signer, SigningFailed};
 use rustls::SignatureScheme;
 use rustls::pki_types::pem::PemObject;
@@ -92,13 +93,22 @@ pub(super) fn load(path: &Path, certificate: &str) -> Result<CaKey, Failure> {
 }
 
 impl CaKey {
+    /// The CA's certificate.
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.certificate)
+    }
+
     /// A certificate with the code as common name, PEM.
     ///
     /// # Errors
     /// [`Failure`] if the key is not the CA's.
     pub(super) fn prove(&self, code: &str) -> Result<String, Failure> {
         let proof = possession_proof(&self.certificate, &self.key, code, now())
-            .map_err(|e| Failure::invalid(format!("the key does not prove possession of the CA: {e}")))?;
+            .map_err(|e| {
+                Failure::invalid(format!(
+                    "the key does not prove possession of the CA: {e}; hint: give the key of the CA's certificate (--key)"
+                ))
+            })?;
         Ok(pem("CERTIFICATE", &proof))
     }
 }

@@ -162,7 +162,10 @@ pub async fn run(command: Command, client: &Client, data: &Path, out: Output) ->
                 .call("DELETE", &format!("{}/sessions", device::path_of(&one)), None)
                 .await?;
             out.say(&answer, |a| {
-                format!("device {} disconnected{}", one.id, sessions(&a["sessions"]))
+                match (&a["sessions"]["ended"], &a["sessions"]["open"]) {
+                    (ended, open) if *ended == 0 && *open == 0 => format!("device {} had no session", one.id),
+                    _ => format!("device {} disconnected{}", one.id, sessions(&a["sessions"])),
+                }
             })
         }
         Command::Explain {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use countersign_factory::manifest::ManifestEntry;
+use countersign_identity::TenantId;
+use countersign_policy::LifecycleState;
 use serde_json::{Value, json};
 
 use super::arguments::{DeviceCommand, OneDevice};
@@ -148,42 +150,7 @@ pub(super) async fn run(command: DeviceCommand, client: &Client, out: Output) ->
                 )
             })
         }
-        DeviceCommand::List { tenant, state, limit } => {
-            let mut all = Vec::new();
-            let mut after: Option<String> = None;
-            while all.len() < limit {
-                let mut path = format!(
-                    "/tenants/{tenant}/devices?limit={}",
-                    (limit - all.len()).min(1000)
-                );
-                if let Some(state) = state {
-                    path.push_str(&format!("&state={state}"));
-                }
-                if let Some(after) = &after {
-                    path.push_str(&format!("&after={after}"));
-                }
-                let mut answer = client.call("GET", &path, None).await?;
-                if let Value::Array(page) = answer["devices"].take() {
-                    all.extend(page);
-                }
-                after = answer["next"].as_str().map(str::to_owned);
-                if after.is_none() {
-                    break;
-                }
-            }
-            let mut answer = Value::Array(all);
-            times(&mut answer, "created", out);
-            out.list(
-                &answer,
-                &[
-                    ("DEVICE", "/id"),
-                    ("STATE", "/state"),
-                    ("MODEL", "/model"),
-                    ("GROUPS", "/groups"),
-                    ("CREATED", "/created"),
-                ],
-            )
-        }
+        DeviceCommand::List { tenant, state, limit } => list(client, &tenant, state, limit, out).await,
         DeviceCommand::Show(one) => {
             let answer = client.call("GET", &path_of(&one), None).await?;
             out.say(&answer, show)
@@ -210,6 +177,55 @@ pub(super) async fn run(command: DeviceCommand, client: &Client, out: Output) ->
         | DeviceCommand::Release { .. }
         | DeviceCommand::Decommission(_) => Ok(()),
     }
+}
+
+/// Devices of one answer.
+const PAGE: usize = 1000;
+
+async fn list(
+    client: &Client,
+    tenant: &TenantId,
+    state: Option<LifecycleState>,
+    limit: usize,
+    out: Output,
+) -> Result<(), Failure> {
+    let mut all = Vec::new();
+    let mut after: Option<String> = None;
+    // One more than is shown: whoever takes a list for the whole fleet is told when it is not.
+    while all.len() <= limit {
+        let wanted = limit.saturating_add(1).saturating_sub(all.len());
+        let mut path = format!("/tenants/{tenant}/devices?limit={}", wanted.min(PAGE));
+        if let Some(state) = state {
+            path.push_str(&format!("&state={state}"));
+        }
+        if let Some(after) = &after {
+            path.push_str(&format!("&after={after}"));
+        }
+        let mut answer = client.call("GET", &path, None).await?;
+        if let Value::Array(page) = answer["devices"].take() {
+            all.extend(page);
+        }
+        after = answer["next"].as_str().map(str::to_owned);
+        if after.is_none() {
+            break;
+        }
+    }
+    if all.len() > limit {
+        all.truncate(limit);
+        eprintln!("{limit} shown, there are more; hint: --limit N shows up to N");
+    }
+    let mut answer = Value::Array(all);
+    times(&mut answer, "created", out);
+    out.list(
+        &answer,
+        &[
+            ("DEVICE", "/id"),
+            ("STATE", "/state"),
+            ("MODEL", "/model"),
+            ("GROUPS", "/groups"),
+            ("CREATED", "/created"),
+        ],
+    )
 }
 
 async fn provision(

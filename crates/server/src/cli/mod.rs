@@ -25,6 +25,7 @@ mod tenant;
 mod verify;
 mod why;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -77,7 +78,9 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Quickstart { once } => {
             logging(LogFormat::Text, "off")?;
-            crate::quickstart::run(once, |line| println!("{line}")).await
+            // Whoever has read enough has closed the pipe (`| head`): that is no fault.
+            let print = |line: &str| drop(writeln!(std::io::stdout(), "{line}"));
+            crate::quickstart::run(once, print).await
         }
         Command::Init {
             listen,
@@ -90,6 +93,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Ca(command) => ca::run(command, &data, out).await,
         Command::Serve { listen, admin } => {
+            crate::serve::need_prepared(&data)?;
             let mut config = configuration(&data, named)?;
             if let Some(listen) = listen {
                 config.set_device_address(listen);

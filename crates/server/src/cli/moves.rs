@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use countersign_identity::Timestamp;
+use countersign_identity::{TenantId, Timestamp};
 use countersign_registry::Selector;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::{Value, json};
@@ -96,32 +96,46 @@ pub(super) async fn run(
         });
     }
     let path = format!("/tenants/{tenant}/bulk-moves");
-    body["selector"] = json!(Selector {
+    let selector = Selector {
         group: which.group,
         model: which.model,
         batch: which.batch,
         authority: which.authority,
         state: which.state,
-    });
+    };
+    body["selector"] = json!(selector);
     if which.dry_run {
-        return dry_run(client, &path, body, out).await;
+        let selected = dry_run(client, &path, body, out).await?;
+        return found_some(&selected, &selector.to_string(), tenant);
     }
     let begun = client
         .call_with_key("POST", &path, Some(body), which.idempotency_key.as_deref())
         .await?;
     let receipt = followed(client, begun["receipt"].clone()).await?;
+    let selected = receipt["devices"]["selected"].clone();
     out.say(&json!({ "receipt": receipt }), |a| {
         let n = |key: &str| a["receipt"]["devices"][key].as_u64().unwrap_or(0);
-        if n("selected") == 0 {
-            return "no device has all of that in common: nothing was moved".into();
-        }
         format!(
             "{} device(s) moved of {}{}",
             n("moved"),
             n("selected"),
             nodes(&a["receipt"])
         )
-    })
+    })?;
+    found_some(&selected, &selector.to_string(), tenant)
+}
+
+/// A script that recalls by a misspelt group must not take its recall for done.
+fn found_some(selected: &Value, subject: &str, tenant: &TenantId) -> Result<(), Failure> {
+    if selected != 0 {
+        return Ok(());
+    }
+    Err(Failure::not_found(
+        format!("no device of tenant {tenant} is of {subject}: nothing was moved"),
+        &format!(
+            "countersign device list --tenant {tenant} shows state, model and groups of each; device show its batch and authority"
+        ),
+    ))
 }
 
 /// Watches a bulk move until it is over.
@@ -138,7 +152,8 @@ async fn followed(client: &Client, mut receipt: Value) -> Result<Value, Failure>
     Ok(receipt)
 }
 
-async fn dry_run(client: &Client, path: &str, mut body: Value, out: Output) -> Result<(), Failure> {
+/// Returns how many are selected.
+async fn dry_run(client: &Client, path: &str, mut body: Value, out: Output) -> Result<Value, Failure> {
     (body["dry_run"], body["limit"]) = (json!(true), json!(PAGE));
     let mut plan = client.call("POST", path, Some(body.clone())).await?;
     let mut next = plan["next"].take();
@@ -159,7 +174,8 @@ async fn dry_run(client: &Client, path: &str, mut body: Value, out: Output) -> R
             text.push_str(&format!("\n{} {}", cell(&d["id"]), cell(&d["state"])));
         }
         text
-    })
+    })?;
+    Ok(plan["selected"].take())
 }
 
 /// `receipt show` and `receipt list`

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use countersign_identity::{TenantId, Timestamp};
+use countersign_identity::{Generation, TenantId, Timestamp};
 use countersign_policy::TopicSpace;
-use countersign_policy::decide::{PolicyProblem, SCHEMA_TEXT, texts};
+use countersign_policy::decide::{PolicyProblem, SCHEMA_TEXT, TenantPolicy, texts};
 use countersign_policy::spaces::default_spaces;
 use countersign_registry::check_policies;
 use countersign_registry::policies::bounded;
@@ -17,14 +17,15 @@ use super::policy_cases;
 use super::verify::moment;
 use crate::client::Client;
 use crate::failure::Failure;
+use crate::service::{GROUPS_MAX, NOBODY};
 
 #[derive(Subcommand)]
 pub enum PolicyCommand {
-    /// Check policies without a server: whether they would take effect, and what looks wrong
+    /// Check policies without a server: whether they would take effect and let anybody in, and what looks wrong
     Check {
         /// Policies, Cedar
         file: PathBuf,
-        /// Topic spaces: JSON, a list of {"name", "filter"}
+        /// Topic spaces: JSON, a list of {"name", "filter"} [default: the built-in ones]
         #[arg(long)]
         spaces: Option<PathBuf>,
     },
@@ -147,33 +148,41 @@ fn check(file: &Path, spaces: Option<&Path>, out: Output) -> Result<(), Failure>
     let declared = spaces.map(read_spaces).transpose()?;
     let text = read(file)?;
     bounded(Some(&text), declared.as_deref()).map_err(Failure::invalid)?;
-    let checked = check_policies(&text, declared.as_deref().unwrap_or(&default_spaces()));
-    let (fits, problems) = match checked {
-        // Nobody said which spaces there are.
-        Ok(warnings) if declared.is_none() => (
-            true,
-            warnings
-                .into_iter()
-                .filter(|w| !w.message.contains("topic space"))
-                .collect(),
-        ),
+    let spaces = declared.clone().unwrap_or_else(default_spaces);
+    let (fits, problems) = match check_policies(&text, &spaces) {
         Ok(warnings) => (true, warnings),
         Err(problems) => (false, problems),
     };
-    let answer = json!({ "file": file, "fits": fits, "problems": problems });
-    out.say(&answer, |_| told(file, fits, &problems))?;
-    if fits {
-        return Ok(());
+    let admits = TenantPolicy::compile_unfit(Generation(1), &text, spaces).is_ok_and(|p| p.may_admit());
+    let answer = json!({ "file": file, "fits": fits, "admits": admits, "problems": problems });
+    out.say(&answer, |_| {
+        let mut said = told(file, fits, &problems);
+        if fits && admits {
+            said.push(format!("{} would take effect", file.display()));
+        }
+        said.join("\n")
+    })?;
+    if declared.is_none() && problems.iter().any(|p| p.message.contains("topic space")) {
+        eprintln!("it was checked with the built-in topic spaces; --spaces FILE names others");
     }
-    Err(Failure::invalid(format!(
-        "{} would not take effect: {} problem(s)",
-        file.display(),
-        problems.len()
-    )))
+    if !fits {
+        return Err(Failure::invalid(format!(
+            "{} would not take effect: {} problem(s)",
+            file.display(),
+            problems.len()
+        )));
+    }
+    match admits {
+        true => Ok(()),
+        false => Err(Failure::invalid(format!(
+            "{}: {NOBODY}; hint: write whole files, with a permit on Action::\"connect\"; if it is meant as it is, policy set takes it with --accept-lock-out",
+            file.display()
+        ))),
+    }
 }
 
-fn told(file: &Path, fits: bool, problems: &[PolicyProblem]) -> String {
-    let mut lines: Vec<String> = problems
+fn told(file: &Path, fits: bool, problems: &[PolicyProblem]) -> Vec<String> {
+    problems
         .iter()
         .map(|p| {
             let place = match (p.line, p.column) {
@@ -188,11 +197,15 @@ fn told(file: &Path, fits: bool, problems: &[PolicyProblem]) -> String {
             let kind = if fits { "warning" } else { "error" };
             format!("{place}: {kind}: {policy}{}\n  cure: {}", p.message, p.cure)
         })
-        .collect();
-    if fits {
-        lines.push(format!("{} would take effect", file.display()));
+        .collect()
+}
+
+/// What looks wrong in policies that the server was given.
+fn warn(file: &Path, answer: &Value) {
+    let warnings: Vec<PolicyProblem> = serde_json::from_value(answer["warnings"].clone()).unwrap_or_default();
+    for line in told(file, true, &warnings) {
+        eprintln!("{line}");
     }
-    lines.join("\n")
 }
 
 pub(super) async fn run(command: PolicyCommand, client: &Client, out: Output) -> Result<(), Failure> {
@@ -239,6 +252,7 @@ pub(super) async fn run(command: PolicyCommand, client: &Client, out: Output) ->
             let answer = client
                 .call("PATCH", &format!("/tenants/{}", of.tenant), Some(body))
                 .await?;
+            warn(&file, &answer);
             out.say(&answer, |a| in_force(&of.tenant, a))
         }
         PolicyCommand::Revert { number, change, of } => {
@@ -263,6 +277,7 @@ pub(super) async fn run(command: PolicyCommand, client: &Client, out: Output) ->
             let body = json!({ "policies": read(&file)?, "spaces": spaces, "since": since, "limit": limit });
             let path = format!("/tenants/{}/policies/simulate", of.tenant);
             let answer = client.call("POST", &path, Some(body)).await?;
+            warn(&file, &answer);
             out.say(&answer, simulated)
         }
     }
@@ -327,7 +342,8 @@ fn simulated(a: &Value) -> String {
             "{what}: {} would be locked out, {} newly let in; {} stay in, {} stay out",
             shifts["locked_out"], shifts["let_in"], shifts["stay_in"], shifts["stay_out"]
         ));
-        for group in shifts["groups"].as_array().into_iter().flatten() {
+        let groups = shifts["groups"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for group in groups.iter().take(GROUPS_MAX) {
             let by = match (group["policies"].as_array(), group["code"].as_str()) {
                 (Some(policies), code) if policies.is_empty() => code.unwrap_or("-").to_owned(),
                 _ => cell(&group["policies"]),
@@ -339,6 +355,13 @@ fn simulated(a: &Value) -> String {
                 cell(&group["shift"]),
                 cell(&group["examples"]),
                 if count > shown { ", …" } else { "" }
+            ));
+        }
+        if let Some(rest) = groups.get(GROUPS_MAX..).filter(|rest| !rest.is_empty()) {
+            let count: u64 = rest.iter().filter_map(|g| g["count"].as_u64()).sum();
+            lines.push(format!(
+                "  and {count} for {} reasons more; --json has them all",
+                rest.len()
             ));
         }
     }

@@ -376,7 +376,17 @@ impl Service {
             admission: draft.admission,
             certificate: read_certificate(certificate, "the authority's file")?,
         };
-        let (state, _) = self.change(move |r| r.register_authority(actor, new)).await?;
+        let registered = self.change(move |r| r.register_authority(actor, new)).await;
+        let (state, _) = registered.map_err(|e| match e.status {
+            409 => Failure {
+                hint: Some(format!(
+                    "countersign authority list shows it; one that is unproven is finished by countersign authority prove {id} PROOF (authority code {id} gives a new code), or by registering it again with --key",
+                    id = draft.id
+                )),
+                ..e
+            },
+            _ => e,
+        })?;
         Ok(Registered {
             id: draft.id,
             state,

@@ -36,9 +36,11 @@ pub use claims::ClaimDraft;
 pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
 pub use manifest::ManifestImport;
-pub use policies::PolicyDraft;
+pub(crate) use policies::NOBODY;
+pub use policies::{Configured, PolicyDraft};
 pub use receipts::Told;
 pub(crate) use receipts::{Deed, blocking};
+pub(crate) use simulation::GROUPS_MAX;
 pub use stations::StationDraft;
 pub use why::{DataAction, WhyAsked};
 

@@ -4,12 +4,16 @@ use std::sync::Arc;
 
 use countersign_identity::{DeviceId, TenantId};
 use countersign_mqtt::topic::SpaceFilter;
+use countersign_policy::decide::PolicyProblem;
 use countersign_policy::{ClientIdMode, TopicSpace};
 use countersign_registry::{Actor, PolicyChange, RegistryError};
 
-use super::simulation::{Draft, FleetShifts, Shifts};
+use super::simulation::{Draft, FleetShifts, GROUPS_MAX, Shifts};
 use super::{Deed, Service, Told, blocking};
 use crate::failure::Failure;
+
+/// What is said of policies that let nobody in.
+pub(crate) const NOBODY: &str = "no policy would permit connect, so nobody would be let in";
 
 /// A change of policies as it is asked for.
 #[derive(Debug, Clone, Default)]
@@ -28,17 +32,27 @@ pub struct PolicyDraft {
     pub reverts: Option<u64>,
 }
 
+/// What became of a change of a tenant's settings.
+#[derive(Debug)]
+pub struct Configured {
+    /// The policy version that is in force now.
+    pub version: u64,
+    /// What became of live sessions; nothing if nothing was changed.
+    pub told: Option<Told>,
+    /// What looks wrong in the new policies, and took effect all the same.
+    pub warnings: Vec<PolicyProblem>,
+}
+
 /// A change that was looked at.
 enum Checked {
-    /// It would be one.
-    Change(PolicyChange),
+    /// It would be one; beside it, what looks wrong in it.
+    Change(PolicyChange, Vec<PolicyProblem>),
     /// It is what is in force already, as this version.
     InForce(u64),
 }
 
 impl Service {
-    /// Replaces what is given of a tenant's settings. Returns the policy version that is then in force, and what became of
-    /// live sessions; nothing if nothing was changed.
+    /// Replaces what is given of a tenant's settings.
     ///
     /// # Errors
     /// [`Failure`] if the policies could never take effect; or if they do not fit the schema, or would lock out as many
@@ -49,9 +63,9 @@ impl Service {
         id: TenantId,
         mode: Option<ClientIdMode>,
         draft: Option<PolicyDraft>,
-    ) -> Result<(u64, Option<Told>), Failure> {
-        let change = match draft {
-            None => None,
+    ) -> Result<Configured, Failure> {
+        let (change, warnings) = match draft {
+            None => (None, Vec::new()),
             Some(draft) => {
                 let (service, tenant) = (self.clone(), id.clone());
                 let checked = tokio::task::spawn_blocking(move || service.checked(&tenant, draft));
@@ -59,9 +73,15 @@ impl Service {
                     .await
                     .map_err(|e| Failure::internal(format!("the simulation failed: {e}")))??;
                 match change {
-                    Checked::Change(change) => Some(change),
-                    Checked::InForce(number) if mode.is_none() => return Ok((number, None)),
-                    Checked::InForce(_) => None,
+                    Checked::Change(change, warnings) => (Some(change), warnings),
+                    Checked::InForce(version) if mode.is_none() => {
+                        return Ok(Configured {
+                            version,
+                            told: None,
+                            warnings: Vec::new(),
+                        });
+                    }
+                    Checked::InForce(_) => (None, Vec::new()),
                 }
             }
         };
@@ -77,10 +97,14 @@ impl Service {
             subject: id.to_string(),
             reason: change.as_ref().map(|c| c.reason.clone()).unwrap_or_default(),
         };
-        let (number, told) = self
+        let (version, told) = self
             .deed(deed, move |r| r.configure_tenant(actor, id, mode, change))
             .await?;
-        Ok((number, Some(told)))
+        Ok(Configured {
+            version,
+            told: Some(told),
+            warnings,
+        })
     }
 
     /// Takes an earlier version of policies and topic spaces up again, as a new version. Of the draft, what it says
@@ -94,7 +118,7 @@ impl Service {
         id: TenantId,
         number: u64,
         draft: PolicyDraft,
-    ) -> Result<(u64, Option<Told>), Failure> {
+    ) -> Result<Configured, Failure> {
         let (service, tenant) = (self.clone(), id.clone());
         let version = blocking(move || service.registry.policy_version(&tenant, Some(number))).await?;
         let draft = PolicyDraft {
@@ -141,7 +165,7 @@ impl Service {
             let lock_out = lock_out.or_else(|| LockOut::of(&fleet, 0));
             return Err(refused(&draft, unfit, nobody, lock_out.as_ref()));
         }
-        Ok(Checked::Change(PolicyChange {
+        let change = PolicyChange {
             policies: asked.policies,
             spaces: asked.spaces,
             reason: asked.reason,
@@ -149,7 +173,8 @@ impl Service {
             reverts: asked.reverts,
             accept_unfit: asked.accept_lock_out,
             accepted: needs_word,
-        }))
+        };
+        Ok(Checked::Change(change, draft.warnings))
     }
 }
 
@@ -188,8 +213,9 @@ impl<'a> LockOut<'a> {
 
 impl std::fmt::Display for LockOut<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let lost = self.shifts.groups.iter().filter(|g| g.shift == "locked-out");
-        let whom: Vec<String> = lost
+        let lost = || self.shifts.groups.iter().filter(|g| g.shift == "locked-out");
+        let mut whom: Vec<String> = lost()
+            .take(GROUPS_MAX)
             .map(|g| {
                 let names: Vec<_> = g.examples.iter().take(3).map(DeviceId::as_str).collect();
                 let more = if g.count > names.len() as u64 { ", …" } else { "" };
@@ -200,6 +226,14 @@ impl std::fmt::Display for LockOut<'_> {
                 format!("{} by {by:?} ({}{more})", g.count, names.join(", "))
             })
             .collect();
+        let rest: Vec<u64> = lost().skip(GROUPS_MAX).map(|g| g.count).collect();
+        if !rest.is_empty() {
+            whom.push(format!(
+                "{} for {} reasons more",
+                rest.iter().sum::<u64>(),
+                rest.len()
+            ));
+        }
         write!(
             f,
             "it would lock out {} of the {} devices that {}: {}",
@@ -221,7 +255,7 @@ fn refused(draft: &Draft, unfit: bool, nobody: bool, lock_out: Option<&LockOut<'
         ));
     }
     if nobody {
-        would.push("no policy would permit connect, so nobody would be let in".to_owned());
+        would.push(NOBODY.to_owned());
     }
     match lock_out {
         Some(lock_out) => would.push(lock_out.to_string()),

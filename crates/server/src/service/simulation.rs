@@ -10,10 +10,10 @@ use std::sync::Arc;
 use countersign_gateway::judge::{self, Circumstances, Proposed};
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp};
 use countersign_policy::clones::CloneAction;
-use countersign_policy::decide::TenantPolicy;
+use countersign_policy::decide::{PolicyProblem, TenantPolicy};
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::{
-    DenialCode, DeviceFacts, ExchangeRecord, FactSource, LifecycleState, TopicSpace, has_template,
+    Denial, DenialCode, DeviceFacts, ExchangeRecord, FactSource, LifecycleState, TopicSpace, has_template,
 };
 use countersign_registry::policies::bounded;
 use countersign_registry::{PolicyVersion, check_policies};
@@ -24,6 +24,8 @@ use crate::failure::Failure;
 
 /// Devices that are named per group.
 const EXAMPLES_MAX: usize = 10;
+/// Groups that are told one by one; the rest is counted.
+pub(crate) const GROUPS_MAX: usize = 10;
 /// Exchanges that are read from the ledger at once.
 const PAGE: u32 = 1000;
 
@@ -64,6 +66,8 @@ pub struct Simulation {
     pub base: u64,
     /// What does not fit the schema; such policies take effect only if that is accepted.
     pub problems: Vec<String>,
+    /// What looks wrong and would take effect all the same, such as a topic space that nobody declared.
+    pub warnings: Vec<PolicyProblem>,
     #[serde(flatten)]
     pub(super) fleet: FleetShifts,
     /// The exchanges that the ledger keeps, each as it was, over what is known of device and credential now. One that was
@@ -206,6 +210,8 @@ pub(super) struct Draft {
     pub(super) problems: Vec<String>,
     /// What to do about the first of them.
     pub(super) cure: String,
+    /// What looks wrong and takes effect all the same.
+    pub(super) warnings: Vec<PolicyProblem>,
 }
 
 impl Draft {
@@ -223,7 +229,10 @@ impl Draft {
         // What is in force was accepted as it is.
         let (new_text, new_spaces) = (*text != current.policies, *spaces != *current.spaces);
         bounded(new_text.then_some(text), new_spaces.then_some(spaces)).map_err(Failure::invalid)?;
-        let found = check_policies(text, spaces).err().unwrap_or_default();
+        let (warnings, found) = match check_policies(text, spaces) {
+            Ok(warnings) => (warnings, Vec::new()),
+            Err(found) => (Vec::new(), found),
+        };
         let problems: Vec<String> = found.iter().map(ToString::to_string).collect();
         let cure = found.first().map(|p| p.cure.clone()).unwrap_or_default();
         // A template may be in force, accepted by a version that did not look; none is accepted any more.
@@ -235,6 +244,7 @@ impl Draft {
                 policy: Arc::new(policy),
                 problems,
                 cure,
+                warnings,
             }),
             _ => Err(Failure::invalid(format!(
                 "the policies cannot take effect: {}; hint: {cure}",
@@ -327,6 +337,17 @@ impl<'a> Sides<'a> {
         worst.full_instead
     }
 
+    /// What determined a refusal. Why a policy fails is told with the device that it failed for: without it, those that
+    /// share the fault are one group.
+    fn reasons(&self, denial: Denial, device: &DeviceId) -> Vec<String> {
+        if denial.code != DenialCode::PolicyError {
+            return denial.policies;
+        }
+        let entity = format!("Device::\"{}/{device}\"", self.tenant);
+        let failed = denial.policies.iter();
+        failed.map(|p| p.replace(&entity, "the device")).collect()
+    }
+
     /// How the decision about one case changes under an authority.
     fn shift(&self, comer: &Comer, authority: &AuthorityId, circumstances: Circumstances) -> Shift {
         let decide = |facts: &dyn FactSource, tls: TlsFacts| -> Decided {
@@ -334,7 +355,7 @@ impl<'a> Sides<'a> {
             let (device, by) = (comer.device.clone(), &comer.fingerprint);
             judge::of_device(facts, device, by, authority, circumstances)
                 .map(|a| a.permit.policies().iter().map(ToString::to_string).collect())
-                .map_err(|d| (d.code, d.policies))
+                .map_err(|d| (d.code, self.reasons(d, &comer.device.id)))
         };
         let either = |facts: &dyn FactSource| -> (Decided, bool) {
             let found = decide(facts, circumstances.tls);
@@ -378,6 +399,7 @@ impl Service {
         Ok(Simulation {
             base: current.number,
             problems: draft.problems,
+            warnings: draft.warnings,
             fleet,
             exchanges: exchanges.finish(),
             full_instead,
