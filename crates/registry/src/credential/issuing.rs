@@ -221,9 +221,10 @@ fn check_requester(
         }),
         Requester::Claim(claim) => {
             let has_same_key = scope.enter_claim(actor, request, claim)?;
-            Ok(match has_same_key {
-                true => Standing::RepeatOnly,
-                false => Standing::OnClaim(claim.claim.clone()),
+            Ok(if has_same_key {
+                Standing::RepeatOnly
+            } else {
+                Standing::OnClaim(claim.claim.clone())
             })
         }
         Requester::Secret(hash) => {
