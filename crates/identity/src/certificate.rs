@@ -310,11 +310,6 @@ impl CertificateFacts {
         })
     }
 
-    /// Why no path may ever lead through it, if that can be told from it alone: it is no version 3 certificate, say.
-    pub fn defect(&self) -> Option<&str> {
-        self.path.fault.as_deref()
-    }
-
     /// Whether `now` lies within the validity, both ends included (RFC 5280 section 4.1.2.5).
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
         self.not_before.unix_s() <= now.unix_s() && now.unix_s() <= self.not_after.unix_s()

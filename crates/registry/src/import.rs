@@ -68,7 +68,7 @@ fn is_of_use(
     authority: Option<&AuthorityId>,
 ) -> Result<(), RegistryError> {
     let certificate = &credential.certificate;
-    if let Some(why) = certificate.defect() {
+    if let Some(why) = certificate.path_fault() {
         return Err(RegistryError::Refused(format!(
             "no device is admitted by its certificate: {why}; hint: issue it anew, as version 3 with its extensions (openssl x509 -req needs -extfile or -copy_extensions)"
         )));
