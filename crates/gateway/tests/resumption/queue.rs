@@ -156,3 +156,36 @@ fn who_comes_far_too_often_is_refused_at_its_ticket() {
         world.start(TicketSettings::default());
     }
 }
+
+#[test]
+fn who_comes_too_often_does_not_go_first() {
+    let mut world = World::new();
+    world.limits.device_connects_per_minute = 2;
+    world.limits.handshakes_per_s = 1;
+    world.limits.handshake_burst = 3;
+    world.start(TicketSettings::default());
+    let identity = world.add("default", "d1", &Leaf::named("d1"));
+    let device = Attempt {
+        name: "default.test".into(),
+        patience: Duration::from_secs(4),
+        ..world
+            .attempt(0)
+            .identity(&identity)
+            .send([connect(5, "d1"), vec![0xe0, 0]].concat())
+    };
+    let hello = device.hello();
+    let device = device.resuming();
+    let told: Vec<_> = (0..3).map(|_| device.run().connack()).collect();
+    assert_eq!(told, [Some(0), Some(0), Some(0x9f)]);
+    let _storm: Vec<TcpStream> = (0..20)
+        .map(|_| {
+            let mut socket = TcpStream::connect(device.server).unwrap();
+            socket.write_all(&hello).unwrap();
+            socket
+        })
+        .collect();
+    waiting(&world, 19);
+    // Of one tenant and one address: behind those that were there before.
+    let seen = device.run();
+    assert_eq!((seen.connack(), seen.alert), (None, None), "{seen:?}");
+}
