@@ -701,3 +701,47 @@ fn a_subscription_lives_as_long_as_its_own_quality_of_service_is_permitted() {
     links[1].send(&[0xc0, 0]).unwrap();
     assert_eq!(links[1].packet().unwrap(), [0xd0, 0]);
 }
+
+/// Another changes the device in the same commit, and takes nothing from the receipt of who suspended it.
+#[test]
+fn another_change_of_the_device_in_the_same_commit_takes_nothing_from_a_receipt() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    const TRIES: usize = 25;
+    let place = Place::new();
+    let server = place.server("");
+    let stop = AtomicBool::new(false);
+    let told: Vec<Option<Value>> = std::thread::scope(|scope| {
+        // Others write all the time, so that changes wait for each other and are committed together.
+        for n in 0..3 {
+            let (server, stop) = (&server, &stop);
+            scope.spawn(move || {
+                for k in 0..100_000 {
+                    let body = json!({ "id": format!("other-{n}-{k}") });
+                    let added = server.ask("POST", "/tenants/default/devices", Some(&body));
+                    if added.is_err() || stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+        }
+        let told = (0..TRIES).map(|n| {
+            let id = format!("d{n}");
+            let identity = place.add(&server, &id, "pump", &[]);
+            let mut session = Held::open(server.devices, &identity, &id).ok()?;
+            let path = |what: &str| format!("/tenants/default/devices/{id}/{what}");
+            let suspend = json!({ "move": "suspend", "reason": "lost" });
+            let suspended = std::thread::scope(|scope| {
+                let first = scope.spawn(|| server.ask("POST", &path("moves"), Some(&suspend)));
+                let _ = server.ask("PUT", &path("authority"), Some(&json!({ "authority": "fleet" })));
+                first.join()
+            });
+            let suspended = suspended.ok()?.ok()?;
+            session.closed().ok()?;
+            Some(suspended["receipt"]["nodes"][0]["ended"].clone())
+        });
+        let told = told.collect();
+        stop.store(true, Ordering::Relaxed);
+        told
+    });
+    assert_eq!(told, vec![Some(json!(1)); TRIES]);
+}

@@ -28,6 +28,8 @@ pub enum Touched {
 pub struct Cutoff {
     node: Arc<Node>,
     entries: Vec<Arc<SessionEntry>>,
+    /// What another change is ending and has not closed yet: not this one's to count, but to wait for.
+    ending: Vec<Arc<SessionEntry>>,
     started: Instant,
     kept: usize,
 }
@@ -53,16 +55,26 @@ impl Cutoff {
 
     /// Whether it touched no session at all.
     pub fn is_idle(&self) -> bool {
-        self.entries.is_empty() && self.kept == 0
+        self.entries.is_empty() && self.ending.is_empty() && self.kept == 0
+    }
+
+    /// When it began.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// Waits until all are closed, at most `patience`.
-    pub async fn wait(self, patience: Duration) -> CutoffReport {
-        let _ = tokio::time::timeout(patience, self.node.sessions.all_closed(&self.entries)).await;
-        let ended = self.entries.iter().filter(|e| e.is_closed()).count();
+    pub async fn wait(&self, patience: Duration) -> CutoffReport {
+        let closed = async {
+            self.node.sessions.all_closed(&self.entries).await;
+            self.node.sessions.all_closed(&self.ending).await;
+        };
+        let _ = tokio::time::timeout(patience, closed).await;
+        let is_open = |e: &&Arc<SessionEntry>| !e.is_closed();
+        let open = self.entries.iter().filter(is_open).count();
         CutoffReport {
-            ended,
-            open: self.entries.len() - ended,
+            ended: self.entries.len() - open,
+            open: open + self.ending.iter().filter(is_open).count(),
             kept: self.kept,
             took: self.started.elapsed(),
         }
@@ -82,7 +94,7 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
         Touched::Authority(authority) => node.sessions.filter(|e| e.authority == *authority),
         Touched::Tenant(tenant) => node.sessions.filter(|e| e.admission().device.tenant == *tenant),
     };
-    let mut ended = Vec::new();
+    let (mut ended, mut ending) = (Vec::new(), Vec::new());
     let mut kept = 0;
     let mut tokens = Vec::new();
     for entry in sessions {
@@ -99,10 +111,9 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
                 entry.timer.wake();
                 kept += 1;
             }
-            // One that was ending already is another change's to count: one commit may touch a session twice.
             Err(denial) => match reason_of(denial.code) {
                 Some(reason) if entry.end(reason) => ended.push(entry),
-                Some(_) => {}
+                Some(_) => ending.push(entry),
                 None => kept += 1,
             },
         }
@@ -121,6 +132,7 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
     Cutoff {
         node: node.clone(),
         entries: ended,
+        ending,
         started,
         kept,
     }
@@ -135,6 +147,7 @@ pub(crate) fn end(node: &Arc<Node>, entries: Vec<Arc<SessionEntry>>, reason: End
     Cutoff {
         node: node.clone(),
         entries,
+        ending: Vec::new(),
         started,
         kept: 0,
     }

@@ -44,7 +44,7 @@ pub(crate) use simulation::GROUPS_MAX;
 pub use stations::StationDraft;
 pub use why::{DataAction, WhyAsked};
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -126,7 +126,11 @@ pub struct OpenListener {
     pub address: SocketAddr,
 }
 
-type Cutoffs = Mutex<HashMap<(u64, Change), Cutoff>>;
+/// What each change of a commit did to sessions, for whoever made it and waits to tell: one device may be changed by several
+/// in one commit, and each of them tells.
+type Cutoffs = Mutex<HashMap<(u64, Change), Arc<Cutoff>>>;
+/// How long they are kept. Whoever waits looks at once; nobody does for what the registry changes by itself.
+const CUTOFFS_KEPT: Duration = Duration::from_secs(60);
 
 /// An open data directory, with a gateway if this process serves.
 pub struct Service {
@@ -302,11 +306,16 @@ impl Service {
     pub fn attach(&self, gateway: Arc<Gateway>) {
         let (cutoffs, observed) = (self.cutoffs.clone(), gateway.clone());
         self.registry.on_change(move |revision, changes| {
-            for change in changes {
+            let mut kept = cutoffs.lock();
+            kept.retain(|_, cutoff| cutoff.started().elapsed() < CUTOFFS_KEPT);
+            drop(kept);
+            let mut looked_at = HashSet::new();
+            for change in changes.iter().filter(|c| looked_at.insert(*c)) {
                 let cutoff = observed.reconsider(&touched(change));
-                // Kept for whoever made the change and waits to tell how it went.
                 if !cutoff.is_idle() {
-                    cutoffs.lock().insert((revision, change.clone()), cutoff);
+                    cutoffs
+                        .lock()
+                        .insert((revision, change.clone()), Arc::new(cutoff));
                 }
             }
         });
@@ -641,12 +650,16 @@ async fn sessions_of(
 ) -> SessionsReport {
     let until = tokio::time::Instant::now() + patience;
     let mut report = SessionsReport::default();
-    for change in changes {
-        let cutoff = cutoffs.lock().remove(&(revision, change.clone()));
-        if let Some(cutoff) = cutoff {
-            let left = until.saturating_duration_since(tokio::time::Instant::now());
-            report.add(SessionsReport::from(cutoff.wait(left).await));
-        }
+    let mine: HashSet<&Change> = changes.iter().collect();
+    let mine: Vec<Arc<Cutoff>> = {
+        let kept = cutoffs.lock();
+        mine.into_iter()
+            .filter_map(|change| kept.get(&(revision, change.clone())).cloned())
+            .collect()
+    };
+    for cutoff in mine {
+        let left = until.saturating_duration_since(tokio::time::Instant::now());
+        report.add(SessionsReport::from(cutoff.wait(left).await));
     }
     report
 }
