@@ -610,6 +610,24 @@ fn certificates_that_nobody_is_admitted_by_are_not_imported() {
         !done && words.contains("version is not 3") && words.contains("-extfile"),
         "{words}"
     );
+    // Nor is its device accused of anything where it connects.
+    let root = server.cli_ok(&["authority", "export", "platform"]).unwrap();
+    std::fs::write(folder.path().join("platform.pem"), root).unwrap();
+    let (platform, cert, its_key) = (path("platform.pem"), path("old.crt"), path("old.key"));
+    let port = server.devices.port().to_string();
+    let mut mosquitto = Command::new("mosquitto_pub");
+    mosquitto.args(["-h", "localhost", "-p", &port, "--cafile", &platform]);
+    mosquitto.args([
+        "--cert", &cert, "--key", &its_key, "-i", "pump-1", "-t", "x", "-m", "y",
+    ]);
+    assert!(!mosquitto.output().unwrap().status.success());
+    let exchanges = server.ask("GET", "/exchanges?limit=1", None).unwrap();
+    let denial = &exchanges[0]["denial"];
+    assert_eq!(denial["code"], "chain.malformed", "{exchanges}");
+    assert!(
+        denial["detail"].as_str().unwrap().contains("version is not 3"),
+        "{denial}"
+    );
     let (done, words) = import("ca.crt", &[]);
     assert!(!done && words.contains("authority register"), "{words}");
     // Read as another device's than its authority reads it: had it been taken, the device could never have it.

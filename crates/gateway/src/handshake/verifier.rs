@@ -43,10 +43,21 @@ impl DeviceVerifier {
     ) -> Result<HandshakeSignatureValid, Error> {
         context::with(|context| {
             context.possession_at = Some(Instant::now());
-            let valid = signature.inspect_err(|e| {
-                // Forget the verdict: it must not be told, and must not count as this device's.
-                context.verdict = Some(Err(Denial::new(DenialCode::PossessionFailed, e.to_string())));
-            })?;
+            let valid = match (signature, &context.verdict) {
+                (Ok(valid), _) => valid,
+                // Nobody can check a signature by what is no certificate of version 3: that is what is wrong, and it is
+                // about nothing but the bytes that were shown.
+                (Err(e), Some(Err(denial)))
+                    if is_unreadable(&e) && denial.code == DenialCode::ChainMalformed =>
+                {
+                    return Err(error_with_alert(denial));
+                }
+                (Err(e), _) => {
+                    // Forget the verdict: it must not be told, and must not count as this device's.
+                    context.verdict = Some(Err(Denial::new(DenialCode::PossessionFailed, e.to_string())));
+                    return Err(e);
+                }
+            };
             context.possession = Possession::Proven;
             count_attempt(context);
             match &context.verdict {
@@ -202,6 +213,14 @@ fn remembered(
     let chain = check(leaf, None);
     let remember = chain.as_ref().ok().map(|chain| (shown, chain.path()));
     (chain, remember)
+}
+
+/// Whether the library could not read the certificate, whatever the signature is worth.
+fn is_unreadable(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::InvalidCertificate(CertificateError::BadEncoding | CertificateError::Other(_))
+    )
 }
 
 /// The rustls error whose alert is the one that the denial's code names.
