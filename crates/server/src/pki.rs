@@ -49,6 +49,9 @@ struct List {
     revision: u64,
 }
 
+/// Our authorities as questions name them.
+type Issuers = Arc<[(AuthorityId, IssuerHashes)]>;
+
 /// What is kept between requests.
 struct Shared {
     service: Arc<Service>,
@@ -57,7 +60,7 @@ struct Shared {
     revision: Arc<AtomicU64>,
     /// The newest revision that may have changed an authority, and the authorities as questions name them then.
     authorities: Arc<AtomicU64>,
-    issuers: Mutex<Option<(u64, Arc<[(AuthorityId, IssuerHashes)]>)>>,
+    issuers: Mutex<Option<(u64, Issuers)>>,
     lists: Mutex<HashMap<AuthorityId, List>>,
     responders: Mutex<HashMap<AuthorityId, Arc<Responder>>>,
 }
@@ -298,8 +301,8 @@ impl Shared {
         u32::try_from(self.next_update.as_secs() / 3600).unwrap_or(u32::MAX)
     }
 
-    /// Our authorities as questions name them.
-    fn issuers(&self) -> Result<Arc<[(AuthorityId, IssuerHashes)]>, Failure> {
+    /// Our authorities: read again only when one has changed.
+    fn issuers(&self) -> Result<Issuers, Failure> {
         let newest = self.authorities.load(Ordering::Acquire);
         if let Some((of, issuers)) = &*self.issuers.lock()
             && *of == newest
@@ -315,7 +318,7 @@ impl Shared {
                 let hashes = IssuerHashes::of(&certificate).map_err(|e| Failure::internal(e.to_string()))?;
                 Ok((view.id, hashes))
             })
-            .collect::<Result<Arc<[_]>, Failure>>()?;
+            .collect::<Result<Issuers, Failure>>()?;
         *self.issuers.lock() = Some((newest, issuers.clone()));
         Ok(issuers)
     }
