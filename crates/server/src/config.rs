@@ -158,6 +158,13 @@ impl Config {
                 "24 is usual: verifiers fetch anew about so often",
             );
         }
+        if self.issuance.certificates_per_device_max < 2 {
+            return value(
+                "issuance.certificates_per_device_max",
+                format!("{} is less than 2", self.issuance.certificates_per_device_max),
+                "a device that renews has two for a while; leave it out for 8",
+            );
+        }
         if self.pki.connections_max == 0 {
             return value(
                 "pki.connections_max",

@@ -484,7 +484,7 @@ fn without_a_clock_the_agent_goes_by_what_it_knew() {
 
 #[test]
 fn several_agents_on_one_folder_do_not_get_into_each_others_way() {
-    let place = Place::new("");
+    let place = Place::new("[issuance]\ncertificates_per_device_max = 100\n");
     let agent = place.enrol("shared");
     for _ in 0..3 {
         let children: Vec<_> = ["renew", "check", "renew", "check", "renew", "check"]

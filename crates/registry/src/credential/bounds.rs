@@ -119,7 +119,7 @@ impl Scope<'_> {
             )?;
         if in_force >= most {
             return Err(RegistryError::Refused(format!(
-                "device {} has {in_force} certificates in force, and {most} are the most that anybody but an operator may bring it to; hint: revoke those that are not used (countersign device show {0}, countersign credential revoke FINGERPRINT), or let an operator issue it (countersign device provision {0})",
+                "device {} has {in_force} certificates in force, and {most} are the most that anybody but an operator may bring it to; hint: revoke those that are not used (countersign device show {0}, countersign credential revoke FINGERPRINT), raise issuance.certificates_per_device_max, or let an operator issue it (countersign device provision {0})",
                 request.device
             )));
         }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use countersign_factory::CERTIFICATES_PER_DEVICE_MAX;
 use countersign_gateway::{TicketKeys, TicketSettings};
 use countersign_identity::TenantId;
 use countersign_policy::clones::CloneRules;
@@ -22,6 +23,9 @@ pub struct IssuanceConfig {
     pub lapse_after_days: u64,
     /// After a newer certificate was first used, for so long the old one is still admitted, in hours.
     pub overlap_hours: u64,
+    /// Certificates of one device in force at once, by whoever is no operator: 2 or more, or it could not renew. A CA of its own
+    /// counts by its own setting.
+    pub certificates_per_device_max: u32,
     /// How far the clock may be behind the newest time that is known to have been before nothing is minted, in seconds.
     pub clock_tolerance_s: u64,
     /// Whether nothing is minted either while the kernel does not say that the clock is synchronised.
@@ -36,6 +40,7 @@ impl Default for IssuanceConfig {
             replay_window_hours: rules.replay_window.as_secs() / 3600,
             lapse_after_days: rules.lapse_after.as_secs() / 86_400,
             overlap_hours: rules.overlap.as_secs() / 3600,
+            certificates_per_device_max: CERTIFICATES_PER_DEVICE_MAX,
             clock_tolerance_s: clock.tolerance.as_secs(),
             require_clock_sync: clock.require_sync,
         }
@@ -57,7 +62,7 @@ impl IssuanceConfig {
             replay_window: Duration::from_secs(self.replay_window_hours * 3600),
             lapse_after: Duration::from_secs(self.lapse_after_days * 86_400),
             overlap: Duration::from_secs(self.overlap_hours * 3600),
-            ..IssuanceRules::default()
+            certificates_per_device_max: Some(self.certificates_per_device_max),
         }
     }
 }
