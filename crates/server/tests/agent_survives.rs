@@ -396,8 +396,8 @@ fn a_day_without_the_platform_its_root_rotated_the_certificate_expired() {
         service.words()
     );
     assert_ne!(agent.certificate(), first);
-    let words = service.words();
-    assert!(words.contains("CertificateExpired"), "{words}");
+    // By the lane that only expired certificates take; whether it was refused at the device port before is a matter of which of
+    // the two wakes first.
     let audit = server.ask("GET", "/audit", None).unwrap().to_string();
     assert!(audit.contains("credential.renewal-lane"), "{audit}");
 

@@ -84,6 +84,9 @@ fn world() -> &'static World {
         server.ask("POST", "/tenants", Some(&json!({ "id": "closed" }))).unwrap();
         server.ask("POST", "/tenants", Some(&json!({ "id": "forbids" }))).unwrap();
         server.ask("POST", "/tenants/other/hosts", Some(&json!({ "host": "other.test" }))).unwrap();
+        // A certificate that names one device, registered for another: before there was an authority whose rule says so.
+        let alias = root.issue(&Leaf::named("alias"), &[]);
+        import(&server, "default", "owner", "active", &alias);
         register("refusals-root", "default", &root);
         register("refusals-tight", "default", &tight);
         register("refusals-other", "other", &other);
@@ -104,9 +107,6 @@ fn world() -> &'static World {
             import(&server, "default", name, state, &identity);
             known.insert(name, identity);
         }
-        // A certificate that names one device, registered for another.
-        let alias = root.issue(&Leaf::named("alias"), &[]);
-        import(&server, "default", "owner", "active", &alias);
         known.insert("alias", alias);
         for (tenant, name) in [("closed", "closed"), ("forbids", "forbids")] {
             let ca = Ca::root(&format!("refusals {tenant}"), None);

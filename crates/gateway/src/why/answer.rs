@@ -141,7 +141,7 @@ impl AuthorityFrom {
     pub(super) const fn words(self) -> &'static str {
         match self {
             Self::Path => "its path shows it",
-            Self::Registered => "it was registered so",
+            Self::Registered => "the registry has it so",
             Self::Exchange => "its last exchange showed it",
             Self::Bound => "assumed, the device is bound to it",
             Self::Only => "assumed, no other of its tenant vouches for anybody",
