@@ -349,9 +349,7 @@ fn who_came_from_below_an_intermediate_is_locked_out_like_anybody() {
         let said = place.server.cli_ok(&["why", id]).unwrap();
         let is_from = |known: &&str| said.contains(&format!("leads to authority bought: {known}"));
         assert!(
-            said.contains("would be let in")
-                && said.contains("chain      ?")
-                && from.iter().any(|k| is_from(k)),
+            said.contains("would be let in") && said.contains("chain      ?") && from.iter().any(is_from),
             "{said}"
         );
     }
