@@ -11,6 +11,7 @@ mod bulk_place;
 mod claims;
 #[cfg(test)]
 mod clock_tests;
+mod cutoffs;
 mod doctor;
 mod exposure;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use apart::Shown;
 pub use authorities::AuthorityDraft;
 pub use batches::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ConfirmAnswer, ItemRefusal};
 pub use claims::ClaimDraft;
+pub use cutoffs::SessionsReport;
 pub use issuance::{Provisioned, Wanted};
 pub use lists::as_pem;
 pub use manifest::ManifestImport;
@@ -44,7 +46,7 @@ pub(crate) use simulation::GROUPS_MAX;
 pub use stations::StationDraft;
 pub use why::{DataAction, WhyAsked};
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -53,7 +55,7 @@ use std::time::Duration;
 
 use countersign_authority::time::TimeSigner;
 use countersign_authority::{Hierarchy, IssuingAuthority, folder};
-use countersign_gateway::{Cutoff, CutoffReport, Gateway, Touched};
+use countersign_gateway::Gateway;
 use countersign_identity::{
     AuthorityId, CertificateFacts, ChainFault, Clock, DeviceId, Fingerprint, TenantId, Timestamp,
 };
@@ -62,14 +64,14 @@ use countersign_policy::{
     ClientIdMode, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, Possession,
 };
 use countersign_registry::{
-    Actor, Change, Committed, ImportReport, Move, NewCredential, NewDevice, Registry, RegistryError,
-    SystemClock,
+    Actor, Committed, ImportReport, Move, NewCredential, NewDevice, Registry, RegistryError, SystemClock,
 };
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use self::cutoffs::{Cutoffs, observer, sessions_of};
 use crate::ca::link::CaLink;
 use crate::config::Config;
 use crate::failure::Failure;
@@ -79,40 +81,6 @@ use crate::tokens::Tokens;
 /// The machine's clock, where there is no service at hand: what is minted takes [`Service::minting_time`].
 pub fn now() -> Timestamp {
     SystemClock.now()
-}
-
-/// What a change did to live sessions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct SessionsReport {
-    /// Closed.
-    pub ended: usize,
-    /// Not closed within the wait; they cannot act any more all the same.
-    pub open: usize,
-    /// Decided anew, and they may stay.
-    pub kept: usize,
-    /// From the change to the last close, in milliseconds.
-    pub took_ms: f64,
-}
-
-impl SessionsReport {
-    /// Adds what another part of the change did; the slowest counts.
-    pub(crate) fn add(&mut self, part: Self) {
-        self.ended += part.ended;
-        self.open += part.open;
-        self.kept += part.kept;
-        self.took_ms = self.took_ms.max(part.took_ms);
-    }
-}
-
-impl From<CutoffReport> for SessionsReport {
-    fn from(r: CutoffReport) -> Self {
-        Self {
-            ended: r.ended,
-            open: r.open,
-            kept: r.kept,
-            took_ms: (r.took.as_secs_f64() * 1e6).round() / 1e3,
-        }
-    }
 }
 
 /// A listener that is open.
@@ -125,12 +93,6 @@ pub struct OpenListener {
     /// Its address.
     pub address: SocketAddr,
 }
-
-/// What each change of a commit did to sessions, for whoever made it and waits to tell: one device may be changed by several
-/// in one commit, and each of them tells.
-type Cutoffs = Mutex<HashMap<(u64, Change), Arc<Cutoff>>>;
-/// How long they are kept. Whoever waits looks at once; nobody does for what the registry changes by itself.
-const CUTOFFS_KEPT: Duration = Duration::from_secs(60);
 
 /// An open data directory, with a gateway if this process serves.
 pub struct Service {
@@ -304,21 +266,8 @@ impl Service {
 
     /// From now on every committed change is applied to the sessions of this gateway, whoever made the change.
     pub fn attach(&self, gateway: Arc<Gateway>) {
-        let (cutoffs, observed) = (self.cutoffs.clone(), gateway.clone());
-        self.registry.on_change(move |revision, changes| {
-            let mut kept = cutoffs.lock();
-            kept.retain(|_, cutoff| cutoff.started().elapsed() < CUTOFFS_KEPT);
-            drop(kept);
-            let mut looked_at = HashSet::new();
-            for change in changes.iter().filter(|c| looked_at.insert(*c)) {
-                let cutoff = observed.reconsider(&touched(change));
-                if !cutoff.is_idle() {
-                    cutoffs
-                        .lock()
-                        .insert((revision, change.clone()), Arc::new(cutoff));
-                }
-            }
-        });
+        self.registry
+            .on_change(observer(self.cutoffs.clone(), gateway.clone()));
         let _ = self.gateway.set(gateway);
     }
 
@@ -638,37 +587,5 @@ fn starts(state: LifecycleState) -> Result<(), Failure> {
         other => Err(Failure::invalid(format!(
             "a device starts as pending or active, not {other}"
         ))),
-    }
-}
-
-/// What a change did to live sessions: waits until they are closed, all in all at most `patience`.
-async fn sessions_of(
-    cutoffs: &Cutoffs,
-    revision: u64,
-    changes: &[Change],
-    patience: Duration,
-) -> SessionsReport {
-    let until = tokio::time::Instant::now() + patience;
-    let mut report = SessionsReport::default();
-    let mine: HashSet<&Change> = changes.iter().collect();
-    let mine: Vec<Arc<Cutoff>> = {
-        let kept = cutoffs.lock();
-        mine.into_iter()
-            .filter_map(|change| kept.get(&(revision, change.clone())).cloned())
-            .collect()
-    };
-    for cutoff in mine {
-        let left = until.saturating_duration_since(tokio::time::Instant::now());
-        report.add(SessionsReport::from(cutoff.wait(left).await));
-    }
-    report
-}
-
-fn touched(change: &Change) -> Touched {
-    match change.clone() {
-        Change::Tenant(tenant) => Touched::Tenant(tenant),
-        Change::Authority(authority) => Touched::Authority(authority),
-        Change::Device(tenant, device) => Touched::Device(tenant, device),
-        Change::Credential(tenant, device, fingerprint) => Touched::Credential(tenant, device, fingerprint),
     }
 }

@@ -9,7 +9,8 @@ use countersign_registry::{
 };
 use serde_json::{Value, json};
 
-use super::{Cutoffs, Service, SessionsReport, sessions_of};
+use super::cutoffs::{Cutoffs, sessions_of};
+use super::{Service, SessionsReport};
 use crate::failure::Failure;
 
 /// Beyond the drain timeout: how much later than its deadline a connection may be looked at (two ticks of the wheel),
