@@ -243,7 +243,7 @@ impl Running {
     }
 
     /// Waits for a condition.
-    pub fn until(&self, what: &str, holds: impl Fn(i32, &Value) -> bool) -> Value {
+    pub fn until(&self, what: &str, mut holds: impl FnMut(i32, &Value) -> bool) -> Value {
         let started = Instant::now();
         loop {
             let (code, status) = self.status();
