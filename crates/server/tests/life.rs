@@ -678,7 +678,7 @@ fn a_subscription_lives_as_long_as_its_own_quality_of_service_is_permitted() {
              forbid (principal, action == Action::\"subscribe\", resource) when {{ {condition} }};"
         );
         let body = json!({ "policies": policies });
-        server.ask("PATCH", "/tenants/default", Some(&body)).unwrap();
+        server.ask("PATCH", "/tenants/default", Some(&body)).unwrap()["receipt"]["nodes"][0].clone()
     };
     let mut links = Vec::new();
     for (id, qos) in [("d1", 1), ("d2", 0)] {
@@ -695,7 +695,8 @@ fn a_subscription_lives_as_long_as_its_own_quality_of_service_is_permitted() {
         links.push(link);
     }
     // Nothing of QoS 1 any more: who asked for it goes, who did not stays.
-    rules("context.qos >= 1");
+    let told = rules("context.qos >= 1");
+    assert_eq!((&told["ended"], &told["kept"]), (&json!(1), &json!(1)), "{told}");
     let packet = links[0].packet().unwrap();
     assert_eq!((packet[0], packet[2]), (0xe0, 0x87), "{packet:x?}");
     links[1].send(&[0xc0, 0]).unwrap();

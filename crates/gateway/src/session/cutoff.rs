@@ -96,20 +96,16 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
     };
     let (mut ended, mut ending) = (Vec::new(), Vec::new());
     let mut kept = 0;
-    let mut tokens = Vec::new();
+    let mut stayed = Vec::new();
     for entry in sessions {
         match decide_anew(node, &entry) {
             Ok(admission) => {
-                // What a token's scope is worth is asked of the policies once more: last, so that nobody who is to go waits.
-                if entry.token_facts().is_some()
-                    && entry.admission().permit.generations() != admission.permit.generations()
-                {
-                    tokens.push(entry.clone());
-                }
+                let other = entry.admission().permit.generations() != admission.permit.generations();
                 entry.readmit(admission);
-                // An idle one looks at its subscriptions now, not when something comes.
-                entry.timer.wake();
                 kept += 1;
+                if other {
+                    stayed.push(entry);
+                }
             }
             Err(denial) => match reason_of(denial.code) {
                 Some(reason) if entry.end(reason) => ended.push(entry),
@@ -118,15 +114,17 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
             },
         }
     }
-    // A token whose whole scope was withdrawn is good for nothing that it was asked for.
-    for entry in tokens {
-        let admission = entry.admission();
-        let is_void = entry
-            .token_facts()
-            .is_some_and(|t| t.is_void(&admission, node.now()));
-        if is_void && entry.end(EndReason::PolicyChanged) {
-            kept -= 1;
-            ended.push(entry);
+    // Whether they may stay with what they have is asked last, so that nobody who is to go waits.
+    for entry in stayed {
+        if may_keep(node, &entry) {
+            // It looks for itself at what it subscribes to just now.
+            entry.timer.wake();
+            continue;
+        }
+        kept -= 1;
+        match entry.end(EndReason::PolicyChanged) {
+            true => ended.push(entry),
+            false => ending.push(entry),
         }
     }
     Cutoff {
@@ -136,6 +134,14 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
         started,
         kept,
     }
+}
+
+/// Whether a session that may stay connected may do so with what it has: a token whose whole scope was withdrawn is good for
+/// nothing that it was asked for, and what was subscribed to is delivered without being asked about again.
+pub(super) fn may_keep(node: &Node, entry: &SessionEntry) -> bool {
+    let (admission, now) = (entry.admission(), node.now());
+    let is_void = entry.token_facts().is_some_and(|t| t.is_void(&admission, now));
+    !is_void && !entry.has_lost_a_subscription(&admission, now)
 }
 
 /// Ends sessions without asking policy.

@@ -168,6 +168,9 @@ pub(crate) struct Outbox {
     pub(crate) bytes: usize,
 }
 
+/// A topic filter that a session subscribed to, with the QoS that was asked for, which policies decide on.
+pub(crate) type Subscription = (Box<str>, QoS);
+
 /// A live session. Shared by its connection, the index and the router.
 #[derive(Debug)]
 pub struct SessionEntry {
@@ -190,6 +193,8 @@ pub struct SessionEntry {
     /// What is published if it ends without its client's word.
     pub(crate) will: Mutex<Option<Box<Will>>>,
     pub(crate) outbox: Mutex<Outbox>,
+    /// What it subscribed to. Its connection alone changes it; whoever decides anew looks whether all is still permitted.
+    pub(crate) subscriptions: Mutex<Vec<Subscription>>,
     pub(crate) traffic: Traffic,
     pub(crate) timer: Arc<Timer>,
 }
@@ -230,6 +235,7 @@ impl SessionEntry {
             closed: AtomicBool::new(false),
             will: Mutex::default(),
             outbox: Mutex::default(),
+            subscriptions: Mutex::default(),
             traffic: Traffic::default(),
             timer,
         }
@@ -287,6 +293,14 @@ impl SessionEntry {
         if Arc::ptr_eq(&held, old) {
             *held = Arc::new(admission);
         }
+    }
+
+    /// Whether it holds a subscription that `admission` does not permit.
+    pub(crate) fn has_lost_a_subscription(&self, admission: &Admission, now: Timestamp) -> bool {
+        let subscriptions = self.subscriptions.lock();
+        subscriptions.iter().any(|(text, qos)| {
+            TopicFilter::new(text).is_ok_and(|filter| admission.subscribe(text, filter, *qos, now).is_err())
+        })
     }
 
     /// The client id it goes by.

@@ -13,7 +13,6 @@ use countersign_mqtt::client::{
 use countersign_mqtt::frame::Frame;
 use countersign_mqtt::properties::PropertyWriter;
 use countersign_mqtt::server::{self, OutgoingPublish};
-use countersign_mqtt::topic::TopicFilter;
 use countersign_mqtt::{DecodeError, PacketId, QoS, ReasonCode, Version};
 use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord};
 
@@ -74,8 +73,6 @@ pub(crate) struct Session {
     inflight_max: u16,
     next_packet_id: u16,
     inflight: Vec<PacketId>,
-    /// With the QoS that was asked for, which policies decide on.
-    filters: Vec<(Box<str>, QoS)>,
     reason_strings: bool,
     published: bool,
 }
@@ -107,7 +104,6 @@ impl Session {
                 .min(limits.inflight_max),
             next_packet_id: 0,
             inflight: Vec::new(),
-            filters: Vec::new(),
             reason_strings: properties.request_problem != Some(0) && packet_bytes_max >= REASON_STRING_ROOM,
             published: false,
             entry: granted.entry,
@@ -332,9 +328,13 @@ impl Session {
             self.refuse_subscription(node, DenialCode::SharedSubscription.into(), asked.text);
             return Err(ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
         }
-        let known = self.filters.iter().position(|(f, _)| **f == *asked.text);
+        let (known, held) = {
+            let subscriptions = self.entry.subscriptions.lock();
+            let known = subscriptions.iter().position(|(f, _)| **f == *asked.text);
+            (known, subscriptions.len())
+        };
         let max = node.options.limits.subscriptions_max;
-        if known.is_none() && self.filters.len() >= max {
+        if known.is_none() && held >= max {
             let what = format!("the session holds {max} subscriptions already");
             let denial = Denial::new(DenialCode::SubscriptionLimit, what);
             self.refuse_subscription(node, denial, asked.text);
@@ -348,9 +348,12 @@ impl Session {
                 ReasonCode::NOT_AUTHORIZED
             })?;
         let qos = asked.qos.min(QoS::AtLeastOnce);
-        match known.and_then(|n| self.filters.get_mut(n)) {
-            Some((_, asked_before)) => *asked_before = asked.qos,
-            None => self.filters.push((asked.text.into(), asked.qos)),
+        {
+            let mut subscriptions = self.entry.subscriptions.lock();
+            match known.and_then(|n| subscriptions.get_mut(n)) {
+                Some((_, asked_before)) => *asked_before = asked.qos,
+                None => subscriptions.push((asked.text.into(), asked.qos)),
+            }
         }
         node.router.subscribe(
             &permit,
@@ -374,7 +377,7 @@ impl Session {
         let codes: Vec<u8> = unsubscribe
             .filters()
             .map(|filter| {
-                self.filters.retain(|(f, _)| **f != *filter);
+                self.entry.subscriptions.lock().retain(|(f, _)| **f != *filter);
                 let removed = node
                     .router
                     .unsubscribe(&admission.device.tenant, filter, self.entry.id);
@@ -400,19 +403,15 @@ impl Session {
         EndReason::ClientDisconnect.into()
     }
 
-    /// After a change that it survived: every subscription must still be permitted, or the session ends.
+    /// After a change that it survived: every subscription must still be permitted, or the session ends. Whoever made the
+    /// change has looked already; what was subscribed to meanwhile is found here.
     pub(crate) fn recheck(&mut self, node: &Node) -> Result<(), End> {
         let admission = self.entry.admission();
         if Arc::ptr_eq(&admission, &self.admission) {
             return Ok(());
         }
-        for (text, qos) in &self.filters {
-            let Ok(filter) = TopicFilter::new(text) else {
-                continue;
-            };
-            if admission.subscribe(text, filter, *qos, node.now()).is_err() {
-                return Err(EndReason::PolicyChanged.into());
-            }
+        if self.entry.has_lost_a_subscription(&admission, node.now()) {
+            return Err(EndReason::PolicyChanged.into());
         }
         self.admission = admission;
         Ok(())
@@ -494,7 +493,7 @@ impl Session {
         self.entry.end(end.reason);
         let reason = self.entry.ending().unwrap_or(end.reason);
         let admission = self.entry.admission();
-        for (filter, _) in self.filters.drain(..) {
+        for (filter, _) in std::mem::take(&mut *self.entry.subscriptions.lock()) {
             node.router
                 .unsubscribe(&admission.device.tenant, &filter, self.entry.id);
         }

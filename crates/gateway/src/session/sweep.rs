@@ -9,7 +9,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::cutoff::reason_of;
+use super::cutoff::{may_keep, reason_of};
 use super::entry::{EndReason, SessionEntry};
 use super::grant::{check, current_generations, decide_anew};
 use crate::metrics::count;
@@ -129,13 +129,9 @@ fn ask_again(node: &Node, entry: &SessionEntry) {
 
 /// It may stay connected; whether with what it has is the next question.
 fn stay(node: &Node, entry: &SessionEntry) {
-    let admission = entry.admission();
-    if entry
-        .token_facts()
-        .is_some_and(|t| t.is_void(&admission, node.now()))
-    {
+    if !may_keep(node, entry) {
         entry.end(EndReason::PolicyChanged);
     }
-    // An idle one looks at its subscriptions now.
+    // It looks for itself at what it subscribes to just now.
     entry.timer.wake();
 }
