@@ -7,7 +7,7 @@ use rcgen::{
 };
 
 use super::*;
-use crate::anchor::{Anchor, AnchorState};
+use crate::anchor::{Anchor, AnchorState, StoredIntermediate};
 use crate::id::{AuthorityId, Generation};
 use crate::rule::IdentityRule;
 
