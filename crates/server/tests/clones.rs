@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use countersign_policy::decide::DEFAULT_POLICY;
-use countersign_testkit::client::{Attempt, connect, publish};
+use countersign_testkit::client::{Attempt, Link, connect, publish};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 use countersign_testkit::server::Server;
 use serde_json::{Value, json};
@@ -287,6 +287,65 @@ fn two_sessions_of_one_key_at_two_addresses_are_suspected_while_both_are_active(
         }
         std::thread::sleep(Duration::from_millis(300));
     }
+}
+
+/// One connection over HTTPS, kept open.
+fn over_https(world: &World, last: u8) -> Link {
+    Attempt {
+        alpn: vec![b"http/1.1".to_vec()],
+        ..world.attempt(last, "d1")
+    }
+    .send("")
+    .ask()
+    .unwrap()
+}
+
+fn post(link: &mut Link) {
+    let request =
+        "POST /v1/publish/devices/d1/telemetry HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n0";
+    link.send(request.as_bytes()).unwrap();
+    let mut answer = [0; 4096];
+    let n = link.read(&mut answer).unwrap();
+    assert!(
+        answer[..n].starts_with(b"HTTP/1.1 2"),
+        "{:?}",
+        answer[..n].escape_ascii()
+    );
+}
+
+#[test]
+fn two_that_publish_over_https_by_turns_are_suspected_too() {
+    let world = world("");
+    let mut links = [1, 2].map(|last| over_https(&world, last));
+    let started = Instant::now();
+    while world.suspects().is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(16));
+        for link in &mut links {
+            post(link);
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(world.suspect("d1").unwrap()["takeovers"], 0);
+}
+
+/// MQTT by one network and HTTPS by another is what one device may do; and whoever changes the network leaves a connection
+/// behind that nothing comes from any more.
+#[test]
+fn a_device_that_speaks_both_at_two_addresses_or_roams_over_https_is_no_suspicion() {
+    let world = world("");
+    let mut mqtt = world.attempt(1, "d1").open().unwrap();
+    let mut left = Vec::new();
+    for n in 0..6 {
+        let mut https = over_https(&world, n + 2);
+        for _ in 0..8 {
+            post(&mut https);
+            mqtt.send(&publish(5, "devices/d1/telemetry", 1, 0)).unwrap();
+            mqtt.packet().unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        left.push(https);
+    }
+    assert_eq!(world.suspects(), Vec::<Value>::new());
 }
 
 #[test]

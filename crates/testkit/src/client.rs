@@ -462,6 +462,12 @@ impl Link {
     }
 }
 
+impl Read for Link {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        self.stream.read(buf)
+    }
+}
+
 /// Connects from this address, if one is given.
 ///
 /// # Errors

@@ -20,13 +20,32 @@ use crate::node::Node;
 /// How often it is looked which of several sessions of one credential are active.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// What is spoken over a connection. One device may well use both by two networks at a time, and many an operator's network
+/// address translation gives each connection an address of its own: that is no sign of two holders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Language {
+    Mqtt,
+    Http,
+}
+
+impl Language {
+    /// Of a session; `None` of a token, which is no connection.
+    fn of(entry: &SessionEntry) -> Option<Self> {
+        match entry.protocol {
+            _ if entry.token_facts().is_some() => None,
+            protocol if protocol.starts_with("mqtt") => Some(Self::Mqtt),
+            _ => Some(Self::Http),
+        }
+    }
+}
+
 /// The sessions of one credential as they were at the last look.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Deadline by session: it moves with every packet.
+    /// Deadline by session: it moves with every packet or request.
     deadlines: HashMap<u64, u64>,
     /// The session that was active last, and where it came from.
-    last: Option<(u64, IpAddr)>,
+    last: HashMap<Language, (u64, IpAddr)>,
 }
 
 /// All that is watched.
@@ -36,10 +55,6 @@ pub(crate) struct Clones {
     /// Devices with sessions of one credential from several addresses at a time. Bounded by `shared_max`.
     shared: Mutex<HashMap<(TenantId, DeviceId), Shared>>,
     shared_max: usize,
-}
-
-fn is_mqtt(entry: &SessionEntry) -> bool {
-    entry.protocol.starts_with("mqtt")
 }
 
 impl Clones {
@@ -70,7 +85,7 @@ impl Clones {
             );
             tell(node, entry, told);
         }
-        if beside && is_mqtt(entry) {
+        if beside && Language::of(entry).is_some() {
             let device = entry.admission().device.clone();
             let mut shared = self.shared.lock();
             if shared.len() < self.shared_max {
@@ -107,7 +122,7 @@ impl Clones {
 
     fn look_at(&self, node: &Node, device: &(TenantId, DeviceId)) {
         let mut live = node.sessions.of_device(&device.0, &device.1);
-        live.retain(|e| is_mqtt(e) && e.ending().is_none());
+        live.retain(|e| Language::of(e).is_some() && e.ending().is_none());
         let mut shared = self.shared.lock();
         let Some(known) = shared.get_mut(device) else {
             return;
@@ -125,7 +140,10 @@ impl Clones {
                 continue;
             }
             let source = entry.source.ip();
-            if let Some((last, from)) = known.last.replace((entry.id, source))
+            let Some(language) = Language::of(entry) else {
+                continue;
+            };
+            if let Some((last, from)) = known.last.insert(language, (entry.id, source))
                 && last != entry.id
                 && from != source
                 && live
