@@ -1,12 +1,15 @@
-use countersign_identity::{AnchorIndex, AnchorState, AuthorityId, DeviceId, Generation};
-use countersign_policy::Admission;
+use countersign_identity::{
+    AnchorIndex, AnchorState, AuthorityId, DeviceId, Fingerprint, Generation, TenantId,
+};
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::facts::RegistryUnavailable;
+use countersign_policy::{Admission, ClientIdMode, CredentialFacts, DeviceFacts, FactSource, Possession};
 use countersign_testkit::client::{LastSession, anyone};
 use countersign_testkit::pki::{Ca, Leaf};
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, ServerConfig};
+use rustls::server::UnbufferedServerConnection;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig};
 
 use super::*;
 use crate::handshake::chains::VerifiedChains;
