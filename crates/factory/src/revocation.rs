@@ -49,6 +49,11 @@ impl RevocationReason {
         }
     }
 
+    /// Whether it says that somebody else has a key: what is known to be so stays so, and may become known later.
+    pub const fn is_compromise(self) -> bool {
+        matches!(self, Self::KeyCompromise | Self::CaCompromise)
+    }
+
     /// The name in API, CLI and audit.
     pub const fn name(self) -> &'static str {
         match self {

@@ -14,9 +14,9 @@ use countersign_policy::claim::{AllowList, ClaimId};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{Admission, ClaimRefusal, CredentialState, Custody, FactSource, LifecycleState};
 use countersign_registry::{
-    Actor, AuthorityMove, BulkIssue, BulkItem, ClaimProof, ClaimRequester, IssuanceRules, IssueOutcome,
-    IssueRequest, IssuedHere, LedgerLimits, NewAuthority, NewClaim, NewCredential, NewDevice, Origin,
-    ProfileChoice, Registry, RegistryError, Requester, Revocation,
+    Actor, AuthorityMove, BulkIssue, BulkItem, ClaimProof, ClaimRequester, EndedCursor, IssuanceRules,
+    IssueOutcome, IssueRequest, IssuedHere, LedgerLimits, NewAuthority, NewClaim, NewCredential, NewDevice,
+    Origin, ProfileChoice, Registry, RegistryError, Requester, Revocation,
 };
 use rcgen::KeyPair;
 
@@ -486,6 +486,71 @@ fn a_key_of_which_a_certificate_was_revoked_is_not_certified_again() {
     assert_eq!(in_batch().unwrap().certificate, first.certificate);
     revoke(&world, fingerprint, RevocationReason::KeyCompromise);
     is_refused(&in_batch().unwrap_err().to_string());
+}
+
+/// What was merely replaced turns out to be stolen: lists say so, since when it was replaced, and its key gets nothing more.
+#[test]
+fn that_a_key_is_compromised_may_become_known_after_its_certificate_was_revoked() {
+    let key = key();
+    let world = World::new();
+    let (_, first) = world
+        .issue(Ask::by(Requester::Operator, &key).profile("other", ProfileKind::Operational))
+        .unwrap();
+    let revoke = |whose: Revocation, reason| {
+        let done = world.registry.revoke(actor(), whose, reason, String::new());
+        done.unwrap().value
+    };
+    let one = || Revocation::Credential(first);
+    let listed = || {
+        let by = authority("first");
+        let listed = world
+            .registry
+            .revoked_by(&by, countersign_identity::Timestamp::from_unix_s(0));
+        listed
+            .unwrap()
+            .into_iter()
+            .next()
+            .map(|r| (r.at, r.reason))
+            .unwrap()
+    };
+    assert_eq!(revoke(one(), RevocationReason::Superseded), 1);
+    let (since, _) = listed();
+    assert_eq!(
+        revoke(one(), RevocationReason::PrivilegeWithdrawn),
+        0,
+        "no reason to change it"
+    );
+    assert!(world.issue(Ask::by(Requester::Operator, &key)).is_ok());
+
+    std::thread::sleep(Duration::from_millis(5));
+    let told_before = world
+        .registry
+        .ended_after(&authority("first"), &EndedCursor::default(), 10)
+        .unwrap();
+    assert_eq!(revoke(one(), RevocationReason::KeyCompromise), 1);
+    assert_eq!(listed(), (since, RevocationReason::KeyCompromise));
+    let told = world
+        .registry
+        .ended_after(&authority("first"), &EndedCursor::default(), 10)
+        .unwrap();
+    assert!(
+        told[0].revision > told_before[0].revision,
+        "a CA that runs apart is told too"
+    );
+    let refused = world.refused(Ask::by(Requester::Operator, &key));
+    assert!(refused.contains("for this key was revoked"), "{refused}");
+
+    // It stays so.
+    for reason in [RevocationReason::Superseded, RevocationReason::CaCompromise] {
+        assert_eq!(revoke(one(), reason), 0);
+    }
+    let whole = Revocation::Device(tenant(), id("d1"));
+    assert_eq!(
+        revoke(whole, RevocationReason::KeyCompromise),
+        1,
+        "the certificate that came after"
+    );
+    assert_eq!(listed(), (since, RevocationReason::KeyCompromise));
 }
 
 #[test]

@@ -64,10 +64,14 @@ impl Ca {
     }
 
     fn end(&self, certificate: &[u8], how: &str) -> Value {
+        self.end_for(certificate, how, "key-compromise")
+    }
+
+    fn end_for(&self, certificate: &[u8], how: &str, reason: &str) -> Value {
         let serial = serial(certificate);
         self.ask(&json!({
             "type": "end", "authority": "fleet",
-            "certificates": [{ "serial": serial, "how": how, "reason": "key-compromise" }],
+            "certificates": [{ "serial": serial, "how": how, "reason": reason }],
         }))
     }
 }
@@ -530,7 +534,14 @@ fn what_was_revoked_stays_revoked_whatever_the_control_process_says() {
     ca.batch("b", "SN-*", 50, &[]);
     let mine = key();
     let certificate = ca.issue(&mine, "operational", by_batch("SN-1")).unwrap();
+    assert_eq!(ca.end_for(&certificate, "revoked", "superseded")["ended"], 1);
+    assert_eq!(
+        ca.end_for(&certificate, "revoked", "affiliation-changed")["ended"],
+        0
+    );
+    // That somebody else has the key may become known later, and is told once.
     assert_eq!(ca.end(&certificate, "revoked")["ended"], 1);
+    assert_eq!(ca.end(&certificate, "revoked")["ended"], 0);
     let try_all = |ca: &Ca| {
         refused(
             ca.issue(&mine, "operational", by_certificate(&certificate, None)),

@@ -28,7 +28,8 @@ impl Scope<'_> {
         let generation = self.revise("credential", facts.tenant.as_str(), &fingerprint.to_string())?;
         self.tx
             .prepare_cached(
-                "UPDATE credentials SET state = ?2, revision = ?3, ended = ?4, ended_revision = ?3, reason = ?5, supersede_at = NULL
+                "UPDATE credentials SET state = ?2, revision = ?3, ended_revision = ?3, reason = ?5, supersede_at = NULL,
+                    ended = CASE WHEN state = 'revoked' THEN ended ELSE ?4 END
                  WHERE fingerprint = ?1",
             )?
             .execute(params![

@@ -11,7 +11,9 @@ use crate::store::Registry;
 use crate::writer::Committed;
 
 impl Registry {
-    /// Revokes credentials. Those that are revoked already stay as they are. How many were revoked.
+    /// Revokes credentials. Those that are revoked already stay as they are, unless it is known only now that somebody else has
+    /// the key: that is told in lists from now on (RFC 5280 section 5.3.1), with the date of before, and nothing is certified
+    /// for that key again. How many were changed.
     ///
     /// # Errors
     /// [`RegistryError::NoCredential`] if a single one is named that is not known.
@@ -23,26 +25,35 @@ impl Registry {
         reason: String,
     ) -> Result<Committed<u64>, RegistryError> {
         self.write(move |scope| {
-            let alive = "state <> 'revoked'";
+            let open = match code.is_compromise() {
+                false => "state <> 'revoked'".to_owned(),
+                true => format!(
+                    "(state <> 'revoked' OR coalesce(reason, 0) NOT IN ({}, {}))",
+                    RevocationReason::KeyCompromise.code(),
+                    RevocationReason::CaCompromise.code()
+                ),
+            };
             let found = match &whose {
-                Revocation::Credential(fingerprint) => match read_credential(scope.tx, fingerprint)? {
-                    None => return Err(RegistryError::NoCredential(*fingerprint)),
-                    Some(facts) if facts.state == CredentialState::Revoked => vec![],
-                    Some(facts) => vec![facts],
-                },
+                Revocation::Credential(fingerprint) => {
+                    if read_credential(scope.tx, fingerprint)?.is_none() {
+                        return Err(RegistryError::NoCredential(*fingerprint));
+                    }
+                    scope
+                        .credentials_where(&format!("fingerprint = ? AND {open}"), [fingerprint.as_bytes()])?
+                }
                 Revocation::Device(tenant, device) => scope.credentials_where(
-                    &format!("tenant = ? AND device = ? AND {alive}"),
+                    &format!("tenant = ? AND device = ? AND {open}"),
                     [tenant.as_str(), device.as_str()],
                 )?,
                 Revocation::Batch(tenant, batch) => scope.credentials_where(
                     &format!(
                         "tenant = ?1 AND device IN (SELECT id FROM devices WHERE tenant = ?1 AND batch = ?2)
-                         AND batch = ?2 AND {alive}"
+                         AND batch = ?2 AND {open}"
                     ),
                     [tenant.as_str(), batch.as_str()],
                 )?,
                 Revocation::Claim(tenant, claim) => scope.credentials_where(
-                    &format!("tenant = ? AND claim = ? AND {alive}"),
+                    &format!("tenant = ? AND claim = ? AND {open}"),
                     [tenant.as_str(), claim.as_str()],
                 )?,
             };

@@ -503,14 +503,16 @@ pub fn end(
     let (mut changed, mut unknown) = (0, 0);
     for entry in certificates {
         let serial = entry.serial.to_ascii_lowercase();
-        let row: Option<(String, String)> = scope
+        let row: Option<(String, String, Option<u8>)> = scope
             .db
-            .prepare_cached("SELECT state, device FROM certificates WHERE authority = ? AND serial = ?")?
+            .prepare_cached(
+                "SELECT state, device, reason FROM certificates WHERE authority = ? AND serial = ?",
+            )?
             .query_row([authority.as_str(), serial.as_str()], |r| {
-                Ok((r.get(0)?, r.get(1)?))
+                Ok((r.get(0)?, r.get(1)?, r.get(2)?))
             })
             .optional()?;
-        let Some((state, device)) = row else {
+        let Some((state, device, reason_before)) = row else {
             unknown += 1;
             continue;
         };
@@ -519,7 +521,11 @@ pub fn end(
                 .iter()
                 .position(|e| e.name() == name)
         };
-        if hardness(&state).is_some_and(|now| Some(now) >= hardness(entry.how.name())) {
+        // That somebody else has the key may become known of one that was revoked already.
+        let was_compromise = reason_before
+            .is_some_and(|r| RevocationReason::try_from(r).is_ok_and(RevocationReason::is_compromise));
+        let is_news = entry.how == End::Revoked && entry.reason.is_compromise() && !was_compromise;
+        if !is_news && hardness(&state).is_some_and(|now| Some(now) >= hardness(entry.how.name())) {
             continue;
         }
         let reason = match entry.how {
