@@ -17,6 +17,7 @@ use crate::credential::{
     IssuanceRules, IssueOutcome, IssueRequest, NewCredential, ProfileChoice, Requester, read_credential,
 };
 use crate::error::RegistryError;
+use crate::minting::unminted;
 use crate::store::Registry;
 use crate::table::Fact;
 use crate::writer::{Committed, Scope};
@@ -398,41 +399,35 @@ impl Registry {
         &self,
         actor: Actor,
         request: BulkIssue,
-        mut mint: impl FnMut(usize, Timestamp) -> Result<NewCredential, String> + Send + 'static,
+        mint: impl FnMut(usize, Timestamp) -> Result<NewCredential, String>,
     ) -> Result<Committed<Vec<Result<IssueOutcome, RegistryError>>>, RegistryError> {
         let rules = self.issuance_rules();
-        let request = Arc::new(request);
-        let wanted = request.clone();
-        let decided = self
-            .write(move |scope| {
-                Ok(Decided {
-                    steps: Run::new(scope, &wanted, rules)?.decide_all(scope)?,
+        let mut decided: Option<Decided> = None;
+        self.write_minting(mint, move |scope, minting| {
+            let mut run = Run::new(scope, &request, rules)?;
+            let steps = match decided.take() {
+                Some(decided) if decided.holds(scope) => decided.steps,
+                _ => run.decide_all(scope)?,
+            };
+            for (n, step) in steps.iter().enumerate() {
+                if matches!(step, Ok(Step::Mint { .. })) {
+                    minting.has(n, scope.now);
+                }
+            }
+            if minting.lacks() {
+                decided = Some(Decided {
+                    steps,
                     changes: scope.tx.total_changes(),
                     at: scope.now,
-                })
-            })?
-            .value;
-        let mut minted: Vec<Option<Result<NewCredential, String>>> = decided
-            .steps
-            .iter()
-            .enumerate()
-            .map(|(n, step)| matches!(step, Ok(Step::Mint { .. })).then(|| mint(n, decided.at)))
-            .collect();
-        self.write(move |scope| {
-            let mut run = Run::new(scope, &request, rules)?;
-            let steps = if decided.holds(scope) {
-                decided.steps
-            } else {
-                run.decide_all(scope)?
-            };
+                });
+                return Err(unminted());
+            }
             let mut answers = Vec::with_capacity(steps.len());
             for (n, (step, item)) in steps.into_iter().zip(&request.items).enumerate() {
                 let answer = match step {
                     Ok(Step::Answer(same)) => Ok(same),
-                    Ok(Step::Mint { is_new, replaced }) => minted[n]
-                        .take()
-                        .unwrap_or_else(|| mint(n, scope.now))
-                        .map_err(RegistryError::Refused)
+                    Ok(Step::Mint { is_new, replaced }) => minting
+                        .take(n)
                         .and_then(|new| run.keep(scope, item, &new, is_new, replaced)),
                     Err(e) => Err(e),
                 };

@@ -13,7 +13,7 @@
 //! 3. [`change`]: the changes there are, each with its revision and its audit entry
 //!    [`moves`]: devices through their lifecycle; [`receipt`]: what a change did to live sessions
 //! 4. [`authority`]: authorities: registered, proven, rotated
-//! 5. [`credential`]: credentials: issued, used, superseded, revoked
+//! 5. [`credential`]: credentials: issued, used, superseded, revoked; `minting`: certificates are signed while others may write
 //! 6. [`batch`]: a factory's batches; [`bulk`]: issuing for many devices of one at once
 //! 7. `first_contact`: what a device that shows up may bring about
 //! 8. [`import`]: thousands of devices in one change; `manifest`: elements that a manufacturer told of
@@ -56,6 +56,7 @@ mod list_number;
 mod lost;
 mod manifest;
 mod migrate;
+mod minting;
 pub mod moves;
 pub mod policies;
 pub mod query;

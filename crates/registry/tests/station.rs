@@ -462,3 +462,42 @@ fn one_entry_with_a_key_of_a_service_does_not_hold_up_a_journal() {
     assert_eq!((report.verdict, report.registered), (Verdict::Partial, 1));
     assert!(!place.is_there("SN-0001") && place.is_there("SN-0002"));
 }
+
+#[test]
+fn a_factory_ca_whose_key_does_not_answer_holds_up_nothing_and_its_station_is_kept_only_if_it_still_may_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path(), 10);
+    let registry = Arc::new(place.registry);
+    let terms = Terms {
+        station: StationId::new("line-2").unwrap(),
+        ..registry.station(&line()).unwrap().terms
+    };
+    let (asked, is_asked) = channel();
+    let (answer, answers) = channel();
+    let minting = registry.clone();
+    let added = std::thread::spawn(move || {
+        let certificate = certificate("line-2");
+        let key = CertificateFacts::parse(&certificate).unwrap().public_key_sha256;
+        let mint = move |_| {
+            asked.send(()).unwrap();
+            answers.recv().unwrap();
+            Ok(MintedStation {
+                certificate,
+                grant_file: b"grant".to_vec(),
+            })
+        };
+        minting.add_station(actor(), factory(), terms, key, mint)
+    });
+    is_asked.recv_timeout(Duration::from_secs(10)).unwrap();
+    let (closing, (closed, is_closed)) = (registry.clone(), channel());
+    std::thread::spawn(move || {
+        let batch = BatchId::new("B-1").unwrap();
+        closed.send(closing.close_batch(actor(), tenant(), batch, "over".into()))
+    });
+    let closed = is_closed.recv_timeout(Duration::from_secs(1));
+    closed.expect("it waits for the key").unwrap();
+    answer.send(()).unwrap();
+    let refused = added.join().unwrap().unwrap_err().to_string();
+    assert!(refused.contains("batch B-1 is closed"), "{refused}");
+    assert!(registry.station(&StationId::new("line-2").unwrap()).is_err());
+}

@@ -1,14 +1,14 @@
-//! Issuing, so that asking twice is safe: who asks is checked, what was issued before is answered, else it is minted and
-//! registered in one transaction.
+//! Issuing, so that asking twice is safe: who asks is checked, what was issued before is answered, else what was minted for
+//! it is registered in the same transaction ([`crate::minting`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use countersign_factory::attest::Refusal;
 use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::renewal_lane::LanePass;
 use countersign_policy::{ClaimId, ClaimRefusal, CredentialState, LaneRefusal, LifecycleState};
+use parking_lot::Mutex;
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
@@ -16,6 +16,7 @@ use super::{IssuanceRules, IssueOutcome, IssueRequest, NewCredential, Requester,
 use crate::attestation::Cited;
 use crate::change::{Actor, damaged};
 use crate::error::RegistryError;
+use crate::minting::Minting;
 use crate::store::Registry;
 use crate::writer::{Committed, Scope};
 
@@ -115,8 +116,9 @@ fn renewal_point(not_before: i64, not_after: i64) -> Timestamp {
 }
 
 impl Registry {
-    /// Issues and registers a certificate, or answers with the one that was issued before: `mint` runs inside the
-    /// transaction, and what it made is on disk before it is handed out.
+    /// Issues and registers a certificate, or answers with the one that was issued before. `mint` is called on this thread
+    /// while others may write; what it made is kept only if all is still as it must be, and is on disk before it is handed
+    /// out.
     ///
     /// # Errors
     /// [`RegistryError::NoDevice`]; [`RegistryError::SharedKey`]; [`RegistryError::Exists`] if the idempotency key was
@@ -126,10 +128,12 @@ impl Registry {
         &self,
         actor: Actor,
         request: IssueRequest,
-        mint: impl FnOnce(Timestamp) -> Result<NewCredential, String> + Send + 'static,
+        mint: impl FnOnce(Timestamp) -> Result<NewCredential, String>,
     ) -> Result<Committed<IssueOutcome>, RegistryError> {
         let rules = self.issuance_rules();
-        self.write(move |scope| issue(scope, &actor, &request, rules, mint))
+        self.write_minting_one(mint, move |scope, minting| {
+            issue(scope, &actor, &request, rules, minting)
+        })
     }
 
     /// Whether [`Registry::issue`] would mint: `None` if it would, else the certificate that it would answer with. The very
@@ -143,18 +147,13 @@ impl Registry {
         request: IssueRequest,
     ) -> Result<Option<IssueOutcome>, RegistryError> {
         let rules = self.issuance_rules();
-        let reached = Arc::new(AtomicBool::new(false));
-        let would_mint = reached.clone();
+        let shared = Arc::new(Mutex::new(Minting::new()));
+        let minting = shared.clone();
         // Failing is what undoes the job.
-        let checked = self.write(move |scope| {
-            issue(scope, &actor, &request, rules, |_| {
-                would_mint.store(true, Ordering::Relaxed);
-                Err(String::new())
-            })
-        });
+        let checked = self.write(move |scope| issue(scope, &actor, &request, rules, &mut minting.lock()));
         match checked {
             Ok(committed) => Ok(Some(committed.value)),
-            Err(RegistryError::Refused(_)) if reached.load(Ordering::Relaxed) => Ok(None),
+            Err(_) if shared.lock().lacks() => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -276,7 +275,7 @@ fn issue(
     actor: &Actor,
     request: &IssueRequest,
     rules: IssuanceRules,
-    mint: impl FnOnce(Timestamp) -> Result<NewCredential, String>,
+    minting: &mut Minting<NewCredential>,
 ) -> Result<IssueOutcome, RegistryError> {
     let (tenant, device) = (&request.tenant, &request.device);
     // Who may not ask is not told which devices there are, nor how they stand.
@@ -349,7 +348,7 @@ fn issue(
         });
     }
     scope.need_room(request, rules)?;
-    let mut new = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
+    let mut new = minting.one(scope.minting_time()?)?;
     // The key is the same, and where it is.
     if let Some(custody) = scope.custody_of_key(tenant, device, &request.key)? {
         new.custody = custody;

@@ -176,8 +176,9 @@ impl Scope<'_> {
 }
 
 impl Registry {
-    /// Adds a station: `mint` makes its certificate and its grant file inside the transaction. The same station again
-    /// is answered with the same grant file. Its quota is taken from the batch at once.
+    /// Adds a station: `mint` makes its certificate and its grant file, on this thread and while others may write; they are
+    /// kept only if all is still as it must be. The same station again is answered with the same grant file. Its quota is
+    /// taken from the batch at once.
     ///
     /// # Errors
     /// [`RegistryError::Exists`] if there is one of that id or key with other terms; [`RegistryError::Refused`] if the
@@ -188,10 +189,10 @@ impl Registry {
         authority: AuthorityId,
         terms: Terms,
         key: Fingerprint,
-        mint: impl FnOnce(Timestamp) -> Result<MintedStation, String> + Send + 'static,
+        mint: impl FnOnce(Timestamp) -> Result<MintedStation, String>,
     ) -> Result<Committed<Vec<u8>>, RegistryError> {
         terms.check().map_err(|e| RegistryError::Refused(e.to_string()))?;
-        self.write(move |scope| {
+        self.write_minting_one(mint, move |scope, minting| {
             let refused = |text: String| Err(RegistryError::Refused(text));
             scope.need_tenant(&terms.tenant)?;
             match read_station(scope.tx, &terms.station) {
@@ -252,7 +253,7 @@ impl Registry {
             if terms.batch_ids != batch.id_pattern || terms.profile.name != batch.profile {
                 return refused("the terms are not those of the batch".into());
             }
-            let minted = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
+            let minted = minting.one(scope.minting_time()?)?;
             put_station(scope, &authority, &terms, &minted)?;
             scope.keep_time()?;
             let detail = json!({
