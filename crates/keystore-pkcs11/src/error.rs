@@ -80,6 +80,34 @@ pub enum TokenError {
         "the token made a key that could leave it ({0}), so it was destroyed; hint: use a token that keeps CKA_SENSITIVE and not CKA_EXTRACTABLE"
     )]
     NotProtected(&'static str),
+    /// The token does not answer.
+    #[error(
+        "token {token} gave no answer within {limit_s} s when it was to {what}; hint: see whether it is plugged in, reachable and free (pkcs11-tool --module {} --list-token-slots answers at once), then ask again", module.display()
+    )]
+    NoAnswer {
+        /// The token.
+        token: String,
+        /// Its module.
+        module: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// How long, in seconds.
+        limit_s: u64,
+    },
+    /// The token does not answer, and has been asked often enough.
+    #[error(
+        "token {token} is not asked to {what}: {calls} calls to it have had no answer; hint: see whether it is plugged in, reachable and free (pkcs11-tool --module {} --list-token-slots answers at once); once one of them is answered it is asked again, else restart this program", module.display()
+    )]
+    Hangs {
+        /// The token.
+        token: String,
+        /// Its module.
+        module: PathBuf,
+        /// What was wanted.
+        what: &'static str,
+        /// How many calls wait for it.
+        calls: usize,
+    },
     /// The token failed.
     #[error("token {token} cannot {what}: {cause}")]
     Failed {

@@ -351,7 +351,7 @@ impl TokenKey {
         Ok(signed)
     }
 
-    fn try_sign(&self, content: &[u8]) -> Result<Vec<u8>, TokenError> {
+    pub(crate) fn try_sign(&self, content: &[u8]) -> Result<Vec<u8>, TokenError> {
         let hash = digest(
             match self.curve {
                 Curve::P256 => &SHA256,

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -20,10 +21,10 @@ use crate::uri::TokenUri;
 /// Idle sessions that are kept open.
 const SESSIONS_KEPT_MAX: usize = 8;
 
-/// The modules that are loaded, by path.
-static MODULES: Mutex<BTreeMap<PathBuf, Pkcs11>> = Mutex::new(BTreeMap::new());
-/// The PIN (its SHA-256) that a token refused.
-static REFUSED_PINS: Mutex<BTreeMap<TokenName, Vec<u8>>> = Mutex::new(BTreeMap::new());
+/// The modules that are loaded, by path; each with a lock of its own, for one may hang while it is loaded.
+static MODULES: Mutex<BTreeMap<PathBuf, Arc<Mutex<Option<Pkcs11>>>>> = Mutex::new(BTreeMap::new());
+/// The PIN (its SHA-256) that a token refused; each with a lock of its own, for one may hang while it is tried.
+static REFUSED_PINS: Mutex<BTreeMap<TokenName, Arc<Mutex<Option<Vec<u8>>>>>> = Mutex::new(BTreeMap::new());
 
 /// Module and serial number.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -41,8 +42,9 @@ fn module(path: &Path) -> Result<Pkcs11, TokenError> {
         path: path.to_owned(),
         what,
     };
-    let mut modules = MODULES.lock();
-    let context = match modules.get(path) {
+    let loaded = MODULES.lock().entry(path.to_owned()).or_default().clone();
+    let mut loaded = loaded.lock();
+    let context = match &*loaded {
         Some(context) => context.clone(),
         None => Pkcs11::new(path).map_err(|e| failed(e.to_string()))?,
     };
@@ -50,7 +52,7 @@ fn module(path: &Path) -> Result<Pkcs11, TokenError> {
         Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
         Err(e) => return Err(failed(e.to_string())),
     }
-    modules.insert(path.to_owned(), context.clone());
+    *loaded = Some(context.clone());
     Ok(context)
 }
 
@@ -162,8 +164,9 @@ impl Token {
         let token = TokenName(self.uri.module.clone(), info.serial_number().to_owned());
         let hash = sha256(&pin);
         // Held over the try: two threads must not both try the same wrong PIN.
-        let mut refused = REFUSED_PINS.lock();
-        if refused.get(&token) == Some(&hash) {
+        let refused = REFUSED_PINS.lock().entry(token).or_default().clone();
+        let mut refused = refused.lock();
+        if refused.as_ref() == Some(&hash) {
             return Err(wrong());
         }
         if info.user_pin_final_try() {
@@ -171,7 +174,7 @@ impl Token {
         }
         match session.login_with_raw(UserType::User, &RawAuthPin::from(Box::new(pin.to_vec()))) {
             Ok(()) => {
-                refused.remove(&token);
+                *refused = None;
                 Ok(())
             }
             Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
@@ -180,7 +183,7 @@ impl Token {
                 RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange | RvError::PinExpired,
                 _,
             )) => {
-                refused.insert(token, hash);
+                *refused = Some(hash);
                 Err(wrong())
             }
             Err(e) => Err(self.failed("log in", &e)),

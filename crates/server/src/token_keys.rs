@@ -2,9 +2,9 @@
 
 use countersign_authority::{KeyStoreError, TokenKeys};
 use countersign_identity::signed::Signer;
-use countersign_keystore_pkcs11::{TokenError, TokenKey, TokenUri};
+use countersign_keystore_pkcs11::{BoundedKey, TokenError, TokenUri};
 
-/// Keys in tokens, by PKCS#11.
+/// Keys in tokens, by PKCS#11. A token that does not answer is told, and not waited for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pkcs11Keys;
 
@@ -20,12 +20,12 @@ fn named(uri: &str, label_suffix: &str) -> Result<TokenUri, KeyStoreError> {
 
 impl TokenKeys for Pkcs11Keys {
     fn open(&self, uri: &str, label_suffix: &str) -> Result<Box<dyn Signer>, KeyStoreError> {
-        let key = TokenKey::open(named(uri, label_suffix)?).map_err(failed)?;
+        let key = BoundedKey::open(named(uri, label_suffix)?).map_err(failed)?;
         Ok(Box::new(key))
     }
 
     fn generate(&self, uri: &str, label_suffix: &str) -> Result<Option<Box<dyn Signer>>, KeyStoreError> {
-        let key = TokenKey::generate(named(uri, label_suffix)?).map_err(failed)?;
+        let key = BoundedKey::generate(named(uri, label_suffix)?).map_err(failed)?;
         Ok(key.map(|key| Box::new(key) as Box<dyn Signer>))
     }
 }

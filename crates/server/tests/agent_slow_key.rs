@@ -4,50 +4,18 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use countersign_testkit::agent::{Agent, Running};
 use countersign_testkit::server::{Server, listener};
-use countersign_testkit::softhsm::Softhsm;
+use countersign_testkit::softhsm::{self, Softhsm};
 use serde_json::Value;
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_countersign"))
 }
-
-/// A PKCS#11 module that hands everything on to SoftHSM; but while one of two files exists, signing or making a key waits.
-const MODULE: &str = r#"
-#include <dlfcn.h>
-#include <unistd.h>
-typedef unsigned long CK;
-/* PKCS#11 2.40, CK_FUNCTION_LIST: a version, then the functions in order. */
-struct list { unsigned char version[sizeof(void *)]; void *function[68]; };
-enum { SIGN = 43, GENERATE_KEY_PAIR = 59 };
-static struct list ours, *theirs;
-static void held(const char *by) { while (access(by, F_OK) == 0) usleep(10000); }
-static CK sign(CK session, void *data, CK length, void *signature, CK *signature_length) {
-    held(HELD "/hold-sign");
-    return ((CK (*)(CK, void *, CK, void *, CK *))theirs->function[SIGN])(session, data, length, signature, signature_length);
-}
-static CK make(CK session, void *mechanism, void *public, CK publics, void *private, CK privates, CK *a, CK *b) {
-    held(HELD "/hold-make");
-    return ((CK (*)(CK, void *, void *, CK, void *, CK, CK *, CK *))theirs->function[GENERATE_KEY_PAIR])(
-        session, mechanism, public, publics, private, privates, a, b);
-}
-CK C_GetFunctionList(struct list **list) {
-    void *module = dlopen(SOFTHSM, RTLD_NOW);
-    CK (*get)(struct list **) = module ? (CK (*)(struct list **))dlsym(module, "C_GetFunctionList") : 0;
-    if (!get || get(&theirs)) return 5; /* CKR_GENERAL_ERROR */
-    ours = *theirs;
-    ours.function[SIGN] = (void *)sign;
-    ours.function[GENERATE_KEY_PAIR] = (void *)make;
-    *list = &ours;
-    return 0;
-}
-"#;
 
 struct Place {
     folder: tempfile::TempDir,
@@ -68,7 +36,7 @@ impl Place {
         let secret = server.cli_ok(&["device", "secret", device]).unwrap();
         std::fs::write(path("secret"), secret).unwrap();
         let hsm = Softhsm::new(folder.path());
-        let module = module_that_can_be_held(folder.path());
+        let module = softhsm::module_that_can_be_held(folder.path());
         let agent = Agent::new(program(), path(device)).with("SOFTHSM2_CONF", hsm.config());
         let store = hsm.uri_by(&module, device);
         agent.ok(&[
@@ -114,29 +82,6 @@ impl Place {
         assert!(read.is_ok(), "{line}: nothing after {:?}", started.elapsed());
         serde_json::from_str(&answer).unwrap()
     }
-}
-
-fn module_that_can_be_held(folder: &Path) -> PathBuf {
-    let places = [
-        "/usr/lib/softhsm/libsofthsm2.so",
-        "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-        "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-    ];
-    let softhsm = places.into_iter().find(|p| Path::new(p).exists());
-    let softhsm = softhsm.expect("apt-get install softhsm2");
-    let (source, module) = (folder.join("held.c"), folder.join("held.so"));
-    std::fs::write(&source, MODULE).unwrap();
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC"])
-        .arg(format!("-DSOFTHSM=\"{softhsm}\""))
-        .arg(format!("-DHELD=\"{}\"", folder.display()))
-        .arg("-o")
-        .args([&module, &source])
-        .arg("-ldl")
-        .output()
-        .unwrap();
-    assert!(built.status.success(), "{built:?}");
-    module
 }
 
 #[test]

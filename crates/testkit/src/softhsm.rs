@@ -7,6 +7,37 @@ use std::process::{Command, Output};
 /// The PIN of its user.
 pub const PIN: &str = "246810";
 
+/// The source of [`module_that_can_be_held`].
+const HELD_MODULE: &str = r#"
+#include <dlfcn.h>
+#include <unistd.h>
+typedef unsigned long CK;
+/* PKCS#11 2.40, CK_FUNCTION_LIST: a version, then the functions in order. */
+struct list { unsigned char version[sizeof(void *)]; void *function[68]; };
+enum { SIGN = 43, GENERATE_KEY_PAIR = 59 };
+static struct list ours, *theirs;
+static void held(const char *by) { while (access(by, F_OK) == 0) usleep(10000); }
+static CK sign(CK session, void *data, CK length, void *signature, CK *signature_length) {
+    held(HELD "/hold-sign");
+    return ((CK (*)(CK, void *, CK, void *, CK *))theirs->function[SIGN])(session, data, length, signature, signature_length);
+}
+static CK make(CK session, void *mechanism, void *public, CK publics, void *private, CK privates, CK *a, CK *b) {
+    held(HELD "/hold-make");
+    return ((CK (*)(CK, void *, void *, CK, void *, CK, CK *, CK *))theirs->function[GENERATE_KEY_PAIR])(
+        session, mechanism, public, publics, private, privates, a, b);
+}
+CK C_GetFunctionList(struct list **list) {
+    void *module = dlopen(SOFTHSM, RTLD_NOW);
+    CK (*get)(struct list **) = module ? (CK (*)(struct list **))dlsym(module, "C_GetFunctionList") : 0;
+    if (!get || get(&theirs)) return 5; /* CKR_GENERAL_ERROR */
+    ours = *theirs;
+    ours.function[SIGN] = (void *)sign;
+    ours.function[GENERATE_KEY_PAIR] = (void *)make;
+    *list = &ours;
+    return 0;
+}
+"#;
+
 /// A token named `board`, with tokens, configuration and PIN in a folder of its own.
 #[derive(Debug)]
 pub struct Softhsm {
@@ -102,4 +133,25 @@ impl Softhsm {
         labels.sort();
         labels
     }
+}
+
+/// Builds a module that hands everything on to SoftHSM; but while the folder has a file `hold-sign` or `hold-make`, signing or
+/// making a key waits.
+///
+/// # Panics
+/// Without a C compiler.
+pub fn module_that_can_be_held(folder: &Path) -> PathBuf {
+    let (source, held) = (folder.join("held.c"), folder.join("held.so"));
+    std::fs::write(&source, HELD_MODULE).expect("a file");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC"])
+        .arg(format!("-DSOFTHSM=\"{}\"", module()))
+        .arg(format!("-DHELD=\"{}\"", folder.display()))
+        .arg("-o")
+        .args([&held, &source])
+        .arg("-ldl")
+        .output()
+        .expect("cc (Debian: gcc)");
+    assert!(built.status.success(), "cc: {built:?}");
+    held
 }
