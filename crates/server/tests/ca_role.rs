@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use countersign_factory::{CertificateRequest, SoftwareKey, renewal_proof};
 use countersign_identity::{CertificateFacts, DeviceId};
 use countersign_testkit::ca::{CaProcess, exchange};
+use countersign_testkit::softhsm::{self, Softhsm};
 use serde_json::{Value, json};
 
 /// A CA that answers, with what a hostile control process would ask.
@@ -814,6 +815,44 @@ fn a_key_that_does_not_answer_holds_up_its_own_authority_only() {
     for hung in hung {
         let _ = hung.join();
     }
+}
+
+#[test]
+fn while_a_token_does_not_answer_certificates_are_ended_and_the_operator_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let hsm = Softhsm::new(folder.path());
+    let uri = hsm.uri_by(&softhsm::module_that_can_be_held(folder.path()), "fleet");
+    let environment = vec![("SOFTHSM2_CONF".into(), hsm.config())];
+    let mut process = CaProcess::with_environment(program(), &folder.path().join("ca"), environment);
+    let store = [
+        "authority",
+        "add",
+        "fleet",
+        "--key-store",
+        "pkcs11",
+        "--pkcs11-uri",
+        &uri,
+    ];
+    process.ok(&store);
+    process.start();
+    let ca = Ca { folder, process };
+    ca.batch("b", "SN-*", 5, &[]);
+    let first = ca.issue(&key(), "operational", by_batch("SN-1")).unwrap();
+    let hold = ca.folder.path().join("hold-sign");
+    std::fs::write(&hold, "").unwrap();
+    let mut stream = ca.connect();
+    let wanted = issue("fleet", &request(&key()), "operational", by_batch("SN-2"));
+    let call = json!({ "version": 1, "request": wanted }).to_string();
+    let hung = std::thread::spawn(move || exchange(&mut stream, call.as_bytes()));
+    std::thread::sleep(Duration::from_millis(300));
+    let began = Instant::now();
+    assert_eq!(ca.end(&first, "revoked")["ended"], 1);
+    ca.ok(&["secret", "SN-9", "--authority", "fleet"]);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(!hung.is_finished());
+    std::fs::remove_file(&hold).unwrap();
+    outcome(&hung.join().unwrap().unwrap()).unwrap();
+    assert_eq!(ca.count(), 2);
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! 2. [`settings`]: the CA's own configuration, `ca.toml`
 //! 3. [`error`]: every refusal, with a stable code
 //! 4. [`store`]: what the CA remembers: certificates, batches, secrets, its log; one writer
-//! 5. [`rules`]: from evidence to a certificate, inside one transaction
+//! 5. [`rules`]: from evidence to a certificate, judged in the transaction that keeps it
 //! 6. [`status`]: revocation lists and OCSP, of its own store
 //! 7. [`daemon`]: the socket
 //! 8. [`link`]: the other half: how the control process asks
@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 use crate::token_keys::Pkcs11Keys;
 use error::CaError;
 use protocol::IssuedAnswer;
-use rules::Asked;
+use rules::{Asked, Minting};
 use settings::Settings;
 use store::Store;
 
@@ -68,16 +68,24 @@ impl Ca {
     /// # Errors
     /// [`CaError`]; then nothing was minted.
     pub fn issue(&self, actor: &str, asked: Asked) -> Result<IssuedAnswer, CaError> {
-        // Opened outside the transaction: a token may take its time.
-        self.keys.authority(asked.authority()).map_err(|e| match e {
+        // Opened and used outside the transaction: a token may take its time, or hang, and nobody else is to wait for it.
+        let authority = self.keys.authority(asked.authority()).map_err(|e| match e {
             CaError::Keys(_) if !self.keys.has(asked.authority()) => {
                 CaError::NoAuthority(asked.authority().clone())
             }
             e => e,
         })?;
-        let (settings, keys) = (self.settings.clone(), self.keys.clone());
-        self.store
-            .write(actor, move |scope| asked.issue(scope, &settings, &keys))
+        let shared = Arc::new((asked, Mutex::new(Minting::default())));
+        loop {
+            let (settings, run) = (self.settings.clone(), shared.clone());
+            let answer = self.store.write(actor, move |scope| {
+                let (asked, minting) = &*run;
+                asked.issue(scope, &settings, &mut minting.lock())
+            });
+            if answer.is_ok() || !shared.1.lock().mint(&authority) {
+                return answer;
+            }
+        }
     }
 
     /// Whether the evidence for a certificate holds; nothing follows from it.

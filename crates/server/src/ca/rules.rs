@@ -1,8 +1,9 @@
-//! From evidence to a certificate. Every grant is made here, from what the CA itself knows, inside the transaction that
-//! keeps the certificate.
+//! From evidence to a certificate. Every grant is made here, from what the CA itself knows, and again inside the transaction
+//! that keeps the certificate: it is signed between the two, while others may write.
 
 use std::time::Duration;
 
+use countersign_authority::{Issued, IssuingAuthority};
 use countersign_factory::{
     CertificateRequest, EnrolmentGrant, Profile, ProfileKind, ProfileStep, RevocationReason, renewal_proof,
 };
@@ -11,7 +12,6 @@ use countersign_policy::first_contact::IdPattern;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::json;
 
-use super::Keys;
 use super::error::CaError;
 use super::protocol::{Base64, End, Ended, Evidence, IssueCall, IssuedAnswer};
 use super::settings::Settings;
@@ -24,6 +24,35 @@ pub struct Asked {
     request: CertificateRequest,
     key: Fingerprint,
     evidence: Evidence,
+}
+
+/// The one certificate that a request may need. A run that needs it and does not have it fails, and is undone; it is signed,
+/// and the request is judged anew.
+#[derive(Default)]
+pub struct Minting {
+    wanted: Option<(EnrolmentGrant, Timestamp)>,
+    minted: Option<Result<Issued, String>>,
+}
+
+impl Minting {
+    /// Signs what the last run needed. Whether it needed anything.
+    pub fn mint(&mut self, authority: &IssuingAuthority) -> bool {
+        let Some((grant, at)) = self.wanted.take() else {
+            return false;
+        };
+        self.minted = Some(authority.issue_device(&grant, at).map_err(|e| e.to_string()));
+        true
+    }
+
+    fn take(&mut self, grant: EnrolmentGrant, at: Timestamp) -> Result<Issued, CaError> {
+        match self.minted.take() {
+            Some(minted) => minted.map_err(CaError::Mint),
+            None => {
+                self.wanted = Some((grant, at));
+                Err(CaError::Mint("it is not signed yet".into()))
+            }
+        }
+    }
 }
 
 /// On what a certificate is issued, once the evidence holds.
@@ -335,7 +364,7 @@ impl Asked {
         &self,
         scope: &Scope<'_>,
         settings: &Settings,
-        keys: &Keys,
+        minting: &mut Minting,
     ) -> Result<IssuedAnswer, CaError> {
         let tenant = open_authority(scope.db, &self.authority)?;
         let (device, ground) = self.judge(scope, settings, &tenant)?;
@@ -377,7 +406,7 @@ impl Asked {
         }
         self.fits_ground(scope, &device, &ground, &of_key, &of_device)?;
         need_room(&device, &ground, &of_device, settings, scope.now)?;
-        self.mint(scope, keys, tenant, device, &ground)
+        self.keep(scope, minting, tenant, device, &ground)
     }
 
     /// What each ground allows beyond what was issued before.
@@ -430,16 +459,15 @@ impl Asked {
         Ok(())
     }
 
-    fn mint(
+    fn keep(
         &self,
         scope: &Scope<'_>,
-        keys: &Keys,
+        minting: &mut Minting,
         tenant: TenantId,
         device: DeviceId,
         ground: &Ground,
     ) -> Result<IssuedAnswer, CaError> {
         scope.need_clock()?;
-        let authority = keys.authority(&self.authority)?;
         let kind = self.profile.kind;
         let grant = EnrolmentGrant::new(
             tenant.clone(),
@@ -448,9 +476,7 @@ impl Asked {
             self.profile.clone(),
         )
         .map_err(CaError::Key)?;
-        let issued = authority
-            .issue_device(&grant, scope.now)
-            .map_err(|e| CaError::Mint(e.to_string()))?;
+        let issued = minting.take(grant, scope.now)?;
         let facts: &CertificateFacts = issued.facts();
         scope
             .db
