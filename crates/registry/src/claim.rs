@@ -197,7 +197,7 @@ impl Scope<'_> {
             expires: Timestamp::from_unix_ms(expires),
             is_listed,
             quota,
-            is_enrolled,
+            is_enrolled: is_enrolled || self.was_enrolled(tenant, device, &request.key)?,
         };
         claim::decide(&facts, self.now)?;
         // None named when the claim was made: whatever the platform's first is.

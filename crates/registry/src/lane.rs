@@ -61,7 +61,8 @@ impl Scope<'_> {
             kind: credential.kind,
             state: credential.state,
             not_after: Timestamp::from_unix_ms(not_after),
-            has_newer,
+            // After a restore it may not be known here.
+            has_newer: has_newer || self.was_enrolled(tenant, device, &request.key)?,
             used: match used {
                 None => LaneUse::Unused,
                 Some(key) if key == *request.key.as_bytes() => LaneUse::ForThisKey,

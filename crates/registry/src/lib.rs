@@ -97,7 +97,10 @@ pub use ledger::{
 pub use moves::{Move, MovedMany, Selected, Selector};
 pub use policies::{PolicyChange, PolicyVersion, check_policies};
 pub use receipt::{BulkCount, NodeReceipt, Receipt, ReceiptId, ReceiptKey, ReceiptState};
-pub use restore::{BackwardClock, NewEpoch, Newer, NewerEnd, NewerPolicies, NewerRevocation, NewerState};
+pub use restore::{
+    BackwardClock, NewEpoch, Newer, NewerClaimCount, NewerEnd, NewerEnrolment, NewerLaneUse, NewerPolicies,
+    NewerRevocation, NewerState,
+};
 pub use revocation_list::{ListSettings, ListView, ListsTaken};
 pub use rotation::LeftBehind;
 pub use service::ServiceView;

@@ -1,7 +1,9 @@
-//! Certificates that had ended and that this registry never saw: issued after the backup that it was restored from. Only
-//! the authority and the serial number of each are known, from a revocation list or from the registry that went on.
+//! What was issued after the backup that this registry was restored from, and that it never saw. Of certificates that had
+//! ended the authority and the serial number are known, from a revocation list or from the registry that went on; of those in
+//! use the latter tells device and key.
 
-use countersign_identity::AuthorityId;
+use countersign_identity::{AuthorityId, DeviceId, Fingerprint, TenantId};
+use rusqlite::params;
 
 use crate::error::RegistryError;
 use crate::writer::Scope;
@@ -45,5 +47,26 @@ impl Scope<'_> {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Whether a device is known to have been enrolled for another key, though that certificate is not registered. Not once
+    /// a certificate was registered for it here, after the restore: what is so of the device is known again.
+    pub(crate) fn was_enrolled(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        key: &Fingerprint,
+    ) -> Result<bool, RegistryError> {
+        Ok(self
+            .tx
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM lost_enrolments l
+                     WHERE l.tenant = ?1 AND l.device = ?2 AND l.public_key <> ?3
+                     AND NOT EXISTS (SELECT 1 FROM credentials c
+                                     WHERE c.tenant = ?1 AND c.device = ?2 AND c.created >= l.recorded))",
+            )?
+            .query_row(params![tenant.as_str(), device.as_str(), key.as_bytes()], |r| {
+                r.get(0)
+            })?)
     }
 }

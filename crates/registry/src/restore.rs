@@ -1,6 +1,9 @@
 //! What becomes of a registry that was restored: a new epoch, and what had ended since the backup was made.
 
 mod compare;
+mod enrolled;
+
+pub use self::enrolled::{NewerClaimCount, NewerEnrolment, NewerLaneUse};
 
 use std::path::Path;
 
@@ -120,12 +123,14 @@ pub struct NewerPolicies {
 }
 
 /// A new epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEpoch {
     /// Its first revision.
     pub first_revision: u64,
     /// One-time secrets that are good no longer: they may have been used since.
     pub secrets_void: u64,
+    /// Claims that were open and are revoked: whom they enrolled since is not known. Each as `tenant/claim`.
+    pub claims_revoked: Vec<String>,
 }
 
 /// What happened after the backup was made, as far as it can be known.
@@ -144,6 +149,15 @@ pub struct Newer {
     pub issued: Vec<String>,
     /// The newest list number of each issuer.
     pub list_numbers: Vec<(String, u64)>,
+    /// Devices that were enrolled: no claim enrols them for another key.
+    #[serde(default)]
+    pub enrolled: Vec<NewerEnrolment>,
+    /// Renewal lanes that were used: they are not to be had again.
+    #[serde(default)]
+    pub lane: Vec<NewerLaneUse>,
+    /// Claims that have enrolled more.
+    #[serde(default)]
+    pub claim_counts: Vec<NewerClaimCount>,
     /// Policies and topic spaces that were in force.
     #[serde(default)]
     pub policies: Vec<NewerPolicies>,
@@ -170,6 +184,9 @@ impl Newer {
         self.devices.extend(other.devices);
         self.authorities.extend(other.authorities);
         self.issued.extend(other.issued);
+        self.enrolled.extend(other.enrolled);
+        self.lane.extend(other.lane);
+        self.claim_counts.extend(other.claim_counts);
         self.list_numbers.extend(other.list_numbers);
         self.policies.extend(other.policies);
     }
@@ -178,7 +195,8 @@ impl Newer {
 impl Registry {
     /// Begins a new epoch on a registry that was restored: its revisions start where none of any earlier epoch can have
     /// been, so that no generation of a time that the backup does not know equals one of now. One-time secrets and attestations
-    /// that were not used yet are void: they may have been used since.
+    /// that were not used yet are void, and open claims are revoked: they may have been used since, and whoever has one must not
+    /// become a device that it enrolled.
     ///
     /// # Errors
     /// [`RegistryError::ClockBehind`] if the clock is behind the backup: the new revisions could not be told from older
@@ -237,14 +255,16 @@ impl Registry {
                 .execute("DELETE FROM enrolment_secrets WHERE used_key IS NULL", [])?;
             // So are attestations that nobody cited yet.
             scope.tx.execute("DELETE FROM attestations WHERE consumed IS NULL", [])?;
+            let claims_revoked = scope.revoke_open_claims(&actor)?;
             let detail = json!({
-                "secrets_void": secrets_void, "epoch": backup.epoch + 1, "first_revision": first, "backup_made": made.to_string(),
+                "secrets_void": secrets_void, "claims_revoked": claims_revoked.len(), "epoch": backup.epoch + 1, "first_revision": first, "backup_made": made.to_string(),
                 "backup_revision": backup.revision, "backup_audit_head": backup.audit_head,
             });
             scope.audit(&actor, "registry.restore", "", "", &detail)?;
             let new = NewEpoch {
                 first_revision: first,
                 secrets_void: secrets_void as u64,
+                claims_revoked,
             };
             Ok((new, scope.now))
         })?;
@@ -373,6 +393,7 @@ impl Registry {
             for end in &newer.ends {
                 scope.apply_end(&actor, end)?;
             }
+            scope.apply_enrolled(&newer)?;
             for (issuer, number) in &newer.list_numbers {
                 scope.raise_list_number(issuer, *number)?;
             }

@@ -4,16 +4,20 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use countersign_factory::{ProfileKind, RevocationReason, Revoked};
 use countersign_identity::{
     AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
 };
+use countersign_policy::claim::AllowList;
 use countersign_policy::facts::CredentialKind;
+use countersign_policy::renewal_lane::{LaneKeys, RenewalLane};
 use countersign_policy::{CredentialState, Custody, FactSource, LifecycleMove, LifecycleState};
 use countersign_registry::{
-    Actor, BackwardClock, IssueRequest, IssuedHere, LedgerLimits, Move, NewCredential, NewDevice,
-    ProfileChoice, Registry, RegistryError, RegistryFacts, Requester,
+    Actor, BackwardClock, ClaimProof, ClaimRequester, ExpiredRequester, IssueRequest, IssuedHere,
+    LedgerLimits, Move, NewClaim, NewCredential, NewDevice, ProfileChoice, Registry, RegistryError,
+    RegistryFacts, Requester, Revocation,
 };
 
 struct Moved(AtomicI64);
@@ -67,13 +71,18 @@ fn generation(registry: &Registry, name: &str) -> Generation {
     registry.facts().device(&tenant(), &id(name)).unwrap().generation
 }
 
-/// A restored copy: its registry, at a time.
-fn restored(backup: &Path, facts: &RegistryFacts, to: &Path, ms: i64) -> Registry {
+/// A copy of a backup: its registry, at a time.
+fn copied(backup: &Path, to: &Path, ms: i64) -> Registry {
     std::fs::create_dir(to).unwrap();
     for name in countersign_registry::DATABASES {
         std::fs::copy(backup.join(name), to.join(name)).unwrap();
     }
-    let registry = Registry::open_with_clock(to, LedgerLimits::default(), clock(ms)).unwrap();
+    Registry::open_with_clock(to, LedgerLimits::default(), clock(ms)).unwrap()
+}
+
+/// The same in its new epoch.
+fn restored(backup: &Path, facts: &RegistryFacts, to: &Path, ms: i64) -> Registry {
+    let registry = copied(backup, to, ms);
     let made = Timestamp::from_unix_ms(START);
     registry
         .begin_epoch(actor(), facts.clone(), made, BackwardClock::Refuse)
@@ -89,7 +98,28 @@ fn issue(registry: &Registry, name: &str, serial: u64) -> Fingerprint {
     let key = rcgen::KeyPair::generate().unwrap();
     let der = params.self_signed(&key).unwrap().der().to_vec();
     let certificate = CertificateFacts::parse(&der).unwrap();
-    let fingerprint = certificate.fingerprint;
+    issue_to(registry, name, Requester::Operator, certificate, der).unwrap()
+}
+
+/// One for a key of its own, with its dates.
+fn certificate(name: &str, from: i64, to: i64) -> (CertificateFacts, Vec<u8>) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    let date = |ms: i64| time::OffsetDateTime::from_unix_timestamp(ms / 1000).unwrap();
+    (params.not_before, params.not_after) = (date(from), date(to));
+    let der = params.self_signed(&key).unwrap().der().to_vec();
+    (CertificateFacts::parse(&der).unwrap(), der)
+}
+
+/// The certificate that the request is answered with.
+fn issue_to(
+    registry: &Registry,
+    name: &str,
+    requester: Requester,
+    certificate: CertificateFacts,
+    der: Vec<u8>,
+) -> Result<Fingerprint, RegistryError> {
     let asked = IssueRequest {
         attestation: None,
         tenant: tenant(),
@@ -101,7 +131,7 @@ fn issue(registry: &Registry, name: &str, serial: u64) -> Fingerprint {
         authority: None,
         demands_new_key: false,
         idempotency_key: None,
-        requester: Requester::Operator,
+        requester,
     };
     let mint = move |_| {
         Ok(NewCredential {
@@ -117,8 +147,8 @@ fn issue(registry: &Registry, name: &str, serial: u64) -> Fingerprint {
             }),
         })
     };
-    registry.issue(actor(), asked, mint).unwrap();
-    fingerprint
+    let issued = registry.issue(actor(), asked, mint)?;
+    Ok(Fingerprint::of(&issued.value.certificate))
 }
 
 #[test]
@@ -417,5 +447,127 @@ fn who_is_kept_out_in_the_same_state_is_not_let_in_by_an_end_that_was_lifted_sin
     assert_eq!(state(&new, "lifted"), LifecycleState::Suspended);
     for name in ["longer", "active", "apart"] {
         assert_eq!(state(&new, name), LifecycleState::Active, "{name}");
+    }
+}
+
+fn claim_request(secret: &str) -> Requester {
+    Requester::Claim(ClaimRequester {
+        claim: "line".parse().unwrap(),
+        proof: ClaimProof::Secret(Fingerprint::of(secret.as_bytes())),
+    })
+}
+
+fn add_claim(registry: &Registry, name: &str, secret: &str) {
+    let new = NewClaim {
+        id: name.parse().unwrap(),
+        proof: ClaimProof::Secret(Fingerprint::of(secret.as_bytes())),
+        allow: AllowList::Pattern {
+            pattern: "CL-*".parse().unwrap(),
+            quota: 9,
+        },
+        profile: None,
+        model: None,
+        groups: vec![],
+        lifetime: Duration::from_secs(86_400),
+    };
+    registry.add_claim(actor(), tenant(), new).unwrap();
+}
+
+fn refusal(result: Result<Fingerprint, RegistryError>) -> String {
+    match result {
+        Err(RegistryError::Claim(refusal)) => refusal.code().into(),
+        Err(RegistryError::Lane(refusal)) => refusal.code().into(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn nobody_becomes_a_device_that_enrolled_since_the_backup() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(path("old")).unwrap();
+    std::fs::create_dir_all(path("backup")).unwrap();
+    let old = create(&path("old"), START);
+    add_claim(&old, "line", "secret");
+    add_claim(&old, "over", "other");
+    old.revoke_claim(actor(), tenant(), "over".parse().unwrap(), "over".into())
+        .unwrap();
+    // An expired one, whose device comes by the renewal lane.
+    let (expired, _) = certificate("expired", START - 2 * 86_400_000, START - 86_400_000);
+    let new = NewDevice {
+        id: id("expired"),
+        model: None,
+        groups: vec![],
+        state: LifecycleState::Active,
+        authority: None,
+    };
+    let known = vec![(new, Some(NewCredential::brought(expired.clone())))];
+    old.import_devices(actor(), tenant(), known).unwrap();
+    let by_lane = || {
+        Requester::Expired(ExpiredRequester {
+            certificate: expired.fingerprint,
+            wanted: CredentialKind::Operational,
+            lane: RenewalLane::open(30, LaneKeys::New).unwrap(),
+        })
+    };
+    let facts = old
+        .copy_to(&path("backup"), actor(), serde_json::json!({}))
+        .unwrap();
+    let (k1, der) = certificate("CL-1", START, START + 86_400_000);
+    issue_to(&old, "CL-1", claim_request("secret"), k1.clone(), der.clone()).unwrap();
+    let new_key = |name: &str| certificate(name, START, START + 86_400_000);
+    let (k2, k2_der) = new_key("CL-1");
+    let refused = issue_to(&old, "CL-1", claim_request("secret"), k2, k2_der);
+    assert_eq!(refusal(refused), "claim.enrolled");
+    let (next, next_der) = new_key("expired");
+    issue_to(&old, "expired", by_lane(), next, next_der).unwrap();
+    drop(old);
+
+    for compared in [false, true] {
+        let to = path(if compared { "compared" } else { "blind" });
+        let new = copied(&path("backup"), &to, START + 1);
+        let newer = new.newer_in_registry(&path("old").join("registry.db")).unwrap();
+        let made = Timestamp::from_unix_ms(START);
+        let epoch = new
+            .begin_epoch(actor(), facts.clone(), made, BackwardClock::Refuse)
+            .unwrap()
+            .value;
+        assert_eq!(epoch.claims_revoked, ["default/line"]);
+        if compared {
+            new.apply_newer(actor(), newer).unwrap();
+        }
+        let (k3, k3_der) = new_key("CL-1");
+        let refused = issue_to(&new, "CL-1", claim_request("secret"), k3.clone(), k3_der.clone());
+        assert_eq!(refusal(refused), "claim.revoked", "{compared}");
+        let claims = new.claims(&tenant(), Timestamp::from_unix_ms(START + 1)).unwrap();
+        let line = claims.iter().find(|c| c.id.to_string() == "line").unwrap();
+        assert_eq!(
+            (line.state.as_str(), line.enrolled),
+            ("revoked", u64::from(compared))
+        );
+        new.verify_audit().unwrap().unwrap();
+        if !compared {
+            continue;
+        }
+        // By a new claim neither; the device itself, by its own key, does.
+        add_claim(&new, "line-2", "anew");
+        let by = |secret: &str| {
+            Requester::Claim(ClaimRequester {
+                claim: "line-2".parse().unwrap(),
+                proof: ClaimProof::Secret(Fingerprint::of(secret.as_bytes())),
+            })
+        };
+        let refused = issue_to(&new, "CL-1", by("anew"), k3.clone(), k3_der.clone());
+        assert_eq!(refusal(refused), "claim.enrolled");
+        issue_to(&new, "CL-1", by("anew"), k1.clone(), der.clone()).unwrap();
+        // Once it is known again, all is as ever: its key was lost, an operator revokes it.
+        let all = Revocation::Device(tenant(), id("CL-1"));
+        new.revoke(actor(), all, RevocationReason::KeyCompromise, String::new())
+            .unwrap();
+        issue_to(&new, "CL-1", by("anew"), k3, k3_der).unwrap();
+        // And the lane is used.
+        let (other, other_der) = new_key("expired");
+        let refused = issue_to(&new, "expired", by_lane(), other, other_der);
+        assert_eq!(refusal(refused), "lane.used");
     }
 }

@@ -457,6 +457,8 @@ fn what_was_revoked_after_the_backup_is_told_and_stays_revoked() {
     let revoked = provision(&server, &folder, "revoked");
     let suspended = provision(&server, &folder, "suspended");
     server.cli_ok(&["device", "secret", "kept"]).unwrap();
+    let claim = "factory claim add line-1 --id-pattern CL-* --quota 5";
+    server.cli_ok(&claim.split(' ').collect::<Vec<_>>()).unwrap();
     place.backup(&server, "backup", &["--with-keys"]);
     // What goes on: one is revoked, one comes and is revoked, one comes and stays, one is suspended.
     server
@@ -500,6 +502,8 @@ fn what_was_revoked_after_the_backup_is_told_and_stays_revoked() {
     );
     // A one-time secret may have been used since.
     assert_eq!(blind["secrets_void"], 1);
+    // So may a claim.
+    assert_eq!(blind["claims_revoked"], json!(["default/line-1"]));
 
     // By the list.
     let list = place.path("old.crl").display().to_string();
@@ -551,6 +555,11 @@ fn what_was_revoked_after_the_backup_is_told_and_stays_revoked() {
     ] {
         let server = place.serve(data);
         assert_eq!(connack(&server, "kept", &kept), Some(0), "{data}");
+        let claims = server.cli_ok(&["factory", "claim", "list"]).unwrap();
+        assert!(
+            claims.contains("line-1") && claims.contains("revoked"),
+            "{data}: {claims}"
+        );
         assert_eq!(
             connack(&server, "revoked", &revoked).is_none(),
             revoked_here,

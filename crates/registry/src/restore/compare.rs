@@ -3,6 +3,7 @@
 use countersign_identity::{Fingerprint, Timestamp};
 use rusqlite::Connection;
 
+use super::enrolled;
 use super::{Newer, NewerEnd, NewerPolicies, NewerRevocation, NewerState};
 use crate::error::RegistryError;
 
@@ -141,6 +142,9 @@ pub(super) fn compare(db: &Connection) -> Result<Newer, RegistryError> {
         .prepare("SELECT issuer, number FROM later.list_numbers")?
         .query_map([], |r| Ok((r.get(0)?, r.get::<_, i64>(1)?.cast_unsigned())))?
         .collect::<Result<_, _>>()?;
+    newer.enrolled = enrolled::devices(db)?;
+    newer.lane = enrolled::lane_uses(db)?;
+    newer.claim_counts = enrolled::claim_counts(db)?;
     newer.policies = newer_policies(db)?;
     Ok(newer)
 }

@@ -48,6 +48,8 @@ pub struct Restored {
     pub first_revision: u64,
     /// One-time secrets that are good no longer: they may have been used since the backup.
     pub secrets_void: u64,
+    /// Claims that were open and are revoked: whom they enrolled since the backup is not known. Each as `tenant/claim`.
+    pub claims_revoked: Vec<String>,
     /// When the backup was made.
     pub made: countersign_identity::Timestamp,
     /// Where the registry stood in the backup.
@@ -175,6 +177,7 @@ impl Restore {
             epoch,
             first_revision: new.first_revision,
             secrets_void: new.secrets_void,
+            claims_revoked: new.claims_revoked,
             made: manifest.made,
             backup: manifest.registry,
             revoked: newer.revoked,
@@ -497,6 +500,15 @@ impl Restored {
                 "\n{} one-time secret(s) that nobody had used yet are void, they may have been used since: countersign device secret makes new ones",
                 self.secrets_void
             ));
+        }
+        if !self.claims_revoked.is_empty() {
+            text.push_str(&format!(
+                "\n{} claim(s) that were open are revoked, they may have enrolled devices since: countersign factory claim add makes new ones, for those that are to come:",
+                self.claims_revoked.len()
+            ));
+        }
+        for claim in &self.claims_revoked {
+            text.push_str(&format!("\n  {claim}"));
         }
         if !self.missing_keys.is_empty() {
             text.push_str("\nthe backup has no keys; put these back before the server is started:");
