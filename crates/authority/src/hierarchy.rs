@@ -1,4 +1,5 @@
-//! A root and its issuing CA, kept in one folder: `root.crt`, `issuing.crt`, and the keys as [`crate::keys`] has it:
+//! A root and its issuing CA, kept in one folder: `root.crt`, `issuing.crt`, what an external root has between the two
+//! (`intermediates.crt`), and the keys as [`crate::keys`] has it:
 //! `root.key` and `issuing.key`, or `key-store.toml`, which tells where they are.
 
 use std::path::Path;
@@ -15,6 +16,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use crate::folder::{self, FolderError};
+use crate::install;
 use crate::keys::{KeyStore, KeyStoreError, Keys, NoTokens, TokenKeys, Which};
 use crate::mint::{self, MintError, Reach};
 use crate::profile::{self, Extensions};
@@ -73,6 +75,9 @@ pub enum HierarchyError {
         /// What is wrong.
         what: String,
     },
+    /// What an external root issued cannot be used.
+    #[error("the certificate is not installed: {0}")]
+    NotInstallable(String),
     /// There is one already.
     #[error("the {0} hierarchy exists already; it is never overwritten")]
     Exists(Hierarchy),
@@ -90,6 +95,7 @@ pub struct IssuingAuthority {
     /// What all device certificates of one kind have, once the first was asked for.
     pub(crate) operational: OnceLock<Extensions>,
     pub(crate) factory: OnceLock<Extensions>,
+    intermediates: Vec<CertificateDer<'static>>,
     root: CertificateDer<'static>,
 }
 
@@ -213,7 +219,7 @@ impl IssuingAuthority {
     /// repeat: the key stays the same.
     ///
     /// # Errors
-    /// [`HierarchyError::Exists`] if it has its certificate already.
+    /// [`HierarchyError::Exists`] if there is a hierarchy with a root of its own, or whose key is held elsewhere.
     pub fn request(folder: &Path, hierarchy: Hierarchy, label: &str) -> Result<String, HierarchyError> {
         Self::request_in(folder, hierarchy, label, &KeyStore::File, &NoTokens)
     }
@@ -222,7 +228,7 @@ impl IssuingAuthority {
     /// may have made it.
     ///
     /// # Errors
-    /// [`HierarchyError::Exists`] if it has its certificate already.
+    /// As [`IssuingAuthority::request`].
     pub fn request_in(
         folder: &Path,
         hierarchy: Hierarchy,
@@ -230,9 +236,6 @@ impl IssuingAuthority {
         store: &KeyStore,
         tokens: &dyn TokenKeys,
     ) -> Result<String, HierarchyError> {
-        if folder.join("issuing.crt").exists() {
-            return Err(HierarchyError::Exists(hierarchy));
-        }
         folder::create_private(folder)?;
         let keys = Keys {
             folder,
@@ -240,6 +243,10 @@ impl IssuingAuthority {
             tokens,
         };
         let is_there = KeyStore::of(folder)? == *store && keys.is_there(Which::Issuing);
+        // One that was installed may be asked for again: it may be the wrong one.
+        if Self::has_own_root(folder) || folder.join("issuing.crt").exists() && !is_there {
+            return Err(HierarchyError::Exists(hierarchy));
+        }
         store.keep(folder)?;
         let key = if is_there {
             keys.open(Which::Issuing)?
@@ -250,77 +257,6 @@ impl IssuingAuthority {
             &*key,
             &format!("{label} {hierarchy} Issuing CA"),
         )?)
-    }
-
-    /// Whether a folder holds the key of a request whose certificate is awaited.
-    pub fn is_requested(folder: &Path) -> bool {
-        !folder.join("issuing.crt").exists()
-            && (folder.join(crate::keys::KEY_STORE_FILE).exists()
-                || folder.join(crate::keys::ISSUING_KEY).exists())
-    }
-
-    /// Installs the certificate that an external root issued for [`IssuingAuthority::request`]: PEM, the issuing CA's
-    /// first, the root's last.
-    ///
-    /// # Errors
-    /// [`HierarchyError::Damaged`] if it does not belong to the key, is no CA's, or the chain does not hold; then
-    /// nothing is written.
-    pub fn install(folder: &Path, hierarchy: Hierarchy, chain: &[u8]) -> Result<Self, HierarchyError> {
-        Self::install_in(folder, hierarchy, chain, &NoTokens)
-    }
-
-    /// The same for a key in any store.
-    ///
-    /// # Errors
-    /// As [`IssuingAuthority::install`], and if the key cannot be reached.
-    pub fn install_in(
-        folder: &Path,
-        hierarchy: Hierarchy,
-        chain: &[u8],
-        tokens: &dyn TokenKeys,
-    ) -> Result<Self, HierarchyError> {
-        if folder.join("issuing.crt").exists() {
-            return Err(HierarchyError::Exists(hierarchy));
-        }
-        let wrong = |what: &str| HierarchyError::Damaged {
-            hierarchy,
-            file: "the certificate to install",
-            what: what.to_owned(),
-        };
-        let certificates = CertificateDer::pem_slice_iter(chain)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| wrong(&e.to_string()))?;
-        let (Some(issuing), Some(root)) = (certificates.first(), certificates.last()) else {
-            return Err(wrong("it holds no certificate in PEM"));
-        };
-        let facts = CertificateFacts::parse(issuing)?;
-        let store = KeyStore::of(folder)?;
-        let keys = Keys {
-            folder,
-            store: &store,
-            tokens,
-        };
-        let key = keys.open(Which::Issuing)?;
-        if ProvenKey::of(&*key).fingerprint()? != facts.public_key_sha256 {
-            return Err(wrong("it is for another key than the request's"));
-        }
-        if facts.ca.is_none() || facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
-            return Err(wrong("it is no CA certificate with keyUsage keyCertSign"));
-        }
-        if facts.subject_key_id.is_none() {
-            return Err(wrong("it has no subjectKeyIdentifier"));
-        }
-        for pair in certificates.windows(2) {
-            countersign_identity::signed::key_of(&pair[1])
-                .and_then(|key| countersign_identity::signed::Signed::parse(&pair[0])?.verify(&key))
-                .map_err(|e| wrong(&format!("the chain does not hold: {e}")))?;
-        }
-        folder::write_private(&folder.join("root.crt"), pem("CERTIFICATE", root).as_bytes())?;
-        folder::write_private(
-            &folder.join("issuing.crt"),
-            pem("CERTIFICATE", issuing).as_bytes(),
-        )?;
-        Self::open_in(folder, hierarchy, tokens)
     }
 
     /// Opens what [`IssuingAuthority::create`] made.
@@ -374,6 +310,7 @@ impl IssuingAuthority {
             factory: OnceLock::new(),
             certificate: issuing,
             facts,
+            intermediates: install::intermediates(folder, hierarchy)?,
             root,
         })
     }
@@ -413,6 +350,7 @@ impl IssuingAuthority {
             factory: OnceLock::new(),
             certificate,
             facts,
+            intermediates: Vec::new(),
             root: factory,
             store: KeyStore::File,
         })
@@ -444,6 +382,11 @@ impl IssuingAuthority {
     /// What it says.
     pub fn facts(&self) -> &CertificateFacts {
         &self.facts
+    }
+
+    /// What stands between the issuing CA and its root, from below.
+    pub fn intermediates(&self) -> &[CertificateDer<'static>] {
+        &self.intermediates
     }
 
     /// The root's certificate: for `platform`, what devices pin.

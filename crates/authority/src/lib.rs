@@ -4,6 +4,7 @@
 //! platform trusts. So no holder of a device-side CA can pose as the platform.
 //!
 //! 1. [`hierarchy`]: root and issuing CA of one hierarchy, made once, kept in a folder
+//!    [`install`]: the certificate that an external root issued
 //! 2. [`keys`]: where their keys are held: a file, an encrypted file, a token, another process
 //! 3. [`profile`]: what each kind of certificate holds
 //! 4. [`mint`]: from a grant to a certificate: prepare → lint → sign → parse and verify again
@@ -13,6 +14,7 @@
 
 pub mod folder;
 pub mod hierarchy;
+pub mod install;
 pub mod keys;
 pub mod mint;
 pub mod profile;
@@ -21,5 +23,6 @@ pub mod time;
 
 pub use folder::FolderError;
 pub use hierarchy::{Hierarchy, HierarchyError, IssuingAuthority};
+pub use install::Installable;
 pub use keys::{KeyStore, KeyStoreError, NoTokens, TokenKeys};
 pub use mint::{Issued, MintError, possession_proof};

@@ -223,7 +223,8 @@ fn the_flow_under_an_external_root_keeps_its_encrypted_key() {
     .concat();
     let installed = IssuingAuthority::install(&folder, Hierarchy::Devices, &chain).unwrap();
     installed.check_key().unwrap();
-    assert!(!IssuingAuthority::is_requested(&folder));
+    let again = IssuingAuthority::install(&folder, Hierarchy::Devices, &chain);
+    assert!(again.unwrap_err().to_string().contains("never overwritten"));
 }
 
 #[test]

@@ -126,6 +126,61 @@ pub(crate) struct Row {
 }
 
 impl Scope<'_> {
+    fn register_authority(
+        &mut self,
+        actor: &Actor,
+        new: &NewAuthority,
+    ) -> Result<AnchorState, RegistryError> {
+        self.need_tenant(&new.tenant)?;
+        check_admission(new)?;
+        if new.id.is_pinned() {
+            return Err(RegistryError::Refused(
+                "the id \"pinned\" stands for certificates that are registered by fingerprint; hint: choose another id".into(),
+            ));
+        }
+        let (state, code) = match &new.origin {
+            Origin::Managed | Origin::Factory => (AnchorState::Active, None),
+            Origin::Registered { code } => (AnchorState::Unproven, Some(code)),
+        };
+        let facts = check_authority(&new.certificate)?;
+        self.tx
+            .execute(
+                "INSERT INTO authorities (id, tenant, origin, state, identity_rule, certificate, fingerprint,
+                 revision, created, code, code_expires) VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
+                params![
+                    new.id.as_str(),
+                    new.tenant.as_str(),
+                    new.origin.name(),
+                    state.name(),
+                    new.rule.to_string(),
+                    new.certificate,
+                    facts.fingerprint.as_bytes(),
+                    self.now.unix_ms(),
+                    code,
+                    code.map(|_| self.now.plus(CODE_LIFETIME).unix_ms()),
+                ],
+            )
+            .map_err(|e| match e.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::ConstraintViolation) => {
+                    RegistryError::Exists(format!("authority {} or its certificate", new.id))
+                }
+                _ => e.into(),
+            })?;
+        self.put_authority(new, state)?;
+        let detail = json!({
+            "origin": new.origin.name(), "state": state.name(), "subject": facts.subject_text,
+            "fingerprint": facts.fingerprint, "admission": new.admission.name(),
+        });
+        self.audit(
+            actor,
+            "authority.register",
+            new.tenant.as_str(),
+            new.id.as_str(),
+            &detail,
+        )?;
+        Ok(state)
+    }
+
     pub(crate) fn authority(&self, id: &AuthorityId) -> Result<Row, RegistryError> {
         let row = self
             .tx
@@ -223,6 +278,40 @@ fn check_admission(new: &NewAuthority) -> Result<(), RegistryError> {
     Ok(())
 }
 
+/// Whether a certificate can be that of an authority which devices' certificates are under; what it says.
+///
+/// # Errors
+/// [`RegistryError::Refused`] with what is wrong with it.
+pub fn check_authority(certificate: &[u8]) -> Result<CertificateFacts, RegistryError> {
+    let facts = CertificateFacts::parse(certificate).map_err(|e| RegistryError::Refused(e.to_string()))?;
+    // OpenSSL makes one of version 1 where it is not told of extensions.
+    if facts.ca.is_none()
+        && let Some(fault) = facts.path_fault()
+    {
+        return Err(RegistryError::Refused(format!(
+            "the certificate of {} is no CA certificate: {fault}; hint: make one of version 3, with the same key and subject: openssl req -x509 -key CA.key -subj SUBJECT -days 3650 -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign -out CA.crt",
+            facts.subject_text
+        )));
+    }
+    if facts.ca.is_none() || facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
+        return Err(RegistryError::Refused(format!(
+            "the certificate of {} is no CA certificate; hint: register the CA that issued the devices' certificates",
+            facts.subject_text
+        )));
+    }
+    if !facts.allows_client_auth() {
+        return Err(RegistryError::Refused(
+            "the CA's extKeyUsage lacks clientAuth: it cannot vouch for devices; hint: use one without extKeyUsage, or with clientAuth in it".into(),
+        ));
+    }
+    if !facts.key_algorithm.is_strong_enough() {
+        return Err(RegistryError::Refused(
+            "the CA's key is too weak or of an unknown kind; hint: use P-256, P-384, Ed25519 or RSA of 2048 bits or more".into(),
+        ));
+    }
+    Ok(facts)
+}
+
 fn anchor(new: &NewAuthority, state: AnchorState, generation: Generation) -> Result<Anchor, RegistryError> {
     Anchor::new(
         new.tenant.clone(),
@@ -296,77 +385,15 @@ impl Registry {
         actor: Actor,
         new: NewAuthority,
     ) -> Result<Committed<AnchorState>, RegistryError> {
-        self.write(move |scope| {
-            scope.need_tenant(&new.tenant)?;
-            check_admission(&new)?;
-            if new.id.is_pinned() {
-                return Err(RegistryError::Refused(
-                    "the id \"pinned\" stands for certificates that are registered by fingerprint; hint: choose another id".into(),
-                ));
-            }
-            let (state, code) = match &new.origin {
-                Origin::Managed | Origin::Factory => (AnchorState::Active, None),
-                Origin::Registered { code } => (AnchorState::Unproven, Some(code)),
-            };
-            let facts = CertificateFacts::parse(&new.certificate)
-                .map_err(|e| RegistryError::Refused(e.to_string()))?;
-            // OpenSSL makes one of version 1 where it is not told of extensions.
-            if facts.ca.is_none()
-                && let Some(fault) = facts.path_fault()
-            {
-                return Err(RegistryError::Refused(format!(
-                    "the certificate of {} is no CA certificate: {fault}; hint: make one of version 3, with the same key and subject: openssl req -x509 -key CA.key -subj SUBJECT -days 3650 -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign -out CA.crt",
-                    facts.subject_text
-                )));
-            }
-            if facts.ca.is_none() || facts.key_usage.is_some_and(|u| !u.key_cert_sign) {
-                return Err(RegistryError::Refused(format!(
-                    "the certificate of {} is no CA certificate; hint: register the CA that issued the devices' certificates",
-                    facts.subject_text
-                )));
-            }
-            if !facts.allows_client_auth() {
-                return Err(RegistryError::Refused(
-                    "the CA's extKeyUsage lacks clientAuth: it cannot vouch for devices".into(),
-                ));
-            }
-            if !facts.key_algorithm.is_strong_enough() {
-                return Err(RegistryError::Refused(
-                    "the CA's key is too weak or of an unknown kind; hint: use P-256, P-384, Ed25519 or RSA of 2048 bits or more".into(),
-                ));
-            }
-            scope
-                .tx
-                .execute(
-                    "INSERT INTO authorities (id, tenant, origin, state, identity_rule, certificate, fingerprint,
-                     revision, created, code, code_expires) VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
-                    params![
-                        new.id.as_str(),
-                        new.tenant.as_str(),
-                        new.origin.name(),
-                        state.name(),
-                        new.rule.to_string(),
-                        new.certificate,
-                        facts.fingerprint.as_bytes(),
-                        scope.now.unix_ms(),
-                        code,
-                        code.map(|_| scope.now.plus(CODE_LIFETIME).unix_ms()),
-                    ],
-                )
-                .map_err(|e| match e.sqlite_error_code() {
-                    Some(rusqlite::ErrorCode::ConstraintViolation) => {
-                        RegistryError::Exists(format!("authority {} or its certificate", new.id))
-                    }
-                    _ => e.into(),
-                })?;
-            scope.put_authority(&new, state)?;
-            let detail = json!({
-                "origin": new.origin.name(), "state": state.name(), "subject": facts.subject_text,
-                "fingerprint": facts.fingerprint, "admission": new.admission.name(),
-            });
-            scope.audit(&actor, "authority.register", new.tenant.as_str(), new.id.as_str(), &detail)?;
-            Ok(state)
-        })
+        self.write(move |scope| scope.register_authority(&actor, &new))
+    }
+
+    /// Whether [`Registry::register_authority`] would; nothing is kept.
+    ///
+    /// # Errors
+    /// As [`Registry::register_authority`].
+    pub fn register_authority_check(&self, actor: Actor, new: NewAuthority) -> Result<(), RegistryError> {
+        self.try_out(move |scope| scope.register_authority(&actor, &new).map(|_| ()))
     }
 
     /// Shows a certificate that the authority issued for its code: the authority becomes active. A code is used once.

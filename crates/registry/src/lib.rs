@@ -74,7 +74,7 @@ pub use attestation::{
     AttestationView, EndorsementAuthorityView, EndorsementKeyView, EndorsementSource, NewAttestation,
 };
 pub use audit::{AuditEntry, AuditFault};
-pub use authority::{AuthorityMove, NewAuthority, Origin};
+pub use authority::{AuthorityMove, NewAuthority, Origin, check_authority};
 pub use backup::{DATABASES, EpochView, RegistryFacts};
 pub use batch::BatchView;
 pub use bulk::{BulkIssue, BulkItem, Confirmed};

@@ -5,6 +5,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use countersign_identity::{AuthorityId, Clock, DeviceId, Fingerprint, Generation, TenantId};
 use countersign_policy::decide::TenantPolicy;
@@ -171,6 +172,25 @@ impl Registry {
         job: impl FnOnce(&mut Scope<'_>) -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<Committed<T>, RegistryError> {
         self.writer.write(job)
+    }
+
+    /// Runs a job to see whether it would go through, and undoes it.
+    pub(crate) fn try_out(
+        &self,
+        job: impl FnOnce(&mut Scope<'_>) -> Result<(), RegistryError> + Send + 'static,
+    ) -> Result<(), RegistryError> {
+        let went_through = Arc::new(AtomicBool::new(false));
+        let told = went_through.clone();
+        // Failing is what undoes it.
+        let tried: Result<Committed<()>, _> = self.write(move |scope| {
+            job(scope)?;
+            told.store(true, Ordering::Relaxed);
+            Err(RegistryError::Refused("it was only tried".into()))
+        });
+        match tried {
+            Err(e) if !went_through.load(Ordering::Relaxed) => Err(e),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn write_behind(

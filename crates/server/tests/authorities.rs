@@ -646,3 +646,98 @@ fn certificates_that_nobody_is_admitted_by_are_not_imported() {
             .contains("would be let in")
     );
 }
+
+/// A certificate of an external root for a request.
+fn sign_by(place: &Place, csr: &str, extensions: &str, out: &str) -> String {
+    let (root_crt, root_key, out) = (place.text("root.crt"), place.text("root.key"), place.text(out));
+    if !place.path("root.crt").exists() {
+        openssl(&[
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-keyout",
+            &root_key,
+            "-out",
+            &root_crt,
+            "-days",
+            "3650",
+            "-subj",
+            "/CN=corporate root",
+        ]);
+    }
+    let base = "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\n";
+    let extensions = place.write("ca.ext", &format!("{base}{extensions}"));
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        csr,
+        "-CA",
+        &root_crt,
+        "-CAkey",
+        &root_key,
+        "-days",
+        "900",
+        "-extfile",
+        &extensions,
+        "-out",
+        &out,
+    ]);
+    std::fs::read_to_string(&out).unwrap()
+}
+
+#[test]
+fn a_wrong_certificate_of_an_external_root_leaves_the_id_to_the_right_one() {
+    let place = Place::new("");
+    let csr = place.text("request.csr");
+    let ask = |id: &str| {
+        let _ = std::fs::remove_file(&csr);
+        place.ok(&["authority", "create", id, "--csr", &csr]);
+    };
+    for id in ["refused", "cut"] {
+        ask(id);
+        let wrong = sign_by(&place, &csr, "extendedKeyUsage=serverAuth\n", "wrong.crt");
+        let right = sign_by(&place, &csr, "", "right.crt");
+        let root = std::fs::read_to_string(place.path("root.crt")).unwrap();
+        let folder = place.path("data/authorities/devices").join(id);
+        let chain = |issuing: &str| place.write("chain.pem", &format!("{issuing}{root}"));
+        // The root alone is for another key; no backup would help.
+        let text = place.refused(&["authority", "install", id, &place.text("root.crt")]);
+        assert!(text.contains("another key") && !text.contains("backup"), "{text}");
+        let text = place.refused(&["authority", "install", id, &chain(&wrong)]);
+        assert!(
+            text.contains("lacks clientAuth") && text.contains("hint: "),
+            "{text}"
+        );
+        assert!(!folder.join("issuing.crt").exists());
+        if id == "cut" {
+            // As a kill between the two leaves it, of a version that wrote first.
+            std::fs::write(folder.join("issuing.crt"), &wrong).unwrap();
+            std::fs::write(folder.join("root.crt"), &root).unwrap();
+        }
+        // The same request again, for the same key.
+        ask(id);
+        let again = sign_by(&place, &csr, "", "again.crt");
+        place.ok(&["authority", "install", id, &chain(&again)]);
+        let device = place.provision(id, id, &["--authority", id]);
+        assert_eq!(place.connect(&device, id).connack(), Some(0));
+        // Once it is in use nothing takes its place.
+        let text = place.refused(&["authority", "install", id, &chain(&right)]);
+        assert!(text.contains("exists already"), "{text}");
+        place.refused(&["authority", "create", id, "--csr", &csr]);
+    }
+    // A kill after the right one was written: it is finished by the same command.
+    ask("finished");
+    let right = sign_by(&place, &csr, "", "right.crt");
+    let folder = place.path("data/authorities/devices/finished");
+    let root = std::fs::read_to_string(place.path("root.crt")).unwrap();
+    std::fs::write(folder.join("root.crt"), &root).unwrap();
+    std::fs::write(folder.join("issuing.crt"), &right).unwrap();
+    let chain = place.write("chain.pem", &(right + &root));
+    place.ok(&["authority", "install", "finished", &chain]);
+    place.provision("last", "last", &["--authority", "finished"]);
+}

@@ -135,7 +135,8 @@ pub fn authority_request(folder: &Path, id: &AuthorityId, keys: &KeyStore) -> Re
     )?)
 }
 
-/// Installs what the external root issued (PEM, the issuing CA first, the root last).
+/// Installs what the external root issued (PEM, the issuing CA first, the root last). Safe to repeat after a cut, with another
+/// certificate too.
 ///
 /// # Errors
 /// [`CaError`]; then nothing is installed.
@@ -147,12 +148,22 @@ pub fn authority_install(
 ) -> Result<(), CaError> {
     let mut db = store::open_beside(folder)?;
     let path = need_free(folder, &db, id)?;
+    if IssuingAuthority::has_own_root(&path) {
+        return Err(CaError::Invalid(format!(
+            "authority {id} was made here, with a root of its own, and is not in use yet; hint: countersign ca authority add {id} finishes it"
+        )));
+    }
     if !IssuingAuthority::is_requested(&path) {
         return Err(CaError::NotFound(format!(
             "there is no request of authority {id}; hint: countersign ca authority add {id} --csr FILE makes one"
         )));
     }
-    let made = IssuingAuthority::install_in(&path, Hierarchy::Devices, chain.as_bytes(), &Pkcs11Keys)?;
+    let checked = IssuingAuthority::check_install(&path, Hierarchy::Devices, chain.as_bytes(), &Pkcs11Keys)
+        .map_err(|e| CaError::Invalid(e.to_string()))?;
+    // What the platform would refuse is not taken in: the id would be lost to it.
+    countersign_registry::check_authority(checked.certificate())
+        .map_err(|e| CaError::Invalid(e.to_string()))?;
+    let made = checked.write(&Pkcs11Keys)?;
     store::write_beside(&mut db, &actor(), |scope| enter(scope, id, tenant, &made))
 }
 

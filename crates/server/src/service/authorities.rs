@@ -11,6 +11,7 @@ use countersign_factory::request::pem;
 use countersign_identity::{AnchorState, AuthorityId, CertificateFacts, IdentityRule, TenantId, proof};
 use countersign_policy::{Admission, FactSource};
 use countersign_registry::{Actor, AuthorityMove, NewAuthority, Origin, RegistryError};
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,20 @@ fn read_certificate(pem: &str, what: &str) -> Result<Vec<u8>, Failure> {
 
 fn new_code() -> Result<String, Failure> {
     proof::new_code().ok_or_else(|| Failure::internal("the system's random source failed"))
+}
+
+/// Held while a certificate is installed: of two for one request the files of one must not go with the row of the other.
+static INSTALLING: Mutex<()> = Mutex::new(());
+
+fn new_authority(draft: AuthorityDraft, origin: Origin, certificate: &[u8]) -> NewAuthority {
+    NewAuthority {
+        id: draft.id,
+        tenant: draft.tenant,
+        origin,
+        rule: draft.rule,
+        admission: draft.admission,
+        certificate: certificate.to_vec(),
+    }
 }
 
 impl Service {
@@ -134,14 +149,7 @@ impl Service {
         authority: IssuingAuthority,
     ) -> Result<(), Failure> {
         let id = draft.id.clone();
-        let new = NewAuthority {
-            id: draft.id,
-            tenant: draft.tenant,
-            origin,
-            rule: draft.rule,
-            admission: draft.admission,
-            certificate: authority.certificate().to_vec(),
-        };
+        let new = new_authority(draft, origin, authority.certificate());
         let registered = self.registry.register_authority(actor.clone(), new);
         self.issuing.lock().insert(id, Arc::new(authority));
         registered?;
@@ -197,7 +205,8 @@ impl Service {
         )?)
     }
 
-    /// Installs what the external root issued (PEM, the issuing CA first, the root last), and registers it.
+    /// Installs what the external root issued (PEM, the issuing CA first, the root last), and registers it. Safe to repeat
+    /// after a cut, with another certificate too.
     ///
     /// # Errors
     /// [`Failure`]; then nothing is installed.
@@ -207,20 +216,34 @@ impl Service {
         draft: AuthorityDraft,
         chain: &str,
     ) -> Result<(), Failure> {
+        let _one_at_a_time = INSTALLING.lock();
         self.need_new(&draft)?;
         if self.ca.is_some() {
             return Err(self.keys_are_apart());
         }
         let path = self.authority_folder(&draft.id);
+        if IssuingAuthority::has_own_root(&path) {
+            return Err(Failure::told(
+                409,
+                &format!(
+                    "authority {id} was made here, with a root of its own, and is not registered yet; hint: countersign authority create {id} finishes it",
+                    id = draft.id
+                ),
+            ));
+        }
         if !IssuingAuthority::is_requested(&path) {
             return Err(Failure::not_found(
                 format!("there is no request of authority {}", draft.id),
                 "countersign authority create --csr FILE makes one",
             ));
         }
-        let authority =
-            IssuingAuthority::install_in(&path, Hierarchy::Devices, chain.as_bytes(), &Pkcs11Keys)
+        let checked =
+            IssuingAuthority::check_install(&path, Hierarchy::Devices, chain.as_bytes(), &Pkcs11Keys)
                 .map_err(|e| Failure::invalid(e.to_string()))?;
+        // Everything that may refuse it comes before it is written: what is there would be taken for installed.
+        let new = new_authority(draft.clone(), Origin::Managed, checked.certificate());
+        self.registry.register_authority_check(actor.clone(), new)?;
+        let authority = checked.write(&Pkcs11Keys)?;
         self.adopt(actor, draft, Origin::Managed, authority)
     }
 
