@@ -815,7 +815,6 @@ fn the_root_key_of_the_ca_goes_offline_and_an_external_root_may_be_above() {
     place
         .ca
         .ok(&["authority", "add", "ext", "--csr", &text("ext.csr")]);
-    std::fs::write(text("ext"), "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\n").unwrap();
     ok(Command::new("openssl").args([
         "req",
         "-x509",
@@ -834,24 +833,50 @@ fn the_root_key_of_the_ca_goes_offline_and_an_external_root_may_be_above() {
         "3650",
     ]));
     ok(Command::new("openssl").args([
-        "x509",
-        "-req",
-        "-in",
-        &text("ext.csr"),
-        "-CA",
-        &text("r.crt"),
-        "-CAkey",
-        &text("r.key"),
-        "-days",
-        "900",
-        "-extfile",
-        &text("ext"),
+        "req",
+        "-new",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        &text("s.key"),
         "-out",
-        &text("i.crt"),
+        &text("s.csr"),
+        "-subj",
+        "/CN=sub CA",
     ]));
-    let chain =
-        std::fs::read_to_string(text("i.crt")).unwrap() + &std::fs::read_to_string(text("r.crt")).unwrap();
-    std::fs::write(text("chain.pem"), chain).unwrap();
+    let sign = |request: &str, ca: &str, length: u8, more: &str, out: &str| {
+        let extensions = format!(
+            "basicConstraints=critical,CA:TRUE,pathlen:{length}\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\n{more}"
+        );
+        std::fs::write(text("ext"), extensions).unwrap();
+        ok(Command::new("openssl").args([
+            "x509",
+            "-req",
+            "-in",
+            &text(request),
+            "-CA",
+            &text(&format!("{ca}.crt")),
+            "-CAkey",
+            &text(&format!("{ca}.key")),
+            "-days",
+            "900",
+            "-extfile",
+            &text("ext"),
+            "-out",
+            &text(out),
+        ]));
+        let chain = [out, "s.crt", "r.crt"].map(|file| std::fs::read_to_string(text(file)).unwrap());
+        std::fs::write(text("chain.pem"), chain.concat()).unwrap();
+    };
+    sign("s.csr", "r", 1, "", "s.crt");
+    // What the platform would refuse the CA does not take: the id is still to be had for the right one.
+    sign("ext.csr", "s", 0, "extendedKeyUsage=serverAuth\n", "i.crt");
+    let wrong = place
+        .ca
+        .operator(&["authority", "install", "ext", &text("chain.pem")]);
+    place.refused(&wrong, &["lacks clientAuth"]);
+    sign("ext.csr", "s", 0, "", "i.crt");
     place.ca.ok(&["authority", "install", "ext", &text("chain.pem")]);
     // While both processes run: made there, taken in here.
     place.server().cli_ok(&["authority", "create", "ext"]).unwrap();
@@ -869,4 +894,11 @@ fn the_root_key_of_the_ca_goes_offline_and_an_external_root_may_be_above() {
     assert!(place.provision("SN-2", &["--authority", "ext"]).status.success());
     assert!(place.publish("SN-2").status.success());
     assert!(place.publish("SN-1").status.success());
+    // What stands between the two is handed out here too.
+    let bundle = format!(
+        "http://{}/bundle/default",
+        place.server().listener("pki").unwrap()
+    );
+    ok(Command::new("curl").args(["-sSf", "-o", &text("bundle.pem"), &bundle]));
+    ok(Command::new("openssl").args(["verify", "-CAfile", &text("bundle.pem"), &text("SN-2/device.crt")]));
 }

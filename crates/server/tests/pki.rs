@@ -468,36 +468,62 @@ fn openssl_accepts_lists_and_answers_of_an_authority_under_an_external_root() {
         .server
         .cli_ok(&["authority", "create", "ext", "--csr", &request])
         .unwrap();
-    let extensions = text("ext.cnf");
-    std::fs::write(
-        &extensions,
-        "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n",
-    )
-    .unwrap();
-    let signed = run(
+    // A subordinate CA in between, as corporate PKIs have it.
+    let (sub_key, sub, sub_request) = (text("sub.key"), text("sub.pem"), text("sub.csr"));
+    let new_sub = run(
         "openssl",
         &[
-            "x509",
-            "-req",
-            "-in",
-            &request,
-            "-CA",
-            &root,
-            "-CAkey",
-            &root_key,
-            "-CAcreateserial",
-            "-days",
-            "1825",
-            "-extfile",
-            &extensions,
+            "req",
+            "-new",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            &sub_key,
+            "-subj",
+            "/O=Acme/CN=Acme Sub",
             "-out",
-            &issuing,
+            &sub_request,
         ],
     );
-    assert!(signed.status.success(), "{signed:?}");
+    assert!(new_sub.status.success(), "{new_sub:?}");
+    let sign = |request: &str, ca: &str, key: &str, path_length: u8, out: &str| {
+        let extensions = text("ext.cnf");
+        std::fs::write(
+            &extensions,
+            format!("basicConstraints=critical,CA:TRUE,pathlen:{path_length}\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"),
+        )
+        .unwrap();
+        let signed = run(
+            "openssl",
+            &[
+                "x509",
+                "-req",
+                "-in",
+                request,
+                "-CA",
+                ca,
+                "-CAkey",
+                key,
+                "-CAcreateserial",
+                "-days",
+                "1825",
+                "-extfile",
+                &extensions,
+                "-out",
+                out,
+            ],
+        );
+        assert!(signed.status.success(), "{signed:?}");
+    };
+    sign(&sub_request, &root, &root_key, 1, &sub);
+    sign(&request, &sub, &sub_key, 0, &issuing);
     let chain = text("ext-chain.pem");
-    let both = std::fs::read_to_string(&issuing).unwrap() + &std::fs::read_to_string(&root).unwrap();
-    std::fs::write(&chain, both).unwrap();
+    let all = [&issuing, &sub, &root].map(|file| std::fs::read_to_string(file).unwrap());
+    std::fs::write(&chain, all.concat()).unwrap();
+    // What a verifier has beside the root.
+    let below = text("ext-below.pem");
+    std::fs::write(&below, all[..2].concat()).unwrap();
     place
         .server
         .cli_ok(&["authority", "install", "ext", &chain])
@@ -516,6 +542,17 @@ fn openssl_accepts_lists_and_answers_of_an_authority_under_an_external_root() {
         .cli_ok(&["device", "revoke", "e-bad", "--code", "cessation-of-operation"])
         .unwrap();
 
+    // Whoever has what is handed out can verify a device: over HTTP, as devices are told, and by the command line.
+    place.fetch("bundle/default", "bundle.pem");
+    let exported = place.server.cli_ok(&["authority", "export", "devices"]).unwrap();
+    std::fs::write(place.path("exported.pem"), exported).unwrap();
+    for trusted in ["bundle.pem", "exported.pem"] {
+        let output = run(
+            "openssl",
+            &["verify", "-CAfile", &text(trusted), &certificates[0]],
+        );
+        assert!(said(&output).contains(": OK"), "{trusted}: {output:?}");
+    }
     place.fetch("crl/ext.crl", "ext.crl");
     let list = text("ext-crl.pem");
     let output = run(
@@ -544,7 +581,7 @@ fn openssl_accepts_lists_and_answers_of_an_authority_under_an_external_root() {
                 "-CAfile",
                 &root,
                 "-untrusted",
-                &issuing,
+                &below,
                 certificate,
             ],
         ))
@@ -570,7 +607,7 @@ fn openssl_accepts_lists_and_answers_of_an_authority_under_an_external_root() {
                 "-CAfile",
                 &root,
                 "-verify_other",
-                &issuing,
+                &below,
                 "-url",
                 &url,
                 "-cert",

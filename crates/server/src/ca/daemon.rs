@@ -236,7 +236,7 @@ fn read(body: &[u8]) -> Result<Request, CaError> {
 fn perform(ca: &Ca, actor: &str, request: Request) -> Result<Answer, CaError> {
     match request {
         Request::Describe => Ok(Answer::Described {
-            authorities: ca.store.read(authorities)?,
+            authorities: authorities(ca)?,
             profiles: ca.settings.profiles.iter().map(|p| p.name.clone()).collect(),
         }),
         Request::Issue(call) => {
@@ -279,7 +279,16 @@ fn perform(ca: &Ca, actor: &str, request: Request) -> Result<Answer, CaError> {
     }
 }
 
-fn authorities(db: &Connection) -> Result<Vec<DescribedAuthority>, CaError> {
+fn authorities(ca: &Ca) -> Result<Vec<DescribedAuthority>, CaError> {
+    let mut found = ca.store.read(authorities_kept)?;
+    for authority in &mut found {
+        let between = ca.keys.intermediates(&authority.id)?;
+        authority.intermediates = between.into_iter().map(Base64).collect();
+    }
+    Ok(found)
+}
+
+fn authorities_kept(db: &Connection) -> Result<Vec<DescribedAuthority>, CaError> {
     let mut statement =
         db.prepare_cached("SELECT id, tenant, state, certificate, root FROM authorities ORDER BY created")?;
     let mut rows = statement.query([])?;
@@ -292,6 +301,7 @@ fn authorities(db: &Connection) -> Result<Vec<DescribedAuthority>, CaError> {
             tenant: r.get::<_, String>(1)?.parse().map_err(|e| damaged(&e))?,
             issues: r.get::<_, String>(2)? == "open",
             certificate: Base64(r.get(3)?),
+            intermediates: Vec::new(),
             root: Base64(r.get(4)?),
         });
     }

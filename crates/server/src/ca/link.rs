@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use countersign_authority::folder;
 use countersign_authority::keys::{KEY_STORE_FILE, KeyStore};
+use countersign_authority::{folder, install};
 use countersign_factory::request::pem;
 use countersign_identity::AuthorityId;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -226,6 +226,8 @@ pub fn keep(path: &Path, authority: &DescribedAuthority) -> Result<(), Failure> 
     folder::create_private(path)?;
     let store = toml::to_string(&KeyStore::Ca).map_err(|e| Failure::internal(e.to_string()))?;
     folder::write_private(&path.join(KEY_STORE_FILE), store.as_bytes())?;
+    let between: Vec<_> = authority.intermediates.iter().map(|c| &c.0).collect();
+    install::write_intermediates(path, &between)?;
     folder::write_private(
         &path.join("root.crt"),
         pem("CERTIFICATE", &authority.root.0).as_bytes(),

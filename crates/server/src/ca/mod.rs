@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_authority::{Hierarchy, IssuingAuthority};
+use countersign_authority::{Hierarchy, IssuingAuthority, install};
 use countersign_identity::AuthorityId;
 use parking_lot::Mutex;
 
@@ -126,6 +126,12 @@ impl Keys {
 
     fn has(&self, id: &AuthorityId) -> bool {
         self.folder.join(id.as_str()).exists()
+    }
+
+    /// What stands between an authority and its root, from below, DER.
+    fn intermediates(&self, id: &AuthorityId) -> Result<Vec<Vec<u8>>, CaError> {
+        let found = install::intermediates(&self.folder.join(id.as_str()), Hierarchy::Devices)?;
+        Ok(found.iter().map(|c| c.to_vec()).collect())
     }
 
     /// An authority with its key.

@@ -196,6 +196,9 @@ pub struct DescribedAuthority {
     pub issues: bool,
     /// Its certificate, DER.
     pub certificate: Base64,
+    /// What stands between it and its root, from below, DER.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub intermediates: Vec<Base64>,
     /// Its root's, DER.
     pub root: Base64,
 }

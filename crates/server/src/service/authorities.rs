@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_authority::time::{NONCE_BYTES_MAX, TIME_LIFETIME, is_nonce};
-use countersign_authority::{Hierarchy, IssuingAuthority, KeyStore, folder};
+use countersign_authority::{Hierarchy, IssuingAuthority, KeyStore, folder, install};
 use countersign_factory::est::Bundle;
 use countersign_factory::request::pem;
 use countersign_identity::{AnchorState, AuthorityId, CertificateFacts, IdentityRule, TenantId, proof};
@@ -545,7 +545,7 @@ impl Service {
         for view in self.registry.authorities()? {
             if view.tenant == *tenant && view.origin == "managed" && view.state.admits() {
                 found.push(self.registry.authority_certificate(&view.id)?);
-                found.push(self.root_of(&view.id)?);
+                found.extend(self.above(&view.id)?);
             }
         }
         Ok(found)
@@ -597,10 +597,19 @@ impl Service {
             .map_err(|e| Failure::internal(e.to_string()))
     }
 
-    /// The root of an authority of ours, DER.
-    fn root_of(&self, id: &AuthorityId) -> Result<Vec<u8>, Failure> {
-        let bytes = folder::read(&self.authority_folder(id).join("root.crt"))?;
-        read_certificate(&String::from_utf8_lossy(&bytes), "the root's file")
+    /// What an authority of ours is under, DER: what stands between it and its root, from below, and the root.
+    fn above(&self, id: &AuthorityId) -> Result<Vec<Vec<u8>>, Failure> {
+        let path = self.authority_folder(id);
+        let mut found: Vec<_> = install::intermediates(&path, Hierarchy::Devices)?
+            .iter()
+            .map(|c| c.to_vec())
+            .collect();
+        let root = folder::read(&path.join("root.crt"))?;
+        found.push(read_certificate(
+            &String::from_utf8_lossy(&root),
+            "the root's file",
+        )?);
+        Ok(found)
     }
 
     /// What devices pin: the platform root, PEM.
@@ -608,16 +617,14 @@ impl Service {
         pem("CERTIFICATE", self.platform.root())
     }
 
-    /// The issuing CA that issues for a tenant now, and its root, PEM.
+    /// The issuing CA that issues for a tenant now, and what it is under up to its root, PEM.
     ///
     /// # Errors
     /// [`Failure`].
     pub fn device_ca(&self, tenant: &TenantId) -> Result<String, Failure> {
         let id = self.issuing_authority(tenant, None)?;
-        Ok(format!(
-            "{}{}",
-            pem("CERTIFICATE", &self.registry.authority_certificate(&id)?),
-            pem("CERTIFICATE", &self.root_of(&id)?)
-        ))
+        let mut chain = vec![self.registry.authority_certificate(&id)?];
+        chain.extend(self.above(&id)?);
+        Ok(chain.iter().map(|c| pem("CERTIFICATE", c)).collect())
     }
 }
