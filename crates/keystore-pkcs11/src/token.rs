@@ -23,8 +23,11 @@ const SESSIONS_KEPT_MAX: usize = 8;
 
 /// The modules that are loaded, by path; each with a lock of its own, for one may hang while it is loaded.
 static MODULES: Mutex<BTreeMap<PathBuf, Arc<Mutex<Option<Pkcs11>>>>> = Mutex::new(BTreeMap::new());
-/// The PIN (its SHA-256) that a token refused; each with a lock of its own, for one may hang while it is tried.
-static REFUSED_PINS: Mutex<BTreeMap<TokenName, Arc<Mutex<Option<Vec<u8>>>>>> = Mutex::new(BTreeMap::new());
+/// The PIN (its SHA-256) that a token refused.
+type RefusedPin = Arc<Mutex<Option<Vec<u8>>>>;
+
+/// By token, each with a lock of its own, for one may hang while its PIN is tried.
+static REFUSED_PINS: Mutex<BTreeMap<TokenName, RefusedPin>> = Mutex::new(BTreeMap::new());
 
 /// Module and serial number.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
