@@ -240,6 +240,52 @@ fn a_list_that_cannot_be_believed_changes_nothing() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("countersign credential revoke"));
 }
 
+/// A CA may divide what it revokes among lists of several distribution points: one part says nothing of the rest.
+#[test]
+fn each_certificate_is_asked_for_in_the_list_of_its_own_distribution_point() {
+    let place = Place::new();
+    let point = |n: usize| format!("http://field.example/{n}.crl");
+    let [one, two, none] = [Some(1), Some(2), None].map(|n| {
+        let id = n.map_or("none".to_owned(), |n| format!("d{n}"));
+        let leaf = Leaf {
+            crl_point: n.map(point),
+            ..Leaf::named(&id)
+        };
+        let identity = place.ca.issue(&leaf, &[]);
+        let body = json!({ "devices": [{ "id": id, "certificate": identity.pem }] });
+        let import = "/tenants/default/devices/import";
+        place.server.ask("POST", import, Some(&body)).unwrap();
+        identity
+    });
+    let list = |n: usize, revoked: &[&Identity], number: u64| {
+        let text = place
+            .ca
+            .revocation_list_at(Some(&point(n)), revoked, number, (-60, 3600));
+        place.write(&format!("{n}-{number}.pem"), &text)
+    };
+    let unknown = (Some(48), "chain.revocation-unknown".to_owned());
+    let revoked = (Some(44), "chain.revoked".to_owned());
+    place.crl(&[&list(1, &[&one], 1)]).unwrap();
+    assert_eq!(place.refusal(&one, "d1"), revoked);
+    assert_eq!(place.refusal(&two, "d2"), unknown);
+    // The list of the other point, whatever its number, takes nothing back.
+    place.crl(&[&list(2, &[], 7)]).unwrap();
+    assert_eq!(place.refusal(&one, "d1"), revoked);
+    assert!(place.connects(&two, "d2"));
+    // One that names no point is on none of them.
+    assert_eq!(place.refusal(&none, "none"), unknown);
+    // A later one of its own point does, and an older one of it is none.
+    place.crl(&[&list(1, &[], 3)]).unwrap();
+    assert!(place.connects(&one, "d1"));
+    let error = place.crl(&[&list(1, &[&one], 2)]).unwrap_err();
+    assert!(error.contains("older than the one that is here"), "{error}");
+    // One for all certificates is for these too.
+    let whole = place.write("all.pem", &place.ca.revocation_list(&[&two], 9, (-1, 60)));
+    place.crl(&[&whole]).unwrap();
+    assert_eq!(place.refusal(&two, "d2"), revoked);
+    assert!(place.connects(&none, "none"));
+}
+
 #[test]
 fn a_replaced_file_is_in_force_within_five_seconds() {
     let place = Place::new();
