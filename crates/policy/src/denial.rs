@@ -345,6 +345,9 @@ catalogue! {
     FirstContactSharedKey "first-contact.shared-key" Identify Connack { v311: 5, v5: 0x87 },
         "the key of the new certificate belongs to another device already",
         "look at both devices: a key that two of them hold was copied; give each a key of its own";
+    FirstContactRevokedKey "first-contact.revoked-key" Identify Connack { v311: 5, v5: 0x87 },
+        "a certificate for the same key was revoked, other than as superseded",
+        "give the device a new key, and a certificate for that";
     FirstContactRevokedBefore "first-contact.revoked-before" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate had been revoked or replaced after the backup was made that the registry was restored from",
         "provision the device anew if it is trusted again: countersign device provision";

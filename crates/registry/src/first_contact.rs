@@ -141,6 +141,12 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
             format!("device {id} came with the key of service {service}, which is no device"),
         )));
     }
+    if scope.is_revoked_key(&contact.certificate.public_key_sha256)? {
+        return Ok(Err(Denial::new(
+            DenialCode::FirstContactRevokedKey,
+            format!("device {id} came with a new certificate for a key of which one was revoked"),
+        )));
+    }
     if let Learned::Device(template) = &learned {
         let new = NewDevice {
             id: id.clone(),

@@ -99,6 +99,23 @@ impl Scope<'_> {
                 facts.fingerprint.as_bytes(),
                 self.now.plus(overlap).unix_ms(),
             ])?;
+        // One that is used after a newer one is in use: an answer that was lost, perhaps in somebody else's hands. It has the
+        // overlap and no more, like all that are older than the newest.
+        self.tx
+            .prepare_cached(
+                "UPDATE credentials SET supersede_at = ?5
+                 WHERE fingerprint = ?4 AND certificate IS NOT NULL AND supersede_at IS NULL AND EXISTS (
+                    SELECT 1 FROM credentials newer
+                    WHERE newer.tenant = ?1 AND newer.device = ?2 AND newer.kind = ?3 AND newer.state = 'active'
+                    AND newer.certificate IS NOT NULL AND newer.rowid > credentials.rowid)",
+            )?
+            .execute(params![
+                facts.tenant.as_str(),
+                facts.device.as_str(),
+                facts.kind.name(),
+                facts.fingerprint.as_bytes(),
+                self.now.plus(overlap).unix_ms(),
+            ])?;
         self.facts.push(Fact::Credential(CredentialFacts {
             state: CredentialState::Active,
             ..facts

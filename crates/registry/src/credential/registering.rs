@@ -20,7 +20,8 @@ impl Scope<'_> {
     /// that is known. A key belongs to one device only, or a clone could not be told.
     ///
     /// # Errors
-    /// [`RegistryError::Refused`] if a station issued it; [`RegistryError::SharedKey`]; [`RegistryError::RevokedBefore`].
+    /// [`RegistryError::Refused`] if a station issued it, or a certificate for its key was revoked; [`RegistryError::SharedKey`];
+    /// [`RegistryError::RevokedBefore`].
     pub(crate) fn may_register(
         &self,
         tenant: &TenantId,
@@ -39,6 +40,8 @@ impl Scope<'_> {
                 "{other} of tenant {other_tenant}"
             )));
         }
+        // Another certificate for a stolen key is as good to the thief as the one that was revoked.
+        self.refuse_revoked_key(device, &c.public_key_sha256)?;
         let authority = match &new.authority {
             Some(authority) => Some(authority.clone()),
             None if new.kind == CredentialKind::Pinned => None,
