@@ -25,6 +25,8 @@ pub struct Metrics {
     pub refusals_unlogged: AtomicU64,
     /// Credentials that came to be suspected to have two holders.
     pub clones_suspected: AtomicU64,
+    /// Devices with sessions at two addresses that were not watched: too many others were.
+    pub clones_unwatched: AtomicU64,
     /// PUBLISH packets accepted from devices.
     pub publishes_in: AtomicU64,
     /// PUBLISH packets sent to subscribers.
@@ -69,6 +71,7 @@ impl Default for Metrics {
             handshakes: AtomicU64::default(),
             refusals_unlogged: AtomicU64::default(),
             clones_suspected: AtomicU64::default(),
+            clones_unwatched: AtomicU64::default(),
             publishes_in: AtomicU64::default(),
             publishes_out: AtomicU64::default(),
             publishes_denied: AtomicU64::default(),

@@ -93,7 +93,7 @@ impl HttpConnection {
         let hyper = http1::Builder::new()
             .timer(TokioTimer::new())
             // The wheel watches the first request and the idle time; this bounds a head that trickles in.
-            .header_read_timeout(shared.node.options.limits.idle_max)
+            .header_read_timeout(shared.node.options.limits.http_idle)
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TlsStream::new(socket, tls, spill), Requests(shared.clone()));
         Self {
@@ -281,7 +281,7 @@ impl Shared {
 
     /// The next request must come before this.
     fn be_patient(&self, live: &Live) {
-        let idle = self.node.options.limits.idle_max;
+        let idle = self.node.options.limits.http_idle;
         let left = live.hard_end.since(self.node.now());
         self.node.wheel.set(&self.timer, idle.min(left));
     }
