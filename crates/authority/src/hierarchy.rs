@@ -2,15 +2,15 @@
 //! `root.key` and `issuing.key`, or `key-store.toml`, which tells where they are.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, RwLock};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_factory::key::KeyFault;
 use countersign_factory::request::pem;
-use countersign_factory::{CertificateRequest, ProvenKey};
+use countersign_factory::{CertificateRequest, Profile, ProvenKey};
 use countersign_identity::certificate::CertificateError;
 use countersign_identity::signed::{Signer, VerifyingKey};
-use countersign_identity::{CertificateFacts, Timestamp};
+use countersign_identity::{AuthorityId, CertificateFacts, Timestamp};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
@@ -90,6 +90,10 @@ pub struct IssuingAuthority {
     /// What all device certificates of one kind have, once the first was asked for.
     pub(crate) operational: OnceLock<Extensions>,
     pub(crate) factory: OnceLock<Extensions>,
+    /// The same for profiles that have extensions of their own.
+    pub(crate) own: RwLock<Vec<(Profile, Extensions)>>,
+    /// What it goes by in the registry, for URLs that name it.
+    pub(crate) id: Option<AuthorityId>,
     root: CertificateDer<'static>,
 }
 
@@ -372,6 +376,8 @@ impl IssuingAuthority {
             verifying,
             operational: OnceLock::new(),
             factory: OnceLock::new(),
+            own: RwLock::default(),
+            id: None,
             certificate: issuing,
             facts,
             root,
@@ -411,11 +417,20 @@ impl IssuingAuthority {
             verifying,
             operational: OnceLock::new(),
             factory: OnceLock::new(),
+            own: RwLock::default(),
+            id: None,
             certificate,
             facts,
             root: factory,
             store: KeyStore::File,
         })
+    }
+
+    /// The same with what it goes by in the registry: what `{authority}` in the URLs of a profile stands for.
+    #[must_use]
+    pub fn named(mut self, id: AuthorityId) -> Self {
+        self.id = Some(id);
+        self
     }
 
     /// Signs something worthless and checks the signature: whether the key can be reached and is the certificate's.

@@ -1,7 +1,7 @@
 //! Every refusal of the CA, with a stable code, an HTTP status and its cure.
 
 use countersign_factory::RequestFault;
-use countersign_factory::grant::KeyMismatch;
+use countersign_factory::grant::ProfileMismatch;
 use countersign_identity::{AuthorityId, DeviceId, Timestamp};
 
 /// Why the CA did nothing.
@@ -25,9 +25,9 @@ pub enum CaError {
     /// The certificate request does not hold.
     #[error("{0}")]
     Request(RequestFault),
-    /// The key does not fit the profile.
+    /// The key does not fit the profile, or the device cannot be named as it has it.
     #[error("{0}")]
-    Key(KeyMismatch),
+    Profile(ProfileMismatch),
     /// No open batch fits.
     #[error(
         "no open batch of the CA covers device {device} of authority {authority} with profile {profile}; hint: countersign ca batch add, on the CA"
@@ -192,7 +192,8 @@ impl CaError {
             Self::AuthorityClosed(_) => "authority-closed",
             Self::NoProfile(_) => "no-profile",
             Self::Request(_) => "request",
-            Self::Key(_) => "key-kind",
+            Self::Profile(ProfileMismatch::Name(_)) => "name",
+            Self::Profile(_) => "key-kind",
             Self::NoBatch { .. } => "no-batch",
             Self::Pattern { .. } => "pattern",
             Self::Quota { .. } => "quota",
@@ -247,7 +248,7 @@ impl CaError {
             Self::DiskFull => 507,
             Self::AuthorityClosed(_)
             | Self::Request(_)
-            | Self::Key(_)
+            | Self::Profile(_)
             | Self::Revoked(_)
             | Self::NewKeyDemanded(_)
             | Self::TooMany { .. }

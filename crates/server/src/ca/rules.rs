@@ -447,7 +447,7 @@ impl Asked {
             self.request.key().clone(),
             self.profile.clone(),
         )
-        .map_err(CaError::Key)?;
+        .map_err(CaError::Profile)?;
         let issued = authority
             .issue_device(&grant, scope.now)
             .map_err(|e| CaError::Mint(e.to_string()))?;

@@ -143,7 +143,9 @@ impl Service {
             certificate: authority.certificate().to_vec(),
         };
         let registered = self.registry.register_authority(actor.clone(), new);
-        self.issuing.lock().insert(id, Arc::new(authority));
+        self.issuing
+            .lock()
+            .insert(id.clone(), Arc::new(authority.named(id)));
         registered?;
         Ok(())
     }
@@ -323,7 +325,8 @@ impl Service {
                 "its holder issues its certificates and lists",
             ));
         }
-        let authority = Arc::new(IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?);
+        let authority = IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?.named(id.clone());
+        let authority = Arc::new(authority);
         self.issuing.lock().insert(id.clone(), authority.clone());
         Ok(authority)
     }
