@@ -17,6 +17,8 @@ pub struct Metrics {
     pub admitted: AtomicU64,
     /// Peers that went away before an answer.
     pub abandoned: AtomicU64,
+    /// Exchanges by a certificate that is for enrolment alone, whose device enrolled.
+    pub enrolment_only: AtomicU64,
     /// Connections held now, in any stage.
     pub connections: AtomicU64,
     /// Handshakes under way now.
@@ -67,6 +69,7 @@ impl Default for Metrics {
             accepted: AtomicU64::default(),
             admitted: AtomicU64::default(),
             abandoned: AtomicU64::default(),
+            enrolment_only: AtomicU64::default(),
             connections: AtomicU64::default(),
             handshakes: AtomicU64::default(),
             refusals_unlogged: AtomicU64::default(),

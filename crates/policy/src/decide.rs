@@ -18,7 +18,8 @@ use crate::compile::{self, Compiled, Fit};
 pub use crate::compile::{ConnectReads, PolicyFault, PolicyProblem, SCHEMA_TEXT, texts, validate};
 use crate::denial::{Denial, DenialCode};
 use crate::facts::{
-    ConnectFacts, CredentialKind, CredentialState, Custody, DeviceFacts, Generations, TlsFacts,
+    ConnectFacts, CredentialFacts, CredentialKind, CredentialState, Custody, DeviceFacts, Generations,
+    TlsFacts,
 };
 use crate::lifecycle::LifecycleState;
 pub use crate::permit::{AdmissionPermit, PublishPermit, SubscribePermit};
@@ -242,6 +243,9 @@ impl TenantPolicy {
         }
         lifecycle(device.state)?;
         credential_state(credential.state)?;
+        if !credential.opens_data_sessions {
+            return Err(enrol_only(device, credential));
+        }
         let permit = AdmissionPermit {
             tenant: device.tenant.clone(),
             device: device.id.clone(),
@@ -501,6 +505,22 @@ impl TenantPolicy {
             (Decision::Deny, _) => Err((DenialCode::TopicForbidden, policies)),
         }
     }
+}
+
+/// No policy can open what the profile closes. The quarantine lane is a data session too, and to enrol a device must be
+/// active.
+fn enrol_only(device: &DeviceFacts, credential: &CredentialFacts) -> Denial {
+    let code = match device.state {
+        LifecycleState::Quarantined => DenialCode::DeviceQuarantined,
+        _ => DenialCode::EnrolOnly,
+    };
+    Denial::new(
+        code,
+        format!(
+            "the {} certificate of device {} is for enrolment alone, by its profile",
+            credential.kind, device.id
+        ),
+    )
 }
 
 fn lifecycle(state: LifecycleState) -> Result<(), Denial> {

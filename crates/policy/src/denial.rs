@@ -376,6 +376,9 @@ catalogue! {
     DeviceDecommissioned "device.decommissioned" Policy Connack { v311: 5, v5: 0x8a },
         "the device was decommissioned; that is final",
         "if the hardware returns to service, give it a new id and a new key";
+    EnrolOnly "credential.enrol-only" Policy Connack { v311: 5, v5: 0x87 },
+        "the profile of the device's factory certificate has it enrol, and open no data sessions",
+        "let the device enrol for an operational certificate (EST, on an enrolment listener or over HTTPS on this one) and connect with that; or set data_sessions in the profile";
     PolicyForbids "policy.forbidden" Policy Connack { v311: 5, v5: 0x87 },
         "a policy forbids it",
         "look at the policies named with the denial";

@@ -136,6 +136,8 @@ pub enum Outcome {
     RefusedByDevice,
     /// The peer went away before an answer.
     Abandoned,
+    /// No session: the certificate is for enrolment alone, and that is what the device came for, over HTTPS.
+    EnrolmentOnly,
 }
 
 impl Outcome {
@@ -146,6 +148,7 @@ impl Outcome {
             Self::Refused => "refused",
             Self::RefusedByDevice => "refused-by-device",
             Self::Abandoned => "abandoned",
+            Self::EnrolmentOnly => "enrolment-only",
         }
     }
 }

@@ -139,6 +139,8 @@ pub struct CredentialFacts {
     pub state: CredentialState,
     /// How its key is held.
     pub custody: Custody,
+    /// Whether it may open data sessions. One of a factory profile may be for enrolment alone.
+    pub opens_data_sessions: bool,
     /// Grows with every change of the credential that could alter an admission.
     pub generation: Generation,
 }

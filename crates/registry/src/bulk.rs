@@ -13,9 +13,7 @@ use rusqlite::params;
 use serde_json::json;
 
 use crate::change::Actor;
-use crate::credential::{
-    IssuanceRules, IssueOutcome, IssueRequest, NewCredential, ProfileChoice, Requester, read_credential,
-};
+use crate::credential::{IssuanceRules, IssueOutcome, IssueRequest, NewCredential, ProfileChoice, Requester};
 use crate::error::RegistryError;
 use crate::store::Registry;
 use crate::table::Fact;
@@ -313,7 +311,7 @@ impl<'a> Run<'a> {
     }
 
     fn revoke(&self, scope: &mut Scope<'_>, fingerprint: Fingerprint) -> Result<(), RegistryError> {
-        if let Some(facts) = read_credential(scope.tx, &fingerprint)? {
+        if let Some(facts) = scope.read_credential(&fingerprint)? {
             scope.move_credential(
                 facts,
                 CredentialState::Revoked,

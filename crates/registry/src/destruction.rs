@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::change::{Actor, damaged};
-use crate::credential::read_credential;
 use crate::error::RegistryError;
 use crate::moves::Move;
 use crate::store::Registry;
@@ -55,7 +54,7 @@ impl Registry {
     ) -> Result<Committed<Timestamp>, RegistryError> {
         self.write(move |scope| {
             let (tenant, device) = (&statement.tenant, &statement.device);
-            let known = read_credential(scope.tx, &certificate)?
+            let known = scope.read_credential(&certificate)?
                 .filter(|c| c.tenant == *tenant && c.device == *device)
                 .ok_or(RegistryError::NoCredential(certificate))?;
             let before: Option<i64> = scope

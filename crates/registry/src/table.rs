@@ -12,7 +12,7 @@ use countersign_identity::{
     StoredIntermediate, TenantId,
 };
 use countersign_policy::decide::TenantPolicy;
-use countersign_policy::facts::RegistryUnavailable;
+use countersign_policy::facts::{CredentialKind, RegistryUnavailable};
 use countersign_policy::{
     Admission, ClientIdMode, CredentialFacts, CredentialState, DeviceFacts, FactSource,
 };
@@ -88,6 +88,8 @@ pub struct FactTable {
     hosts: RwLock<HashMap<String, TenantId>>,
     devices: Sharded<(TenantId, DeviceId), Arc<DeviceFacts>>,
     credentials: Sharded<Fingerprint, CredentialFacts>,
+    /// Factory profiles whose certificates are for enrolment alone, by name.
+    enrol_only: ArcSwap<HashSet<String>>,
     /// On a revocation list of their issuer. Empty where no lists are kept, and then it costs nothing.
     listed: ArcSwap<HashSet<Fingerprint>>,
     /// Whose authority is not known: certificates that were registered before it, or of which several may be.
@@ -106,6 +108,7 @@ impl FactTable {
             hosts: RwLock::default(),
             devices: Sharded::new(),
             credentials: Sharded::new(),
+            enrol_only: ArcSwap::default(),
             listed: ArcSwap::default(),
             unplaced: RwLock::default(),
             authorities: RwLock::default(),
@@ -204,6 +207,17 @@ impl FactTable {
     /// An authority as it is now.
     pub(crate) fn anchor(&self, id: &AuthorityId) -> Option<Arc<Anchor>> {
         self.authorities.read().get(id).map(|(anchor, _)| anchor.clone())
+    }
+
+    /// Sets the factory profiles that are for enrolment alone, and returns those before. The facts of their credentials are
+    /// for the caller to read anew.
+    pub(crate) fn set_enrol_only(&self, profiles: HashSet<String>) -> Arc<HashSet<String>> {
+        self.enrol_only.swap(Arc::new(profiles))
+    }
+
+    /// Whether a credential of this kind, issued by this profile if it was issued here, opens data sessions.
+    pub(crate) fn opens_data_sessions(&self, kind: CredentialKind, profile: Option<&str>) -> bool {
+        kind != CredentialKind::Factory || !profile.is_some_and(|p| self.enrol_only.load().contains(p))
     }
 
     /// Whether a credential is registered for anybody.

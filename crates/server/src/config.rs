@@ -3,6 +3,7 @@
 mod limits;
 mod sections;
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -128,6 +129,12 @@ impl Config {
         Ok(config)
     }
 
+    /// The profiles whose certificates open no data sessions, by name.
+    pub fn enrol_only_profiles(&self) -> HashSet<String> {
+        let closed = self.profiles.iter().filter(|p| !p.data_sessions);
+        closed.map(|p| p.name.clone()).collect()
+    }
+
     /// Checks what types cannot.
     ///
     /// # Errors
@@ -222,7 +229,7 @@ impl Config {
         if let Some(what) = self.profiles.iter().find_map(|p| p.check().err()) {
             return value("profiles", what, "correct the profile");
         }
-        let names: std::collections::HashSet<_> = self.profiles.iter().map(|p| &p.name).collect();
+        let names: HashSet<_> = self.profiles.iter().map(|p| &p.name).collect();
         if names.len() != self.profiles.len() || names.is_empty() {
             return value(
                 "profiles",

@@ -181,6 +181,12 @@ impl Collector for Exported {
             )?;
             counter(
                 e,
+                "countersign_exchanges_enrolment_only",
+                "Devices without a session that enrolled on a device listener: their certificate is for enrolment alone",
+                of(&m.enrolment_only),
+            )?;
+            counter(
+                e,
                 "countersign_handshakes_resumed",
                 "TLS handshakes that resumed a session by a ticket",
                 of(&m.tickets.resumed),

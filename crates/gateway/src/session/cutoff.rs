@@ -178,7 +178,8 @@ pub(super) fn reason_of(code: DenialCode) -> Option<EndReason> {
         | DenialCode::CredentialSuperseded
         | DenialCode::CredentialLapsed
         | DenialCode::CredentialOfOther
-        | DenialCode::UnknownCredential => EndReason::CredentialChanged,
+        | DenialCode::UnknownCredential
+        | DenialCode::EnrolOnly => EndReason::CredentialChanged,
         DenialCode::CertificateExpired => EndReason::CertificateExpired,
         DenialCode::AuthorityRevoked
         | DenialCode::AuthorityRetired

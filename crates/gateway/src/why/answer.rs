@@ -81,7 +81,9 @@ impl Layer {
             (_, C::DevicePending | C::DeviceSuspended | C::DeviceQuarantined | C::DeviceDecommissioned) => {
                 Self::Lifecycle
             }
-            (_, C::CredentialSuperseded | C::CredentialLapsed | C::CertificateExpired) => Self::Credential,
+            (_, C::CredentialSuperseded | C::CredentialLapsed | C::CertificateExpired | C::EnrolOnly) => {
+                Self::Credential
+            }
             (Stage::Greet, _) => Self::ClientId,
             (Stage::FirstData, _) => Self::Topic,
             _ => Self::Policy,

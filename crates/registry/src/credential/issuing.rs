@@ -12,7 +12,7 @@ use countersign_policy::{ClaimId, ClaimRefusal, CredentialState, LaneRefusal, Li
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
-use super::{IssuanceRules, IssueOutcome, IssueRequest, NewCredential, Requester, read_credential};
+use super::{IssuanceRules, IssueOutcome, IssueRequest, NewCredential, Requester};
 use crate::attestation::Cited;
 use crate::change::{Actor, damaged};
 use crate::error::RegistryError;
@@ -250,7 +250,8 @@ fn check_requester(
             Ok(Standing::Whole)
         }
         Requester::Certificate(fingerprint) => {
-            let facts = read_credential(scope.tx, fingerprint)?
+            let facts = scope
+                .read_credential(fingerprint)?
                 .filter(|c| c.tenant == request.tenant && c.device == request.device);
             match facts {
                 Some(facts) if facts.state == CredentialState::Active => Ok(Standing::Whole),

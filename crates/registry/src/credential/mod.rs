@@ -20,7 +20,7 @@ mod registering;
 mod revoking;
 mod sweeping;
 
-pub(crate) use reading::{credential_facts, read_credential};
+pub(crate) use reading::{COLUMNS, credential_facts};
 
 use std::time::Duration;
 

@@ -9,7 +9,6 @@ use countersign_policy::{CredentialFacts, CredentialState};
 use rusqlite::params;
 use serde_json::json;
 
-use super::read_credential;
 use crate::change::{Actor, Change};
 use crate::error::RegistryError;
 use crate::store::Registry;
@@ -168,7 +167,7 @@ impl Registry {
     ) -> Result<Committed<()>, RegistryError> {
         let rules = self.issuance_rules();
         self.write(move |scope| {
-            let Some(facts) = read_credential(scope.tx, &fingerprint)? else {
+            let Some(facts) = scope.read_credential(&fingerprint)? else {
                 return Err(RegistryError::NoCredential(fingerprint));
             };
             match facts.state {
@@ -196,9 +195,8 @@ impl Registry {
     /// it alters no admission.
     pub(crate) fn credential_used(&self, fingerprint: Fingerprint, authority: AuthorityId) {
         let rules = self.issuance_rules();
-        self.write_behind(
-            "keep a credential's first use",
-            move |scope| match read_credential(scope.tx, &fingerprint)? {
+        self.write_behind("keep a credential's first use", move |scope| {
+            match scope.read_credential(&fingerprint)? {
                 Some(facts) if facts.state == CredentialState::Issued => {
                     scope.activate_credential(facts, Some(&authority), rules.overlap)
                 }
@@ -206,7 +204,7 @@ impl Registry {
                     scope.place_credential(&facts, &authority)
                 }
                 _ => Ok(()),
-            },
-        );
+            }
+        });
     }
 }

@@ -8,7 +8,7 @@ use countersign_policy::{CredentialFacts, LifecycleState};
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
-use super::{NewCredential, read_credential};
+use super::NewCredential;
 use crate::change::{Actor, Change};
 use crate::error::RegistryError;
 use crate::store::Registry;
@@ -142,6 +142,9 @@ impl Scope<'_> {
             kind: new.kind,
             state: new.state,
             custody: new.custody,
+            opens_data_sessions: self
+                .table
+                .opens_data_sessions(new.kind, new.issued.as_ref().map(|i| i.profile.as_str())),
             generation,
         }));
         Ok(())
@@ -223,7 +226,7 @@ impl Registry {
                 ));
             }
             let fingerprint = certificate.fingerprint;
-            if let Some(known) = read_credential(scope.tx, &fingerprint)? {
+            if let Some(known) = scope.read_credential(&fingerprint)? {
                 if known.kind == CredentialKind::Pinned && known.tenant == tenant && known.device == device {
                     return Ok(false);
                 }

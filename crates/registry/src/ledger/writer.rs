@@ -159,7 +159,7 @@ fn class(kept: &Kept) -> Class {
     match (&kept.owner, kept.record.outcome) {
         (None, _) => Class::Stranger,
         (Some(_), Outcome::Refused | Outcome::RefusedByDevice) => Class::KnownRefused,
-        (Some(_), Outcome::Admitted | Outcome::Abandoned) => Class::Known,
+        (Some(_), Outcome::Admitted | Outcome::Abandoned | Outcome::EnrolmentOnly) => Class::Known,
     }
 }
 

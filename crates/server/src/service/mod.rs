@@ -176,6 +176,7 @@ impl Service {
             rules.certificates_per_device_max = None;
         }
         registry.set_issuance_rules(rules);
+        registry.set_enrol_only_profiles(config.enrol_only_profiles())?;
         registry.set_clock_rules(config.issuance.to_clock_rules());
         registry.set_receipts_max(config.receipts.keep_max);
         registry.conclude_receipts()?;
