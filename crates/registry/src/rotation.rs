@@ -30,6 +30,7 @@ const LEFT_BEHIND: &str = "SELECT d.id, d.state, c.fingerprint, max(c.not_after)
     AND NOT EXISTS (
         SELECT 1 FROM credentials o WHERE o.tenant = d.tenant AND o.device = d.id AND o.authority <> ?1
         AND o.state = 'active' AND o.not_after >= ?2 AND o.authority IN (SELECT value FROM json_each(?3))
+        AND NOT (o.kind = 'factory' AND coalesce(o.profile, '') IN (SELECT value FROM json_each(?4)))
         AND NOT EXISTS (SELECT 1 FROM listed WHERE listed.fingerprint = o.fingerprint))
     GROUP BY d.tenant, d.id ORDER BY d.id";
 
@@ -46,7 +47,12 @@ impl Registry {
         self.read(|db| {
             let mut statement = db.prepare_cached(LEFT_BEHIND)?;
             let others = other_ways_in(db, authority, now)?;
-            let mut rows = statement.query(params![authority.as_str(), now.unix_ms(), others])?;
+            let mut rows = statement.query(params![
+                authority.as_str(),
+                now.unix_ms(),
+                others,
+                self.facts().enrol_only_profiles()
+            ])?;
             let mut found = Vec::new();
             while let Some(r) = rows.next()? {
                 found.push(LeftBehind {

@@ -211,6 +211,11 @@ impl FactTable {
 
     /// Sets the factory profiles that are for enrolment alone, and returns those before. The facts of their credentials are
     /// for the caller to read anew.
+    /// The profiles of factory certificates that enrol and open no data sessions, as a JSON array.
+    pub(crate) fn enrol_only_profiles(&self) -> String {
+        serde_json::json!(**self.enrol_only.load()).to_string()
+    }
+
     pub(crate) fn set_enrol_only(&self, profiles: HashSet<String>) -> Arc<HashSet<String>> {
         self.enrol_only.swap(Arc::new(profiles))
     }
