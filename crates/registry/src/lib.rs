@@ -100,7 +100,7 @@ pub use restore::{BackwardClock, NewEpoch, Newer, NewerEnd, NewerPolicies, Newer
 pub use revocation_list::{ListSettings, ListView, ListsTaken};
 pub use rotation::LeftBehind;
 pub use service::ServiceView;
-pub use station::{MintedStation, Reconciled, RefusedEntry, StationState, StationView, Verdict};
+pub use station::{MintedStation, Overlap, Reconciled, RefusedEntry, StationState, StationView, Verdict};
 pub use store::Registry;
 pub use table::FactTable;
 pub use writer::Committed;

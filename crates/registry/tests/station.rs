@@ -17,8 +17,8 @@ use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{CredentialState, DenialCode, FactSource, LifecycleState};
 use countersign_registry::{
-    Actor, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Reconciled, Registry,
-    RegistryError, Verdict,
+    Actor, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Overlap, Reconciled,
+    Registry, RegistryError, Verdict,
 };
 
 const START: i64 = 1_800_000_000_000;
@@ -164,7 +164,7 @@ impl Place {
             })
         };
         registry
-            .add_station(actor(), factory(), terms, key, mint)
+            .add_station(actor(), factory(), terms, key, Overlap::Refused, mint)
             .unwrap();
         Self {
             registry,

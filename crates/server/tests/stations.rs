@@ -658,6 +658,7 @@ fn a_journal_that_is_not_as_the_station_wrote_it_counts_for_nothing() {
         assert!(audit.contains(code), "{code}");
     }
     // What is left of a station that cannot export any more.
+    place.ok(&["factory", "station", "revoke", "line-1", "--reason", "copied"]);
     place.granted("line-4", 2, "SN-4*");
     place.station("line-4", &["issue", "SN-41"]);
     let raw = place.text("line-4/journal");
@@ -678,8 +679,8 @@ fn whoever_has_the_stations_key_gets_no_further_than_its_terms() {
             .secret_pkcs8_der(),
     )
     .unwrap();
-    place.ok(&["device", "provision", "SN-07", "--out", &place.text("taken")]);
     place.granted("line-1", 7, "SN-00..SN-09");
+    place.ok(&["device", "provision", "SN-07", "--out", &place.text("taken")]);
     let mut thief = Thief::of(&place, "line-1");
     let key = || SoftwareKey::generate().unwrap();
     let at = now();
@@ -811,6 +812,66 @@ fn a_stations_device_is_never_learned_at_first_contact() {
     );
     let missing = place.server.cli(&["device", "show", "SN-1"]).unwrap();
     assert_eq!(missing.status.code(), Some(3), "nothing was learned");
+}
+
+#[test]
+fn ids_that_are_taken_are_granted_to_nobody_unless_that_is_said() {
+    let place = Place::new();
+    place.ok(&["device", "provision", "SN-07", "--out", &place.text("taken")]);
+    // One that waits for its certificate is not taken: a journal may bring it.
+    place.ok(&["device", "add", "SN-31"]);
+    let add = |id: &str, ids: &str, more: &[&str]| {
+        // The second time it has a key already.
+        place.try_station(id, &["init"]);
+        let (csr, grant) = (
+            place.text(&format!("{id}/station.csr")),
+            place.text(id) + ".grant",
+        );
+        let at = |m: i64| Timestamp::from_unix_ms(now().unix_ms() + m * 60_000).to_string();
+        let (from, to) = (at(-60), at(60));
+        let mut arguments = vec![
+            "factory", "station", "add", id, "--batch", "b1", "--csr", &csr, "--quota", "2",
+        ];
+        arguments.extend(["--from", &from, "--to", &to, "--ids", ids, "--out", &grant]);
+        arguments.extend(more);
+        place.server.cli(&arguments).unwrap()
+    };
+    let refused = |output: Output, parts: &[&str]| {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{text}");
+        for part in parts
+            .iter()
+            .chain(&["hint: grant other ids with --ids", "--allow-overlap"])
+        {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    };
+    refused(
+        add("line-1", "SN-0?", &[]),
+        &["1 of the ids SN-0?", "(SN-07)", "station.duplicate-id"],
+    );
+    assert!(add("line-2", "SN-30..SN-39", &[]).status.success());
+    refused(
+        add("line-3", "SN-3?", &[]),
+        &["SN-3?", "station line-2", "SN-30..SN-39"],
+    );
+    let list = place.ok(&["factory", "station", "list", "--json"]);
+    assert!(
+        !list.contains("line-1") && !list.contains("line-3"),
+        "nothing was granted: {list}"
+    );
+    assert!(
+        add("line-4", "SN-40..SN-49", &[]).status.success(),
+        "ids of its own"
+    );
+    assert!(add("line-5", "SN-*", &["--allow-overlap"]).status.success());
+    let audit = place.server.ask("GET", "/audit", None).unwrap().to_string();
+    assert!(audit.contains(r#"overlap\":\"allowed"#), "{audit}");
+    // Its ids are free once the other's grant is over.
+    for station in ["line-2", "line-5"] {
+        place.ok(&["factory", "station", "revoke", station, "--reason", "over"]);
+    }
+    assert!(add("line-3", "SN-3?", &[]).status.success());
 }
 
 #[test]

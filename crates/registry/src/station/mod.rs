@@ -8,8 +8,10 @@
 //! A station's certificates are admitted by one way only: its journal was reconciled. Whoever else brings one is
 //! refused, whatever an authority's admission mode says.
 
+mod overlap;
 mod reconcile;
 
+pub use overlap::Overlap;
 pub use reconcile::{Reconciled, RefusedEntry, Verdict};
 
 use countersign_factory::RevocationReason;
@@ -181,13 +183,15 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::Exists`] if there is one of that id or key with other terms; [`RegistryError::Refused`] if the
-    /// terms go beyond the batch, the authority is no factory CA, or nothing was minted.
+    /// terms go beyond the batch, the authority is no factory CA, its ids are taken and `overlap` does not allow it, or
+    /// nothing was minted.
     pub fn add_station(
         &self,
         actor: Actor,
         authority: AuthorityId,
         terms: Terms,
         key: Fingerprint,
+        overlap: Overlap,
         mint: impl FnOnce(Timestamp) -> Result<MintedStation, String> + Send + 'static,
     ) -> Result<Committed<Vec<u8>>, RegistryError> {
         terms.check().map_err(|e| RegistryError::Refused(e.to_string()))?;
@@ -252,12 +256,15 @@ impl Registry {
             if terms.batch_ids != batch.id_pattern || terms.profile.name != batch.profile {
                 return refused("the terms are not those of the batch".into());
             }
+            if overlap == Overlap::Refused {
+                overlap::need_none(scope, &terms)?;
+            }
             let minted = mint(scope.minting_time()?).map_err(RegistryError::Refused)?;
             put_station(scope, &authority, &terms, &minted)?;
             scope.keep_time()?;
             let detail = json!({
                 "batch": terms.batch, "ids": terms.ids, "quota": terms.quota, "from": terms.from.to_string(),
-                "to": terms.to.to_string(), "authority": authority,
+                "to": terms.to.to_string(), "authority": authority, "overlap": overlap,
                 "certificate": Fingerprint::of(&minted.certificate),
                 "grant": Fingerprint::of(&minted.grant_file),
             });
