@@ -81,8 +81,8 @@ pub use change::{Actor, Change, NewDevice};
 pub use claim::{ClaimProof, ClaimRequester, ClaimView, Minted, NewClaim};
 pub use clock::{ClockRules, ClockView, SystemClock};
 pub use credential::{
-    EndedCredential, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential,
-    ProfileChoice, Requester, Revocation, Swept,
+    EndedCredential, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, MissingDevice,
+    NewCredential, ProfileChoice, Requester, Revocation, Swept,
 };
 pub use destruction::DestructionView;
 pub use error::RegistryError;

@@ -13,6 +13,32 @@ use rustls::pki_types::pem::PemObject;
 use crate::failure::Failure;
 use crate::service::Provisioned;
 
+/// Makes sure that an identity folder can be written, and is no other device's.
+///
+/// # Errors
+/// [`Failure`] with the cure; then nothing in it was changed.
+pub fn prepare(path: &Path, device: &DeviceId) -> Result<(), Failure> {
+    let elsewhere = "choose another folder with --out";
+    let refused = |e: folder::FolderError| Failure {
+        hint: Some(elsewhere.into()),
+        ..Failure::from(e)
+    };
+    folder::create_private(path).map_err(refused)?;
+    let probe = path.join(".countersign-probe");
+    folder::write_private(&probe, b"").map_err(refused)?;
+    let _ = std::fs::remove_file(&probe);
+    let before: Option<serde_json::Value> = std::fs::read(path.join("device.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    match before.as_ref().and_then(|profile| profile["id"].as_str()) {
+        Some(id) if id != device.as_str() => Err(Failure::invalid(format!(
+            "{} is the identity folder of device {id}; hint: {elsewhere}",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// A certificate request for the key of an identity folder; the key is made if there is none.
 ///
 /// # Errors

@@ -92,7 +92,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         , query [("tenant", "only of this tenant"), ("limit", "1 to 1000, default 100")]),
     endpoint!("get" "/receipts/{receipt}" "a receipt: what a change did to live sessions, on each node"),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/certificates" "issues a certificate, or answers with the one that was issued for this key before; header Idempotency-Key: the same key with other content is refused (409)"
-        body [("request", "PKCS#10, PEM"), ("profile?", "default: the first of the configuration"), ("authority?", "default: the tenant's newest active one")]),
+        body [("request", "PKCS#10, PEM"), ("profile?", "default: the first of the configuration"), ("authority?", "default: the tenant's newest active one"), ("add_device?", "true: a device that is not there is added, active, in the same transaction; the answer says so in added")]),
     endpoint!("put" "/tenants/{tenant}/devices/{device}/authority" "binds a device to the authority whose certificates may be learned for it"
         body [("authority", "authority id, or null")]),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/pins" "registers a self-signed certificate for a device by its fingerprint; safe to repeat"

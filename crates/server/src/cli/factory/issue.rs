@@ -346,6 +346,8 @@ fn provisioned(id: &DeviceId, issued: &BulkCertificate, answer: &BulkAnswer) -> 
         not_after: issued.not_after,
         authority: issued.authority.clone(),
         repeated: issued.repeated,
+        // By the batch, which says nothing of it.
+        added: false,
         tenant: answer.tenant.clone(),
         host: answer.host.clone(),
         port: answer.port,
