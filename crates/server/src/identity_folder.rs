@@ -103,6 +103,17 @@ pub fn write(path: &Path, provisioned: &Provisioned) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is said where `device.json` has no port for enrolment: the agent goes on until the certificate ends, and then is
+/// refused. `None` if there is one.
+pub fn no_renewal(provisioned: &Provisioned) -> Option<String> {
+    provisioned.enrol_port.is_none().then(|| {
+        format!(
+            "warning: there is no listener of purpose enrol, so device.json names no enrol_port: the agent cannot renew the certificate, which ends at {}\nhint: open one ([[listeners]] in countersign.toml, purpose = \"enrol\"; restart) and repeat the command, or write enrol_port into device.json; a device that renews by other means needs none",
+            provisioned.not_after
+        )
+    })
+}
+
 /// The `mosquitto_pub` line that publishes with an identity folder.
 pub fn mosquitto_line(path: &Path, provisioned: &Provisioned) -> String {
     let file = |name: &str| path.join(name).display().to_string();

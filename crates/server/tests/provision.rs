@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use countersign_testkit::server::Server;
+use countersign_testkit::server::{Server, listener};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -104,4 +104,59 @@ fn a_folder_that_cannot_be_written_or_is_anothers_is_seen_before_anything_is_iss
     assert!(!place.is_there("d2"), "{text}");
     let (exit, text) = place.provision("d2", &place.text("d2"), &["--csr", &csr]);
     assert_eq!(exit, Some(0), "{text}");
+}
+
+#[test]
+fn a_folder_whose_certificate_cannot_be_renewed_is_warned_of_and_is_mended_by_a_repeat() {
+    let mut place = Place::with("");
+    let port = |place: &Place, folder: &str| {
+        let file = std::fs::read(place.text(&format!("{folder}/device.json"))).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&file).unwrap()["enrol_port"].as_u64()
+    };
+    place
+        .server
+        .cli_ok(&[
+            "factory",
+            "batch",
+            "add",
+            "b1",
+            "--model",
+            "pump",
+            "--profile",
+            "operational",
+            "--id-pattern",
+            "SN-*",
+            "--quota",
+            "9",
+        ])
+        .unwrap();
+    let lot = place.text("lot");
+    let issue = |place: &Place, count: &str| {
+        let output = place.server.cli(&[
+            "factory", "issue", "--batch", "b1", "--format", "SN-{}", "--count", count, "--out", &lot,
+        ]);
+        String::from_utf8_lossy(&output.unwrap().stderr).into_owned()
+    };
+    let is_warning = |text: &str| {
+        text.contains("warning: ") && text.contains("purpose enrol") && text.contains("enrol_port")
+    };
+    let (_, text) = place.provision("d1", &place.text("d1"), &[]);
+    assert!(is_warning(&text), "{text}");
+    assert_eq!(port(&place, "d1"), None);
+    let text = issue(&place, "2");
+    assert!(is_warning(&text), "{text}");
+    assert_eq!(text.matches("warning: ").count(), 1, "once for all: {text}");
+
+    let data = place.folder.path().join("data");
+    drop(place.server);
+    let program = Path::new(env!("CARGO_BIN_EXE_countersign"));
+    place.server = Server::start(program, &data, &listener("enrol")).unwrap();
+    let (exit, text) = place.provision("d1", &place.text("d1"), &[]);
+    assert!(exit == Some(0) && !text.contains("warning"), "{text}");
+    assert_eq!(
+        port(&place, "d1"),
+        place.server.listener("enrol").ok().map(|a| u64::from(a.port()))
+    );
+    let text = issue(&place, "3");
+    assert!(!text.contains("warning"), "{text}");
 }

@@ -259,6 +259,9 @@ async fn provision(
         hint: Some("see to it and repeat the command: the certificate is answered again".into()),
         ..e
     })?;
+    if let Some(warning) = identity_folder::no_renewal(&provisioned) {
+        eprintln!("{warning}");
+    }
     if let Value::Object(fields) = &mut answer {
         fields.insert("folder".into(), json!(folder));
     }
