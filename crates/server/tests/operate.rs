@@ -249,6 +249,11 @@ fn explain_draws_the_sequence_in_three_forms() {
     server
         .cli_ok(&["device", "provision", "d1", "--out", &folder])
         .unwrap();
+    let refused = || {
+        let output = server.cli(&["explain", "--recent", "--refused"]).unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_eq!(refused(), "no exchanges yet\n");
     let attempt = Attempt {
         patience: Duration::from_millis(300),
         ..Attempt::new(server.devices)
@@ -262,6 +267,11 @@ fn explain_draws_the_sequence_in_three_forms() {
     }
     .run();
     assert_eq!(seen.packets().len(), 2, "{seen:?}");
+    assert!(
+        refused().starts_with("none of the exchanges was refused; hint: "),
+        "{}",
+        refused()
+    );
     let text = server.cli_ok(&["explain", "d1"]).unwrap();
     for stage in countersign_policy::Stage::ALL {
         assert!(text.contains(stage.name()), "{stage} is not in:\n{text}");
