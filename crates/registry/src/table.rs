@@ -14,7 +14,7 @@ use countersign_identity::{
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::facts::RegistryUnavailable;
 use countersign_policy::{
-    Admission, ClientIdMode, CredentialFacts, CredentialState, DeviceFacts, FactSource,
+    Admission, ClientIdMode, CredentialFacts, CredentialState, DeviceFacts, FactSource, StationFacts,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -70,6 +70,8 @@ pub(crate) enum Fact {
     },
     Authority(Arc<Anchor>, Admission),
     Intermediate(Arc<StoredIntermediate>),
+    /// An offline factory station, by the subject of its certificate, DER.
+    Station(TenantId, Vec<u8>, StationFacts),
     Device(Arc<DeviceFacts>),
     Credential(CredentialFacts),
     /// A credential whose authority is not known, or is by now.
@@ -94,6 +96,7 @@ pub struct FactTable {
     unplaced: RwLock<HashSet<Fingerprint>>,
     authorities: RwLock<HashMap<AuthorityId, (Arc<Anchor>, Admission)>>,
     intermediates: RwLock<Vec<Arc<StoredIntermediate>>>,
+    stations: RwLock<HashMap<Vec<u8>, (TenantId, StationFacts)>>,
     anchors: ArcSwap<AnchorIndex>,
     available: AtomicBool,
     reason: Mutex<String>,
@@ -110,6 +113,7 @@ impl FactTable {
             unplaced: RwLock::default(),
             authorities: RwLock::default(),
             intermediates: RwLock::default(),
+            stations: RwLock::default(),
             anchors: ArcSwap::from_pointee(AnchorIndex::default()),
             available: AtomicBool::new(true),
             reason: Mutex::default(),
@@ -141,6 +145,9 @@ impl FactTable {
                 Fact::Intermediate(intermediate) => {
                     self.intermediates.write().push(intermediate);
                     authorities_changed = true;
+                }
+                Fact::Station(tenant, subject, facts) => {
+                    self.stations.write().insert(subject, (tenant, facts));
                 }
                 Fact::Device(device) => self
                     .devices
@@ -248,6 +255,12 @@ impl FactSource for FactTable {
 
     fn device(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<DeviceFacts>> {
         self.devices.get(&(tenant.clone(), device.clone()))
+    }
+
+    fn station(&self, tenant: &TenantId, issuer: &[u8]) -> Option<StationFacts> {
+        let stations = self.stations.read();
+        let (of, facts) = stations.get(issuer)?;
+        (of == tenant).then(|| facts.clone())
     }
 
     fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)> {

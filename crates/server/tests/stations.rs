@@ -310,7 +310,7 @@ fn openssl(arguments: &[&str]) {
 
 #[test]
 fn identities_of_an_offline_station_are_let_in_once_its_journal_is_reconciled() {
-    let place = Place::new();
+    let place = Place::with(&listener("enrol"));
     place.granted("line-1", 3, "SN-001..SN-009");
 
     // One key is made by the device, one by the station.
@@ -348,10 +348,63 @@ fn identities_of_an_offline_station_are_let_in_once_its_journal_is_reconciled() 
 
     // The chain is sound, and nobody knows the credential: refused, also where the device is listed.
     assert_eq!(place.connect(&first, "SN-001").connack(), Some(0x87));
-    assert!(place.ok(&["explain", "SN-001"]).contains("device.unknown"));
+    // Whether or not the device is listed: what is missing is the journal.
+    let is_told = |text: String| {
+        for part in [
+            "credential.not-reconciled",
+            "factory station line-1",
+            "countersign factory reconcile",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    };
+    let certificate = place.text(&folder("SN-001")) + "/device.crt";
+    let why = |arguments: &[&str]| {
+        let output = place.server.cli(&[&["why"], arguments].concat()).unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let by_name = |text: String| {
+        assert!(
+            text.contains("if factory station line-1 issued")
+                && text.contains("countersign factory reconcile"),
+            "{text}"
+        );
+    };
+    by_name(why(&["SN-001"]));
+    is_told(place.ok(&["explain", "SN-001"]));
     place.ok(&["device", "add", "SN-001"]);
     assert_eq!(place.connect(&first, "SN-001").connack(), Some(0x87));
-    assert!(place.ok(&["explain", "SN-001"]).contains("credential.unknown"));
+    is_told(place.ok(&["explain", "SN-001"]));
+    is_told(why(&[&certificate]));
+    by_name(why(&["SN-001"]));
+    assert!(
+        !why(&["SN-100"]).contains("reconcile"),
+        "no station may have issued that"
+    );
+    // Where it enrols it is told the same.
+    let (root, der) = (place.text("root.pem"), place.text("est.csr"));
+    std::fs::write(&root, place.ok(&["authority", "export", "platform"])).unwrap();
+    openssl(&["req", "-in", &csr, "-outform", "DER", "-out", &der]);
+    let port = place.server.listener("enrol").unwrap().port();
+    let output = Command::new("curl")
+        .args([
+            "-sS",
+            "--max-time",
+            "20",
+            "--cacert",
+            &root,
+            "--cert",
+            &certificate,
+            "--key",
+            &device_key,
+        ])
+        .args(["-H", "Content-Type: application/pkcs10", "--data-binary"])
+        .arg(STANDARD.encode(std::fs::read(&der).unwrap()))
+        .arg(format!("https://localhost:{port}/.well-known/est/simpleenroll"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("credential.not-reconciled"), "{text} {output:?}");
 
     // Confirmed: by the device's own signature, made with openssl, and by a folder.
     place.station("line-1", &["written", "SN-001"]);
@@ -550,6 +603,11 @@ fn a_stolen_station_is_one_revocation() {
     assert_eq!(list.matches("serial number:").count(), 1, "{list}");
     let second = place.identity("line-1/devices/SN-2");
     assert_eq!(place.connect(&second, "SN-2").connack(), Some(0x87));
+    let text = place.ok(&["explain", "SN-2"]);
+    assert!(
+        text.contains("credential.station-revoked") && text.contains("countersign device provision"),
+        "{text}"
+    );
     // Nor by any other way.
     place.ok(&["device", "add", "SN-2"]);
     let certificate = place.path("line-1/devices/SN-2/device.crt");
@@ -807,7 +865,7 @@ fn a_stations_device_is_never_learned_at_first_contact() {
     assert_eq!(seen.connack(), Some(0x87), "{seen:?}");
     let text = place.ok(&["explain", "SN-1"]);
     assert!(
-        text.contains("credential.unknown") && text.contains("factory station line-1"),
+        text.contains("credential.not-reconciled") && text.contains("factory station line-1"),
         "{text}"
     );
     let missing = place.server.cli(&["device", "show", "SN-1"]).unwrap();

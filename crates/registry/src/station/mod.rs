@@ -19,7 +19,8 @@ use countersign_factory::station::Terms;
 use countersign_identity::{
     AuthorityId, BatchId, CertificateFacts, Fingerprint, StationId, StoredIntermediate, TenantId, Timestamp,
 };
-use countersign_policy::CredentialState;
+use countersign_policy::station::Accounting;
+use countersign_policy::{CredentialState, StationFacts};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -151,6 +152,30 @@ fn view(db: &Connection, row: Row) -> Result<StationView, RegistryError> {
         created: row.created,
         terms: row.terms,
     })
+}
+
+/// What is known of a station where its devices come.
+fn facts_of(id: StationId, state: StationState) -> StationFacts {
+    StationFacts {
+        id,
+        accounting: match state {
+            StationState::Granted | StationState::Closed => Accounting::Open,
+            StationState::Revoked => Accounting::Over,
+        },
+    }
+}
+
+/// Reads all stations.
+pub(crate) fn load(db: &Connection, facts: &mut Vec<Fact>) -> Result<(), RegistryError> {
+    let mut statement = db.prepare("SELECT tenant, subject, id, state FROM stations")?;
+    let mut rows = statement.query([])?;
+    while let Some(r) = rows.next()? {
+        let id = damaged(r.get::<_, String>(2)?.parse())?;
+        let state = damaged(r.get::<_, String>(3)?.parse())?;
+        let tenant = damaged(r.get::<_, String>(0)?.parse())?;
+        facts.push(Fact::Station(tenant, r.get(1)?, facts_of(id, state)));
+    }
+    Ok(())
 }
 
 impl Scope<'_> {
@@ -300,6 +325,9 @@ impl Registry {
                         generation.0.cast_signed()
                     ],
                 )?;
+                let subject = damaged(CertificateFacts::parse(&station.certificate))?.subject_der;
+                let facts = facts_of(id.clone(), StationState::Revoked);
+                scope.facts.push(Fact::Station(tenant.clone(), subject, facts));
                 // The factory CA's revocation list has one more.
                 scope.changes.push(Change::Authority(station.authority.clone()));
             }
@@ -452,5 +480,10 @@ fn put_station(
         ],
     )?;
     scope.facts.push(Fact::Intermediate(std::sync::Arc::new(stored)));
+    scope.facts.push(Fact::Station(
+        terms.tenant.clone(),
+        facts.subject_der,
+        facts_of(terms.station.clone(), StationState::Granted),
+    ));
     Ok(())
 }
