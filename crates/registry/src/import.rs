@@ -1,5 +1,7 @@
 //! Thousands of devices in one change: idempotent, all or nothing per device, told device by device what was refused.
 
+use std::collections::BTreeSet;
+
 use countersign_identity::{AuthorityId, DeviceId, TenantId};
 use countersign_policy::LifecycleState;
 use countersign_policy::facts::CredentialKind;
@@ -7,7 +9,7 @@ use countersign_policy::lifecycle::Lifecycle;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::change::{Actor, NewDevice};
+use crate::change::{Actor, NewDevice, damaged};
 use crate::credential::NewCredential;
 use crate::error::RegistryError;
 use crate::store::Registry;
@@ -40,8 +42,17 @@ impl Registry {
     ) -> Result<Committed<ImportReport>, RegistryError> {
         self.write(move |scope| {
             scope.need_tenant(&tenant)?;
+            let authorities = scope.authorities_of(&tenant)?;
             let mut report = ImportReport::default();
             for (device, credential) in &devices {
+                if let Some(authority) = &device.authority
+                    && !authorities.contains(authority)
+                {
+                    report
+                        .refused
+                        .push((device.id.clone(), no_authority(authority, &tenant, &authorities)));
+                    continue;
+                }
                 match import_one(scope, &tenant, device, credential.as_ref(), &mut report) {
                     Ok(()) => {}
                     Err(e) if e.ends_job() => return Err(e),
@@ -57,6 +68,32 @@ impl Registry {
             scope.audit(&actor, "device.import", tenant.as_str(), "", &detail)?;
             Ok(report)
         })
+    }
+}
+
+/// So many authorities are named.
+const NAMED_MAX: usize = 10;
+
+fn no_authority(authority: &AuthorityId, tenant: &TenantId, known: &BTreeSet<AuthorityId>) -> String {
+    let names: Vec<_> = known.iter().take(NAMED_MAX).map(AuthorityId::as_str).collect();
+    let more = if known.len() > NAMED_MAX { ", …" } else { "" };
+    format!(
+        "tenant {tenant} has no authority {authority}, it has {}{more}; hint: correct it, or register it first: countersign authority register",
+        names.join(", ")
+    )
+}
+
+impl Scope<'_> {
+    fn authorities_of(&self, tenant: &TenantId) -> Result<BTreeSet<AuthorityId>, RegistryError> {
+        let mut statement = self
+            .tx
+            .prepare_cached("SELECT id FROM authorities WHERE tenant = ?")?;
+        let mut rows = statement.query([tenant.as_str()])?;
+        let mut found = BTreeSet::new();
+        while let Some(r) = rows.next()? {
+            found.insert(damaged(r.get::<_, String>(0)?.parse())?);
+        }
+        Ok(found)
     }
 }
 

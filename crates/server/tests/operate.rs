@@ -527,6 +527,33 @@ fn an_import_reads_csv_folders_and_bundles_and_says_what_is_wrong_with_a_line() 
         import("all.pem").contains("0 added, 5 unchanged, 0 certificates registered"),
         "bundle"
     );
+    // A row of an authority that is not there is refused as it is; the others are taken.
+    std::fs::write(
+        place.path("bound.csv"),
+        "id,authority\nbound-1,default-devices\nbound-2,nobody\nimp-9,nobody\n",
+    )
+    .unwrap();
+    let bound = server
+        .cli(&["device", "import", &place.text("bound.csv")])
+        .unwrap();
+    assert_eq!(bound.status.code(), Some(4), "{}", stderr(&bound));
+    for refused in ["bound-2", "imp-9"] {
+        let line = format!("refused: {refused}: tenant default has no authority nobody, it has ");
+        assert!(stderr(&bound).contains(&line), "{}", stderr(&bound));
+    }
+    assert!(
+        stderr(&bound).contains("default-devices") && stderr(&bound).contains("hint: correct it"),
+        "{}",
+        stderr(&bound)
+    );
+    assert!(
+        String::from_utf8_lossy(&bound.stdout).contains("1 added, 0 unchanged"),
+        "{bound:?}"
+    );
+    assert_eq!(
+        server.cli(&["device", "show", "bound-2"]).unwrap().status.code(),
+        Some(3)
+    );
     std::fs::write(place.path("bad.csv"), "id,model\ngood,m\nbad id,m\n").unwrap();
     let bad = server.cli(&["device", "import", &place.text("bad.csv")]).unwrap();
     assert!(
