@@ -26,6 +26,69 @@ pub struct ImportReport {
     pub credentials_added: u64,
     /// Devices that were left out, each with the reason.
     pub refused: Vec<(DeviceId, String)>,
+    /// What is to be said of certificates that were taken.
+    #[serde(default)]
+    pub remarks: Vec<Remark>,
+}
+
+/// A certificate that was taken, though its device does not come in by it as things are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remark {
+    /// The device.
+    pub device: DeviceId,
+    /// What it is about.
+    pub about: RemarkAbout,
+    /// In words, with the cure.
+    pub text: String,
+}
+
+/// What a [`Remark`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RemarkAbout {
+    /// The certificate has expired.
+    Expired,
+    /// No authority of the tenant is known to be above it.
+    UnknownIssuer,
+}
+
+/// What is to be said of a certificate that an import brings: none of it is a reason to refuse it, since the authority may be
+/// registered later, and an expired one may open the renewal lane.
+pub(crate) fn remarks_on(
+    scope: &Scope<'_>,
+    tenant: &TenantId,
+    device: &DeviceId,
+    credential: &NewCredential,
+) -> Vec<Remark> {
+    let certificate = &credential.certificate;
+    let mut found = Vec::new();
+    let mut remark = |about, text| {
+        found.push(Remark {
+            device: device.clone(),
+            about,
+            text,
+        });
+    };
+    if scope.now > certificate.not_after {
+        remark(
+            RemarkAbout::Expired,
+            format!(
+                "its certificate expired at {}; hint: enrol it anew (countersign device secret {device}), or open the renewal lane",
+                certificate.not_after
+            ),
+        );
+    }
+    let is_known = credential.authority.is_some() || scope.table.has_issuer(tenant, certificate);
+    if !is_known && credential.kind != CredentialKind::Pinned {
+        remark(
+            RemarkAbout::UnknownIssuer,
+            format!(
+                "the issuer of its certificate, {}, leads to no authority of tenant {tenant}; hint: countersign authority register takes the devices' CA, authority intermediate what lies between; a self-signed certificate is registered by device pin",
+                certificate.issuer_text
+            ),
+        );
+    }
+    found
 }
 
 impl Registry {
@@ -54,7 +117,12 @@ impl Registry {
                     continue;
                 }
                 match import_one(scope, &tenant, device, credential.as_ref(), &mut report) {
-                    Ok(()) => {}
+                    Ok(()) => {
+                        let remarks = credential
+                            .iter()
+                            .flat_map(|c| remarks_on(scope, &tenant, &device.id, c));
+                        report.remarks.extend(remarks);
+                    }
                     Err(e) if e.ends_job() => return Err(e),
                     Err(e) => report.refused.push((device.id.clone(), e.to_string())),
                 }
@@ -64,6 +132,7 @@ impl Registry {
                 "unchanged": report.unchanged,
                 "credentials_added": report.credentials_added,
                 "refused": report.refused.len(),
+                "remarked": report.remarks.len(),
             });
             scope.audit(&actor, "device.import", tenant.as_str(), "", &detail)?;
             Ok(report)

@@ -87,7 +87,7 @@ pub use credential::{
 pub use destruction::DestructionView;
 pub use error::RegistryError;
 pub use forecast::{ForecastGroup, Windows};
-pub use import::ImportReport;
+pub use import::{ImportReport, Remark, RemarkAbout};
 pub use lane::ExpiredRequester;
 pub use ledger::{
     CauseGroup, CausePage, CauseQuery, Doings, Ledger, LedgerLimits, LimitedRefusals, Network, RefusalPage,

@@ -208,6 +208,11 @@ impl FactTable {
         }
     }
 
+    /// Whether some authority of a tenant may be above a certificate, by its own bytes and those of stored intermediates.
+    pub(crate) fn has_issuer(&self, tenant: &TenantId, certificate: &CertificateFacts) -> bool {
+        !self.anchors.load().anchors_above(tenant, certificate).is_empty()
+    }
+
     /// An authority as it is now.
     pub(crate) fn anchor(&self, id: &AuthorityId) -> Option<Arc<Anchor>> {
         self.authorities.read().get(id).map(|(anchor, _)| anchor.clone())

@@ -527,6 +527,51 @@ fn an_import_reads_csv_folders_and_bundles_and_says_what_is_wrong_with_a_line() 
         import("all.pem").contains("0 added, 5 unchanged, 0 certificates registered"),
         "bundle"
     );
+    // What is taken and opens nothing is remarked, until it does: an expired one, and one of a CA that nobody registered.
+    let (old, stray) = (
+        countersign_testkit::pki::Leaf {
+            days: (-30, -1),
+            ..countersign_testkit::pki::Leaf::named("imp-old")
+        },
+        countersign_testkit::pki::Leaf::named("imp-stray"),
+    );
+    let other = countersign_testkit::pki::Ca::root("stray root", None);
+    std::fs::create_dir(place.path("odd")).unwrap();
+    std::fs::write(place.path("odd/1.pem"), ca.issue(&old, &[]).pem).unwrap();
+    std::fs::write(place.path("odd/2.pem"), other.issue(&stray, &[]).pem).unwrap();
+    let odd = || {
+        let output = server.cli(&["device", "import", &place.text("odd")]).unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        (
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr(&output),
+        )
+    };
+    let (told, remarks) = odd();
+    assert_eq!(
+        told.trim(),
+        "2 added, 0 unchanged, 2 certificates registered, 0 refused, 1 expired, 1 of an unknown issuer"
+    );
+    let lines: Vec<_> = remarks.lines().filter(|l| l.starts_with("remark: ")).collect();
+    assert_eq!(lines.len(), 2, "{remarks}");
+    assert!(
+        lines[0].starts_with("remark: imp-old: its certificate expired at ") && lines[0].contains("hint: ")
+    );
+    assert!(
+        lines[1].starts_with(
+            "remark: imp-stray: the issuer of its certificate, CN=stray root, leads to no authority"
+        ),
+        "{remarks}"
+    );
+    std::fs::write(place.path("stray.crt"), &other.pem).unwrap();
+    server
+        .cli_ok(&["authority", "register", "stray", &place.text("stray.crt")])
+        .unwrap();
+    let (told, _) = odd();
+    assert_eq!(
+        told.trim(),
+        "0 added, 2 unchanged, 0 certificates registered, 0 refused, 1 expired"
+    );
     // A row of an authority that is not there is refused as it is; the others are taken.
     std::fs::write(
         place.path("bound.csv"),
