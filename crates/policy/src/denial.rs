@@ -333,6 +333,12 @@ catalogue! {
     UnknownCredential "credential.unknown" Identify Connack { v311: 5, v5: 0x87 },
         "the device is known, but this certificate is not registered for it",
         "register the certificate: countersign device import; only an authority of mode known-device learns one for a known device";
+    NotReconciled "credential.not-reconciled" Identify Connack { v311: 5, v5: 0x87 },
+        "the certificate comes from an offline factory station whose journal has not told of it yet",
+        "hand in the station's journal: countersign-station export writes it, countersign factory reconcile takes it, and says why if it refuses this certificate";
+    StationRevoked "credential.station-revoked" Identify Connack { v311: 5, v5: 0x87 },
+        "the certificate comes from an offline factory station that was revoked before its journal told of it",
+        "give the device a new identity if it is trusted: countersign device provision";
     CredentialOfOther "credential.of-other-device" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate names another device than the one it is registered for",
         "look at both devices: the certificate's identity and its registration must agree";

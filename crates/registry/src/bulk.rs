@@ -214,6 +214,7 @@ impl<'a> Run<'a> {
             certificate: issued.certificate.clone(),
             authority: authority.clone(),
             repeated: false,
+            added: false,
         };
         if self.issuing.as_ref() != Some(authority) {
             scope.need_issuing(authority)?;

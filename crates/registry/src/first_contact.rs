@@ -82,10 +82,18 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
     }
     // Whatever the authority's mode: a station's certificates are learned from its journal only.
     if let Some(station) = scope.station_by_subject(&contact.certificate.issuer_der)? {
-        return Ok(Err(Denial::new(
-            DenialCode::UnknownCredential,
-            format!("device {id} comes from factory station {station}, whose journal has not told of it yet"),
-        )));
+        let facts = scope.table.station(tenant, &contact.certificate.issuer_der);
+        // Of another tenant: it is as unknown here as its device.
+        let denial = facts.map_or_else(
+            || {
+                Denial::new(
+                    DenialCode::UnknownCredential,
+                    format!("device {id} comes from factory station {station}"),
+                )
+            },
+            |station| station.denial(id),
+        );
+        return Ok(Err(denial));
     }
     // A restore forgot the certificate, not that it was revoked.
     if scope.is_lost(&contact.authority, &contact.certificate.serial)? {

@@ -23,6 +23,7 @@ use crate::credential::{COLUMNS, IssuanceRules, credential_facts};
 use crate::error::RegistryError;
 use crate::ledger::{Ledger, LedgerLimits};
 use crate::migrate::{self, LEDGER, REGISTRY};
+use crate::station;
 use crate::table::{Fact, FactTable};
 use crate::writer::{Committed, Scope, Writer};
 
@@ -313,6 +314,7 @@ fn load(db: &Connection, table: &FactTable) -> Result<Vec<Fact>, RegistryError> 
         });
     }
     authority::load(db, &mut facts)?;
+    station::load(db, &mut facts)?;
     let mut devices = db.prepare("SELECT tenant, id, model, groups, state, revision, batch FROM devices")?;
     let mut rows = devices.query([])?;
     // A fleet has few models, batches and sets of groups: each is kept once.

@@ -14,7 +14,7 @@ use countersign_identity::{
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::facts::{CredentialKind, RegistryUnavailable};
 use countersign_policy::{
-    Admission, ClientIdMode, CredentialFacts, CredentialState, DeviceFacts, FactSource,
+    Admission, ClientIdMode, CredentialFacts, CredentialState, DeviceFacts, FactSource, StationFacts,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -70,6 +70,8 @@ pub(crate) enum Fact {
     },
     Authority(Arc<Anchor>, Admission),
     Intermediate(Arc<StoredIntermediate>),
+    /// An offline factory station, by the subject of its certificate, DER.
+    Station(TenantId, Vec<u8>, StationFacts),
     Device(Arc<DeviceFacts>),
     Credential(CredentialFacts),
     /// A credential whose authority is not known, or is by now.
@@ -96,6 +98,7 @@ pub struct FactTable {
     unplaced: RwLock<HashSet<Fingerprint>>,
     authorities: RwLock<HashMap<AuthorityId, (Arc<Anchor>, Admission)>>,
     intermediates: RwLock<Vec<Arc<StoredIntermediate>>>,
+    stations: RwLock<HashMap<Vec<u8>, (TenantId, StationFacts)>>,
     anchors: ArcSwap<AnchorIndex>,
     available: AtomicBool,
     reason: Mutex<String>,
@@ -113,6 +116,7 @@ impl FactTable {
             unplaced: RwLock::default(),
             authorities: RwLock::default(),
             intermediates: RwLock::default(),
+            stations: RwLock::default(),
             anchors: ArcSwap::from_pointee(AnchorIndex::default()),
             available: AtomicBool::new(true),
             reason: Mutex::default(),
@@ -144,6 +148,9 @@ impl FactTable {
                 Fact::Intermediate(intermediate) => {
                     self.intermediates.write().push(intermediate);
                     authorities_changed = true;
+                }
+                Fact::Station(tenant, subject, facts) => {
+                    self.stations.write().insert(subject, (tenant, facts));
                 }
                 Fact::Device(device) => self
                     .devices
@@ -202,6 +209,11 @@ impl FactTable {
             [one] => Some(one.authority.clone()),
             _ => None,
         }
+    }
+
+    /// Whether some authority of a tenant may be above a certificate, by its own bytes and those of stored intermediates.
+    pub(crate) fn has_issuer(&self, tenant: &TenantId, certificate: &CertificateFacts) -> bool {
+        !self.anchors.load().anchors_above(tenant, certificate).is_empty()
     }
 
     /// An authority as it is now.
@@ -267,6 +279,12 @@ impl FactSource for FactTable {
 
     fn device(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<DeviceFacts>> {
         self.devices.get(&(tenant.clone(), device.clone()))
+    }
+
+    fn station(&self, tenant: &TenantId, issuer: &[u8]) -> Option<StationFacts> {
+        let stations = self.stations.read();
+        let (of, facts) = stations.get(issuer)?;
+        (of == tenant).then(|| facts.clone())
     }
 
     fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)> {

@@ -17,8 +17,8 @@ use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{CredentialState, DenialCode, FactSource, LifecycleState};
 use countersign_registry::{
-    Actor, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Reconciled, Registry,
-    RegistryError, Verdict,
+    Actor, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Overlap, Reconciled,
+    Registry, RegistryError, Verdict,
 };
 
 const START: i64 = 1_800_000_000_000;
@@ -164,7 +164,7 @@ impl Place {
             })
         };
         registry
-            .add_station(actor(), factory(), terms, key, mint)
+            .add_station(actor(), factory(), terms, key, Overlap::Refused, mint)
             .unwrap();
         Self {
             registry,
@@ -461,4 +461,36 @@ fn one_entry_with_a_key_of_a_service_does_not_hold_up_a_journal() {
     );
     assert_eq!((report.verdict, report.registered), (Verdict::Partial, 1));
     assert!(!place.is_there("SN-0001") && place.is_there("SN-0002"));
+}
+
+#[test]
+fn what_is_known_of_a_station_where_its_devices_come_is_of_its_tenant_and_outlives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path(), 2);
+    let device = CertificateFacts::parse(&place.by_station("SN-0001")).unwrap();
+    let denied = |registry: &Registry| {
+        let station = registry.facts().station(&tenant(), &device.issuer_der)?;
+        let other = TenantId::new("other").unwrap();
+        assert_eq!(registry.facts().station(&other, &device.issuer_der), None);
+        assert_eq!(station.id, line());
+        Some(station.denial(&id("SN-0001")).code)
+    };
+    assert_eq!(denied(&place.registry), Some(DenialCode::NotReconciled));
+    drop(place);
+    let registry = Registry::open(folder.path(), LedgerLimits::default()).unwrap();
+    assert_eq!(denied(&registry), Some(DenialCode::NotReconciled));
+    registry
+        .revoke_station(
+            actor(),
+            line(),
+            RevocationReason::KeyCompromise,
+            "gone".into(),
+            false,
+        )
+        .unwrap();
+    assert_eq!(denied(&registry), Some(DenialCode::StationRevoked));
+    drop(registry);
+    let registry = Registry::open(folder.path(), LedgerLimits::default()).unwrap();
+    assert_eq!(denied(&registry), Some(DenialCode::StationRevoked));
+    assert!(registry.facts().station(&tenant(), b"nobody").is_none());
 }

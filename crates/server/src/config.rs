@@ -158,6 +158,20 @@ impl Config {
                 "correct the [[listeners]] table; without any, devices connect at 0.0.0.0:8883",
             );
         }
+        if let Some(listener) = self
+            .listeners
+            .iter()
+            .find(|l| listeners::clash(l.listen, self.admin.listen))
+        {
+            return value(
+                "admin.listen",
+                format!(
+                    "it ({}) and listener {} ({}) ask for one address and port",
+                    self.admin.listen, listener.name, listener.listen
+                ),
+                "give one of them another port; 9080 is customary for admin.listen",
+            );
+        }
         if !(1..=720).contains(&self.pki.next_update_hours) {
             return value(
                 "pki.next_update_hours",

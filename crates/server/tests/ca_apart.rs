@@ -428,6 +428,9 @@ fn without_the_ca_nothing_is_issued_and_everybody_who_may_is_admitted() {
     let output = place.provision("SN-2", &[]);
     place.refused(&output, &["the CA at", "does not answer", "ca serve"]);
     assert_eq!(output.status.code(), Some(5), "not available");
+    let shown = place.server().cli(&["device", "show", "SN-2"]).unwrap();
+    assert_eq!(shown.status.code(), Some(3), "no device is left behind");
+    place.server().cli_ok(&["device", "add", "SN-2"]).unwrap();
     let (status, problem) = place
         .server()
         .call(

@@ -663,6 +663,47 @@ fn a_misspelt_topic_space_is_told_by_check_simulate_and_set() {
     assert!(said_by(&["policy", "simulate", &good]).contains("\"telemetry\", which is not declared"));
 }
 
+/// As a reader does it: what the page shows is all that there is.
+#[test]
+fn the_cases_of_the_book_pass_with_the_files_that_the_book_gives() {
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/policies.md")).unwrap();
+    let section = page.split("\n## ").find(|s| s.starts_with("Cases\n")).unwrap();
+    let block = |language: &str| {
+        let opening = format!("\n```{language}\n");
+        let (_, rest) = section
+            .split_once(&opening)
+            .unwrap_or_else(|| panic!("no {language}"));
+        rest.split_once("```").unwrap().0.to_owned()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for (language, name) in [
+        ("cedar", "fleet.cedar"),
+        ("json", "spaces.json"),
+        ("toml", "cases.toml"),
+    ] {
+        assert!(
+            section.contains(&format!("`{name}`")),
+            "the page does not say what {name} is"
+        );
+        std::fs::write(folder.path().join(name), block(language)).unwrap();
+    }
+    let run = |arguments: &[&str]| {
+        let output = Command::new(program())
+            .current_dir(folder.path())
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    let said = run(&["policy", "test", "cases.toml"]);
+    let cases = block("toml").matches("[[case]]").count();
+    assert!(said.contains(&format!("{cases} case(s), 0 failed")), "{said}");
+    let said = run(&["policy", "check", "fleet.cedar", "--spaces", "spaces.json"]);
+    assert!(!said.contains("warning"), "{said}");
+}
+
 #[test]
 fn cases_are_tested_without_a_server() {
     let folder = tempfile::tempdir().unwrap();

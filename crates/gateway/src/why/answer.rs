@@ -75,9 +75,15 @@ impl Layer {
                 Self::Chain
             }
             (_, C::CredentialRevoked) => Self::Revocation,
-            (Stage::Identify, _) | (_, C::CredentialOfOther | C::UnknownDevice | C::UnknownCredential) => {
-                Self::Identify
-            }
+            (Stage::Identify, _)
+            | (
+                _,
+                C::CredentialOfOther
+                | C::UnknownDevice
+                | C::UnknownCredential
+                | C::NotReconciled
+                | C::StationRevoked,
+            ) => Self::Identify,
             (_, C::DevicePending | C::DeviceSuspended | C::DeviceQuarantined | C::DeviceDecommissioned) => {
                 Self::Lifecycle
             }

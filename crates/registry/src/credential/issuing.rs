@@ -12,9 +12,9 @@ use countersign_policy::{ClaimId, ClaimRefusal, CredentialState, LaneRefusal, Li
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
-use super::{IssuanceRules, IssueOutcome, IssueRequest, NewCredential, Requester};
+use super::{IssuanceRules, IssueOutcome, IssueRequest, MissingDevice, NewCredential, Requester};
 use crate::attestation::Cited;
-use crate::change::{Actor, damaged};
+use crate::change::{Actor, NewDevice, damaged};
 use crate::error::RegistryError;
 use crate::store::Registry;
 use crate::writer::{Committed, Scope};
@@ -87,6 +87,7 @@ impl Scope<'_> {
             certificate,
             authority: damaged(authority.parse())?,
             repeated: true,
+            added: false,
         };
         match damaged(state.parse())? {
             CredentialState::Revoked => Err(RegistryError::Refused(format!(
@@ -128,8 +129,22 @@ impl Registry {
         request: IssueRequest,
         mint: impl FnOnce(Timestamp) -> Result<NewCredential, String> + Send + 'static,
     ) -> Result<Committed<IssueOutcome>, RegistryError> {
+        self.issue_for(actor, request, MissingDevice::Refused, mint)
+    }
+
+    /// The same, for a device that need not be there yet.
+    ///
+    /// # Errors
+    /// As [`Registry::issue`]; then no device was added.
+    pub fn issue_for(
+        &self,
+        actor: Actor,
+        request: IssueRequest,
+        missing: MissingDevice,
+        mint: impl FnOnce(Timestamp) -> Result<NewCredential, String> + Send + 'static,
+    ) -> Result<Committed<IssueOutcome>, RegistryError> {
         let rules = self.issuance_rules();
-        self.write(move |scope| issue(scope, &actor, &request, rules, mint))
+        self.write(move |scope| issue(scope, &actor, &request, missing, rules, mint))
     }
 
     /// Whether [`Registry::issue`] would mint: `None` if it would, else the certificate that it would answer with. The very
@@ -142,12 +157,25 @@ impl Registry {
         actor: Actor,
         request: IssueRequest,
     ) -> Result<Option<IssueOutcome>, RegistryError> {
+        self.issue_check_for(actor, request, MissingDevice::Refused)
+    }
+
+    /// Whether [`Registry::issue_for`] would mint.
+    ///
+    /// # Errors
+    /// As [`Registry::issue`].
+    pub fn issue_check_for(
+        &self,
+        actor: Actor,
+        request: IssueRequest,
+        missing: MissingDevice,
+    ) -> Result<Option<IssueOutcome>, RegistryError> {
         let rules = self.issuance_rules();
         let reached = Arc::new(AtomicBool::new(false));
         let would_mint = reached.clone();
         // Failing is what undoes the job.
         let checked = self.write(move |scope| {
-            issue(scope, &actor, &request, rules, |_| {
+            issue(scope, &actor, &request, missing, rules, |_| {
                 would_mint.store(true, Ordering::Relaxed);
                 Err(String::new())
             })
@@ -276,6 +304,7 @@ fn issue(
     scope: &mut Scope<'_>,
     actor: &Actor,
     request: &IssueRequest,
+    missing: MissingDevice,
     rules: IssuanceRules,
     mint: impl FnOnce(Timestamp) -> Result<NewCredential, String>,
 ) -> Result<IssueOutcome, RegistryError> {
@@ -284,6 +313,18 @@ fn issue(
     let cited = scope.cited_attestation(request)?;
     let standing = check_requester(scope, actor, request, cited.as_ref(), rules)?;
     scope.check_profile(request)?;
+    let added = missing == MissingDevice::Added && scope.device(tenant, device)?.is_none();
+    if added {
+        scope.need_tenant(tenant)?;
+        let new = NewDevice {
+            id: device.clone(),
+            model: None,
+            groups: Vec::new(),
+            state: LifecycleState::Active,
+            authority: None,
+        };
+        scope.add_device(actor, tenant, &new)?;
+    }
     let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
         return Err(RegistryError::NoDevice {
             tenant: tenant.clone(),
@@ -370,6 +411,7 @@ fn issue(
         certificate: issued.certificate.clone(),
         authority: authority.clone(),
         repeated: false,
+        added,
     };
     scope.put_credential(tenant, device, &new)?;
     scope.keep_time()?;

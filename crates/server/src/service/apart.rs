@@ -198,6 +198,7 @@ impl Service {
         if wanted.dated.is_some() {
             return Err(Failure::invalid("the CA dates what it issues"));
         }
+        let missing = wanted.missing;
         let profile = self.profile(wanted.profile.as_deref())?;
         let key = wanted
             .request
@@ -233,7 +234,7 @@ impl Service {
             off_thread(move || asked.check(call)).await?;
         }
         let (registry, by, asked) = (self.registry.clone(), actor.clone(), request.clone());
-        let before = off_thread(move || Ok(registry.issue_check(by, asked)?)).await?;
+        let before = off_thread(move || Ok(registry.issue_check_for(by, asked, missing)?)).await?;
         if let Some(same) = before {
             return Ok(same);
         }
@@ -246,7 +247,7 @@ impl Service {
         .await?;
         let new = self.accept(answer, &request)?;
         let (outcome, _) = self
-            .change(move |r| r.issue(actor, request, move |_| Ok(new)))
+            .change(move |r| r.issue_for(actor, request, missing, move |_| Ok(new)))
             .await?;
         Ok(outcome)
     }

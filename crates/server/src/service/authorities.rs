@@ -15,6 +15,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
+use super::missing_key::open_issuing;
 use super::{Deed, Service, Told};
 use crate::failure::Failure;
 use crate::token_keys::Pkcs11Keys;
@@ -79,9 +80,14 @@ impl Service {
             admission: Admission::RegisteredOnly,
             key_store: KeyStore::File,
         };
-        match self.make_authority(actor, draft) {
-            Err(e) if e.status == 409 => Ok(()),
-            other => other,
+        let state = self.registry.facts().authority(&draft.id).map(|(state, _)| state);
+        match state {
+            // Its key may be lost: that is one reason to revoke it.
+            Some(AnchorState::Revoked) => Ok(()),
+            _ => match self.make_authority(actor, draft) {
+                Err(e) if e.status == 409 => Ok(()),
+                other => other,
+            },
         }
     }
 
@@ -90,7 +96,7 @@ impl Service {
     fn make_authority(&self, actor: &Actor, draft: AuthorityDraft) -> Result<(), Failure> {
         let path = self.authority_folder(&draft.id);
         let authority = if path.join("issuing.crt").exists() {
-            IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?
+            open_issuing(&path, Hierarchy::Devices, &Pkcs11Keys)?
         } else {
             let label = draft.tenant.as_str();
             let (now, store) = (self.minting_time()?, &draft.key_store);
@@ -117,7 +123,7 @@ impl Service {
         }
         let path = self.authority_folder(&draft.id);
         let authority = if path.join("issuing.crt").exists() {
-            IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?
+            open_issuing(&path, Hierarchy::Devices, &Pkcs11Keys)?
         } else {
             let label = draft.tenant.as_str();
             let (now, store) = (self.minting_time()?, &draft.key_store);
@@ -325,7 +331,7 @@ impl Service {
                 "its holder issues its certificates and lists",
             ));
         }
-        let authority = IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?.named(id.clone());
+        let authority = open_issuing(&path, Hierarchy::Devices, &Pkcs11Keys)?.named(id.clone());
         let authority = Arc::new(authority);
         self.issuing.lock().insert(id.clone(), authority.clone());
         Ok(authority)
@@ -355,7 +361,7 @@ impl Service {
             }
             (None, false) => {}
         }
-        let authority = IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?;
+        let authority = open_issuing(&path, Hierarchy::Devices, &Pkcs11Keys)?;
         authority.check_key()?;
         Ok(format!("it signs, store {}", authority.key_store().name()))
     }

@@ -20,6 +20,7 @@ mod forecast;
 mod issuance;
 mod lists;
 mod manifest;
+mod missing_key;
 mod policies;
 mod receipts;
 mod rotation;
@@ -54,7 +55,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use countersign_authority::time::TimeSigner;
-use countersign_authority::{Hierarchy, IssuingAuthority, folder};
+use countersign_authority::{Hierarchy, IssuingAuthority, NoTokens, folder};
 use countersign_gateway::Gateway;
 use countersign_identity::{
     AuthorityId, CertificateFacts, ChainFault, Clock, DeviceId, Fingerprint, TenantId, Timestamp,
@@ -169,7 +170,8 @@ impl Service {
     }
 
     fn with(data: &Path, config: Config, registry: Registry) -> Result<Self, Failure> {
-        let platform = IssuingAuthority::open(&data.join("authorities/platform"), Hierarchy::Platform)?;
+        let platform =
+            missing_key::open_issuing(&data.join("authorities/platform"), Hierarchy::Platform, &NoTokens)?;
         let mut rules = config.issuance.to_rules();
         if config.ca.socket.is_some() {
             // It counts by itself, up to what its ca.toml says.
