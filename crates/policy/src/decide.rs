@@ -23,9 +23,9 @@ use crate::facts::{
 };
 use crate::lifecycle::LifecycleState;
 pub use crate::permit::{AdmissionPermit, PublishPermit, SubscribePermit};
-use crate::quarantine;
 use crate::request;
 pub use crate::spaces::{SpaceSet, TopicSpace};
+use crate::{offered, quarantine};
 
 /// The policies every tenant starts with.
 pub const DEFAULT_POLICY: &str = include_str!("default.cedar");
@@ -286,6 +286,7 @@ impl TenantPolicy {
     ) -> Result<PublishPermit<'s>, Denial> {
         self.current(admission, device)?;
         quarantine::seal(Action::Publish, device, &self.spaces, asked)?;
+        offered::publish(asked.qos, asked.retain)?;
         let policies = self.verdict(Action::Publish, admission, device, asked)?;
         Ok(PublishPermit {
             admission,
@@ -362,6 +363,7 @@ impl TenantPolicy {
     ) -> Result<SubscribePermit<'s>, Denial> {
         self.current(admission, device)?;
         quarantine::seal(Action::Subscribe, device, &self.spaces, asked)?;
+        offered::subscribe(filter)?;
         let policies = self.verdict(Action::Subscribe, admission, device, asked)?;
         Ok(SubscribePermit {
             admission,

@@ -25,6 +25,7 @@ pub mod facts;
 mod fault;
 pub mod first_contact;
 pub mod lifecycle;
+pub mod offered;
 mod permit;
 mod quarantine;
 pub mod renewal_lane;
