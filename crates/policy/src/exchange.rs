@@ -166,6 +166,11 @@ impl ExchangeId {
         Self((ms << 22) | u64::from(counter & 0x003f_ffff))
     }
 
+    /// When it began.
+    pub fn started(self) -> Timestamp {
+        Timestamp::from_unix_ms(i64::try_from(self.0 >> 22).unwrap_or(i64::MAX))
+    }
+
     /// From the number a store keeps.
     pub const fn from_u64(n: u64) -> Self {
         Self(n)

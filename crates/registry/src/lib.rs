@@ -90,7 +90,7 @@ pub use forecast::{ForecastGroup, Windows};
 pub use import::{ImportReport, Remark, RemarkAbout};
 pub use lane::ExpiredRequester;
 pub use ledger::{
-    CauseGroup, CausePage, CauseQuery, Doings, Ledger, LedgerLimits, LimitedRefusals, Network, RefusalPage,
+    CauseGroup, CausePage, CauseQuery, Doings, Ledger, LedgerLimits, Missing, Network, RefusalPage,
     RefusalQuery,
 };
 pub use moves::{Move, MovedMany, Selected, Selector};

@@ -43,6 +43,7 @@ pub(crate) const LEDGER: Schema = Schema {
     migrations: &[
         include_str!("migrations/ledger_001.sql"),
         include_str!("migrations/ledger_002.sql"),
+        include_str!("migrations/ledger_003.sql"),
     ],
     synchronous: "NORMAL",
 };
