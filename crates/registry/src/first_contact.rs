@@ -123,7 +123,7 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
     };
     let came: i64 = scope
         .tx
-        .prepare_cached("SELECT count(*) FROM devices WHERE came_by = ?")?
+        .prepare_cached("SELECT came FROM authorities WHERE id = ?")?
         .query_row([contact.authority.as_str()], |r| r.get(0))?;
     let known = Known {
         device,
@@ -168,6 +168,10 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
             .tx
             .prepare_cached("UPDATE devices SET came_by = ? WHERE tenant = ? AND id = ?")?
             .execute([contact.authority.as_str(), tenant.as_str(), id.as_str()])?;
+        scope
+            .tx
+            .prepare_cached("UPDATE authorities SET came = came + 1 WHERE id = ?")?
+            .execute([contact.authority.as_str()])?;
     }
     let credential = NewCredential {
         authority: Some(contact.authority.clone()),

@@ -35,6 +35,7 @@ pub(crate) const REGISTRY: Schema = Schema {
         include_str!("migrations/registry_016.sql"),
         include_str!("migrations/registry_017.sql"),
         include_str!("migrations/registry_018.sql"),
+        include_str!("migrations/registry_019.sql"),
     ],
     synchronous: "FULL",
 };

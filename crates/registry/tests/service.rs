@@ -282,7 +282,9 @@ fn what_a_service_may_not_ask_any_more_is_told_and_an_older_registry_takes_nothi
     let db = rusqlite::Connection::open(&before).unwrap();
     // Policies became versions after that.
     db.execute_batch(
-        "DROP TABLE destructions;
+        "ALTER TABLE authorities DROP COLUMN came;
+         CREATE INDEX devices_by_template ON devices (came_by) WHERE came_by IS NOT NULL;
+         DROP TABLE destructions;
          DROP TABLE attestations;
          DROP INDEX credentials_by_serial;
          DROP INDEX credentials_by_public_key;
