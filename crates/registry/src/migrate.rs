@@ -34,6 +34,7 @@ pub(crate) const REGISTRY: Schema = Schema {
         include_str!("migrations/registry_015.sql"),
         include_str!("migrations/registry_016.sql"),
         include_str!("migrations/registry_017.sql"),
+        include_str!("migrations/registry_018.sql"),
     ],
     synchronous: "FULL",
 };

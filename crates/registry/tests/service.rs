@@ -282,7 +282,8 @@ fn what_a_service_may_not_ask_any_more_is_told_and_an_older_registry_takes_nothi
     let db = rusqlite::Connection::open(&before).unwrap();
     // Policies became versions after that.
     db.execute_batch(
-        "DROP TABLE destructions;
+        "DROP INDEX authorities_ours;
+         DROP TABLE destructions;
          DROP TABLE attestations;
          DROP INDEX credentials_by_serial;
          DROP INDEX credentials_by_public_key;

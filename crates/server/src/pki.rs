@@ -181,8 +181,9 @@ async fn revocation_list(State(shared): App, Path(file): Path<String>) -> Respon
 }
 
 async fn ca_certificate(State(shared): App, Path(file): Path<String>) -> Response {
-    let read =
-        named(&file, ".crt").and_then(|id| Ok(shared.service.registry().authority_certificate(&id)?));
+    let read = tokio::task::block_in_place(|| {
+        named(&file, ".crt").and_then(|id| Ok(shared.service.registry().authority_certificate(&id)?))
+    });
     match read {
         Ok(der) => {
             let more = cacheable(&der, LIST_AGE);
@@ -193,7 +194,7 @@ async fn ca_certificate(State(shared): App, Path(file): Path<String>) -> Respons
 }
 
 async fn bundle(State(shared): App, Path(tenant): Path<TenantId>) -> Response {
-    match shared.service.ca_certificates(&tenant) {
+    match tokio::task::block_in_place(|| shared.service.ca_certificates(&tenant)) {
         Ok(certificates) => {
             let text: String = certificates
                 .iter()
@@ -309,14 +310,12 @@ impl Shared {
         {
             return Ok(issuers.clone());
         }
-        let registry = self.service.registry();
-        let ours = registry.authorities()?.into_iter();
+        let ours = self.service.registry().own_authorities(None)?.into_iter();
         let issuers = ours
-            .filter(|view| view.origin == "managed" || view.origin == "factory")
-            .map(|view| {
-                let certificate = registry.authority_certificate(&view.id)?;
-                let hashes = IssuerHashes::of(&certificate).map_err(|e| Failure::internal(e.to_string()))?;
-                Ok((view.id, hashes))
+            .map(|ours| {
+                let hashes =
+                    IssuerHashes::of(&ours.certificate).map_err(|e| Failure::internal(e.to_string()))?;
+                Ok((ours.id, hashes))
             })
             .collect::<Result<Issuers, Failure>>()?;
         *self.issuers.lock() = Some((newest, issuers.clone()));

@@ -518,14 +518,7 @@ impl Service {
         if self.registry.facts().policy(tenant).is_none() {
             return Err(RegistryError::NoTenant(tenant.clone()).into());
         }
-        let mut found = Vec::new();
-        for view in self.registry.authorities()? {
-            if view.tenant == *tenant && view.origin == "managed" && view.state.admits() {
-                found.push(self.registry.authority_certificate(&view.id)?);
-                found.push(self.root_of(&view.id)?);
-            }
-        }
-        Ok(found)
+        Ok(self.own_authorities(tenant)?.chains.clone())
     }
 
     /// What a device of the tenant is to have of CA certificates, DER: the platform roots that it pins, and the chains of
@@ -575,7 +568,7 @@ impl Service {
     }
 
     /// The root of an authority of ours, DER.
-    fn root_of(&self, id: &AuthorityId) -> Result<Vec<u8>, Failure> {
+    pub(super) fn root_of(&self, id: &AuthorityId) -> Result<Vec<u8>, Failure> {
         let bytes = folder::read(&self.authority_folder(id).join("root.crt"))?;
         read_certificate(&String::from_utf8_lossy(&bytes), "the root's file")
     }

@@ -20,6 +20,7 @@ mod forecast;
 mod issuance;
 mod lists;
 mod manifest;
+mod own_authorities;
 mod policies;
 mod receipts;
 mod rotation;
@@ -105,6 +106,7 @@ pub struct Service {
     /// The CA, if it is a process of its own.
     ca: Option<CaLink>,
     ended_told: Arc<apart::EndedTold>,
+    own_kept: own_authorities::OwnAuthoritiesKept,
     challenge_key: attestation::ChallengeKey,
     gateway: OnceLock<Arc<Gateway>>,
     tokens: OnceLock<Tokens>,
@@ -185,6 +187,7 @@ impl Service {
             .socket
             .clone()
             .map(|socket| CaLink::new(socket, timeout, config.ca.status_requests_max));
+        let own_kept = own_authorities::OwnAuthoritiesKept::of(&registry);
         Ok(Self {
             data: data.to_owned(),
             config,
@@ -194,6 +197,7 @@ impl Service {
             time_signer: Mutex::default(),
             ca,
             ended_told: Arc::default(),
+            own_kept,
             challenge_key: attestation::ChallengeKey::new()?,
             gateway: OnceLock::new(),
             tokens: OnceLock::new(),
