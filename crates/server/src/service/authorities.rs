@@ -553,14 +553,15 @@ impl Service {
                 "the nonce must be at most {NONCE_BYTES_MAX} of A-Z a-z 0-9 - _"
             )));
         }
-        let now = self.minting_time()?;
+        let minted = self.registry.minted_at()?;
+        let now = minted.at;
         let mut signer = self.time_signer.lock();
-        let good = signer
-            .take()
-            .filter(|s| now.plus(TIME_LIFETIME / 2) < s.not_after());
-        let signer = match good {
+        let good = signer.take().filter(|(made, signer)| {
+            self.registry.still_holds(*made) && now.plus(TIME_LIFETIME / 2) < signer.not_after()
+        });
+        let (_, signer) = match good {
             Some(good) => signer.insert(good),
-            None => signer.insert(self.platform.time_signer(now)?),
+            None => signer.insert((minted, self.platform.time_signer(now)?)),
         };
         signer
             .sign(now, TIME_ACCURACY, nonce)

@@ -65,7 +65,8 @@ use countersign_policy::{
     ClientIdMode, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, Possession,
 };
 use countersign_registry::{
-    Actor, Committed, ImportReport, Move, NewCredential, NewDevice, Registry, RegistryError, SystemClock,
+    Actor, Committed, ImportReport, MintedAt, Move, NewCredential, NewDevice, Registry, RegistryError,
+    SystemClock,
 };
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
@@ -102,7 +103,7 @@ pub struct Service {
     registry: Arc<Registry>,
     platform: IssuingAuthority,
     issuing: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
-    time_signer: Mutex<Option<TimeSigner>>,
+    time_signer: Mutex<Option<(MintedAt, TimeSigner)>>,
     /// The CA, if it is a process of its own.
     ca: Option<CaLink>,
     ended_told: Arc<apart::EndedTold>,
