@@ -22,13 +22,13 @@ use hyper::server;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::ca::link::CaLink;
 use crate::config::PkiConfig;
 use crate::failure::Failure;
 use crate::listeners;
+use crate::places::Places;
 use crate::service::Service;
 
 /// A list is made anew at least so often.
@@ -66,7 +66,7 @@ struct Shared {
 }
 
 /// Opens the listener. Anybody reaches it, and its connections are of the same process as those of devices: there are no more
-/// than so many at once, and each ends by itself.
+/// than so many at once, a share of them for each source, and each ends by itself.
 ///
 /// # Errors
 /// [`Failure`] if the address cannot be used.
@@ -77,20 +77,23 @@ pub async fn start(
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
     let (listener, address) = listeners::bind(address).await?;
     let router = router(service, Duration::from_secs(config.next_update_hours * 3600));
-    let slots = Arc::new(Semaphore::new(config.connections_max));
+    let places = Places::new(config.places());
     let serving = tokio::spawn(async move {
         loop {
-            let socket = match listener.accept().await {
-                Ok((socket, _)) => socket,
+            let (socket, source) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(e) => {
                     tracing::error!(error = %e, "cannot accept at the pki listener");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             };
-            let Ok(slot) = slots.clone().try_acquire_owned() else {
-                tracing::warn!("a connection is refused: pki.connections_max is reached");
-                continue;
+            let place = match places.take(source.ip()) {
+                Ok(place) => place,
+                Err(limit) => {
+                    tracing::warn!(source = %source, "a connection is refused: {limit} is reached");
+                    continue;
+                }
             };
             let answering = server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -98,7 +101,7 @@ pub async fn start(
                 .max_buf_size(32 * 1024)
                 .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router.clone()));
             tokio::spawn(async move {
-                let _slot = slot;
+                let _place = place;
                 let _ = tokio::time::timeout(CONNECTION, answering).await;
             });
         }
