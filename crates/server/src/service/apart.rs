@@ -136,7 +136,7 @@ impl Service {
     }
 
     /// What the CA is to judge by.
-    fn evidence(&self, wanted: &Wanted) -> Result<Evidence, Failure> {
+    fn evidence(&self, wanted: &Wanted, kind: ProfileKind) -> Result<Evidence, Failure> {
         let device = wanted.device.clone();
         match (&wanted.requester, &wanted.shown) {
             (Requester::Operator, _) => Ok(Evidence::Batch { device, batch: None }),
@@ -144,9 +144,10 @@ impl Service {
                 device,
                 secret: SecretText::new(text.to_string()),
             }),
-            // A manufacturer's certificate is ours to judge, and says nothing to the CA: there a batch must cover the id.
+            // A manufacturer's certificate is ours to judge, and says nothing to the CA: there a batch must cover the id. So it must
+            // for a factory certificate, to which none leads.
             (Requester::Certificate(_) | Requester::Expired(_), Shown::Certificate { certificate, .. })
-                if !self.is_issued_by_ca(&wanted.tenant, certificate)? =>
+                if kind == ProfileKind::Factory || !self.is_issued_by_ca(&wanted.tenant, certificate)? =>
             {
                 Ok(Evidence::Batch { device, batch: None })
             }
@@ -198,7 +199,7 @@ impl Service {
             authority: id,
             profile: profile.name.clone(),
             request: Base64(wanted.request.der().to_vec()),
-            evidence: self.evidence(&wanted)?,
+            evidence: self.evidence(&wanted, profile.kind)?,
         };
         let request = IssueRequest {
             tenant: wanted.tenant,
