@@ -79,7 +79,7 @@ pub use batch::BatchView;
 pub use bulk::{BulkIssue, BulkItem, Confirmed};
 pub use change::{Actor, Change, NewDevice};
 pub use claim::{ClaimProof, ClaimRequester, ClaimView, Minted, NewClaim};
-pub use clock::{ClockRules, ClockView, SystemClock};
+pub use clock::{ClockRules, ClockView, MintedAt, SystemClock};
 pub use credential::{
     EndedCredential, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, MissingDevice,
     NewCredential, ProfileChoice, Requester, Revocation, Swept,

@@ -36,6 +36,7 @@ pub(crate) const REGISTRY: Schema = Schema {
         include_str!("migrations/registry_017.sql"),
         include_str!("migrations/registry_018.sql"),
         include_str!("migrations/registry_019.sql"),
+        include_str!("migrations/registry_020.sql"),
     ],
     synchronous: "FULL",
 };

@@ -282,7 +282,8 @@ fn what_a_service_may_not_ask_any_more_is_told_and_an_older_registry_takes_nothi
     let db = rusqlite::Connection::open(&before).unwrap();
     // Policies became versions after that.
     db.execute_batch(
-        "ALTER TABLE authorities DROP COLUMN came;
+        "DROP INDEX authorities_ours;
+         ALTER TABLE authorities DROP COLUMN came;
          CREATE INDEX devices_by_template ON devices (came_by) WHERE came_by IS NOT NULL;
          DROP TABLE destructions;
          DROP TABLE attestations;

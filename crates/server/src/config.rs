@@ -193,6 +193,19 @@ impl Config {
                 "leave it out for 256, or remove the listener",
             );
         }
+        for (key, places) in [
+            ("enrol.connections_per_source_max", self.enrol.places()),
+            ("pki.connections_per_source_max", self.pki.places()),
+            ("tokens.service_connections_per_source_max", self.tokens.places()),
+        ] {
+            if places.all > 0 && places.per_source == 0 {
+                return value(
+                    key,
+                    "it is 0, and nobody would be answered".into(),
+                    "leave it out for the default",
+                );
+            }
+        }
         if self.server.host_names.is_empty() {
             return value(
                 "server.host_names",

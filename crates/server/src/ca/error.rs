@@ -72,6 +72,16 @@ pub enum CaError {
         "the certificate shown as evidence was not issued by this CA for this tenant; hint: enrol with a one-time secret (countersign ca secret, on the CA)"
     )]
     NotIssuedHere,
+    /// It is of another authority, and nobody said that this one takes its place.
+    #[error(
+        "the certificate shown as evidence is of authority {of}, and {by} does not succeed it; hint: countersign ca authority succeeds {by} {of}, on the CA, or ask {of}"
+    )]
+    NotSucceeded {
+        /// The authority of the evidence.
+        of: AuthorityId,
+        /// The authority that is asked.
+        by: AuthorityId,
+    },
     /// It has ended.
     #[error(
         "the certificate shown as evidence is {0}; hint: enrol with a one-time secret (countersign ca secret, on the CA)"
@@ -199,6 +209,7 @@ impl CaError {
             Self::Quota { .. } => "quota",
             Self::Secret(_) => "secret",
             Self::NotIssuedHere => "not-issued-here",
+            Self::NotSucceeded { .. } => "not-succeeded",
             Self::EvidenceEnded(_) => "evidence-ended",
             Self::EvidenceExpired(_) => "evidence-expired",
             Self::NotProven => "not-proven",
@@ -230,6 +241,7 @@ impl CaError {
             Self::Malformed(_) | Self::Version(_) => 400,
             Self::Secret(_) => 401,
             Self::NotIssuedHere
+            | Self::NotSucceeded { .. }
             | Self::EvidenceEnded(_)
             | Self::EvidenceExpired(_)
             | Self::NotProven

@@ -143,10 +143,18 @@ pub(super) async fn run(command: DeviceCommand, client: &Client, out: Output) ->
                 .await?;
             out.say(&answer, |a| {
                 format!(
-                    "device {}: {} certificate(s) revoked{}",
+                    "device {}: {} certificate(s) revoked{}{}",
                     device.id,
                     a["revoked"],
-                    sessions(&a["sessions"])
+                    sessions(&a["sessions"]),
+                    if why.code.is_compromise() {
+                        format!(
+                            "\nno claim enrols it any more; hint: countersign device secret {}",
+                            device.id
+                        )
+                    } else {
+                        String::new()
+                    }
                 )
             })
         }

@@ -118,6 +118,10 @@ fn unknown_keys_and_impossible_values_are_refused() {
         ("[pki]\nnext_update_hours = 721", "pki.next_update_hours"),
         ("[pki]\nconnections_max = 0", "pki.connections_max"),
         (
+            "[pki]\nconnections_per_source_max = 0",
+            "pki.connections_per_source_max",
+        ),
+        (
             "[issuance]\ncertificates_per_device_max = 1",
             "issuance.certificates_per_device_max",
         ),

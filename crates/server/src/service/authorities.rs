@@ -527,14 +527,7 @@ impl Service {
         if self.registry.facts().policy(tenant).is_none() {
             return Err(RegistryError::NoTenant(tenant.clone()).into());
         }
-        let mut found = Vec::new();
-        for view in self.registry.authorities()? {
-            if view.tenant == *tenant && view.origin == "managed" && view.state.admits() {
-                found.push(self.registry.authority_certificate(&view.id)?);
-                found.push(self.root_of(&view.id)?);
-            }
-        }
-        Ok(found)
+        Ok(self.own_authorities(tenant)?.chains.clone())
     }
 
     /// What a device of the tenant is to have of CA certificates, DER: the platform roots that it pins, and the chains of
@@ -569,14 +562,15 @@ impl Service {
                 "the nonce must be at most {NONCE_BYTES_MAX} of A-Z a-z 0-9 - _"
             )));
         }
-        let now = self.minting_time()?;
+        let minted = self.registry.minted_at()?;
+        let now = minted.at;
         let mut signer = self.time_signer.lock();
-        let good = signer
-            .take()
-            .filter(|s| now.plus(TIME_LIFETIME / 2) < s.not_after());
-        let signer = match good {
+        let good = signer.take().filter(|(made, signer)| {
+            self.registry.still_holds(*made) && now.plus(TIME_LIFETIME / 2) < signer.not_after()
+        });
+        let (_, signer) = match good {
             Some(good) => signer.insert(good),
-            None => signer.insert(self.platform.time_signer(now)?),
+            None => signer.insert((minted, self.platform.time_signer(now)?)),
         };
         signer
             .sign(now, TIME_ACCURACY, nonce)
@@ -584,7 +578,7 @@ impl Service {
     }
 
     /// The root of an authority of ours, DER.
-    fn root_of(&self, id: &AuthorityId) -> Result<Vec<u8>, Failure> {
+    pub(super) fn root_of(&self, id: &AuthorityId) -> Result<Vec<u8>, Failure> {
         let bytes = folder::read(&self.authority_folder(id).join("root.crt"))?;
         read_certificate(&String::from_utf8_lossy(&bytes), "the root's file")
     }

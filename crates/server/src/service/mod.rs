@@ -21,6 +21,7 @@ mod issuance;
 mod lists;
 mod manifest;
 mod missing_key;
+mod own_authorities;
 mod policies;
 mod receipts;
 mod rotation;
@@ -65,7 +66,8 @@ use countersign_policy::{
     ClientIdMode, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, Possession,
 };
 use countersign_registry::{
-    Actor, Committed, ImportReport, Move, NewCredential, NewDevice, Registry, RegistryError, SystemClock,
+    Actor, Committed, ImportReport, MintedAt, Move, NewCredential, NewDevice, Registry, RegistryError,
+    SystemClock,
 };
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
@@ -102,10 +104,11 @@ pub struct Service {
     registry: Arc<Registry>,
     platform: IssuingAuthority,
     issuing: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
-    time_signer: Mutex<Option<TimeSigner>>,
+    time_signer: Mutex<Option<(MintedAt, TimeSigner)>>,
     /// The CA, if it is a process of its own.
     ca: Option<CaLink>,
     ended_told: Arc<apart::EndedTold>,
+    own_kept: own_authorities::OwnAuthoritiesKept,
     challenge_key: attestation::ChallengeKey,
     gateway: OnceLock<Arc<Gateway>>,
     tokens: OnceLock<Tokens>,
@@ -188,6 +191,7 @@ impl Service {
             .socket
             .clone()
             .map(|socket| CaLink::new(socket, timeout, config.ca.status_requests_max));
+        let own_kept = own_authorities::OwnAuthoritiesKept::of(&registry);
         Ok(Self {
             data: data.to_owned(),
             config,
@@ -197,6 +201,7 @@ impl Service {
             time_signer: Mutex::default(),
             ca,
             ended_told: Arc::default(),
+            own_kept,
             challenge_key: attestation::ChallengeKey::new()?,
             gateway: OnceLock::new(),
             tokens: OnceLock::new(),
