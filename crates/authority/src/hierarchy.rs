@@ -3,15 +3,15 @@
 //! `root.key` and `issuing.key`, or `key-store.toml`, which tells where they are.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, RwLock};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use countersign_factory::key::KeyFault;
 use countersign_factory::request::pem;
-use countersign_factory::{CertificateRequest, ProvenKey};
+use countersign_factory::{CertificateRequest, Profile, ProvenKey};
 use countersign_identity::certificate::CertificateError;
 use countersign_identity::signed::{Signer, VerifyingKey};
-use countersign_identity::{CertificateFacts, Timestamp};
+use countersign_identity::{AuthorityId, CertificateFacts, Timestamp};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
@@ -95,6 +95,10 @@ pub struct IssuingAuthority {
     /// What all device certificates of one kind have, once the first was asked for.
     pub(crate) operational: OnceLock<Extensions>,
     pub(crate) factory: OnceLock<Extensions>,
+    /// The same for profiles that have extensions of their own.
+    pub(crate) own: RwLock<Vec<(Profile, Extensions)>>,
+    /// What it goes by in the registry, for URLs that name it.
+    pub(crate) id: Option<AuthorityId>,
     intermediates: Vec<CertificateDer<'static>>,
     root: CertificateDer<'static>,
 }
@@ -308,6 +312,8 @@ impl IssuingAuthority {
             verifying,
             operational: OnceLock::new(),
             factory: OnceLock::new(),
+            own: RwLock::default(),
+            id: None,
             certificate: issuing,
             facts,
             intermediates: install::intermediates(folder, hierarchy)?,
@@ -348,12 +354,21 @@ impl IssuingAuthority {
             verifying,
             operational: OnceLock::new(),
             factory: OnceLock::new(),
+            own: RwLock::default(),
+            id: None,
             certificate,
             facts,
             intermediates: Vec::new(),
             root: factory,
             store: KeyStore::File,
         })
+    }
+
+    /// The same with what it goes by in the registry: what `{authority}` in the URLs of a profile stands for.
+    #[must_use]
+    pub fn named(mut self, id: AuthorityId) -> Self {
+        self.id = Some(id);
+        self
     }
 
     /// Signs something worthless and checks the signature: whether the key can be reached and is the certificate's.

@@ -3,6 +3,7 @@
 //! The steps are types that consume each other, so that nothing unlinted is ever signed and nothing unverified is ever
 //! handed out.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
@@ -10,7 +11,7 @@ use countersign_factory::key::KeyFault;
 use countersign_factory::request::pem;
 use countersign_factory::station::StationCaGrant;
 use countersign_factory::tlv::{sequence, tlv};
-use countersign_factory::{EnrolmentGrant, ProfileKind, ServerGrant};
+use countersign_factory::{EnrolmentGrant, Profile, ProfileKind, ServerGrant};
 use countersign_identity::certificate::CertificateView;
 use countersign_identity::signed::{Signer, SigningFailed, VerifyingKey};
 use countersign_identity::{CertificateFacts, Fingerprint, Timestamp, signed};
@@ -30,6 +31,18 @@ use crate::profile::{self, BACKDATING, Extensions, FACTORY_LIFETIME, ISSUING_LIF
 
 /// 99991231235959Z: no well-defined end (RFC 5280 section 4.1.2.5).
 const NO_END: Timestamp = Timestamp::from_unix_s(253_402_300_799);
+
+/// Profiles with extensions of their own whose extensions are kept, for each authority. A configuration has a few.
+const OWN_EXTENSIONS_MAX: usize = 64;
+
+/// Whose a certificate is that is no CA's.
+#[derive(Debug, Clone, Copy)]
+enum Leaf<'a> {
+    /// A device's, by this grant.
+    Device(&'a EnrolmentGrant),
+    /// The platform's own.
+    Server,
+}
 
 /// Why nothing was minted.
 #[derive(Debug, thiserror::Error)]
@@ -125,20 +138,26 @@ impl IssuingAuthority {
                 kind: "device",
             });
         }
-        let subject = profile::device_name(grant.tenant(), grant.device());
         let profile = grant.profile();
-        let mut extensions = self.device_extensions(profile.kind)?.clone();
-        if let Some(uri) = profile.uri(grant.tenant(), grant.device()) {
-            extensions.add_uri(&uri)?;
+        let mut extensions = self.device_extensions(profile)?;
+        if let Some(names) = grant.names().alternative() {
+            extensions.add_names(names)?;
         }
-        self.issue(
-            &subject,
+        let issued = self.issue(
+            &grant.names().subject(),
             grant.key().info(),
             &extensions,
             now,
             profile.lifetime(),
-            profile.kind,
-        )
+            Leaf::Device(grant),
+        )?;
+        // What was linted is what was signed; whoever reads it must read the same.
+        if !grant.names().are_in(&issued.facts) {
+            return Err(MintError::Unverified(
+                "its names are read otherwise than they were written".into(),
+            ));
+        }
+        Ok(issued)
     }
 
     /// Issues a certificate to the platform's own server, valid from a little before `now`.
@@ -161,7 +180,7 @@ impl IssuingAuthority {
             &extensions,
             now,
             Some(countersign_factory::grant::SERVER_LIFETIME),
-            ProfileKind::Operational,
+            Leaf::Server,
         )
     }
 
@@ -212,18 +231,55 @@ impl IssuingAuthority {
         }
     }
 
-    /// What all its device certificates of a kind have, put together once.
-    fn device_extensions(&self, kind: ProfileKind) -> Result<&Extensions, MintError> {
-        let kept = match kind {
+    /// What all its device certificates of a profile have, put together once.
+    fn device_extensions(&self, profile: &Profile) -> Result<Extensions, MintError> {
+        if profile.has_own_extensions() {
+            return self.own_extensions(profile);
+        }
+        let kept = match profile.kind {
             ProfileKind::Operational => &self.operational,
             ProfileKind::Factory => &self.factory,
         };
         match kept.get() {
-            Some(extensions) => Ok(extensions),
+            Some(extensions) => Ok(extensions.clone()),
             None => {
-                let extensions = profile::device(self.key_id()?, kind)?;
-                Ok(kept.get_or_init(|| extensions))
+                let extensions = profile::device(self.key_id()?, profile.kind)?;
+                Ok(kept.get_or_init(|| extensions).clone())
             }
+        }
+    }
+
+    fn own_extensions(&self, profile: &Profile) -> Result<Extensions, MintError> {
+        let find = |kept: &[(Profile, Extensions)]| {
+            let mut same = kept.iter().filter(|(of, _)| of.has_extensions_of(profile));
+            same.next().map(|(_, extensions)| extensions.clone())
+        };
+        let kept = self.own.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(extensions) = find(&kept) {
+            return Ok(extensions);
+        }
+        drop(kept);
+        let authority = self.authority_of_urls(profile)?;
+        let extensions = profile::device_of(self.key_id()?, profile, authority)?;
+        let mut kept = self.own.write().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= OWN_EXTENSIONS_MAX {
+            kept.clear();
+        }
+        kept.push((profile.clone(), extensions.clone()));
+        Ok(extensions)
+    }
+
+    /// What `{authority}` stands for in the URLs of a profile.
+    fn authority_of_urls(&self, profile: &Profile) -> Result<&str, MintError> {
+        let mut urls = [&profile.crl_urls, &profile.ocsp_urls, &profile.ca_issuer_urls]
+            .into_iter()
+            .flatten();
+        match &self.id {
+            Some(id) => Ok(id.as_str()),
+            None if urls.any(|url| url.contains("{authority}")) => Err(MintError::Lint(
+                "a URL of the profile names the authority, and this one has no name".into(),
+            )),
+            None => Ok(""),
         }
     }
 
@@ -241,7 +297,7 @@ impl IssuingAuthority {
         extensions: &Extensions,
         now: Timestamp,
         lifetime: Option<Duration>,
-        kind: ProfileKind,
+        leaf: Leaf<'_>,
     ) -> Result<Issued, MintError> {
         // A factory certificate without an end outlives its CA: then the CA is what must stay registered.
         let validity = match lifetime {
@@ -257,7 +313,7 @@ impl IssuingAuthority {
         }
         let issuer = &self.facts.subject_der;
         let (certificate, facts) = Prepared::new(&*self.key, issuer, subject, key, extensions, validity)?
-            .lint(|tbs| lint_leaf(tbs, self, kind))?
+            .lint(|tbs| lint_leaf(tbs, self, leaf))?
             .sign(&*self.key)?
             .verify(&self.verifying, issuer)?;
         Ok(Issued {
@@ -526,15 +582,16 @@ impl Linted {
     fn sign(self, key: &dyn Signer) -> Result<Signed, MintError> {
         let Self(Prepared { algorithm, tbs }) = self;
         let signature = BitString::from_bytes(&key.sign(&tbs)?)?;
-        Ok(Signed(sequence(&[
-            &tbs,
-            &algorithm.to_der()?,
-            &signature.to_der()?,
-        ])))
+        let certificate = sequence(&[&tbs, &algorithm.to_der()?, &signature.to_der()?]);
+        Ok(Signed { certificate, tbs })
     }
 }
 
-struct Signed(Vec<u8>);
+struct Signed {
+    certificate: Vec<u8>,
+    /// What was linted.
+    tbs: Vec<u8>,
+}
 
 impl Signed {
     /// Parses it with our own eyes and verifies it with the library that will verify it in the field.
@@ -544,15 +601,19 @@ impl Signed {
         issuer_subject: &[u8],
     ) -> Result<(CertificateDer<'static>, CertificateFacts), MintError> {
         let unverified = |what: String| MintError::Unverified(what);
-        let der = CertificateDer::from(self.0);
+        let der = CertificateDer::from(self.certificate);
         let facts = CertificateFacts::parse(&der).map_err(|e| unverified(e.to_string()))?;
         if facts.issuer_der != issuer_subject {
             return Err(unverified(
                 "the issuer's name is not its subject, byte for byte".into(),
             ));
         }
-        signed::Signed::parse(&der)
-            .and_then(|signed| issuer_key.verify(&signed))
+        let signed = signed::Signed::parse(&der).map_err(|e| unverified(e.to_string()))?;
+        if signed.content != self.tbs {
+            return Err(unverified("what was signed is not what was linted".into()));
+        }
+        issuer_key
+            .verify(&signed)
             .map_err(|e| unverified(e.to_string()))?;
         if facts.ca.is_none() {
             webpki::EndEntityCert::try_from(&der).map_err(|e| unverified(e.to_string()))?;

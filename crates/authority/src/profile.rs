@@ -4,20 +4,20 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use const_oid::{AssociatedOid, ObjectIdentifier};
-use countersign_factory::ProfileKind;
 use countersign_factory::tlv::{oid, sequence, tlv};
-use countersign_identity::certificate::{
-    ATTRIBUTE_COMMON_NAME, ATTRIBUTE_SERIAL_NUMBER, EKU_CLIENT_AUTH, EKU_SERVER_AUTH,
-};
-use countersign_identity::{DeviceId, StationId, TenantId};
+use countersign_factory::{ExtraExtension, Profile, ProfileKind};
+use countersign_identity::StationId;
+use countersign_identity::certificate::{ATTRIBUTE_COMMON_NAME, EKU_CLIENT_AUTH, EKU_SERVER_AUTH};
 use der::Encode;
-use der::asn1::{Ia5String, OctetString, PrintableStringRef};
+use der::asn1::{Ia5String, OctetString};
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::constraints::name::GeneralSubtree;
-use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::crl::dp::DistributionPoint;
+use x509_cert::ext::pkix::name::{DistributionPointName, GeneralName};
 use x509_cert::ext::pkix::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, NameConstraints,
-    SubjectAltName, SubjectKeyIdentifier,
+    AccessDescription, AuthorityInfoAccessSyntax, AuthorityKeyIdentifier, BasicConstraints,
+    CrlDistributionPoints, ExtendedKeyUsage, KeyUsage, KeyUsages, NameConstraints, SubjectAltName,
+    SubjectKeyIdentifier,
 };
 
 use crate::hierarchy::Hierarchy;
@@ -37,6 +37,10 @@ const EKU_OCSP_SIGNING: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1
 const EKU_TIME_STAMPING: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.8");
 /// id-pkix-ocsp-nocheck (RFC 6960 section 4.2.2.2.1).
 const OCSP_NO_CHECK: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.5");
+/// id-ad-ocsp (RFC 5280 section 4.2.2.1).
+pub(crate) const ACCESS_OCSP: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1");
+/// id-ad-caIssuers (RFC 5280 section 4.2.2.1).
+pub(crate) const ACCESS_CA_ISSUERS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.2");
 const ATTRIBUTE_ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
 
 /// A name in DER: RDNs of one attribute each (RFC 5280 section 4.1.2.4).
@@ -48,15 +52,10 @@ fn name(rdns: &[Vec<u8>]) -> Vec<u8> {
 /// X.690 section 8.
 const SET: u8 = 0x31;
 const UTF8_STRING: u8 = 0x0c;
-const PRINTABLE_STRING: u8 = 0x13;
-
-fn rdn(id: ObjectIdentifier, kind: u8, text: &str) -> Vec<u8> {
-    let value = tlv(kind, &[text.as_bytes()]);
-    tlv(SET, &[&sequence(&[&oid(id), &value])])
-}
 
 fn utf8(id: ObjectIdentifier, text: &str) -> Vec<u8> {
-    rdn(id, UTF8_STRING, text)
+    let value = tlv(UTF8_STRING, &[text.as_bytes()]);
+    tlv(SET, &[&sequence(&[&oid(id), &value])])
 }
 
 /// The name of a CA: distinct in the world by its suffix.
@@ -70,19 +69,6 @@ pub(crate) fn ca_name(hierarchy: Hierarchy, kind: &str, label: &str, suffix: &st
             &format!("{label} {hierarchy} {kind} CA {suffix}"),
         ),
     ])
-}
-
-/// `O = tenant, CN = id, serialNumber = id`: IEEE 802.1AR section 8.6 has the serial in serialNumber, which is a
-/// PrintableString and so has no underscore; such an id stands in CN alone.
-pub(crate) fn device_name(tenant: &TenantId, device: &DeviceId) -> Vec<u8> {
-    let mut rdns = vec![
-        utf8(ATTRIBUTE_ORGANIZATION, tenant.as_str()),
-        utf8(ATTRIBUTE_COMMON_NAME, device.as_str()),
-    ];
-    if PrintableStringRef::new(device.as_str()).is_ok() {
-        rdns.push(rdn(ATTRIBUTE_SERIAL_NUMBER, PRINTABLE_STRING, device.as_str()));
-    }
-    name(&rdns)
 }
 
 /// Of an OCSP responder.
@@ -135,10 +121,14 @@ impl Extensions {
         Ok(())
     }
 
-    /// A subjectAltName of type URI.
-    pub(crate) fn add_uri(&mut self, uri: &str) -> der::Result<()> {
-        let name = GeneralName::UniformResourceIdentifier(Ia5String::new(uri)?);
-        self.add(false, &SubjectAltName(vec![name]))
+    /// One of a profile's own.
+    pub(crate) fn add_own(&mut self, own: &ExtraExtension) -> der::Result<()> {
+        self.add_value(own.oid, own.critical, own.value.clone())
+    }
+
+    /// A subjectAltName, of its value.
+    pub(crate) fn add_names(&mut self, value: Vec<u8>) -> der::Result<()> {
+        self.add_value(SubjectAltName::OID, false, value)
     }
 
     /// SEQUENCE OF Extension.
@@ -221,7 +211,7 @@ pub(crate) fn no_host_names() -> der::Result<NameConstraints> {
 
 /// Of a device: no subjectKeyIdentifier, as the IoT profile asks. An operational one is for client authentication and
 /// nothing else; a factory one names no purpose (IEEE 802.1AR-2018 section 8.10).
-/// What a certificate says of its own device, [`Extensions::add_uri`], comes after what all of them have.
+/// What a certificate says of its own device, [`Extensions::add_names`], comes after what all of them have.
 pub(crate) fn device(issuer_key: &[u8], kind: ProfileKind) -> der::Result<Extensions> {
     let mut e = Extensions::default();
     e.add(true, &KeyUsage(KeyUsages::DigitalSignature.into()))?;
@@ -229,6 +219,45 @@ pub(crate) fn device(issuer_key: &[u8], kind: ProfileKind) -> der::Result<Extens
         e.add(false, &ExtendedKeyUsage(vec![EKU_CLIENT_AUTH]))?;
     }
     e.add(false, &authority_key(issuer_key)?)?;
+    Ok(e)
+}
+
+/// The same for a profile that has extensions of its own; `authority` is what `{authority}` stands for.
+pub(crate) fn device_of(issuer_key: &[u8], profile: &Profile, authority: &str) -> der::Result<Extensions> {
+    let mut e = device(issuer_key, profile.kind)?;
+    let location = |url: &String| -> der::Result<GeneralName> {
+        let url = url.replace("{authority}", authority);
+        Ok(GeneralName::UniformResourceIdentifier(Ia5String::new(&url)?))
+    };
+    if !profile.crl_urls.is_empty() {
+        // One point for each: URLs of one point would have to lead to the same list (RFC 5280 section 4.2.1.13).
+        let points = profile.crl_urls.iter().map(|url| {
+            Ok(DistributionPoint {
+                distribution_point: Some(DistributionPointName::FullName(vec![location(url)?])),
+                reasons: None,
+                crl_issuer: None,
+            })
+        });
+        e.add(false, &CrlDistributionPoints(points.collect::<der::Result<_>>()?))?;
+    }
+    let described = |method, url| -> der::Result<AccessDescription> {
+        Ok(AccessDescription {
+            access_method: method,
+            access_location: location(url)?,
+        })
+    };
+    let ocsp = profile.ocsp_urls.iter().map(|url| described(ACCESS_OCSP, url));
+    let issuers = profile
+        .ca_issuer_urls
+        .iter()
+        .map(|url| described(ACCESS_CA_ISSUERS, url));
+    let access: Vec<_> = ocsp.chain(issuers).collect::<der::Result<_>>()?;
+    if !access.is_empty() {
+        e.add(false, &AuthorityInfoAccessSyntax(access))?;
+    }
+    for own in &profile.extensions {
+        e.add_own(own)?;
+    }
     Ok(e)
 }
 

@@ -11,15 +11,16 @@ use countersign_factory::station::account::Known;
 use countersign_factory::station::challenge::{self, Proof};
 use countersign_factory::station::journal::Ending;
 use countersign_factory::station::{Account, Event, Head, JournalFault, StationCaGrant, StationFault, Terms};
-use countersign_factory::{Profile, ProvenKey, SoftwareKey};
+use countersign_factory::{ExtraExtension, Profile, ProvenKey, SoftwareKey};
 use countersign_identity::signed::Signer;
 use countersign_identity::{
     Anchor, AnchorIndex, AnchorState, AuthorityId, BatchId, CertificateFacts, ChainFault, DeviceId,
     Fingerprint, Generation, IdentityRule, StationId, TenantId, Timestamp, VerifiedChain,
 };
+use rcgen::string::PrintableString;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CustomExtension, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
@@ -49,10 +50,13 @@ struct Line {
 
 impl Line {
     fn new() -> Self {
+        Self::with(terms())
+    }
+
+    fn with(terms: Terms) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let factory = IssuingAuthority::create_factory(folder.path(), "test", NOW).unwrap();
         let key = SoftwareKey::generate().unwrap();
-        let terms = terms();
         let grant = StationCaGrant::new(&terms, ProvenKey::of(&key)).unwrap();
         let issued = factory.issue_station(&grant, NOW).unwrap();
         let copy = SoftwareKey::from_pkcs8(key.to_pkcs8()).unwrap();
@@ -90,11 +94,21 @@ impl Line {
     }
 
     fn issue_at(&self, id: &str, key: &SoftwareKey, at: Timestamp) -> CertificateDer<'static> {
+        self.issue_by(id, key, at, self.terms.profile.clone())
+    }
+
+    fn issue_by(
+        &self,
+        id: &str,
+        key: &SoftwareKey,
+        at: Timestamp,
+        profile: Profile,
+    ) -> CertificateDer<'static> {
         let grant = countersign_factory::EnrolmentGrant::new(
             TenantId::default_tenant(),
             DeviceId::new(id).unwrap(),
             ProvenKey::of(key),
-            self.terms.profile.clone(),
+            profile,
         )
         .unwrap();
         self.station
@@ -110,7 +124,11 @@ impl Line {
         let issuer = Issuer::from_ca_cert_der(self.station.certificate(), key).unwrap();
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "SN-050");
+        let serial = PrintableString::try_from("SN-050").unwrap();
+        let name = &mut params.distinguished_name;
+        name.push(DnType::OrganizationName, "default");
+        name.push(DnType::CommonName, "SN-050");
+        name.push(DnType::from_oid(&[2, 5, 4, 5]), DnValue::PrintableString(serial));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
@@ -486,7 +504,7 @@ fn a_journal_that_breaks_its_terms_without_end_does_not_count() {
 fn what_a_stolen_key_made_otherwise_is_no_certificate_of_the_profile() {
     type Change = fn(&mut CertificateParams);
     let line = Line::new();
-    let forged: [(&str, Change); 5] = [
+    let forged: [(&str, Change); 7] = [
         ("uri", |p| {
             p.subject_alt_names = vec![SanType::URI("urn:x:1".try_into().unwrap())];
         }),
@@ -497,6 +515,15 @@ fn what_a_stolen_key_made_otherwise_is_no_certificate_of_the_profile() {
             p.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }),
         ("no purpose", |p| p.extended_key_usages = vec![]),
+        ("another organization", |p| {
+            p.distinguished_name.push(DnType::OrganizationName, "other");
+        }),
+        ("an extension", |p| {
+            p.custom_extensions = vec![CustomExtension::from_oid_content(
+                &[1, 3, 6, 1, 4, 1, 99999, 2],
+                vec![5, 0],
+            )];
+        }),
         ("unit", |p| {
             p.distinguished_name
                 .push(DnType::OrganizationalUnitName, "admins");
@@ -553,4 +580,101 @@ fn terms_are_asked_before_anything_is_signed() {
     assert_eq!(permit("SN-1", NOW, 0), Err("station.foreign-id"));
     assert_eq!(permit("SN-001", NOW.minus(HOUR), 0), Err("station.window"));
     assert_eq!(permit("SN-001", NOW.plus(25 * HOUR), 0), Err("station.window"));
+}
+
+/// A line whose devices are named, and marked, otherwise than by the built-in profile.
+#[test]
+fn a_station_mints_the_names_and_extensions_of_its_profile_and_no_other_certificate_counts() {
+    let profile = Profile {
+        organization: "Acme {tenant}".into(),
+        organizational_unit: "pumps".into(),
+        serial_number: false,
+        san: vec![
+            "uri:urn:dev:{tenant}:{id}".parse().unwrap(),
+            "hardware-module-name:1.3.6.1.4.1.99999.1".parse().unwrap(),
+        ],
+        extensions: vec![ExtraExtension {
+            oid: "1.3.6.1.4.1.99999.2".parse().unwrap(),
+            value: vec![0x0c, 2, b'h', b'i'],
+            critical: false,
+        }],
+        ..Profile::default()
+    };
+    let line = Line::with(Terms {
+        profile: profile.clone(),
+        ..terms()
+    });
+    let issued = line.issue("SN-001", &key());
+    let facts = CertificateFacts::parse(&issued).unwrap();
+    assert_eq!(facts.subject_text, "CN=SN-001,OU=pumps,O=Acme default");
+    assert_eq!(facts.san_uris, ["urn:dev:default:SN-001"]);
+    assert_eq!(facts.hardware_serials, ["SN-001"]);
+    // Neither kind of name is one that the station's constraints exclude.
+    let above = [issued.clone(), line.station.certificate().clone()];
+    line.verify(&above).unwrap();
+    let mut book = Book::new(&line);
+    book.issue("SN-001", &issued);
+    // With the station's key, by other profiles than the grant's.
+    let others = [
+        Profile::default(),
+        Profile {
+            extensions: vec![],
+            ..profile.clone()
+        },
+        Profile {
+            extensions: vec![ExtraExtension {
+                value: vec![5, 0],
+                ..profile.extensions[0].clone()
+            }],
+            ..profile.clone()
+        },
+        Profile {
+            san: vec![
+                profile.san[0].clone(),
+                "hardware-module-name:1.3.6.1.4.1.99999.3".parse().unwrap(),
+            ],
+            ..profile
+        },
+    ];
+    for (n, other) in others.into_iter().enumerate() {
+        let id = format!("SN-01{n}");
+        let mut book = Book::new(&line);
+        book.issue(&id, &line.issue_by(&id, &key(), NOW.plus(HOUR), other));
+        assert_eq!(book.codes(), [(1, "station.certificate")], "{n}");
+    }
+    assert_eq!(book.codes(), []);
+}
+
+#[test]
+fn a_station_is_granted_no_profile_that_it_could_not_keep() {
+    let fault = |profile: Profile| {
+        let terms = Terms { profile, ..terms() };
+        StationCaGrant::new(&terms, ProvenKey::of(&key())).unwrap_err()
+    };
+    let host = fault(Profile {
+        san: vec!["dns:{id}.devices.example.com".parse().unwrap()],
+        ..Profile::default()
+    });
+    assert!(
+        host.to_string()
+            .contains("no certificate below a station names a host"),
+        "{host}"
+    );
+    for profile in [
+        Profile {
+            crl_urls: vec!["http://pki.example.com/crl/{authority}.crl".into()],
+            ..Profile::default()
+        },
+        Profile {
+            ocsp_urls: vec!["http://pki.example.com/ocsp".into()],
+            ..Profile::default()
+        },
+        Profile {
+            ca_issuer_urls: vec!["http://pki.example.com/ca/{authority}.crt".into()],
+            ..Profile::default()
+        },
+    ] {
+        let url = fault(profile);
+        assert!(url.to_string().contains("a station's CA is offline"), "{url}");
+    }
 }

@@ -44,10 +44,11 @@ async fn run(arguments: &[String]) -> Result<(), EnrolFault> {
         let device: DeviceId = device.parse().map_err(|_| usage())?;
         let tpm = tpm.first().map_or("tpm", String::as_str);
         let key_store: KeyStore = tpm.parse().map_err(EnrolFault::Key)?;
-        // Whom it believes to be the platform, from now on. Where the file comes from is the root of all trust: the image.
-        folder.pin_file(Path::new(root))?;
+        // Whom it believes to be the platform, from then on. Where the file comes from is the root of all trust: the image.
+        let roots = IdentityFolder::roots_in(Path::new(root))?;
         // Cut off anywhere, this is simply done again: the key that was made is taken up.
         let enrolment = Enrolment::new(server.parse()?, Proof::Tpm)
+            .believing(roots)
             .of(device)
             .keys_in(key_store)
             .attested();

@@ -139,7 +139,7 @@ impl LinkFault {
                 use rustls::CertificateError as C;
                 let hint = match e {
                     C::UnknownIssuer | C::BadSignature => {
-                        "the pinned platform root did not issue the platform's certificate: either somebody else answers, or platform-root.crt is outdated"
+                        "the platform root, pinned in platform-root.crt or given with --platform-root, did not issue the platform's certificate: somebody else answers, or the root is another platform's or outdated"
                     }
                     C::Expired | C::ExpiredContext { .. } | C::NotValidYet | C::NotValidYetContext { .. } => {
                         "check this device's clock first, then the platform's certificate"

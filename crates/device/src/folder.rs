@@ -240,40 +240,58 @@ impl IdentityFolder {
         self.key_at(&path, None, (store, None))
     }
 
-    /// Pins the first roots, by the hand of whoever sets the device up: whom it believes to be the platform from now on. The
-    /// folder is made if there is none. What is pinned already is not replaced: whoever can give another root would be the
-    /// platform.
+    /// Whom to believe to be the platform: the roots that are pinned, or, where none are, those that whoever sets the device up
+    /// gives. What is pinned already is not replaced: whoever can give another root would be the platform.
     ///
     /// # Errors
-    /// [`EnrolFault::Usage`] if another root is pinned, [`EnrolFault::Identity`] if there is none, or the folder cannot be
-    /// written.
-    pub fn pin_first(&self, roots: &[CertificateDer<'static>]) -> Result<(), EnrolFault> {
-        if roots.is_empty() {
-            return Err(damaged(&self.path.join(ROOTS), "no platform root was given").into());
-        }
+    /// [`EnrolFault::Usage`] if another root is pinned, [`EnrolFault::Identity`] if none is, and none is given.
+    pub fn roots_or(
+        &self,
+        given: &[CertificateDer<'static>],
+    ) -> Result<Vec<CertificateDer<'static>>, EnrolFault> {
         match self.roots() {
-            Ok(pinned) if roots.iter().all(|root| pinned.contains(root)) => Ok(()),
+            Ok(pinned) if given.iter().all(|root| pinned.contains(root)) => Ok(pinned),
             Ok(_) => Err(EnrolFault::Usage(format!(
                 "{} has another platform root than what was given; hint: remove platform-root.crt by hand if the platform is a new one",
                 self.path.display(),
             ))),
-            Err(_) => {
-                self.make_folder(&self.path)?;
-                Ok(self.pin(roots)?)
-            }
+            Err(fault) if given.is_empty() => Err(fault.into()),
+            Err(_) => Ok(given.to_vec()),
         }
     }
 
-    /// The same with those of a PEM file.
+    /// Pins the first roots, by the hand of whoever sets the device up, unless they are pinned already. The folder is made if
+    /// there is none.
     ///
     /// # Errors
-    /// As for [`IdentityFolder::pin_first`].
-    pub fn pin_file(&self, file: &Path) -> Result<(), EnrolFault> {
+    /// As for [`IdentityFolder::roots_or`]; [`EnrolFault::Identity`] if the folder cannot be written.
+    pub fn pin_first(&self, roots: &[CertificateDer<'static>]) -> Result<(), EnrolFault> {
+        if roots.is_empty() {
+            return Err(damaged(&self.path.join(ROOTS), "no platform root was given").into());
+        }
+        let believed = self.roots_or(roots)?;
+        if self.roots().is_err() {
+            self.make()?;
+            self.pin(&believed)?;
+        }
+        Ok(())
+    }
+
+    /// The roots in a PEM file, to be given.
+    ///
+    /// # Errors
+    /// [`IdentityFault`] if it cannot be read, or holds none.
+    pub fn roots_in(file: &Path) -> Outcome<Vec<CertificateDer<'static>>> {
         let given = certificates(file)?;
         if given.is_empty() {
-            return Err(damaged(file, "it holds no certificate in PEM").into());
+            return Err(damaged(file, "it holds no certificate in PEM"));
         }
-        self.pin_first(&given)
+        Ok(given)
+    }
+
+    /// Makes the folder, if there is none.
+    pub(crate) fn make(&self) -> Outcome<()> {
+        self.make_folder(&self.path)
     }
 
     /// Keeps what the first enrolment brought.

@@ -58,6 +58,9 @@ pub enum Proof {
 pub struct Enrolment {
     /// Where.
     pub server: EstServer,
+    /// Whom to believe to be the platform, where the folder pins nobody yet. Nothing is pinned before the platform that such a
+    /// root vouches for has issued the certificate: a wrong one is simply replaced by the right one.
+    pub platform_roots: Vec<CertificateDer<'static>>,
     /// As whom; what the certificate that comes says, if it is not given.
     pub device: Option<DeviceId>,
     /// By what.
@@ -76,12 +79,20 @@ impl Enrolment {
     pub fn new(server: EstServer, proof: Proof) -> Self {
         Self {
             server,
+            platform_roots: Vec::new(),
             device: None,
             proof,
             again: false,
             key_store: None,
             attest: false,
         }
+    }
+
+    /// With the roots to believe the platform by, where none are pinned.
+    #[must_use]
+    pub fn believing(mut self, roots: Vec<CertificateDer<'static>>) -> Self {
+        self.platform_roots = roots;
+        self
     }
 
     /// As this device, and no other.
@@ -125,10 +136,11 @@ pub async fn enrol(
         Proof::Certificate { chain, key } => (Some((chain.as_slice(), key)), None),
         Proof::Tpm => (None, None),
     };
-    let mut client = EstClient::connect(server, &folder.roots()?, folder.clock(), shown).await?;
+    let roots = folder.roots_or(&enrolment.platform_roots)?;
+    let mut client = EstClient::connect(server, &roots, folder.clock(), shown).await?;
     let bundle = client.bundle().await?;
-    pin(folder, &client, &bundle)?;
     let replaces = folder.has_identity();
+    folder.make()?;
     let _renewing = renewing(folder).await?;
     let before = replaces.then(|| folder.profile()).transpose()?;
     let key_store = match (&enrolment.key_store, &before) {
@@ -181,6 +193,8 @@ pub async fn enrol(
         key_store,
         attest,
     };
+    // Before the identity is there: it is of no use without.
+    pin(folder, &client, &bundle)?;
     if replaces {
         folder.complete_in(&profile.key_store, &chain)?;
         folder.save_profile(&profile)?;
@@ -418,7 +432,8 @@ fn pin(folder: &IdentityFolder, client: &EstClient, bundle: &Bundle) -> Result<u
     if !roots.contains(client.authenticated_by()) {
         roots.push(client.authenticated_by().clone());
     }
-    let old = folder.roots()?;
+    // None, or none that can be read, before the first enrolment.
+    let old = folder.roots().unwrap_or_default();
     let new = roots.iter().filter(|r| !old.contains(r)).count();
     if new > 0 || roots.len() != old.len() {
         folder.pin(&roots)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use countersign_identity::certificate::KeyAlgorithm;
 use countersign_identity::{DeviceId, TenantId};
 
-use crate::profile::{KeyKind, Profile};
+use crate::profile::{KeyKind, NameFault, Names, Profile};
 use crate::request::ProvenKey;
 
 /// The lifetime of a server certificate.
@@ -18,11 +18,12 @@ pub struct EnrolmentGrant {
     device: DeviceId,
     key: ProvenKey,
     profile: Profile,
+    names: Names,
 }
 
-/// Why a key does not fit a profile.
+/// Why a device or its key does not fit a profile.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum KeyMismatch {
+pub enum ProfileMismatch {
     /// Too weak, or of a kind that is never accepted.
     #[error(
         "the key is too weak or of an unknown kind; hint: use P-256, P-384, Ed25519 or RSA of 2048 bits or more"
@@ -38,6 +39,9 @@ pub enum KeyMismatch {
         /// What it accepts.
         accepted: String,
     },
+    /// The device cannot be named as this profile has it.
+    #[error(transparent)]
+    Name(#[from] NameFault),
 }
 
 impl EnrolmentGrant {
@@ -46,27 +50,29 @@ impl EnrolmentGrant {
     /// transaction that will keep the certificate.
     ///
     /// # Errors
-    /// [`KeyMismatch`].
+    /// [`ProfileMismatch`].
     pub fn new(
         tenant: TenantId,
         device: DeviceId,
         key: ProvenKey,
         profile: Profile,
-    ) -> Result<Self, KeyMismatch> {
-        let kind = KeyKind::of(KeyAlgorithm::of(key.info())).ok_or(KeyMismatch::Weak)?;
+    ) -> Result<Self, ProfileMismatch> {
+        let kind = KeyKind::of(KeyAlgorithm::of(key.info())).ok_or(ProfileMismatch::Weak)?;
         if !profile.keys.contains(&kind) {
             let accepted: Vec<_> = profile.keys.iter().map(|k| k.name()).collect();
-            return Err(KeyMismatch::Kind {
+            return Err(ProfileMismatch::Kind {
                 kind: kind.name(),
                 profile: profile.name,
                 accepted: accepted.join(", "),
             });
         }
+        let names = profile.names(&tenant, &device)?;
         Ok(Self {
             tenant,
             device,
             key,
             profile,
+            names,
         })
     }
 
@@ -88,6 +94,11 @@ impl EnrolmentGrant {
     /// What the certificate holds.
     pub fn profile(&self) -> &Profile {
         &self.profile
+    }
+
+    /// What it calls the device.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 }
 

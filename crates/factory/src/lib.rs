@@ -34,6 +34,9 @@ pub mod tlv;
 pub use batch::{Batch, BatchRefusal, BatchStanding, BatchState, DeviceStart, SigningWindow};
 pub use grant::{EnrolmentGrant, ServerGrant};
 pub use key::SoftwareKey;
-pub use profile::{CERTIFICATES_PER_DEVICE_MAX, KeyKind, Profile, ProfileKind, ProfileStep};
+pub use profile::{
+    AlternativeName, CERTIFICATES_PER_DEVICE_MAX, ExtraExtension, KeyKind, NameFault, Names, Profile,
+    ProfileKind, ProfileStep, Replaced, SanTemplate,
+};
 pub use request::{CertificateRequest, ProvenKey, RequestFault};
 pub use revocation::{RevocationReason, Revoked};

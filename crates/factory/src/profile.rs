@@ -3,12 +3,20 @@
 use std::time::Duration;
 
 use countersign_identity::certificate::KeyAlgorithm;
-use countersign_identity::{DeviceId, TenantId};
 use serde::{Deserialize, Serialize};
+
+mod extensions;
+mod names;
+
+pub use extensions::ExtraExtension;
+pub use names::{AlternativeName, NameFault, Names, Replaced, SanTemplate};
 
 /// Certificates of one device in force at once, where nothing else is set: whoever has one device's word must not fill the
 /// store, nor keep keys in stock.
 pub const CERTIFICATES_PER_DEVICE_MAX: u32 = 8;
+
+/// The most alternative names of one certificate.
+const SAN_MAX: usize = 8;
 
 /// What a certificate identifies the device for (IEEE 802.1AR-2018 section 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -97,8 +105,27 @@ pub struct Profile {
     pub keys: Vec<KeyKind>,
     /// Whether each certificate needs a key that had none before.
     pub new_key: bool,
-    /// A subject alternative name of type URI, with `{tenant}` and `{id}`; empty for none.
-    pub san_uri: String,
+    /// The subject's organization (O), with `{tenant}` and `{id}`; empty for none. Its common name is always the device id.
+    pub organization: String,
+    /// The subject's organizational unit (OU), with `{tenant}` and `{id}`; empty for none.
+    pub organizational_unit: String,
+    /// Whether the device id is the subject's serialNumber too, where it is a PrintableString.
+    pub serial_number: bool,
+    /// The alternative names.
+    pub san: Vec<SanTemplate>,
+    /// What `san` replaced.
+    #[serde(skip_serializing)]
+    pub san_uri: Replaced,
+    /// Where revocation lists are (cRLDistributionPoints), with `{authority}`.
+    pub crl_urls: Vec<String>,
+    /// Where OCSP is answered (authorityInfoAccess), with `{authority}`.
+    pub ocsp_urls: Vec<String>,
+    /// Where the issuer's certificate is (authorityInfoAccess), with `{authority}`.
+    pub ca_issuer_urls: Vec<String>,
+    /// Extensions of the operator's own.
+    pub extensions: Vec<ExtraExtension>,
+    /// Whether its certificates open data sessions; one of a factory profile may be for enrolment alone.
+    pub data_sessions: bool,
     /// Whether the server may make the key (EST serverkeygen). The key then travels, and is not kept.
     pub server_keys: bool,
     /// Whether the renewal lane may issue for the key of the expired certificate.
@@ -113,7 +140,16 @@ impl Default for Profile {
             lifetime_days: 90,
             keys: vec![KeyKind::P256, KeyKind::P384, KeyKind::Ed25519, KeyKind::Rsa],
             new_key: false,
-            san_uri: String::new(),
+            organization: "{tenant}".into(),
+            organizational_unit: String::new(),
+            serial_number: true,
+            san: Vec::new(),
+            san_uri: Replaced,
+            crl_urls: Vec::new(),
+            ocsp_urls: Vec::new(),
+            ca_issuer_urls: Vec::new(),
+            extensions: Vec::new(),
+            data_sessions: true,
             server_keys: false,
             lane_same_key: false,
         }
@@ -137,15 +173,6 @@ impl Profile {
     /// How long its certificates last; `None`: for ever.
     pub fn lifetime(&self) -> Option<Duration> {
         (self.lifetime_days > 0).then(|| Duration::from_secs(u64::from(self.lifetime_days) * 86_400))
-    }
-
-    /// The URI for one device; `None` if the profile has none.
-    pub fn uri(&self, tenant: &TenantId, device: &DeviceId) -> Option<String> {
-        (!self.san_uri.is_empty()).then(|| {
-            self.san_uri
-                .replace("{tenant}", tenant.as_str())
-                .replace("{id}", device.as_str())
-        })
     }
 
     /// Checks what types cannot.
@@ -181,12 +208,48 @@ impl Profile {
                 self.name
             ));
         }
-        if !self.san_uri.is_empty() && (!self.san_uri.contains(':') || !self.san_uri.contains("{id}")) {
+        if !self.data_sessions && self.kind != ProfileKind::Factory {
             return Err(format!(
-                "profile {}: san_uri must be an absolute URI with {{id}} in it",
+                "profile {}: data_sessions = false is for factory profiles; operational certificates are what opens data sessions",
                 self.name
             ));
+        }
+        self.check_names()
+            .and_then(|()| self.check_extensions())
+            .map_err(|what| format!("profile {}: {what}", self.name))
+    }
+
+    fn check_names(&self) -> Result<(), String> {
+        for (key, template) in [
+            ("organization", &self.organization),
+            ("organizational_unit", &self.organizational_unit),
+        ] {
+            names::check_placeholders(key, template, &["{tenant}", "{id}"])?;
+            if template.chars().any(char::is_control) || template.trim() != template || template.len() > 256 {
+                return Err(format!(
+                    "{key} {template:?} is no name: at most 256 bytes, no control characters, no white space at its ends"
+                ));
+            }
+        }
+        if self.san.len() > SAN_MAX {
+            return Err(format!(
+                "san has {} names, and there may be {SAN_MAX}",
+                self.san.len()
+            ));
+        }
+        if let Some(n) = (1..self.san.len()).find(|n| self.san[..*n].contains(&self.san[*n])) {
+            return Err(format!("san has {:?} twice", self.san[n].to_string()));
+        }
+        // No purpose is every purpose: with a host's name it could stand for a server.
+        let names_host = self.san.iter().any(|san| matches!(san, SanTemplate::Dns(_)));
+        if names_host && self.kind == ProfileKind::Factory {
+            return Err(
+                "a factory certificate names no purpose (extKeyUsage), and with dns: in san it could stand for a server; give operational certificates host names".into(),
+            );
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

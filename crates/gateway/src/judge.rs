@@ -17,7 +17,7 @@ use countersign_policy::facts::{ConnectFacts, CredentialKind, RegistryUnavailabl
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{
     Admission as FirstContacts, ClientIdMode, CredentialFacts, CredentialState, Denial, DenialCode,
-    DeviceFacts, FactSource,
+    DeviceFacts, FactSource, StationFacts,
 };
 use rustls::pki_types::CertificateDer;
 
@@ -150,17 +150,24 @@ pub fn identify(
         {
             Ok(None)
         }
-        (Some(_), None) => Err(Denial::new(
-            DenialCode::UnknownCredential,
-            format!(
-                "device {id} is known, the certificate with serial {} is not",
-                leaf.serial
-            ),
-        )),
-        (None, _) => Err(Denial::new(
-            DenialCode::UnknownDevice,
-            format!("tenant {} has no device {id}", anchor.tenant),
-        )),
+        (device, _) => {
+            // Nothing but its journal registers what a station issued.
+            let station = facts.station(&anchor.tenant, &leaf.issuer_der);
+            Err(match (station, device) {
+                (Some(station), _) if !is_registered => station.denial(id),
+                (_, Some(_)) => Denial::new(
+                    DenialCode::UnknownCredential,
+                    format!(
+                        "device {id} is known, the certificate with serial {} is not",
+                        leaf.serial
+                    ),
+                ),
+                (_, None) => Denial::new(
+                    DenialCode::UnknownDevice,
+                    format!("tenant {} has no device {id}", anchor.tenant),
+                ),
+            })
+        }
     }
 }
 
@@ -366,6 +373,10 @@ impl FactSource for Proposed<'_> {
 
     fn device(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<DeviceFacts>> {
         self.facts.device(tenant, device)
+    }
+
+    fn station(&self, tenant: &TenantId, issuer: &[u8]) -> Option<StationFacts> {
+        self.facts.station(tenant, issuer)
     }
 
     fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)> {

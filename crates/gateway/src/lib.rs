@@ -39,7 +39,7 @@ pub use countersign_identity::Clock;
 pub use gateway::{BindError, Foundation, Gateway, SessionView};
 pub use handshake::config::{Protocol, ServerIdentity, ServerIdentityError, TlsMinimum};
 pub use handshake::ticket::{Resumption, TicketKeys, TicketSettings};
-pub use http::{AdmittedDevice, DeviceHttp, DeviceSession, HttpPublish, NoHttp};
+pub use http::{AdmittedDevice, DeviceHttp, DeviceSession, EnrollingDevice, HttpPublish, NoHttp};
 pub use limits::Limits;
 pub use metrics::Metrics;
 pub use network::{Network, NetworkError};

@@ -46,6 +46,9 @@ pub struct Limits {
     pub packet_bytes_max: usize,
     /// Without any packet for this long a session ends even if it asked for no keep-alive. Default 1 h.
     pub idle_max: Duration,
+    /// Without a request for this long an HTTP connection is closed. Default 60 s: each holds one of its device's sessions, and a
+    /// connection whose other end is gone says nothing.
+    pub http_idle: Duration,
     /// The longest a session may last before the device must prove itself again; each ends in the last fifth of it. Default
     /// 24 h.
     pub session_age_max: Duration,
@@ -105,6 +108,7 @@ impl Default for Limits {
             connect_bytes_max: 16 * 1024,
             packet_bytes_max: 256 * 1024,
             idle_max: Duration::from_secs(3600),
+            http_idle: Duration::from_secs(60),
             session_age_max: Duration::from_secs(24 * 3600),
             verified_chains_max: 65_536,
             sessions_per_device_max: 8,

@@ -17,6 +17,8 @@ pub struct Metrics {
     pub admitted: AtomicU64,
     /// Peers that went away before an answer.
     pub abandoned: AtomicU64,
+    /// Exchanges by a certificate that is for enrolment alone, whose device enrolled.
+    pub enrolment_only: AtomicU64,
     /// Connections held now, in any stage.
     pub connections: AtomicU64,
     /// Handshakes under way now.
@@ -25,6 +27,8 @@ pub struct Metrics {
     pub refusals_unlogged: AtomicU64,
     /// Credentials that came to be suspected to have two holders.
     pub clones_suspected: AtomicU64,
+    /// Devices with sessions at two addresses that were not watched: too many others were.
+    pub clones_unwatched: AtomicU64,
     /// PUBLISH packets accepted from devices.
     pub publishes_in: AtomicU64,
     /// PUBLISH packets sent to subscribers.
@@ -65,10 +69,12 @@ impl Default for Metrics {
             accepted: AtomicU64::default(),
             admitted: AtomicU64::default(),
             abandoned: AtomicU64::default(),
+            enrolment_only: AtomicU64::default(),
             connections: AtomicU64::default(),
             handshakes: AtomicU64::default(),
             refusals_unlogged: AtomicU64::default(),
             clones_suspected: AtomicU64::default(),
+            clones_unwatched: AtomicU64::default(),
             publishes_in: AtomicU64::default(),
             publishes_out: AtomicU64::default(),
             publishes_denied: AtomicU64::default(),

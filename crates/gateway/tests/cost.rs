@@ -62,6 +62,7 @@ impl FactSource for Facts {
             kind: CredentialKind::Operational,
             state: CredentialState::Active,
             custody: Custody::Unknown,
+            opens_data_sessions: true,
             generation: Generation(1),
         })
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls_pki_types::CertificateDer;
 
 use crate::certificate::{CertificateError, CertificateFacts};
-use crate::id::{AuthorityId, Generation, TenantId};
+use crate::id::{AuthorityId, Fingerprint, Generation, TenantId};
 use crate::path::{INTERMEDIATES_MAX, NameRules, STEPS_MAX};
 use crate::raw::{RawCertificate, RawKey};
 use crate::revocation::KeptLists;
@@ -230,16 +230,28 @@ impl AnchorIndex {
             )
     }
 
-    /// The anchor of an authority, as it is now.
-    pub(crate) fn named(
-        &self,
+    /// The anchors of a tenant with this name and key: one CA may be registered in several certificates.
+    pub(crate) fn registered_as<'a>(
+        &'a self,
+        tenant: &'a TenantId,
         subject_der: &[u8],
-        tenant: &TenantId,
-        authority: &AuthorityId,
-    ) -> Option<&Arc<Anchor>> {
-        let of_name = self.by_name.get(subject_der)?.iter();
-        of_name
-            .filter(|a| a.tenant == *tenant)
+        key: &'a Fingerprint,
+    ) -> impl Iterator<Item = &'a Arc<Anchor>> {
+        let named = self
+            .by_name
+            .get(subject_der)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        named
+            .iter()
+            .filter(move |a| a.facts.public_key_sha256 == *key && a.tenant == *tenant)
+    }
+
+    /// The anchor of an authority, as it is now. All are looked at: for what happens seldom.
+    pub fn of_authority(&self, authority: &AuthorityId) -> Option<&Arc<Anchor>> {
+        self.by_name
+            .values()
+            .flatten()
             .find(|a| a.authority == *authority)
     }
 

@@ -28,7 +28,7 @@ pub const ATTRIBUTE_SERIAL_NUMBER: ObjectIdentifier = ObjectIdentifier::new_unwr
 pub const ATTRIBUTE_COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
 /// id-on-hardwareModuleName (RFC 4108 section 5).
-const HARDWARE_MODULE_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.8.4");
+pub const HARDWARE_MODULE_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.8.4");
 
 /// Why bytes are not a certificate that we read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -161,7 +161,7 @@ impl VerifiedChain {
         let nodes = std::iter::once(Node::new(&leaf, leaf_der))
             .chain(above.iter().map(|(facts, der)| Node::new(facts, der)))
             .collect::<Result<Vec<_>, _>>()?;
-        let found = Search::new(nodes, &candidates, demands, terms)
+        let found = Search::new(nodes, &candidates, anchors, demands, terms)
             .run()
             // Perhaps there is a path among what was left out: that is another answer than "there is none".
             .map_err(|fault| match fault {

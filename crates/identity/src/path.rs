@@ -9,14 +9,15 @@ mod digest;
 mod held;
 mod names;
 mod policy;
+mod registered;
 
 use std::sync::Arc;
 
-use crate::anchor::{Anchor, AnchorState};
+use crate::anchor::{Anchor, AnchorIndex, AnchorState};
 use crate::certificate::CertificateFacts;
 use crate::chain::{ChainDemands, ChainFault};
 use crate::raw::{RawCertificate, RawFault, RawKey};
-use crate::revocation::{CheckedLists, ListIssuer, Status};
+use crate::revocation::{CheckedLists, ListIssuer};
 use crate::timestamp::Timestamp;
 
 pub use digest::PathDigest;
@@ -82,6 +83,8 @@ impl Terms {
 pub(crate) struct Search<'a> {
     nodes: Vec<Node<'a>>,
     anchors: &'a [Arc<Anchor>],
+    /// All that is registered: what of it stands in the path may have ended.
+    registered: &'a AnchorIndex,
     demands: &'a ChainDemands<'a>,
     terms: Terms,
     /// By node and signing key.
@@ -98,12 +101,14 @@ impl<'a> Search<'a> {
     pub(crate) fn new(
         nodes: Vec<Node<'a>>,
         anchors: &'a [Arc<Anchor>],
+        registered: &'a AnchorIndex,
         demands: &'a ChainDemands<'a>,
         terms: Terms,
     ) -> Self {
         Self {
             nodes,
             anchors,
+            registered,
             demands,
             terms,
             signatures: Vec::new(),
@@ -178,13 +183,12 @@ impl<'a> Search<'a> {
                     Ok(digest) => {
                         let above = || path.iter().skip(1).map(|n| &self.nodes[*n]);
                         let ends = above().map(|n| n.facts.not_after);
-                        let held = path.iter().map(|n| &self.nodes[*n]);
-                        let held = held.map(|n| (n.facts.issuer_der.as_slice(), n.raw.serial));
+                        let nodes: Vec<Node<'a>> = path.iter().map(|n| self.nodes[*n]).collect();
                         return Some(Found {
                             anchor: anchor.clone(),
                             intermediates: path.len() - 1,
                             digest,
-                            held: Arc::new(HeldPath::of(anchor, held)),
+                            held: Arc::new(HeldPath::of(anchor, registered::issued(&nodes, anchor))),
                             above_ends: ends.fold(anchor.facts.not_after, Timestamp::min),
                         });
                     }
@@ -285,7 +289,7 @@ impl<'a> Search<'a> {
         path_length(&nodes, anchor)?;
         name_constraints(&nodes, anchor)?;
         policies(&nodes)?;
-        kept_lists(&nodes, anchor, self.terms.now)?;
+        registered::check(self.registered, self.anchors, &nodes, anchor, self.terms.now)?;
         self.revocation(&nodes, anchor)?;
         Ok(digest)
     }
@@ -315,36 +319,9 @@ impl<'a> Search<'a> {
             let status = lists
                 .status(node.facts, node.der, node.raw.serial, &issuers, self.terms.now)
                 .map_err(malformed)?;
-            told(node, status)?;
+            registered::told(node, status)?;
         }
         Ok(())
-    }
-}
-
-/// What the lists say that are kept for the authority.
-fn kept_lists(nodes: &[Node<'_>], anchor: &Anchor, now: Timestamp) -> Result<(), ChainFault> {
-    let Some(lists) = anchor.lists() else {
-        return Ok(());
-    };
-    for node in nodes {
-        let issuer = node.facts.issuer_der.as_slice();
-        let required = issuer == anchor.facts.subject_der;
-        told(node, lists.status(issuer, node.raw.serial, required, now))?;
-    }
-    Ok(())
-}
-
-fn told(node: &Node<'_>, status: Status) -> Result<(), ChainFault> {
-    match status {
-        Status::Good => Ok(()),
-        Status::Revoked => Err(ChainFault::Revoked {
-            subject: node.facts.subject_text.clone(),
-            serial: node.facts.serial.clone(),
-        }),
-        Status::Unknown => Err(ChainFault::RevocationUnknown {
-            subject: node.facts.subject_text.clone(),
-            issuer: node.facts.issuer_text.clone(),
-        }),
     }
 }
 

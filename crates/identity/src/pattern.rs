@@ -32,6 +32,34 @@ impl IdPattern {
         }
         reached[id.len()]
     }
+
+    /// Whether some text fits both. Linear in the product of both lengths, which are at most 64.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (a, b) = (self.0.as_bytes(), other.0.as_bytes());
+        // reached[j]: the part of `a` and the first j bytes of `b` have a text in common.
+        let mut reached = vec![false; b.len() + 1];
+        reached[0] = true;
+        for j in 0..b.len() {
+            reached[j + 1] = reached[j] && b[j] == b'*';
+        }
+        for p in a {
+            let before = reached.clone();
+            reached[0] = before[0] && *p == b'*';
+            for (j, q) in b.iter().enumerate() {
+                reached[j + 1] = match (*p, *q) {
+                    (b'*', _) | (_, b'*') => before[j + 1] || reached[j],
+                    (p, q) => before[j] && (p == q || p == b'?' || q == b'?'),
+                };
+            }
+        }
+        reached[b.len()]
+    }
+
+    /// What every text that fits begins with.
+    pub fn prefix(&self) -> &str {
+        let end = self.0.find(['*', '?']).unwrap_or(self.0.len());
+        &self.0[..end]
+    }
 }
 
 impl FromStr for IdPattern {
@@ -92,5 +120,31 @@ mod tests {
         for bad in ["", "a/b", "a#", "ü"] {
             assert!(bad.parse::<IdPattern>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn patterns_overlap_if_some_text_fits_both() {
+        for (a, b, overlap) in [
+            ("SN-*", "SN-4*", true),
+            ("SN-*", "SM-*", false),
+            ("SN-1?", "SN-2?", false),
+            ("SN-?", "SN-??", false),
+            ("SN-?*", "SN-??", true),
+            ("*-eu", "de-*", true),
+            ("*-eu", "*-us", false),
+            ("*a*b", "b*a", false),
+            ("*a*b", "b*a*", true),
+            ("abc", "abc", true),
+            ("abc", "ab", false),
+            ("ab*", "ab", true),
+            ("*", "x", true),
+            ("**", "?*?", true),
+        ] {
+            let (p, q): (IdPattern, IdPattern) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!(p.overlaps(&q), overlap, "{a} {b}");
+            assert_eq!(q.overlaps(&p), overlap, "{b} {a}");
+        }
+        let prefix = |text: &str| text.parse::<IdPattern>().unwrap().prefix().to_owned();
+        assert_eq!(["SN-*", "a?b*", "*", "abc"].map(prefix), ["SN-", "a", "", "abc"]);
     }
 }

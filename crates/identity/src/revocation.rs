@@ -222,6 +222,31 @@ impl RevocationList {
         self.entries.keys().map(AsRef::as_ref)
     }
 
+    /// The distribution point that it is the list of, as its names in DER; empty if it is the only one of its issuer. An issuer may
+    /// divide what it revokes among several lists (section 5.2.5), of which each certificate names its own.
+    ///
+    /// # Errors
+    /// [`ListFault::Malformed`].
+    pub fn point(&self) -> Result<Vec<u8>, ListFault> {
+        let names = self
+            .point_names()
+            .map_err(|e| ListFault::Malformed(e.to_string()))?;
+        let der = names.map(|names| names.to_der()).transpose();
+        Ok(der
+            .map_err(|e| ListFault::Malformed(e.to_string()))?
+            .unwrap_or_default())
+    }
+
+    fn point_names(&self) -> Result<Option<Vec<GeneralName>>, der::Error> {
+        let Some(scope) = &self.scope else {
+            return Ok(None);
+        };
+        full_names(
+            scope.distribution_point.as_ref(),
+            &Name::from_der(&self.issuer_der)?,
+        )
+    }
+
     /// Whether the next one was due before `now`. One that does not say when counts as stale.
     pub fn is_stale_at(&self, now: Timestamp) -> bool {
         self.next_update.is_none_or(|next| next < now)
@@ -325,6 +350,8 @@ pub struct KeptLists {
 #[derive(Debug)]
 struct KeptList {
     issuer_der: Vec<u8>,
+    /// The names of the distribution point that it is the list of; `None`: it is of all certificates.
+    point: Option<Vec<GeneralName>>,
     next_update: Timestamp,
     serials: HashSet<Box<[u8]>>,
 }
@@ -336,6 +363,8 @@ impl KeptLists {
             .into_iter()
             .map(|list| KeptList {
                 issuer_der: list.issuer_der.clone(),
+                // Names that cannot be read are no certificate's: nothing is covered by them. They were read when it was taken.
+                point: list.point_names().unwrap_or_else(|_| Some(Vec::new())),
                 next_update: list.next_update.unwrap_or(list.this_update),
                 serials: list.serials().map(Into::into).collect(),
             })
@@ -343,22 +372,53 @@ impl KeptLists {
         Self { when_stale, lists }
     }
 
-    /// What they say of a certificate of `issuer`. `required`: the issuer is the authority itself, whose list must be here.
-    pub(crate) fn status(&self, issuer: &[u8], serial: &[u8], required: bool, now: Timestamp) -> Status {
-        let mut found = false;
+    /// Whether an authority's own certificates are admitted by them at all: one of its lists is current, or none need be.
+    pub fn is_current_for(&self, authority: &CertificateFacts, now: Timestamp) -> bool {
+        let own = |l: &&KeptList| l.issuer_der == authority.subject_der;
+        self.when_stale == WhenStale::LastKnown || self.lists.iter().filter(own).any(|l| l.next_update >= now)
+    }
+
+    /// Whether one of them names a certificate of `issuer`, whichever it should be on.
+    pub(crate) fn revoke(&self, issuer: &[u8], serial: &[u8]) -> bool {
+        let mut of_issuer = self.lists.iter().filter(|l| l.issuer_der == issuer);
+        of_issuer.any(|l| l.serials.contains(serial))
+    }
+
+    /// What they say of `certificate` (DER), which is of `issuer`. `required`: the issuer is the authority itself, whose list for
+    /// it must be here. So must be one for it where there is any other of its issuer: one part of what is revoked says nothing
+    /// of the rest.
+    pub(crate) fn status(
+        &self,
+        issuer: &[u8],
+        serial: &[u8],
+        certificate: &[u8],
+        required: bool,
+        now: Timestamp,
+    ) -> Status {
+        if self.revoke(issuer, serial) {
+            return Status::Revoked;
+        }
+        if self.when_stale == WhenStale::LastKnown {
+            return Status::Good;
+        }
+        let (mut any, mut current) = (required, false);
+        let mut points = None;
         for list in self.lists.iter().filter(|l| l.issuer_der == issuer) {
-            found = true;
-            if list.serials.contains(serial) {
-                return Status::Revoked;
-            }
-            if list.next_update < now && self.when_stale == WhenStale::Refuse {
-                return Status::Unknown;
-            }
+            any = true;
+            let covers = match &list.point {
+                None => true,
+                Some(names) => points
+                    .get_or_insert_with(|| points_of(certificate).ok().flatten().unwrap_or_default())
+                    .iter()
+                    .filter(|p| p.of_issuer)
+                    .any(|p| p.names.iter().flatten().any(|n| names.contains(n))),
+            };
+            current |= covers && list.next_update >= now;
         }
-        if !found && required && self.when_stale == WhenStale::Refuse {
-            return Status::Unknown;
+        match any && !current {
+            true => Status::Unknown,
+            false => Status::Good,
         }
-        Status::Good
     }
 }
 

@@ -82,6 +82,9 @@ pub struct ClaimFacts {
     /// Whether the device has or had a certificate in use for another key, and it was not revoked: whoever finds a claim
     /// must not become a device whose certificate merely expired.
     pub is_enrolled: bool,
+    /// Whether a certificate of the device was revoked because somebody else has a key. Then somebody else may have all that the
+    /// device had, the claim included.
+    pub is_compromised: bool,
 }
 
 /// Why a claim does not enrol a device.
@@ -97,6 +100,8 @@ pub enum ClaimRefusal {
     NotListed,
     /// The quota is used up.
     Quota,
+    /// Somebody else has, or had, a key of the device.
+    Compromised,
     /// The device was enrolled before.
     Enrolled,
     /// It was enrolled for this key, and the certificate is not to be had again.
@@ -105,12 +110,13 @@ pub enum ClaimRefusal {
 
 impl ClaimRefusal {
     /// All of them, in the order in which they are looked for.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Unknown,
         Self::Revoked,
         Self::Expired,
         Self::NotListed,
         Self::Quota,
+        Self::Compromised,
         Self::Enrolled,
         Self::Renewal,
     ];
@@ -123,6 +129,7 @@ impl ClaimRefusal {
             Self::Expired => "claim.expired",
             Self::NotListed => "claim.not-listed",
             Self::Quota => "claim.quota",
+            Self::Compromised => "claim.compromised",
             Self::Enrolled => "claim.enrolled",
             Self::Renewal => "claim.renewal",
         }
@@ -136,6 +143,9 @@ impl ClaimRefusal {
             Self::Expired => "the claim's time is over",
             Self::NotListed => "the id is not one that this claim enrols",
             Self::Quota => "the claim's quota is used up",
+            Self::Compromised => {
+                "a certificate of the device was revoked for a compromised key: whoever has that may have the claim too"
+            }
             Self::Enrolled => "the device was enrolled before, for another key",
             Self::Renewal => "the device was enrolled before, for this key, and a claim renews nothing",
         }
@@ -152,6 +162,7 @@ impl ClaimRefusal {
             Self::Quota => {
                 "see what it minted (countersign factory claim show); if that is as it should be, make another"
             }
+            Self::Compromised => "give the device a one-time secret: countersign device secret ID",
             Self::Enrolled => {
                 "renew by that certificate; if its key is lost: countersign device revoke, then enrol again"
             }
@@ -187,6 +198,9 @@ pub fn decide(facts: &ClaimFacts, now: Timestamp) -> Result<(), ClaimRefusal> {
     if facts.quota.is_some_and(|(quota, used)| used >= quota) {
         return Err(ClaimRefusal::Quota);
     }
+    if facts.is_compromised {
+        return Err(ClaimRefusal::Compromised);
+    }
     if facts.is_enrolled {
         return Err(ClaimRefusal::Enrolled);
     }
@@ -206,6 +220,7 @@ mod tests {
             is_listed: true,
             quota: Some((10, 9)),
             is_enrolled: false,
+            is_compromised: false,
         };
         assert_eq!(decide(&good, NOW), Ok(()));
         let check = |change: &dyn Fn(&mut ClaimFacts), refusal| {
@@ -219,6 +234,7 @@ mod tests {
         check(&|f| f.quota = Some((10, 10)), ClaimRefusal::Quota);
         check(&|f| f.quota = Some((0, 0)), ClaimRefusal::Quota);
         check(&|f| f.is_enrolled = true, ClaimRefusal::Enrolled);
+        check(&|f| f.is_compromised = true, ClaimRefusal::Compromised);
         assert!("line-1".parse::<ClaimId>().is_ok());
         for bad in ["", "a/b", "a b", &"x".repeat(65)] {
             assert!(bad.parse::<ClaimId>().is_err(), "{bad}");

@@ -7,7 +7,8 @@
 //!
 //! | evidence | weight |
 //! |---|---|
-//! | who was replaced answered by closing its connection in order | 1 |
+//! | who was replaced answered by closing its connection in order, and not from the address of its successor | 1 |
+//! | the same from its successor's address (a device that opens a new connection before it closes the old one) | ¼ |
 //! | the same by a reset, from another address (a device that restarts resets too, from its own) | ½ |
 //! | who was replaced, and had closed in order, came back within a minute and replaced the other | 1 |
 //! | two sessions from two addresses were active by turns, within the same moments | ¾ |
@@ -243,6 +244,8 @@ impl CloneWatch {
     ) -> Option<Told> {
         let account = self.account(credential, now);
         let weight = match answer {
+            // A device may open a new connection before it closes the old one.
+            Answer::Closed if account.suspicion.sources.last() == Some(&old) => ONE / 4,
             Answer::Closed => ONE,
             // A device that restarted knows nothing of the connection that it had, and it comes from its own address.
             Answer::Reset if account.suspicion.sources.last() == Some(&old) => return None,

@@ -18,13 +18,14 @@ use crate::compile::{self, Compiled, Fit};
 pub use crate::compile::{ConnectReads, PolicyFault, PolicyProblem, SCHEMA_TEXT, texts, validate};
 use crate::denial::{Denial, DenialCode};
 use crate::facts::{
-    ConnectFacts, CredentialKind, CredentialState, Custody, DeviceFacts, Generations, TlsFacts,
+    ConnectFacts, CredentialFacts, CredentialKind, CredentialState, Custody, DeviceFacts, Generations,
+    TlsFacts,
 };
 use crate::lifecycle::LifecycleState;
 pub use crate::permit::{AdmissionPermit, PublishPermit, SubscribePermit};
-use crate::quarantine;
 use crate::request;
 pub use crate::spaces::{SpaceSet, TopicSpace};
+use crate::{offered, quarantine};
 
 /// The policies every tenant starts with.
 pub const DEFAULT_POLICY: &str = include_str!("default.cedar");
@@ -242,6 +243,9 @@ impl TenantPolicy {
         }
         lifecycle(device.state)?;
         credential_state(credential.state)?;
+        if !credential.opens_data_sessions {
+            return Err(enrol_only(device, credential));
+        }
         let permit = AdmissionPermit {
             tenant: device.tenant.clone(),
             device: device.id.clone(),
@@ -282,6 +286,7 @@ impl TenantPolicy {
     ) -> Result<PublishPermit<'s>, Denial> {
         self.current(admission, device)?;
         quarantine::seal(Action::Publish, device, &self.spaces, asked)?;
+        offered::publish(asked.qos, asked.retain)?;
         let policies = self.verdict(Action::Publish, admission, device, asked)?;
         Ok(PublishPermit {
             admission,
@@ -358,6 +363,7 @@ impl TenantPolicy {
     ) -> Result<SubscribePermit<'s>, Denial> {
         self.current(admission, device)?;
         quarantine::seal(Action::Subscribe, device, &self.spaces, asked)?;
+        offered::subscribe(filter)?;
         let policies = self.verdict(Action::Subscribe, admission, device, asked)?;
         Ok(SubscribePermit {
             admission,
@@ -501,6 +507,22 @@ impl TenantPolicy {
             (Decision::Deny, _) => Err((DenialCode::TopicForbidden, policies)),
         }
     }
+}
+
+/// No policy can open what the profile closes. The quarantine lane is a data session too, and to enrol a device must be
+/// active.
+fn enrol_only(device: &DeviceFacts, credential: &CredentialFacts) -> Denial {
+    let code = match device.state {
+        LifecycleState::Quarantined => DenialCode::DeviceQuarantined,
+        _ => DenialCode::EnrolOnly,
+    };
+    Denial::new(
+        code,
+        format!(
+            "the {} certificate of device {} is for enrolment alone, by its profile",
+            credential.kind, device.id
+        ),
+    )
 }
 
 fn lifecycle(state: LifecycleState) -> Result<(), Denial> {

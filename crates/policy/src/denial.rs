@@ -333,6 +333,12 @@ catalogue! {
     UnknownCredential "credential.unknown" Identify Connack { v311: 5, v5: 0x87 },
         "the device is known, but this certificate is not registered for it",
         "register the certificate: countersign device import; only an authority of mode known-device learns one for a known device";
+    NotReconciled "credential.not-reconciled" Identify Connack { v311: 5, v5: 0x87 },
+        "the certificate comes from an offline factory station whose journal has not told of it yet",
+        "hand in the station's journal: countersign-station export writes it, countersign factory reconcile takes it, and says why if it refuses this certificate";
+    StationRevoked "credential.station-revoked" Identify Connack { v311: 5, v5: 0x87 },
+        "the certificate comes from an offline factory station that was revoked before its journal told of it",
+        "give the device a new identity if it is trusted: countersign device provision";
     CredentialOfOther "credential.of-other-device" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate names another device than the one it is registered for",
         "look at both devices: the certificate's identity and its registration must agree";
@@ -345,6 +351,9 @@ catalogue! {
     FirstContactSharedKey "first-contact.shared-key" Identify Connack { v311: 5, v5: 0x87 },
         "the key of the new certificate belongs to another device already",
         "look at both devices: a key that two of them hold was copied; give each a key of its own";
+    FirstContactRevokedKey "first-contact.revoked-key" Identify Connack { v311: 5, v5: 0x87 },
+        "a certificate for the same key was revoked, other than as superseded",
+        "give the device a new key, and a certificate for that";
     FirstContactRevokedBefore "first-contact.revoked-before" Identify Connack { v311: 5, v5: 0x87 },
         "the certificate had been revoked or replaced after the backup was made that the registry was restored from",
         "provision the device anew if it is trusted again: countersign device provision";
@@ -373,6 +382,9 @@ catalogue! {
     DeviceDecommissioned "device.decommissioned" Policy Connack { v311: 5, v5: 0x8a },
         "the device was decommissioned; that is final",
         "if the hardware returns to service, give it a new id and a new key";
+    EnrolOnly "credential.enrol-only" Policy Connack { v311: 5, v5: 0x87 },
+        "the profile of the device's factory certificate has it enrol, and open no data sessions",
+        "let the device enrol for an operational certificate (EST, on an enrolment listener or over HTTPS on this one) and connect with that; or set data_sessions in the profile";
     PolicyForbids "policy.forbidden" Policy Connack { v311: 5, v5: 0x87 },
         "a policy forbids it",
         "look at the policies named with the denial";

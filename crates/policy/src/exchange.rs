@@ -136,6 +136,8 @@ pub enum Outcome {
     RefusedByDevice,
     /// The peer went away before an answer.
     Abandoned,
+    /// No session: the certificate is for enrolment alone, and that is what the device came for, over HTTPS.
+    EnrolmentOnly,
 }
 
 impl Outcome {
@@ -146,6 +148,7 @@ impl Outcome {
             Self::Refused => "refused",
             Self::RefusedByDevice => "refused-by-device",
             Self::Abandoned => "abandoned",
+            Self::EnrolmentOnly => "enrolment-only",
         }
     }
 }
@@ -161,6 +164,11 @@ impl ExchangeId {
     pub fn new(started: Timestamp, counter: u32) -> Self {
         let ms = u64::try_from(started.unix_ms()).unwrap_or(0);
         Self((ms << 22) | u64::from(counter & 0x003f_ffff))
+    }
+
+    /// When it began.
+    pub fn started(self) -> Timestamp {
+        Timestamp::from_unix_ms(i64::try_from(self.0 >> 22).unwrap_or(i64::MAX))
     }
 
     /// From the number a store keeps.

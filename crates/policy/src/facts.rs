@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::decide::TenantPolicy;
 use crate::first_contact::Admission;
 use crate::lifecycle::LifecycleState;
+use crate::station::StationFacts;
 
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -139,6 +140,8 @@ pub struct CredentialFacts {
     pub state: CredentialState,
     /// How its key is held.
     pub custody: Custody,
+    /// Whether it may open data sessions. One of a factory profile may be for enrolment alone.
+    pub opens_data_sessions: bool,
     /// Grows with every change of the credential that could alter an admission.
     pub generation: Generation,
 }
@@ -303,6 +306,11 @@ pub trait FactSource: Send + Sync {
 
     /// A device; `None` if it is not known.
     fn device(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<DeviceFacts>>;
+
+    /// The offline factory station of a tenant whose certificates bear this issuer, DER; `None` if it is none's.
+    fn station(&self, _tenant: &TenantId, _issuer: &[u8]) -> Option<StationFacts> {
+        None
+    }
 
     /// State and generation of an authority now; `None` if it is not known.
     fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)>;

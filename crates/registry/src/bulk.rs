@@ -13,9 +13,7 @@ use rusqlite::params;
 use serde_json::json;
 
 use crate::change::Actor;
-use crate::credential::{
-    IssuanceRules, IssueOutcome, IssueRequest, NewCredential, ProfileChoice, Requester, read_credential,
-};
+use crate::credential::{IssuanceRules, IssueOutcome, IssueRequest, NewCredential, ProfileChoice, Requester};
 use crate::error::RegistryError;
 use crate::minting::unminted;
 use crate::store::Registry;
@@ -217,6 +215,7 @@ impl<'a> Run<'a> {
             certificate: issued.certificate.clone(),
             authority: authority.clone(),
             repeated: false,
+            added: false,
         };
         if self.issuing.as_ref() != Some(authority) {
             scope.need_issuing(authority)?;
@@ -314,7 +313,7 @@ impl<'a> Run<'a> {
     }
 
     fn revoke(&self, scope: &mut Scope<'_>, fingerprint: Fingerprint) -> Result<(), RegistryError> {
-        if let Some(facts) = read_credential(scope.tx, &fingerprint)? {
+        if let Some(facts) = scope.read_credential(&fingerprint)? {
             scope.move_credential(
                 facts,
                 CredentialState::Revoked,

@@ -165,6 +165,18 @@ impl Scope<'_> {
         Ok(())
     }
 
+    /// Adds a device that is not there.
+    pub(crate) fn add_device(
+        &mut self,
+        actor: &Actor,
+        tenant: &TenantId,
+        new: &NewDevice,
+    ) -> Result<(), RegistryError> {
+        self.put_device(tenant, new, Lifecycle::new(new.state), self.now)?;
+        let detail = json!({ "model": new.model, "groups": new.groups, "state": new.state.name() });
+        self.audit(actor, "device.add", tenant.as_str(), new.id.as_str(), &detail)
+    }
+
     /// Puts a device that has none into a batch. Its facts are written once more: policies may speak of the batch.
     pub(crate) fn put_in_batch(
         &mut self,
@@ -361,9 +373,7 @@ impl Registry {
             if let Some(authority) = &new.authority {
                 scope.need_authority(&tenant, authority)?;
             }
-            scope.put_device(&tenant, &new, Lifecycle::new(new.state), scope.now)?;
-            let detail = json!({ "model": new.model, "groups": new.groups, "state": new.state.name() });
-            scope.audit(&actor, "device.add", tenant.as_str(), new.id.as_str(), &detail)
+            scope.add_device(&actor, &tenant, &new)
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use countersign_factory::RevocationReason;
 use countersign_identity::{DeviceId, Fingerprint, TenantId, Timestamp};
 use countersign_policy::claim::{self, AllowList, ClaimFacts, ClaimId};
 use countersign_policy::first_contact::IdPattern;
@@ -192,12 +193,29 @@ impl Scope<'_> {
                 ],
                 |r| Ok((r.get(0)?, r.get(1)?)),
             )?;
+        let compromised: bool = self
+            .tx
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM credentials
+                 WHERE tenant = ?1 AND device = ?2 AND state = 'revoked' AND reason IN (?3, ?4))",
+            )?
+            .query_row(
+                params![
+                    tenant.as_str(),
+                    device.as_str(),
+                    RevocationReason::KeyCompromise.code(),
+                    RevocationReason::CaCompromise.code()
+                ],
+                |r| r.get(0),
+            )?;
         let facts = ClaimFacts {
             is_revoked: revoked.is_some(),
             expires: Timestamp::from_unix_ms(expires),
             is_listed,
             quota,
             is_enrolled: is_enrolled || self.was_enrolled(tenant, device, &request.key)?,
+            // Who was enrolled by the claim since asks again for the same key.
+            is_compromised: compromised && !has_same_key,
         };
         claim::decide(&facts, self.now)?;
         // None named when the claim was made: whatever the platform's first is.

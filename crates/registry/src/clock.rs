@@ -96,10 +96,21 @@ pub struct ClockView {
     pub refusal: Option<String>,
 }
 
+/// When something was minted that is kept, to be handed out again: a list, the certificate of a key that signs answers.
+/// [`Registry::still_holds`] says whether it may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MintedAt {
+    /// The time it was minted by.
+    pub at: Timestamp,
+    resets: u64,
+}
+
 /// The clock, and the mark.
 pub(crate) struct Timekeeper {
     clock: Arc<dyn Clock>,
     mark: AtomicI64,
+    /// How often the mark was lowered by this process.
+    resets: AtomicU64,
     rules: RwLock<ClockRules>,
     refused_behind: AtomicU64,
     refused_unsynchronised: AtomicU64,
@@ -112,6 +123,7 @@ impl Timekeeper {
         Ok(Self {
             clock,
             mark: AtomicI64::new(mark),
+            resets: AtomicU64::new(0),
             rules: RwLock::default(),
             refused_behind: AtomicU64::new(0),
             refused_unsynchronised: AtomicU64::new(0),
@@ -133,6 +145,7 @@ impl Timekeeper {
     /// After the lower one is on disk.
     pub(crate) fn lower_mark(&self, to: Timestamp) {
         self.mark.store(to.unix_ms(), Ordering::Release);
+        self.resets.fetch_add(1, Ordering::AcqRel);
     }
 
     fn check(&self, now: Timestamp) -> Result<(), RegistryError> {
@@ -217,6 +230,25 @@ impl Registry {
         Ok(now)
     }
 
+    /// The same for what is to be kept and handed out again.
+    ///
+    /// # Errors
+    /// As for [`Registry::minting_time`].
+    pub fn minted_at(&self) -> Result<MintedAt, RegistryError> {
+        // Before the time is taken: what a reset overtakes does not hold.
+        let resets = self.time.resets.load(Ordering::Acquire);
+        let at = self.minting_time()?;
+        Ok(MintedAt { at, resets })
+    }
+
+    /// Whether what was minted then may still be handed out as far as the clock goes. Not if it is of a time to come, for then
+    /// the clock had been ahead: nobody would believe it, or its date would hide what is minted from now on. And not if the
+    /// clock was reset since.
+    pub fn still_holds(&self, minted: MintedAt) -> bool {
+        let tolerance = self.time.rules.read().tolerance;
+        minted.resets == self.time.resets.load(Ordering::Acquire) && minted.at <= self.now().plus(tolerance)
+    }
+
     /// How often minting was refused because the clock was behind, and because it was not known to be synchronised.
     pub fn minting_refused(&self) -> [(&'static str, u64); 2] {
         [
@@ -252,7 +284,8 @@ impl Registry {
     }
 
     /// Takes the clock's time for right although it is behind the mark: after the clock had been ahead by mistake. What
-    /// was minted meanwhile keeps its dates. The mark as it was.
+    /// was minted meanwhile keeps its dates; what is kept to be handed out again is minted anew ([`Registry::still_holds`]). The
+    /// mark as it was.
     ///
     /// # Errors
     /// [`RegistryError::Refused`] without a reason.

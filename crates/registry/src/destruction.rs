@@ -2,17 +2,16 @@
 
 use countersign_factory::destruction::Statement;
 use countersign_identity::{DeviceId, Fingerprint, TenantId, Timestamp};
-use countersign_policy::{CredentialState, LifecycleMove, LifecycleState};
+use countersign_policy::{CredentialState, FactSource, LifecycleMove, LifecycleState};
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::change::Actor;
-use crate::credential::read_credential;
+use crate::change::{Actor, damaged};
 use crate::error::RegistryError;
 use crate::moves::Move;
 use crate::store::Registry;
-use crate::writer::Committed;
+use crate::writer::{Committed, Scope};
 
 /// A destruction that a device declared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +22,21 @@ pub struct DestructionView {
     pub stated: Timestamp,
     /// When it was recorded.
     pub recorded: Timestamp,
+}
+
+impl Scope<'_> {
+    /// The state of a certificate's authority, if that admits nobody any more.
+    fn ended_authority_of(&self, certificate: &Fingerprint) -> Result<Option<&'static str>, RegistryError> {
+        let authority: Option<String> = self
+            .tx
+            .prepare_cached("SELECT authority FROM credentials WHERE fingerprint = ?")?
+            .query_row([certificate.as_bytes()], |r| r.get(0))?;
+        let Some(authority) = authority else {
+            return Ok(None);
+        };
+        let anchor = self.table.anchor(&damaged(authority.parse())?);
+        Ok(anchor.map(|a| a.state).filter(|s| !s.admits()).map(|s| s.name()))
+    }
 }
 
 impl Registry {
@@ -40,7 +54,7 @@ impl Registry {
     ) -> Result<Committed<Timestamp>, RegistryError> {
         self.write(move |scope| {
             let (tenant, device) = (&statement.tenant, &statement.device);
-            let known = read_credential(scope.tx, &certificate)?
+            let known = scope.read_credential(&certificate)?
                 .filter(|c| c.tenant == *tenant && c.device == *device)
                 .ok_or(RegistryError::NoCredential(certificate))?;
             let before: Option<i64> = scope
@@ -68,12 +82,18 @@ impl Registry {
                     .tx
                     .prepare_cached("SELECT not_after FROM credentials WHERE fingerprint = ?")?
                     .query_row([certificate.as_bytes()], |r| r.get(0))?;
-                let out_of_force = match known.state {
-                    CredentialState::Issued | CredentialState::Active if scope.now.unix_ms() > not_after => {
+                // As the door has it: on its issuer's revocation list is revoked.
+                let state = scope.table.credential(&certificate).map_or(known.state, |c| c.state);
+                let authority = scope.ended_authority_of(&certificate)?;
+                let out_of_force = match (state, authority) {
+                    (CredentialState::Issued | CredentialState::Active, _) if scope.now.unix_ms() > not_after => {
                         Some("expired".to_owned())
                     }
-                    CredentialState::Issued | CredentialState::Active => None,
-                    other => Some(other.to_string()),
+                    (CredentialState::Issued | CredentialState::Active, Some(ended)) => {
+                        Some(format!("of an authority that is {ended}"))
+                    }
+                    (CredentialState::Issued | CredentialState::Active, None) => None,
+                    (other, _) => Some(other.to_string()),
                 };
                 if let Some(how) = out_of_force {
                     return Err(RegistryError::Refused(format!(

@@ -82,10 +82,18 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
     }
     // Whatever the authority's mode: a station's certificates are learned from its journal only.
     if let Some(station) = scope.station_by_subject(&contact.certificate.issuer_der)? {
-        return Ok(Err(Denial::new(
-            DenialCode::UnknownCredential,
-            format!("device {id} comes from factory station {station}, whose journal has not told of it yet"),
-        )));
+        let facts = scope.table.station(tenant, &contact.certificate.issuer_der);
+        // Of another tenant: it is as unknown here as its device.
+        let denial = facts.map_or_else(
+            || {
+                Denial::new(
+                    DenialCode::UnknownCredential,
+                    format!("device {id} comes from factory station {station}"),
+                )
+            },
+            |station| station.denial(id),
+        );
+        return Ok(Err(denial));
     }
     // A restore forgot the certificate, not that it was revoked.
     if scope.is_lost(&contact.authority, &contact.certificate.serial)? {
@@ -115,7 +123,7 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
     };
     let came: i64 = scope
         .tx
-        .prepare_cached("SELECT count(*) FROM devices WHERE came_by = ?")?
+        .prepare_cached("SELECT came FROM authorities WHERE id = ?")?
         .query_row([contact.authority.as_str()], |r| r.get(0))?;
     let known = Known {
         device,
@@ -141,6 +149,12 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
             format!("device {id} came with the key of service {service}, which is no device"),
         )));
     }
+    if scope.is_revoked_key(&contact.certificate.public_key_sha256)? {
+        return Ok(Err(Denial::new(
+            DenialCode::FirstContactRevokedKey,
+            format!("device {id} came with a new certificate for a key of which one was revoked"),
+        )));
+    }
     if let Learned::Device(template) = &learned {
         let new = NewDevice {
             id: id.clone(),
@@ -154,6 +168,10 @@ fn learn(scope: &mut Scope<'_>, contact: &Contact) -> Result<Result<(), Denial>,
             .tx
             .prepare_cached("UPDATE devices SET came_by = ? WHERE tenant = ? AND id = ?")?
             .execute([contact.authority.as_str(), tenant.as_str(), id.as_str()])?;
+        scope
+            .tx
+            .prepare_cached("UPDATE authorities SET came = came + 1 WHERE id = ?")?
+            .execute([contact.authority.as_str()])?;
     }
     let credential = NewCredential {
         authority: Some(contact.authority.clone()),

@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
 use crate::change::Actor;
-use crate::credential::{IssueRequest, read_credential};
+use crate::credential::IssueRequest;
 use crate::error::RegistryError;
 use crate::writer::Scope;
 
@@ -32,7 +32,8 @@ impl Scope<'_> {
         requester: &ExpiredRequester,
     ) -> Result<LanePass, RegistryError> {
         let (tenant, device) = (&request.tenant, &request.device);
-        let credential = read_credential(self.tx, &requester.certificate)?
+        let credential = self
+            .read_credential(&requester.certificate)?
             .filter(|c| c.tenant == *tenant && c.device == *device)
             .ok_or(LaneRefusal::Unknown)?;
         let Some((_, lifecycle, _)) = self.device(tenant, device)? else {

@@ -9,18 +9,21 @@
 //!
 //! * `budget`: how much is kept of what, and what goes first
 //! * [`cause`]: refusals that have one cause, counted
+//! * `gaps`: what is not here, and is known not to be
 //! * `sketch`: how many different ones there were
 //! * [`search`]: refusals by what is known of them; what a device did between two moments
 //! * `writer`: the one thread that writes
 
 mod budget;
 pub mod cause;
+mod gaps;
 mod row;
 pub mod search;
 mod sketch;
 mod writer;
 
 pub use cause::{CauseGroup, CausePage, CauseQuery};
+pub use gaps::Missing;
 pub use search::{Doings, Network, RefusalPage, RefusalQuery};
 
 use std::collections::BTreeMap;
@@ -40,6 +43,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, params};
 
 use self::budget::{Budgets, Class};
+use self::gaps::Gaps;
 use self::writer::Loop;
 use crate::change::damaged;
 use crate::error::RegistryError;
@@ -113,6 +117,8 @@ enum Entry {
     Exchange(Box<Kept>),
     FirstData(ExchangeId, StageRecord),
     Session(Box<SessionRecord>),
+    /// Something is missing that has to be written down.
+    Gap,
     /// Answers when all before it is written.
     Flush(SyncSender<()>),
 }
@@ -120,6 +126,16 @@ enum Entry {
 impl Entry {
     fn is_strangers(&self) -> bool {
         matches!(self, Self::Exchange(kept) if kept.owner.is_none())
+    }
+
+    /// When it began; `None` of what is no record.
+    fn at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Exchange(kept) => Some(kept.record.started),
+            Self::FirstData(id, _) => Some(id.started()),
+            Self::Session(record) => Some(record.started),
+            Self::Gap | Self::Flush(_) => None,
+        }
     }
 }
 
@@ -192,57 +208,6 @@ impl<K: Eq + Hash> Minute<K> {
     }
 }
 
-/// Refusals of a known device that were only counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LimitedRefusals {
-    /// How many, since the server started.
-    pub count: u64,
-    /// When the first of them began.
-    pub first: Timestamp,
-    /// When the last of them began.
-    pub last: Timestamp,
-}
-
-impl LimitedRefusals {
-    fn add(of: Option<Self>, at: Timestamp) -> Self {
-        match of {
-            None => Self {
-                count: 1,
-                first: at,
-                last: at,
-            },
-            Some(of) => Self {
-                count: of.count + 1,
-                first: of.first.min(at),
-                last: of.last.max(at),
-            },
-        }
-    }
-}
-
-/// Of which known devices; those that come after as many as are told apart share one count.
-#[derive(Default)]
-struct Limited {
-    of: HashMap<(TenantId, DeviceId), LimitedRefusals>,
-    others: Option<LimitedRefusals>,
-}
-
-impl Limited {
-    fn count(&mut self, owner: (TenantId, DeviceId), at: Timestamp) {
-        let full = self.of.len() >= COUNTED_MAX;
-        match self.of.entry(owner) {
-            hash_map::Entry::Occupied(mut entry) => {
-                let more = LimitedRefusals::add(Some(*entry.get()), at);
-                entry.insert(more);
-            }
-            hash_map::Entry::Vacant(_) if full => self.others = Some(LimitedRefusals::add(self.others, at)),
-            hash_map::Entry::Vacant(entry) => {
-                entry.insert(LimitedRefusals::add(None, at));
-            }
-        }
-    }
-}
-
 /// An address as it is kept: IPv4 as `::ffff:a.b.c.d`.
 fn address(ip: IpAddr) -> [u8; 16] {
     match ip {
@@ -265,7 +230,7 @@ pub struct Ledger {
     counters: Arc<Counters>,
     sources: Mutex<Minute<IpAddr>>,
     devices: Mutex<Minute<(TenantId, DeviceId)>>,
-    limited: Mutex<Limited>,
+    gaps: Arc<Mutex<Gaps>>,
     limits: LedgerLimits,
 }
 
@@ -286,7 +251,8 @@ impl Ledger {
         end_lost_sessions(&db)?;
         let (queue, entries) = sync_channel(QUEUE_MAX);
         let counters: Arc<Counters> = Arc::default();
-        let writer = Loop::new(db, limits, counters.clone())?;
+        let gaps = Arc::new(Mutex::new(Gaps::load(&db)?));
+        let writer = Loop::new(db, limits, counters.clone(), gaps.clone())?;
         let thread = std::thread::Builder::new()
             .name("ledger-writer".into())
             .spawn(move || writer.run(&entries))
@@ -302,7 +268,7 @@ impl Ledger {
             counters,
             sources: Mutex::default(),
             devices: Mutex::default(),
-            limited: Mutex::default(),
+            gaps,
             limits,
         })
     }
@@ -311,8 +277,10 @@ impl Ledger {
     pub fn record(&self, exchange: ExchangeRecord, owner: Option<(TenantId, DeviceId)>) {
         if exchange.outcome != Outcome::Admitted && self.is_over_limit(&exchange, owner.as_ref()) {
             self.counters.limited.fetch_add(1, Ordering::Relaxed);
-            if let Some(owner) = owner {
-                self.limited.lock().count(owner, exchange.started);
+            if let Some(owner) = owner
+                && self.gaps.lock().counted(owner, exchange.started)
+            {
+                self.put(Entry::Gap);
             }
             return;
         }
@@ -341,11 +309,15 @@ impl Ledger {
             self.counters.crowded.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = queue.try_send(entry) {
+        if let Err(TrySendError::Full(entry) | TrySendError::Disconnected(entry)) = queue.try_send(entry) {
             if strangers {
                 waiting.fetch_sub(1, Ordering::Relaxed);
             }
-            self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            // What is missing is written with the next batch, and there is one: the queue is full.
+            if let Some(at) = entry.at() {
+                self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+                self.gaps.lock().lost(1, at);
+            }
         }
     }
 
@@ -359,12 +331,15 @@ impl Ledger {
         count > self.limits.refused_per_source_minute_max
     }
 
-    /// The refusals of a known device that were only counted since the server started; of one that came after as many as
-    /// are told apart: of all of those.
-    pub fn limited_of(&self, tenant: &TenantId, device: &DeviceId) -> Option<LimitedRefusals> {
-        let limited = self.limited.lock();
-        let of = limited.of.get(&(tenant.clone(), device.clone())).copied();
-        of.or(limited.others)
+    /// The refusals of a known device that were only counted; of one that came after as many as are told apart: of all of
+    /// those.
+    pub fn limited_of(&self, tenant: &TenantId, device: &DeviceId) -> Option<Missing> {
+        self.gaps.lock().of(tenant, device)
+    }
+
+    /// Records that were lost: of whom is not known.
+    pub fn lost(&self) -> Option<Missing> {
+        self.gaps.lock().of_nobody()
     }
 
     /// Waits until everything recorded before is written. For shutdown, tests and `explain`.

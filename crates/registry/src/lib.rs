@@ -80,18 +80,18 @@ pub use batch::BatchView;
 pub use bulk::{BulkIssue, BulkItem, Confirmed};
 pub use change::{Actor, Change, NewDevice};
 pub use claim::{ClaimProof, ClaimRequester, ClaimView, Minted, NewClaim};
-pub use clock::{ClockRules, ClockView, SystemClock};
+pub use clock::{ClockRules, ClockView, MintedAt, SystemClock};
 pub use credential::{
-    EndedCredential, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, NewCredential,
-    ProfileChoice, Requester, Revocation, Swept,
+    EndedCredential, EndedCursor, IssuanceRules, IssueOutcome, IssueRequest, IssuedHere, MissingDevice,
+    NewCredential, ProfileChoice, Requester, Revocation, Swept,
 };
 pub use destruction::DestructionView;
 pub use error::RegistryError;
 pub use forecast::{ForecastGroup, Windows};
-pub use import::ImportReport;
+pub use import::{ImportReport, Remark, RemarkAbout};
 pub use lane::ExpiredRequester;
 pub use ledger::{
-    CauseGroup, CausePage, CauseQuery, Doings, Ledger, LedgerLimits, LimitedRefusals, Network, RefusalPage,
+    CauseGroup, CausePage, CauseQuery, Doings, Ledger, LedgerLimits, Missing, Network, RefusalPage,
     RefusalQuery,
 };
 pub use moves::{Move, MovedMany, Selected, Selector};
@@ -104,7 +104,7 @@ pub use restore::{
 pub use revocation_list::{ListSettings, ListView, ListsTaken};
 pub use rotation::LeftBehind;
 pub use service::ServiceView;
-pub use station::{MintedStation, Reconciled, RefusedEntry, StationState, StationView, Verdict};
+pub use station::{MintedStation, Overlap, Reconciled, RefusedEntry, StationState, StationView, Verdict};
 pub use store::Registry;
 pub use table::FactTable;
 pub use writer::Committed;

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::change::{Actor, NewDevice};
 use crate::credential::NewCredential;
 use crate::error::RegistryError;
-use crate::import::ImportReport;
+use crate::import::{ImportReport, remarks_on};
 use crate::store::Registry;
 use crate::writer::{Committed, Scope};
 
@@ -32,7 +32,9 @@ impl Registry {
             let mut report = ImportReport::default();
             for (device, credential) in &devices {
                 match import_one(scope, &tenant, &batch, device, credential, &mut report) {
-                    Ok(()) => {}
+                    Ok(()) => report
+                        .remarks
+                        .extend(remarks_on(scope, &tenant, device, credential)),
                     Err(e) if e.ends_job() => return Err(e),
                     Err(e) => report.refused.push((device.clone(), e.to_string())),
                 }
@@ -42,6 +44,7 @@ impl Registry {
                 "unchanged": report.unchanged,
                 "credentials_added": report.credentials_added,
                 "refused": report.refused.len(),
+                "remarked": report.remarks.len(),
             });
             scope.audit(&actor, "batch.import", tenant.as_str(), batch.as_str(), &detail)?;
             Ok(report)

@@ -34,7 +34,10 @@ pub(crate) const REGISTRY: Schema = Schema {
         include_str!("migrations/registry_015.sql"),
         include_str!("migrations/registry_016.sql"),
         include_str!("migrations/registry_017.sql"),
+        include_str!("migrations/registry_018.sql"),
+        include_str!("migrations/registry_019.sql"),
         include_str!("migrations/registry_020.sql"),
+        include_str!("migrations/registry_021.sql"),
     ],
     synchronous: "FULL",
 };
@@ -43,6 +46,7 @@ pub(crate) const LEDGER: Schema = Schema {
     migrations: &[
         include_str!("migrations/ledger_001.sql"),
         include_str!("migrations/ledger_002.sql"),
+        include_str!("migrations/ledger_003.sql"),
     ],
     synchronous: "NORMAL",
 };

@@ -65,6 +65,19 @@ pub struct AuthorityView {
     pub code_expires: Option<Timestamp>,
 }
 
+/// An authority of ours, as whoever issues or tells of certificates needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnAuthority {
+    /// Its id.
+    pub id: AuthorityId,
+    /// Its state.
+    pub state: AnchorState,
+    /// It issues stations, and nothing else.
+    pub is_factory: bool,
+    /// Its certificate, DER.
+    pub certificate: Vec<u8>,
+}
+
 /// A device in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceView {
@@ -198,6 +211,37 @@ impl Registry {
                     admission: damaged(serde_json::from_str(&r.get::<_, String>(6)?))?,
                     code: r.get(7)?,
                     code_expires: r.get::<_, Option<i64>>(8)?.map(Timestamp::from_unix_ms),
+                });
+            }
+            Ok(found)
+        })
+    }
+
+    /// Our authorities, those of one tenant if one is named, in order of tenant and id. Of those that were brought none is read: there may be
+    /// very many, and anybody may ask for what follows from this.
+    ///
+    /// # Errors
+    /// As for [`Registry::tenants`].
+    pub fn own_authorities(&self, tenant: Option<&TenantId>) -> Result<Vec<OwnAuthority>, RegistryError> {
+        self.read(|db| {
+            // As the index says it, or it is not used.
+            const OURS: &str =
+                "SELECT id, state, origin, certificate FROM authorities WHERE origin <> 'registered'";
+            let mut statement = match tenant {
+                Some(_) => db.prepare_cached(&format!("{OURS} AND tenant = ?1 ORDER BY tenant, id"))?,
+                None => db.prepare_cached(&format!("{OURS} ORDER BY tenant, id"))?,
+            };
+            let mut rows = match tenant {
+                Some(tenant) => statement.query([tenant.as_str()])?,
+                None => statement.query([])?,
+            };
+            let mut found = Vec::new();
+            while let Some(r) = rows.next()? {
+                found.push(OwnAuthority {
+                    id: damaged(r.get::<_, String>(0)?.parse())?,
+                    state: anchor_state(&r.get::<_, String>(1)?)?,
+                    is_factory: r.get::<_, String>(2)? == "factory",
+                    certificate: r.get(3)?,
                 });
             }
             Ok(found)

@@ -8,8 +8,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use countersign_identity::{
-    AuthorityId, CertificateFacts, DeviceId, Fingerprint, KeptLists, RevocationList, TenantId, Timestamp,
-    WhenStale,
+    AuthorityId, CertificateFacts, DeviceId, Fingerprint, KeptLists, ListFault, RevocationList, TenantId,
+    Timestamp, WhenStale,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
@@ -306,16 +306,24 @@ impl Registry {
             let mut report = ListsTaken::default();
             for der in &ders {
                 let list = RevocationList::parse(der).map_err(|e| RegistryError::Refused(e.to_string()))?;
-                let old = before.iter().find(|o| o.issuer_der == list.issuer_der);
+                let refused = |e: ListFault| RegistryError::Refused(e.to_string());
+                let point = list.point().map_err(refused)?;
+                let mut of_issuer = before.iter().filter(|o| o.issuer_der == list.issuer_der);
+                let old = of_issuer.find(|o| o.point().is_ok_and(|p| p == point));
                 if old.is_some_and(|o| o.der() == der.as_slice()) {
                     report.unchanged += 1;
                     continue;
                 }
                 accept(&list, old, &issuers, scope.now)?;
+                if let Some(old) = old {
+                    scope.tx.execute(
+                        "DELETE FROM revocation_lists WHERE authority = ? AND issuer = ? AND list = ?",
+                        params![id.as_str(), old.issuer_der, old.der()],
+                    )?;
+                }
                 scope.tx.execute(
-                    "INSERT INTO revocation_lists (authority, issuer, list, taken) VALUES (?1, ?2, ?3, ?4)
-                     ON CONFLICT (authority, issuer) DO UPDATE SET list = ?3, taken = ?4",
-                    params![id.as_str(), list.issuer_der, der, scope.now.unix_ms()],
+                    "INSERT INTO revocation_lists (authority, issuer, point, list, taken) VALUES (?, ?, ?, ?, ?)",
+                    params![id.as_str(), list.issuer_der, point, der, scope.now.unix_ms()],
                 )?;
                 report.taken += 1;
             }

@@ -4,6 +4,7 @@ use countersign_identity::{AuthorityId, DeviceId, Fingerprint, Timestamp};
 use countersign_policy::LifecycleState;
 use rusqlite::params;
 
+use crate::authority::other_ways_in;
 use crate::change::damaged;
 use crate::error::RegistryError;
 use crate::store::Registry;
@@ -27,9 +28,10 @@ const LEFT_BEHIND: &str = "SELECT d.id, d.state, c.fingerprint, max(c.not_after)
     FROM devices d JOIN credentials c ON c.tenant = d.tenant AND c.device = d.id
     WHERE d.state <> 'decommissioned' AND c.authority = ?1 AND c.state IN ('issued', 'active')
     AND NOT EXISTS (
-        SELECT 1 FROM credentials o JOIN authorities a ON a.id = o.authority
-        WHERE o.tenant = d.tenant AND o.device = d.id AND o.authority <> ?1
-        AND o.state = 'active' AND o.not_after >= ?2 AND a.state IN ('active', 'retiring'))
+        SELECT 1 FROM credentials o WHERE o.tenant = d.tenant AND o.device = d.id AND o.authority <> ?1
+        AND o.state = 'active' AND o.not_after >= ?2 AND o.authority IN (SELECT value FROM json_each(?3))
+        AND NOT (o.kind = 'factory' AND coalesce(o.profile, '') IN (SELECT value FROM json_each(?4)))
+        AND NOT EXISTS (SELECT 1 FROM listed WHERE listed.fingerprint = o.fingerprint))
     GROUP BY d.tenant, d.id ORDER BY d.id";
 
 impl Registry {
@@ -44,7 +46,13 @@ impl Registry {
     ) -> Result<Vec<LeftBehind>, RegistryError> {
         self.read(|db| {
             let mut statement = db.prepare_cached(LEFT_BEHIND)?;
-            let mut rows = statement.query(params![authority.as_str(), now.unix_ms()])?;
+            let others = other_ways_in(db, authority, now)?;
+            let mut rows = statement.query(params![
+                authority.as_str(),
+                now.unix_ms(),
+                others,
+                self.facts().enrol_only_profiles()
+            ])?;
             let mut found = Vec::new();
             while let Some(r) = rows.next()? {
                 found.push(LeftBehind {

@@ -20,10 +20,11 @@ use rusqlite::Connection;
 use crate::authority;
 use crate::change::{Actor, Change, damaged};
 use crate::clock::{SystemClock, Timekeeper};
-use crate::credential::{IssuanceRules, credential_facts};
+use crate::credential::{COLUMNS, IssuanceRules, credential_facts};
 use crate::error::RegistryError;
 use crate::ledger::{Ledger, LedgerLimits};
 use crate::migrate::{self, LEDGER, REGISTRY};
+use crate::station;
 use crate::table::{Fact, FactTable};
 use crate::writer::{Committed, Scope, Writer};
 
@@ -121,7 +122,7 @@ impl Registry {
             })?;
         }
         let table = Arc::new(FactTable::new());
-        table.apply(load(&db)?);
+        table.apply(load(&db, &table)?);
         // After the load, which reads everything once and would fill it.
         migrate::widen(&db)?;
         let reader = migrate::open_reader(&file)?;
@@ -299,7 +300,7 @@ fn lock(path: &Path) -> Result<File, RegistryError> {
 }
 
 /// Reads all facts.
-fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
+fn load(db: &Connection, table: &FactTable) -> Result<Vec<Fact>, RegistryError> {
     let mut facts = Vec::new();
     let mut tenants = db.prepare(
         "SELECT t.id, t.client_id_mode, v.policies, v.spaces, t.revision
@@ -333,6 +334,7 @@ fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
         });
     }
     authority::load(db, &mut facts)?;
+    station::load(db, &mut facts)?;
     let mut devices = db.prepare("SELECT tenant, id, model, groups, state, revision, batch FROM devices")?;
     let mut rows = devices.query([])?;
     // A fleet has few models, batches and sets of groups: each is kept once.
@@ -369,11 +371,10 @@ fn load(db: &Connection) -> Result<Vec<Fact>, RegistryError> {
             generation: Generation(r.get::<_, i64>(5)?.cast_unsigned()),
         })));
     }
-    let mut credentials =
-        db.prepare("SELECT fingerprint, tenant, device, kind, state, custody, revision FROM credentials")?;
+    let mut credentials = db.prepare(&format!("SELECT {COLUMNS} FROM credentials"))?;
     let mut rows = credentials.query([])?;
     while let Some(r) = rows.next()? {
-        facts.push(Fact::Credential(credential_facts(r)?));
+        facts.push(Fact::Credential(credential_facts(r, table)?));
     }
     let mut unplaced = db.prepare(
         "SELECT fingerprint FROM credentials

@@ -12,9 +12,9 @@ use countersign_identity::{
     StoredIntermediate, TenantId,
 };
 use countersign_policy::decide::TenantPolicy;
-use countersign_policy::facts::RegistryUnavailable;
+use countersign_policy::facts::{CredentialKind, RegistryUnavailable};
 use countersign_policy::{
-    Admission, ClientIdMode, CredentialFacts, CredentialState, DeviceFacts, FactSource,
+    Admission, ClientIdMode, CredentialFacts, CredentialState, DeviceFacts, FactSource, StationFacts,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -70,6 +70,8 @@ pub(crate) enum Fact {
     },
     Authority(Arc<Anchor>, Admission),
     Intermediate(Arc<StoredIntermediate>),
+    /// An offline factory station, by the subject of its certificate, DER.
+    Station(TenantId, Vec<u8>, StationFacts),
     Device(Arc<DeviceFacts>),
     Credential(CredentialFacts),
     /// A credential whose authority is not known, or is by now.
@@ -88,12 +90,15 @@ pub struct FactTable {
     hosts: RwLock<HashMap<String, TenantId>>,
     devices: Sharded<(TenantId, DeviceId), Arc<DeviceFacts>>,
     credentials: Sharded<Fingerprint, CredentialFacts>,
+    /// Factory profiles whose certificates are for enrolment alone, by name.
+    enrol_only: ArcSwap<HashSet<String>>,
     /// On a revocation list of their issuer. Empty where no lists are kept, and then it costs nothing.
     listed: ArcSwap<HashSet<Fingerprint>>,
     /// Whose authority is not known: certificates that were registered before it, or of which several may be.
     unplaced: RwLock<HashSet<Fingerprint>>,
     authorities: RwLock<HashMap<AuthorityId, (Arc<Anchor>, Admission)>>,
     intermediates: RwLock<Vec<Arc<StoredIntermediate>>>,
+    stations: RwLock<HashMap<Vec<u8>, (TenantId, StationFacts)>>,
     anchors: ArcSwap<AnchorIndex>,
     available: AtomicBool,
     reason: Mutex<String>,
@@ -106,10 +111,12 @@ impl FactTable {
             hosts: RwLock::default(),
             devices: Sharded::new(),
             credentials: Sharded::new(),
+            enrol_only: ArcSwap::default(),
             listed: ArcSwap::default(),
             unplaced: RwLock::default(),
             authorities: RwLock::default(),
             intermediates: RwLock::default(),
+            stations: RwLock::default(),
             anchors: ArcSwap::from_pointee(AnchorIndex::default()),
             available: AtomicBool::new(true),
             reason: Mutex::default(),
@@ -141,6 +148,9 @@ impl FactTable {
                 Fact::Intermediate(intermediate) => {
                     self.intermediates.write().push(intermediate);
                     authorities_changed = true;
+                }
+                Fact::Station(tenant, subject, facts) => {
+                    self.stations.write().insert(subject, (tenant, facts));
                 }
                 Fact::Device(device) => self
                     .devices
@@ -201,9 +211,30 @@ impl FactTable {
         }
     }
 
+    /// Whether some authority of a tenant may be above a certificate, by its own bytes and those of stored intermediates.
+    pub(crate) fn has_issuer(&self, tenant: &TenantId, certificate: &CertificateFacts) -> bool {
+        !self.anchors.load().anchors_above(tenant, certificate).is_empty()
+    }
+
     /// An authority as it is now.
     pub(crate) fn anchor(&self, id: &AuthorityId) -> Option<Arc<Anchor>> {
         self.authorities.read().get(id).map(|(anchor, _)| anchor.clone())
+    }
+
+    /// Sets the factory profiles that are for enrolment alone, and returns those before. The facts of their credentials are
+    /// for the caller to read anew.
+    /// The profiles of factory certificates that enrol and open no data sessions, as a JSON array.
+    pub(crate) fn enrol_only_profiles(&self) -> String {
+        serde_json::json!(**self.enrol_only.load()).to_string()
+    }
+
+    pub(crate) fn set_enrol_only(&self, profiles: HashSet<String>) -> Arc<HashSet<String>> {
+        self.enrol_only.swap(Arc::new(profiles))
+    }
+
+    /// Whether a credential of this kind, issued by this profile if it was issued here, opens data sessions.
+    pub(crate) fn opens_data_sessions(&self, kind: CredentialKind, profile: Option<&str>) -> bool {
+        kind != CredentialKind::Factory || !profile.is_some_and(|p| self.enrol_only.load().contains(p))
     }
 
     /// Whether a credential is registered for anybody.
@@ -248,6 +279,12 @@ impl FactSource for FactTable {
 
     fn device(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<DeviceFacts>> {
         self.devices.get(&(tenant.clone(), device.clone()))
+    }
+
+    fn station(&self, tenant: &TenantId, issuer: &[u8]) -> Option<StationFacts> {
+        let stations = self.stations.read();
+        let (of, facts) = stations.get(issuer)?;
+        (of == tenant).then(|| facts.clone())
     }
 
     fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)> {

@@ -5,17 +5,23 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 
 use countersign_factory::RevocationReason;
-use countersign_identity::{AnchorState, AuthorityId, CertificateFacts, DeviceId, IdentityRule, TenantId};
+use countersign_factory::destruction::Statement;
+use countersign_identity::{
+    AnchorState, AuthorityId, CertificateFacts, DeviceId, IdentityRule, TenantId, Timestamp, WhenStale,
+};
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::{Contact, Template};
 use countersign_policy::{
     Admission, CredentialState, Denial, DenialCode, FactSource, LifecycleMove, LifecycleState,
 };
 use countersign_registry::{
-    Actor, AuthorityMove, EndedCursor, LedgerLimits, NewAuthority, NewCredential, NewDevice, Origin,
-    Registry, RegistryError,
+    Actor, AuthorityMove, EndedCursor, LedgerLimits, ListSettings, NewAuthority, NewCredential, NewDevice,
+    Origin, Registry, RegistryError, Revocation,
 };
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SerialNumber,
+};
 
 fn actor() -> Actor {
     Actor("test".into())
@@ -47,6 +53,7 @@ impl Ca {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         Self { params, key }
     }
@@ -204,12 +211,121 @@ fn an_authority_is_not_closed_while_devices_depend_on_it() {
     assert!(go(AuthorityMove::Reopen).is_err());
     // All it ever signed is on its list.
     let listed = registry
-        .revoked_by(
-            &authority("old"),
-            countersign_identity::Timestamp::from_unix_ms(0),
-        )
+        .revoked_by(&authority("old"), Timestamp::from_unix_ms(0))
         .unwrap();
     assert_eq!(listed.len(), 4);
+}
+
+/// A certificate that the gateway would refuse lets nobody in, and its key has no say in the end of its device.
+#[test]
+fn a_certificate_that_is_refused_is_no_other_way_in_and_ends_no_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    let old = Ca::new("old");
+    old.register(&registry, "old", Origin::Managed, Admission::RegisteredOnly);
+    let mut vendor = Ca::new("vendor");
+    let now = time::OffsetDateTime::now_utc();
+    vendor.params.not_after = now + time::Duration::days(30);
+    let origin = Origin::Registered { code: "code".into() };
+    vendor.register(&registry, "vendor", origin, Admission::RegisteredOnly);
+    let proof = vendor.issue("code", &KeyPair::generate().unwrap());
+    registry
+        .prove_authority(actor(), authority("vendor"), proof)
+        .unwrap();
+    let brought = vendor.device("d1");
+    let fingerprint = brought.fingerprint;
+    let serial = brought.serial.clone();
+    for certificate in [old.device("d1"), brought] {
+        let device = NewDevice {
+            id: id("d1"),
+            model: None,
+            groups: vec![],
+            state: LifecycleState::Active,
+            authority: None,
+        };
+        let credential = Some(NewCredential::brought(certificate));
+        registry
+            .import_devices(actor(), tenant(), vec![(device, credential)])
+            .unwrap();
+    }
+    let dependents = |days: i64| {
+        let at = Timestamp::from_unix_s((now + time::Duration::days(days)).unix_timestamp());
+        let left = registry.left_behind(&authority("old"), at).unwrap().len();
+        let (count, _) = registry.dependents(&authority("old"), at, 9).unwrap();
+        assert_eq!(count, left as u64);
+        count
+    };
+    let take = |number: u64, revoked: bool| {
+        let serial =
+            (0..serial.len() / 2).map(|n| u8::from_str_radix(&serial[2 * n..2 * n + 2], 16).unwrap());
+        let revoked = revoked.then(|| RevokedCertParams {
+            serial_number: SerialNumber::from(serial.collect::<Vec<u8>>()),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: now - time::Duration::hours(1),
+            next_update: now + time::Duration::days(7),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.into_iter().collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let list = list
+            .signed_by(&Issuer::from_params(&vendor.params, &vendor.key))
+            .unwrap();
+        registry
+            .take_lists(actor(), authority("vendor"), vec![list.der().to_vec()])
+            .unwrap();
+    };
+    let destroy = || {
+        let statement = Statement {
+            tenant: tenant(),
+            device: id("d1"),
+            certificate: String::new(),
+            at: Timestamp::from_unix_s(now.unix_timestamp()),
+            signature: String::new(),
+        };
+        let declared = registry.declare_destruction(actor(), statement, fingerprint);
+        let state = registry.facts().device(&tenant(), &id("d1")).unwrap().state;
+        (declared.err().map(|e| e.to_string()), state)
+    };
+    assert_eq!(dependents(0), 0);
+    take(1, true);
+    assert_eq!(dependents(0), 1, "it is on the vendor's list");
+    let (refused, state) = destroy();
+    assert!(
+        refused
+            .unwrap()
+            .contains("is revoked, so its key cannot end device d1")
+    );
+    assert_eq!(state, LifecycleState::Active);
+    take(2, false);
+    assert_eq!(dependents(0), 0);
+    assert_eq!(
+        dependents(10),
+        1,
+        "the list is stale then, and nobody is admitted"
+    );
+    let lists = ListSettings {
+        when_stale: WhenStale::LastKnown,
+        ..ListSettings::default()
+    };
+    registry
+        .set_list_settings(actor(), authority("vendor"), Some(lists))
+        .unwrap();
+    assert_eq!(dependents(10), 0);
+    assert_eq!(dependents(40), 1, "the vendor's CA has expired then");
+    let revoke = AuthorityMove::Revoke;
+    registry
+        .move_authority(actor(), authority("vendor"), revoke, String::new())
+        .unwrap();
+    assert_eq!(dependents(0), 1);
+    let (refused, state) = destroy();
+    let refused = refused.unwrap();
+    assert!(refused.contains("of an authority that is revoked"), "{refused}");
+    assert_eq!(state, LifecycleState::Active);
 }
 
 /// Whose chain leads to an authority over an intermediate depends on it; so may who came before it was registered, until it is
@@ -249,7 +365,7 @@ fn the_guard_counts_who_depends_on_an_authority_that_certificates_do_not_name() 
         .unwrap();
     let late = import(&registry, "late", below.device("late"));
     let dependents = |registry: &Registry, of: &str| {
-        let now = countersign_identity::Timestamp::from_unix_ms(0);
+        let now = Timestamp::from_unix_ms(0);
         registry.dependents(&authority(of), now, 9).unwrap().1
     };
     assert!(registry.facts().is_unplaced(&early) && !registry.facts().is_unplaced(&late));
@@ -314,6 +430,22 @@ fn a_known_device_has_its_certificate_learned_once_and_from_its_own_authority() 
     assert_eq!(
         code_of(contact(&registry, "ca", &of("d5"))),
         Some(DenialCode::FirstContactSharedKey)
+    );
+    // A stolen key: another certificate for it is as good as the one that was revoked.
+    let of_d4 = registry.credentials(&tenant(), &id("d4")).unwrap().remove(0);
+    let whose = Revocation::Credential(of_d4.fingerprint);
+    let reason = RevocationReason::KeyCompromise;
+    registry.revoke(actor(), whose, reason, String::new()).unwrap();
+    assert_eq!(
+        code_of(contact(&registry, "ca", &of("d4"))),
+        Some(DenialCode::FirstContactRevokedKey)
+    );
+    let import = registry.pin_credential(actor(), tenant(), id("d4"), of("d4"));
+    assert!(
+        import
+            .unwrap_err()
+            .to_string()
+            .contains("was revoked; hint: make a new key")
     );
 }
 
@@ -409,7 +541,7 @@ fn an_authority_that_was_revoked_since_the_backup_takes_along_what_it_issued() {
     let later = import("later");
     old.move_authority(actor(), authority("ca"), AuthorityMove::Revoke, String::new())
         .unwrap();
-    let start = countersign_identity::Timestamp::from_unix_ms(0);
+    let start = Timestamp::from_unix_ms(0);
     let listed = |registry: &Registry| {
         let mut all = registry.revoked_by(&authority("ca"), start).unwrap();
         all.sort_by(|a, b| a.serial.cmp(&b.serial));

@@ -371,6 +371,38 @@ fn another_authority_than_the_named_one_is_no_answer() {
     assert!(matches!(other, RegistryError::Exists(_)), "{other}");
 }
 
+/// The rotation guard: a device that could only enrol would be locked out.
+#[test]
+fn a_certificate_that_only_enrols_is_no_other_way_in() {
+    let world = World::new();
+    world.add_authority("second");
+    for (key, kind, by) in [
+        (key(), ProfileKind::Factory, "second"),
+        (key(), ProfileKind::Operational, "first"),
+    ] {
+        let profile = match kind {
+            ProfileKind::Factory => "factory",
+            ProfileKind::Operational => "operational",
+        };
+        let ask = Ask::by(Requester::Operator, &key).of(by).profile(profile, kind);
+        let (_, fingerprint) = world.issue(ask).unwrap();
+        world.registry.confirm_credential(actor(), fingerprint).unwrap();
+    }
+    let left = || {
+        let (of, now) = (
+            authority("first"),
+            countersign_identity::Timestamp::from_unix_s(1_800_000_000),
+        );
+        let left = world.registry.left_behind(&of, now).unwrap().len();
+        assert_eq!(world.registry.dependents(&of, now, 9).unwrap().0, left as u64);
+        left
+    };
+    assert_eq!(left(), 0);
+    let only = ["factory".to_owned()].into();
+    world.registry.set_enrol_only_profiles(only).unwrap();
+    assert_eq!(left(), 1);
+}
+
 #[test]
 fn what_is_minted_while_its_authority_ends_is_not_kept() {
     for over in [

@@ -15,8 +15,8 @@ use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Custody, LifecycleState};
 use countersign_registry::{
     Actor, AuthorityMove, BulkIssue, BulkItem, ClockRules, EndedCursor, IssueOutcome, IssueRequest,
-    IssuedHere, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, ProfileChoice,
-    Registry, RegistryError, Requester, Revocation, SystemClock,
+    IssuedHere, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Overlap,
+    ProfileChoice, Registry, RegistryError, Requester, Revocation, SystemClock,
 };
 
 /// A clock that the test moves.
@@ -310,7 +310,14 @@ fn no_station_is_made_while_the_clock_is_behind() {
                 grant_file: b"grant".to_vec(),
             })
         };
-        registry.add_station(actor(), factory.clone(), terms.clone(), key, mint)
+        registry.add_station(
+            actor(),
+            factory.clone(),
+            terms.clone(),
+            key,
+            Overlap::Refused,
+            mint,
+        )
     };
     clock.set(START + HOUR);
     registry.keep_time().unwrap();

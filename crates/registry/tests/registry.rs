@@ -297,6 +297,33 @@ fn an_idempotency_key_is_for_one_content() {
     assert!(matches!(ask(&other), Err(RegistryError::Exists(_))));
 }
 
+/// An answer that was lost, perhaps in somebody else's hands, and is used after the one that came in its place.
+#[test]
+fn a_certificate_that_is_used_after_a_newer_one_has_the_overlap_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = open(folder.path());
+    registry.set_issuance_rules(IssuanceRules {
+        overlap: std::time::Duration::ZERO,
+        ..IssuanceRules::default()
+    });
+    registry.add_device(actor(), tenant(), device("d1")).unwrap();
+    let [older, newer] = [(); 2].map(|()| {
+        let (facts, _) = certificate("d1");
+        let fingerprint = facts.fingerprint;
+        issue(&registry, "d1", facts).unwrap();
+        fingerprint
+    });
+    registry.confirm_credential(actor(), newer).unwrap();
+    registry.confirm_credential(actor(), older).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    assert_eq!(registry.sweep_credentials().unwrap().value.superseded, 1);
+    let state = |f| registry.facts().credential(f).unwrap().state;
+    assert_eq!(
+        (state(&older), state(&newer)),
+        (CredentialState::Superseded, CredentialState::Active)
+    );
+}
+
 #[test]
 fn a_newer_certificate_supersedes_after_the_overlap_and_an_unused_one_lapses() {
     let folder = tempfile::tempdir().unwrap();

@@ -562,7 +562,7 @@ fn nobody_becomes_a_device_that_enrolled_since_the_backup() {
         issue_to(&new, "CL-1", by("anew"), k1.clone(), der.clone()).unwrap();
         // Once it is known again, all is as ever: its key was lost, an operator revokes it.
         let all = Revocation::Device(tenant(), id("CL-1"));
-        new.revoke(actor(), all, RevocationReason::KeyCompromise, String::new())
+        new.revoke(actor(), all, RevocationReason::Superseded, String::new())
             .unwrap();
         issue_to(&new, "CL-1", by("anew"), k3, k3_der).unwrap();
         // And the lane is used.

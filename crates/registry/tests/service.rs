@@ -283,6 +283,9 @@ fn what_a_service_may_not_ask_any_more_is_told_and_an_older_registry_takes_nothi
     // Policies became versions after that.
     db.execute_batch(
         "DROP TABLE lost_enrolments;
+         DROP INDEX authorities_ours;
+         ALTER TABLE authorities DROP COLUMN came;
+         CREATE INDEX devices_by_template ON devices (came_by) WHERE came_by IS NOT NULL;
          DROP TABLE destructions;
          DROP TABLE attestations;
          DROP INDEX credentials_by_serial;

@@ -17,8 +17,8 @@ use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{CredentialState, DenialCode, FactSource, LifecycleState};
 use countersign_registry::{
-    Actor, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Reconciled, Registry,
-    RegistryError, Verdict,
+    Actor, LedgerLimits, MintedStation, NewAuthority, NewCredential, NewDevice, Origin, Overlap, Reconciled,
+    Registry, RegistryError, Verdict,
 };
 
 const START: i64 = 1_800_000_000_000;
@@ -164,7 +164,7 @@ impl Place {
             })
         };
         registry
-            .add_station(actor(), factory(), terms, key, mint)
+            .add_station(actor(), factory(), terms, key, Overlap::Refused, mint)
             .unwrap();
         Self {
             registry,
@@ -486,7 +486,7 @@ fn a_factory_ca_whose_key_does_not_answer_holds_up_nothing_and_its_station_is_ke
                 grant_file: b"grant".to_vec(),
             })
         };
-        minting.add_station(actor(), factory(), terms, key, mint)
+        minting.add_station(actor(), factory(), terms, key, Overlap::Allowed, mint)
     });
     is_asked.recv_timeout(Duration::from_secs(10)).unwrap();
     let (closing, (closed, is_closed)) = (registry.clone(), channel());
@@ -500,4 +500,36 @@ fn a_factory_ca_whose_key_does_not_answer_holds_up_nothing_and_its_station_is_ke
     let refused = added.join().unwrap().unwrap_err().to_string();
     assert!(refused.contains("batch B-1 is closed"), "{refused}");
     assert!(registry.station(&StationId::new("line-2").unwrap()).is_err());
+}
+
+#[test]
+fn what_is_known_of_a_station_where_its_devices_come_is_of_its_tenant_and_outlives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path(), 2);
+    let device = CertificateFacts::parse(&place.by_station("SN-0001")).unwrap();
+    let denied = |registry: &Registry| {
+        let station = registry.facts().station(&tenant(), &device.issuer_der)?;
+        let other = TenantId::new("other").unwrap();
+        assert_eq!(registry.facts().station(&other, &device.issuer_der), None);
+        assert_eq!(station.id, line());
+        Some(station.denial(&id("SN-0001")).code)
+    };
+    assert_eq!(denied(&place.registry), Some(DenialCode::NotReconciled));
+    drop(place);
+    let registry = Registry::open(folder.path(), LedgerLimits::default()).unwrap();
+    assert_eq!(denied(&registry), Some(DenialCode::NotReconciled));
+    registry
+        .revoke_station(
+            actor(),
+            line(),
+            RevocationReason::KeyCompromise,
+            "gone".into(),
+            false,
+        )
+        .unwrap();
+    assert_eq!(denied(&registry), Some(DenialCode::StationRevoked));
+    drop(registry);
+    let registry = Registry::open(folder.path(), LedgerLimits::default()).unwrap();
+    assert_eq!(denied(&registry), Some(DenialCode::StationRevoked));
+    assert!(registry.facts().station(&tenant(), b"nobody").is_none());
 }

@@ -3,6 +3,7 @@
 mod limits;
 mod sections;
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -128,6 +129,12 @@ impl Config {
         Ok(config)
     }
 
+    /// The profiles whose certificates open no data sessions, by name.
+    pub fn enrol_only_profiles(&self) -> HashSet<String> {
+        let closed = self.profiles.iter().filter(|p| !p.data_sessions);
+        closed.map(|p| p.name.clone()).collect()
+    }
+
     /// Checks what types cannot.
     ///
     /// # Errors
@@ -151,6 +158,20 @@ impl Config {
                 "correct the [[listeners]] table; without any, devices connect at 0.0.0.0:8883",
             );
         }
+        if let Some(listener) = self
+            .listeners
+            .iter()
+            .find(|l| listeners::clash(l.listen, self.admin.listen))
+        {
+            return value(
+                "admin.listen",
+                format!(
+                    "it ({}) and listener {} ({}) ask for one address and port",
+                    self.admin.listen, listener.name, listener.listen
+                ),
+                "give one of them another port; 9080 is customary for admin.listen",
+            );
+        }
         if !(1..=720).contains(&self.pki.next_update_hours) {
             return value(
                 "pki.next_update_hours",
@@ -171,6 +192,19 @@ impl Config {
                 "it is 0, and nobody would be answered".into(),
                 "leave it out for 256, or remove the listener",
             );
+        }
+        for (key, places) in [
+            ("enrol.connections_per_source_max", self.enrol.places()),
+            ("pki.connections_per_source_max", self.pki.places()),
+            ("tokens.service_connections_per_source_max", self.tokens.places()),
+        ] {
+            if places.all > 0 && places.per_source == 0 {
+                return value(
+                    key,
+                    "it is 0, and nobody would be answered".into(),
+                    "leave it out for the default",
+                );
+            }
         }
         if self.server.host_names.is_empty() {
             return value(
@@ -222,7 +256,7 @@ impl Config {
         if let Some(what) = self.profiles.iter().find_map(|p| p.check().err()) {
             return value("profiles", what, "correct the profile");
         }
-        let names: std::collections::HashSet<_> = self.profiles.iter().map(|p| &p.name).collect();
+        let names: HashSet<_> = self.profiles.iter().map(|p| &p.name).collect();
         if names.len() != self.profiles.len() || names.is_empty() {
             return value(
                 "profiles",

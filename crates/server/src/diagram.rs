@@ -227,6 +227,14 @@ pub fn text(record: &ExchangeRecord) -> String {
             width = WIDTH - 1
         );
     }
+    if record.outcome == Outcome::EnrolmentOnly {
+        let _ = writeln!(
+            out,
+            "    │{:width$}│  no session: the certificate is for enrolment alone",
+            "",
+            width = WIDTH - 1
+        );
+    }
     if let Some(denial) = &record.denial {
         let _ = writeln!(out, "\n  refused: {}", denial.code);
         let _ = writeln!(out, "  cause:   {}", denial.code.cause());

@@ -10,7 +10,6 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::NoServerSessionStorage;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -19,6 +18,7 @@ use tokio_rustls::server::TlsStream;
 use crate::enrol::AnyCertificate;
 use crate::failure::Failure;
 use crate::listeners::{self, ClientCertificate, Listener};
+use crate::places::{Places, PlacesMax};
 
 /// From accept to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -28,8 +28,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(crate) struct Kind {
     /// Who connects, for the log.
     pub(crate) who: &'static str,
-    /// The setting that bounds its connections.
-    pub(crate) limit: &'static str,
     /// Whether a client certificate must be shown.
     pub(crate) certificate: ClientCertificate,
     /// Whether TLS 1.2 needs the extended master secret (RFC 7627).
@@ -59,7 +57,7 @@ fn tls(listener: &Listener, kind: Kind, identity: Arc<ServerIdentity>) -> Result
 pub(crate) async fn start<F>(
     listener: &Listener,
     kind: Kind,
-    connections_max: usize,
+    places: PlacesMax,
     identity: Arc<ServerIdentity>,
     serve: impl Fn(TlsStream<TcpStream>, SocketAddr) -> F + Clone + Send + Sync + 'static,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure>
@@ -68,7 +66,7 @@ where
 {
     let acceptor = TlsAcceptor::from(tls(listener, kind, identity)?);
     let (listener, address) = listeners::bind(listener.listen).await?;
-    let slots = Arc::new(Semaphore::new(connections_max));
+    let places = Places::new(places);
     let accepting = tokio::spawn(async move {
         loop {
             let (socket, source) = match listener.accept().await {
@@ -80,13 +78,16 @@ where
                 }
             };
             // Full: closed at once, before any cryptography.
-            let Ok(slot) = slots.clone().try_acquire_owned() else {
-                tracing::warn!(source = %source, "{} refused: {} is reached", kind.who, kind.limit);
-                continue;
+            let place = match places.take(source.ip()) {
+                Ok(place) => place,
+                Err(limit) => {
+                    tracing::warn!(source = %source, "{} refused: {limit} is reached", kind.who);
+                    continue;
+                }
             };
             let (acceptor, serve) = (acceptor.clone(), serve.clone());
             tokio::spawn(async move {
-                let _slot = slot;
+                let _place = place;
                 let _ = socket.set_nodelay(true);
                 match timeout(HANDSHAKE, acceptor.accept(socket)).await {
                     Ok(Ok(stream)) => serve(stream, source).await,

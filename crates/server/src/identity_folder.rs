@@ -13,6 +13,32 @@ use rustls::pki_types::pem::PemObject;
 use crate::failure::Failure;
 use crate::service::Provisioned;
 
+/// Makes sure that an identity folder can be written, and is no other device's.
+///
+/// # Errors
+/// [`Failure`] with the cure; then nothing in it was changed.
+pub fn prepare(path: &Path, device: &DeviceId) -> Result<(), Failure> {
+    let elsewhere = "choose another folder with --out";
+    let refused = |e: folder::FolderError| Failure {
+        hint: Some(elsewhere.into()),
+        ..Failure::from(e)
+    };
+    folder::create_private(path).map_err(refused)?;
+    let probe = path.join(".countersign-probe");
+    folder::write_private(&probe, b"").map_err(refused)?;
+    let _ = std::fs::remove_file(&probe);
+    let before: Option<serde_json::Value> = std::fs::read(path.join("device.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    match before.as_ref().and_then(|profile| profile["id"].as_str()) {
+        Some(id) if id != device.as_str() => Err(Failure::invalid(format!(
+            "{} is the identity folder of device {id}; hint: {elsewhere}",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// A certificate request for the key of an identity folder; the key is made if there is none.
 ///
 /// # Errors
@@ -75,6 +101,17 @@ pub fn write(path: &Path, provisioned: &Provisioned) -> Result<(), Failure> {
         folder::write_private(&path.join(name), &bytes)?;
     }
     Ok(())
+}
+
+/// What is said where `device.json` has no port for enrolment: the agent goes on until the certificate ends, and then is
+/// refused. `None` if there is one.
+pub fn no_renewal(provisioned: &Provisioned) -> Option<String> {
+    provisioned.enrol_port.is_none().then(|| {
+        format!(
+            "warning: there is no listener of purpose enrol, so device.json names no enrol_port: the agent cannot renew the certificate, which ends at {}\nhint: open one ([[listeners]] in countersign.toml, purpose = \"enrol\"; restart) and repeat the command, or write enrol_port into device.json; a device that renews by other means needs none",
+            provisioned.not_after
+        )
+    })
 }
 
 /// The `mosquitto_pub` line that publishes with an identity folder.

@@ -1,6 +1,6 @@
 //! `[[listeners]]`: what the server opens besides the admin listener, and for whom.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use countersign_gateway::{DeviceListener, Network, Protocol, Resumption, TlsMinimum};
 use serde::{Deserialize, Serialize};
@@ -196,6 +196,21 @@ pub async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Fail
     Ok((listener, address))
 }
 
+/// Whether only one of two addresses can be opened: the same port, and the same address or one that stands for it. Port 0
+/// takes any free one.
+pub fn clash(a: SocketAddr, b: SocketAddr) -> bool {
+    let scope = |address: SocketAddr| match address {
+        SocketAddr::V6(address) => address.scope_id(),
+        SocketAddr::V4(_) => 0,
+    };
+    let (x, y) = (a.ip().to_canonical(), b.ip().to_canonical());
+    // [::] takes IPv4 as well, as Linux has it by default; 0.0.0.0 no IPv6.
+    let stands_for = |x: IpAddr, y: IpAddr| x.is_unspecified() && (x.is_ipv6() || y.is_ipv4());
+    a.port() == b.port()
+        && a.port() != 0
+        && (stands_for(x, y) || stands_for(y, x) || (x == y && scope(a) == scope(b)))
+}
+
 /// Checks the table.
 ///
 /// # Errors
@@ -207,10 +222,10 @@ pub fn check(listeners: &[Listener]) -> Result<(), String> {
             if before.name == listener.name {
                 return Err(format!("two listeners have the name {}", listener.name));
             }
-            if before.listen == listener.listen && listener.listen.port() != 0 {
+            if clash(before.listen, listener.listen) {
                 return Err(format!(
-                    "listeners {} and {} have one address, {}",
-                    before.name, listener.name, listener.listen
+                    "listeners {} ({}) and {} ({}) ask for one address and port",
+                    before.name, before.listen, listener.name, listener.listen
                 ));
             }
         }

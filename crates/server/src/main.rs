@@ -22,6 +22,7 @@ mod identity_folder;
 mod listeners;
 mod metrics;
 mod pki;
+mod places;
 mod quickstart;
 mod serve;
 mod service;

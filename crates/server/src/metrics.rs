@@ -97,6 +97,18 @@ impl Collector for Exported {
                 "Credentials that came to be suspected to have two holders",
                 of(&m.clones_suspected),
             )?;
+            counter(
+                e,
+                "countersign_clones_unwatched",
+                "Devices with sessions at two addresses that were not watched: too many others were",
+                of(&m.clones_unwatched),
+            )?;
+            counter(
+                e,
+                "countersign_clones_unwatched",
+                "Devices with sessions at two addresses that were not watched: too many others were",
+                of(&m.clones_unwatched),
+            )?;
             let (waiting, queued) = gateway.handshakes_waiting();
             gauge(
                 e,
@@ -166,6 +178,12 @@ impl Collector for Exported {
                 "countersign_exchanges_abandoned",
                 "Peers that left before an answer",
                 of(&m.abandoned),
+            )?;
+            counter(
+                e,
+                "countersign_exchanges_enrolment_only",
+                "Devices without a session that enrolled on a device listener: their certificate is for enrolment alone",
+                of(&m.enrolment_only),
             )?;
             counter(
                 e,

@@ -16,19 +16,19 @@ use axum::routing::{get, post};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign_authority::status::{IssuerHashes, OcspError, Questions, Responder, Status};
-use countersign_identity::{AuthorityId, Fingerprint, TenantId, Timestamp};
-use countersign_registry::{Change, Registry};
+use countersign_identity::{AuthorityId, Fingerprint, TenantId};
+use countersign_registry::{Change, MintedAt, Registry};
 use hyper::server;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::ca::link::CaLink;
 use crate::config::PkiConfig;
 use crate::failure::Failure;
 use crate::listeners;
+use crate::places::Places;
 use crate::service::Service;
 
 /// A list is made anew at least so often.
@@ -44,7 +44,7 @@ const OCSP_BYTES_MAX: usize = 16 * 1024;
 
 struct List {
     der: Bytes,
-    made: Timestamp,
+    made: MintedAt,
     /// The newest revocation it knows of.
     revision: u64,
 }
@@ -62,11 +62,11 @@ struct Shared {
     authorities: Arc<AtomicU64>,
     issuers: Mutex<Option<(u64, Issuers)>>,
     lists: Mutex<HashMap<AuthorityId, List>>,
-    responders: Mutex<HashMap<AuthorityId, Arc<Responder>>>,
+    responders: Mutex<HashMap<AuthorityId, (MintedAt, Arc<Responder>)>>,
 }
 
 /// Opens the listener. Anybody reaches it, and its connections are of the same process as those of devices: there are no more
-/// than so many at once, and each ends by itself.
+/// than so many at once, a share of them for each source, and each ends by itself.
 ///
 /// # Errors
 /// [`Failure`] if the address cannot be used.
@@ -77,20 +77,23 @@ pub async fn start(
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
     let (listener, address) = listeners::bind(address).await?;
     let router = router(service, Duration::from_secs(config.next_update_hours * 3600));
-    let slots = Arc::new(Semaphore::new(config.connections_max));
+    let places = Places::new(config.places());
     let serving = tokio::spawn(async move {
         loop {
-            let socket = match listener.accept().await {
-                Ok((socket, _)) => socket,
+            let (socket, source) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(e) => {
                     tracing::error!(error = %e, "cannot accept at the pki listener");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             };
-            let Ok(slot) = slots.clone().try_acquire_owned() else {
-                tracing::warn!("a connection is refused: pki.connections_max is reached");
-                continue;
+            let place = match places.take(source.ip()) {
+                Ok(place) => place,
+                Err(limit) => {
+                    tracing::warn!(source = %source, "a connection is refused: {limit} is reached");
+                    continue;
+                }
             };
             let answering = server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -98,7 +101,7 @@ pub async fn start(
                 .max_buf_size(32 * 1024)
                 .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router.clone()));
             tokio::spawn(async move {
-                let _slot = slot;
+                let _place = place;
                 let _ = tokio::time::timeout(CONNECTION, answering).await;
             });
         }
@@ -181,8 +184,9 @@ async fn revocation_list(State(shared): App, Path(file): Path<String>) -> Respon
 }
 
 async fn ca_certificate(State(shared): App, Path(file): Path<String>) -> Response {
-    let read =
-        named(&file, ".crt").and_then(|id| Ok(shared.service.registry().authority_certificate(&id)?));
+    let read = tokio::task::block_in_place(|| {
+        named(&file, ".crt").and_then(|id| Ok(shared.service.registry().authority_certificate(&id)?))
+    });
     match read {
         Ok(der) => {
             let more = cacheable(&der, LIST_AGE);
@@ -193,7 +197,7 @@ async fn ca_certificate(State(shared): App, Path(file): Path<String>) -> Respons
 }
 
 async fn bundle(State(shared): App, Path(tenant): Path<TenantId>) -> Response {
-    match shared.service.ca_certificates(&tenant) {
+    match tokio::task::block_in_place(|| shared.service.ca_certificates(&tenant)) {
         Ok(certificates) => {
             let text: String = certificates
                 .iter()
@@ -223,22 +227,16 @@ fn ocsp(shared: &Shared, request: &[u8]) -> Response {
     ([(header::CONTENT_TYPE, "application/ocsp-response")], der).into_response()
 }
 
-/// The list that was made last, unless something was revoked since or it is old.
-fn at_hand(
-    lists: &HashMap<AuthorityId, List>,
-    id: &AuthorityId,
-    revision: u64,
-    (now, age): (Timestamp, Duration),
-) -> Option<Bytes> {
-    let list = lists.get(id)?;
-    let is_good = list.revision == revision && now.since(list.made) < age;
-    is_good.then(|| list.der.clone())
-}
-
 impl Shared {
-    /// Now, and how old a list may be: whoever fetches it has half of its life left.
-    fn now_and_age(&self) -> (Timestamp, Duration) {
-        (self.service.now(), LIST_AGE.min(self.next_update / 2))
+    /// The list that was made last, unless something was revoked since, or it is old or of a wrong clock. Whoever fetches it
+    /// has half of its life left.
+    fn at_hand(&self, lists: &HashMap<AuthorityId, List>, id: &AuthorityId, revision: u64) -> Option<Bytes> {
+        let list = lists.get(id)?;
+        let age = LIST_AGE.min(self.next_update / 2);
+        let is_good = list.revision == revision
+            && self.service.registry().still_holds(list.made)
+            && self.service.now().since(list.made.at) < age;
+        is_good.then(|| list.der.clone())
     }
 
     /// The list of an authority: the one at hand, unless something was revoked since or it is old.
@@ -248,10 +246,11 @@ impl Shared {
             return self.list_apart(ca, id, revision);
         }
         let mut lists = self.lists.lock();
-        if let Some(der) = at_hand(&lists, id, revision, self.now_and_age()) {
+        if let Some(der) = self.at_hand(&lists, id, revision) {
             return Ok(der);
         }
-        let now = self.service.minting_time()?;
+        let made = self.service.registry().minted_at()?;
+        let now = made.at;
         let authority = self.service.authority_with_key(id)?;
         let revoked = self
             .service
@@ -266,7 +265,7 @@ impl Shared {
             id.clone(),
             List {
                 der: der.clone(),
-                made: now,
+                made,
                 revision,
             },
         );
@@ -275,10 +274,10 @@ impl Shared {
 
     /// The same by a CA apart. Nobody who wants a list that is at hand waits for a CA that is slow.
     fn list_apart(&self, ca: &CaLink, id: &AuthorityId, revision: u64) -> Result<Bytes, Failure> {
-        if let Some(der) = at_hand(&self.lists.lock(), id, revision, self.now_and_age()) {
+        if let Some(der) = self.at_hand(&self.lists.lock(), id, revision) {
             return Ok(der);
         }
-        let made = self.service.minting_time()?;
+        let made = self.service.registry().minted_at()?;
         self.service.registry().authority_certificate(id)?;
         let _leave = ca.status_leave().ok_or_else(|| {
             Failure::unavailable(
@@ -309,14 +308,12 @@ impl Shared {
         {
             return Ok(issuers.clone());
         }
-        let registry = self.service.registry();
-        let ours = registry.authorities()?.into_iter();
+        let ours = self.service.registry().own_authorities(None)?.into_iter();
         let issuers = ours
-            .filter(|view| view.origin == "managed" || view.origin == "factory")
-            .map(|view| {
-                let certificate = registry.authority_certificate(&view.id)?;
-                let hashes = IssuerHashes::of(&certificate).map_err(|e| Failure::internal(e.to_string()))?;
-                Ok((view.id, hashes))
+            .map(|ours| {
+                let hashes =
+                    IssuerHashes::of(&ours.certificate).map_err(|e| Failure::internal(e.to_string()))?;
+                Ok((ours.id, hashes))
             })
             .collect::<Result<Issuers, Failure>>()?;
         *self.issuers.lock() = Some((newest, issuers.clone()));
@@ -324,14 +321,15 @@ impl Shared {
     }
 
     /// The responder of an authority. No key of another one is touched: one that cannot be reached silences nobody else.
-    fn responder(&self, id: &AuthorityId, now: Timestamp) -> Result<Arc<Responder>, Failure> {
-        if let Some(good) = self.responders.lock().get(id)
-            && now.plus(self.answer_good_for()) < good.not_after()
+    fn responder(&self, id: &AuthorityId, minted: MintedAt) -> Result<Arc<Responder>, Failure> {
+        if let Some((made, good)) = self.responders.lock().get(id)
+            && self.service.registry().still_holds(*made)
+            && minted.at.plus(self.answer_good_for()) < good.not_after()
         {
             return Ok(good.clone());
         }
-        let made = Arc::new(self.service.authority_with_key(id)?.responder(now)?);
-        self.responders.lock().insert(id.clone(), made.clone());
+        let made = Arc::new(self.service.authority_with_key(id)?.responder(minted.at)?);
+        self.responders.lock().insert(id.clone(), (minted, made.clone()));
         Ok(made)
     }
 
@@ -359,12 +357,17 @@ impl Shared {
                 });
         }
         // Counted, and told by the timer: not logged for each request of anybody.
-        let now = self.service.minting_time().map_err(|_| OcspError::TryLater)?;
+        let minted = self
+            .service
+            .registry()
+            .minted_at()
+            .map_err(|_| OcspError::TryLater)?;
+        let now = minted.at;
         let issuers = self.issuers().map_err(|e| internal(e.message))?;
         let asked =
             |(_, hashes): &&(AuthorityId, IssuerHashes)| questions.list.iter().all(|q| hashes.is_asked(q));
         let (id, _) = issuers.iter().find(asked).ok_or(OcspError::Unauthorized)?;
-        let responder = self.responder(id, now).map_err(|e| internal(e.message))?;
+        let responder = self.responder(id, minted).map_err(|e| internal(e.message))?;
         let mut statuses = Vec::new();
         for question in &questions.list {
             let found = self

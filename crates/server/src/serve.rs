@@ -176,13 +176,13 @@ impl Running {
                 Purpose::Devices => continue,
                 Purpose::Enrol => {
                     let identity = gateway.identity().clone();
-                    let max = config.enrol.connections_max;
-                    enrol::start(listener, max, identity, service.clone()).await?
+                    let places = config.enrol.places();
+                    enrol::start(listener, places, identity, service.clone()).await?
                 }
                 Purpose::Services => {
                     let identity = gateway.identity().clone();
-                    let max = config.tokens.service_connections_max;
-                    tokens::listener::start(listener, max, identity, service.clone()).await?
+                    let places = config.tokens.places();
+                    tokens::listener::start(listener, places, identity, service.clone()).await?
                 }
                 Purpose::Pki => pki::start(listener.listen, &config.pki, service.clone()).await?,
             };

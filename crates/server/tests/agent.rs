@@ -403,6 +403,58 @@ fn killed_anywhere_in_a_renewal_the_agent_is_admitted_afterwards() {
 }
 
 #[test]
+fn a_wrong_platform_root_is_not_pinned_and_the_right_one_is_taken_after_it() {
+    let place = Place::new("");
+    let other = Place::new("");
+    place.server.cli_ok(&["device", "add", "sensor-1"]).unwrap();
+    let secret = place.secret("sensor-1");
+    let agent = place.agent("sensor-1");
+    let pinned = agent.folder.join("platform-root.crt");
+    let with = |root: &str, enrol: &str| {
+        let arguments = [
+            "enrol",
+            "--server",
+            enrol,
+            "--platform-root",
+            root,
+            "--id",
+            "sensor-1",
+            "--secret-file",
+            &secret,
+        ];
+        agent.run(&arguments)
+    };
+    // One that does not vouch for the platform, and one that does for another, which knows of no such secret.
+    let (code, _, err) = with(&other.text("root.pem"), &place.enrol);
+    assert!(code != 0 && err.contains("hint: "), "{err}");
+    assert!(!pinned.exists(), "{err}");
+    let (code, _, err) = with(&other.text("root.pem"), &other.enrol);
+    assert!(code != 0, "{err}");
+    assert!(!pinned.exists(), "{err}");
+    let (code, _, err) = with(&place.text("root.pem"), &place.enrol);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(
+        std::fs::read(&pinned).unwrap(),
+        std::fs::read(place.path("root.pem")).unwrap()
+    );
+    agent.ok(&["check"]);
+    // From then on it is the only one.
+    let (code, _, err) = agent.run(&[
+        "enrol",
+        "--again",
+        "--server",
+        &other.enrol,
+        "--platform-root",
+        &other.text("root.pem"),
+        "--id",
+        "sensor-1",
+        "--secret-file",
+        &secret,
+    ]);
+    assert!(code != 0 && err.contains("another platform root"), "{err}");
+}
+
+#[test]
 fn a_new_platform_root_is_pinned_only_on_the_word_of_a_pinned_one() {
     // The root that is to come, and the server's certificate below it.
     let next = Ca::root("the next platform root", None);

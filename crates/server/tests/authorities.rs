@@ -450,6 +450,32 @@ fn a_rotation_is_held_back_until_nobody_is_locked_out() {
     assert_eq!(place.connect(&new, "d1").connack(), Some(0));
     let text = place.ok(&["authority", "dependents", "default-devices"]);
     assert!(text.contains("1 device(s)") && text.contains("d2"), "{text}");
+    // Let in, and refused only a topic: that does not keep it from renewing.
+    let d2 = Attempt {
+        patience: Duration::from_millis(1000),
+        ..Attempt::new(place.server.devices)
+    };
+    let seen = Attempt {
+        then: publish(5, "devices/d1/telemetry", 1, 0),
+        ..d2.identity(&old[1]).send(connect(5, "d2"))
+    }
+    .run();
+    assert_eq!(seen.connack(), Some(0));
+    assert!(place.ok(&["explain", "d2"]).contains("topic.forbidden"));
+    let report = place
+        .server
+        .ask("GET", "/authorities/default-devices/dependents", None)
+        .unwrap();
+    assert_eq!(
+        report["reasons"],
+        serde_json::json!({ "not-renewed": 1 }),
+        "{report}"
+    );
+    let detail = report["devices"][0]["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("topic.forbidden") && detail.contains("let it renew"),
+        "{detail}"
+    );
     place.refused(&["authority", "close", "default-devices"]);
     place.ok(&["authority", "close", "default-devices", "--leave-out", "1"]);
     assert_eq!(place.connect(&new, "d1").connack(), Some(0));

@@ -388,8 +388,53 @@ fn one_file_and_no_keys() {
             "authorities/platform/issuing.key"
         ]
     );
-    for key in missing {
+    // Without them: which file, why, and what to do. The platform's first, then that of each authority as it is needed.
+    let run = |arguments: &[&str]| {
+        let output = Command::new("timeout")
+            .arg("20")
+            .arg(program())
+            .arg("--data")
+            .arg(place.path("new"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        (output.status.code(), said(&output))
+    };
+    let put_back = |key: &str| {
         std::fs::copy(place.path("old").join(key), place.path("new").join(key)).unwrap();
+    };
+    let is_told = |(code, text): (Option<i32>, String), key: &str| {
+        assert_eq!(code, Some(5), "{text}");
+        let file = place.path("new").join(key).display().to_string();
+        for part in ["private key", &file, "is not there", "hint: ", "--with-keys"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    };
+    for command in ["serve", "doctor"] {
+        is_told(run(&[command]), missing[2]);
+    }
+    put_back(missing[2]);
+    is_told(run(&["serve"]), missing[0]);
+    put_back(missing[0]);
+    let server = place.serve("new");
+    let check = doctor(&server, "key of locked");
+    assert_eq!(check["ok"], false, "{check}");
+    let (detail, hint) = (check["detail"].as_str().unwrap(), check["hint"].as_str().unwrap());
+    assert!(
+        detail.contains(missing[1]) && hint.contains("--with-keys") && hint.contains("authority revoke"),
+        "{check}"
+    );
+    assert!(server.stop().unwrap().0.success());
+    // One whose key is lost is revoked, and is then in nobody's way.
+    std::fs::remove_file(place.path("new").join(missing[0])).unwrap();
+    let (code, text) = run(&["authority", "revoke", "default-devices", "--reason", "lost"]);
+    assert_eq!(code, Some(0), "{text}");
+    place.restored("backup.tar", "without", &[]);
+    assert!(place.serve("new").stop().unwrap().0.success());
+    std::fs::remove_dir_all(place.path("new")).unwrap();
+    std::fs::rename(place.path("without"), place.path("new")).unwrap();
+    for key in missing {
+        put_back(key);
     }
     let server = place.serve("new");
     assert_eq!(connack(&server, "sensor", &identity), Some(0));

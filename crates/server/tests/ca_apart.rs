@@ -160,6 +160,23 @@ impl Place {
         (status.to_owned(), body.to_owned())
     }
 
+    /// The header by which the key of a certificate speaks for a request.
+    fn proof(&self, certificate: &str, key: &str, csr: &str) -> String {
+        let content = renewal_proof::content(&der_of(certificate, "x509"), &der_of(csr, "req"));
+        std::fs::write(self.path("content"), content).unwrap();
+        ok(Command::new("openssl").args([
+            "dgst",
+            "-sha256",
+            "-sign",
+            key,
+            "-out",
+            &self.text("proof"),
+            &self.text("content"),
+        ]));
+        let proof = STANDARD.encode(std::fs::read(self.path("proof")).unwrap());
+        format!("{}: {proof}", renewal_proof::HEADER)
+    }
+
     /// The certificate of an EST answer, PEM, in a file.
     fn keep(&self, body: &str, name: &str) -> String {
         std::fs::write(self.path("p7"), STANDARD.decode(body.trim()).unwrap()).unwrap();
@@ -392,19 +409,7 @@ fn est_by_a_secret_of_the_ca_and_by_a_certificate_whose_key_speaks() {
     let (_, new) = place.request("second", subject);
     let (status, text) = place.est("simplereenroll", &new, &shown);
     assert!(status == "403" && text.contains("another key"), "{status} {text}");
-    let content = renewal_proof::content(&der_of(&first, "x509"), &der_of(&new, "req"));
-    std::fs::write(place.path("content"), content).unwrap();
-    ok(Command::new("openssl").args([
-        "dgst",
-        "-sha256",
-        "-sign",
-        &key,
-        "-out",
-        &place.text("proof"),
-        &place.text("content"),
-    ]));
-    let proof = STANDARD.encode(std::fs::read(place.path("proof")).unwrap());
-    let header = format!("{}: {proof}", renewal_proof::HEADER);
+    let header = place.proof(&first, &key, &new);
     let mut proven = shown.to_vec();
     proven.extend(["-H", &header]);
     let (status, body) = place.est("simplereenroll", &new, &proven);
@@ -420,6 +425,60 @@ fn est_by_a_secret_of_the_ca_and_by_a_certificate_whose_key_speaks() {
 }
 
 #[test]
+fn devices_renew_at_the_next_authority_once_the_ca_says_that_it_succeeds_theirs() {
+    let place = Place::new("");
+    place.ca.batch("born", "F-*", 1, &["--profile", "factory"]);
+    place.server().cli_ok(&["device", "add", "SN-1"]).unwrap();
+    let secret = place.ca.ok(&["secret", "SN-1", "--authority", "fleet"]);
+    let user = format!("SN-1:{}", secret["secret"].as_str().unwrap());
+    let subject = "/O=default/CN=SN-1/serialNumber=SN-1";
+    let (key, csr) = place.request("first", subject);
+    let (status, body) = place.est("simpleenroll", &csr, &["-u", &user]);
+    assert_eq!(status, "200", "{body}");
+    let first = place.keep(&body, "first.pem");
+    let (_, new) = place.request("second", subject);
+    let proof = place.proof(&first, &key, &new);
+    let shown = ["--cert", first.as_str(), "--key", key.as_str(), "-H", &proof];
+    let provisioned = place.provision("F-1", &["--profile", "factory"]);
+    assert!(provisioned.status.success(), "{}", said(&provisioned));
+
+    place.ca.ok(&["authority", "add", "next"]);
+    place.server().cli_ok(&["authority", "create", "next"]).unwrap();
+    place.server().cli_ok(&["authority", "retire", "fleet"]).unwrap();
+    let (status, text) = place.est("simplereenroll", &new, &shown);
+    assert!(
+        status == "403" && text.contains("countersign ca authority succeeds next fleet"),
+        "{status} {text}"
+    );
+    let count = place.ca.count();
+    place.ca.ok(&["authority", "succeeds", "next", "fleet"]);
+    let (status, body) = place.est("simplereenroll", &new, &shown);
+    assert_eq!(status, "200", "{body}");
+    let moved = place.keep(&body, "moved.pem");
+    let issuer = |path: &str| ok(Command::new("openssl").args(["x509", "-noout", "-issuer", "-in", path]));
+    assert_ne!(issuer(&moved), issuer(&first));
+    assert_eq!(place.ca.count(), count + 1);
+
+    // To a factory certificate no certificate leads, whatever its key says: a batch of the CA must cover it.
+    let out = place.path("F-1");
+    let (factory, factory_key) = (out.join("device.crt"), out.join("device.key"));
+    let (factory, factory_key) = (factory.display().to_string(), factory_key.display().to_string());
+    let (_, next) = place.request("next", "/O=default/CN=F-1/serialNumber=F-1");
+    let proof = place.proof(&factory, &factory_key, &next);
+    let shown = [
+        "--cert",
+        factory.as_str(),
+        "--key",
+        factory_key.as_str(),
+        "-H",
+        &proof,
+    ];
+    let (status, text) = place.est("default.factory/simplereenroll", &next, &shown);
+    assert!(status == "403" && text.contains("batch"), "{status} {text}");
+    assert_eq!(place.ca.count(), count + 1);
+}
+
+#[test]
 fn without_the_ca_nothing_is_issued_and_everybody_who_may_is_admitted() {
     let mut place = Place::new("");
     place.ca.batch("b", "SN-*", 10, &[]);
@@ -428,6 +487,9 @@ fn without_the_ca_nothing_is_issued_and_everybody_who_may_is_admitted() {
     let output = place.provision("SN-2", &[]);
     place.refused(&output, &["the CA at", "does not answer", "ca serve"]);
     assert_eq!(output.status.code(), Some(5), "not available");
+    let shown = place.server().cli(&["device", "show", "SN-2"]).unwrap();
+    assert_eq!(shown.status.code(), Some(3), "no device is left behind");
+    place.server().cli_ok(&["device", "add", "SN-2"]).unwrap();
     let (status, problem) = place
         .server()
         .call(

@@ -42,7 +42,7 @@ fn program() -> &'static Path {
 }
 
 impl Ca {
-    /// A CA with the authorities `fleet` and `other`, running.
+    /// A CA with the authorities `fleet`, `lab` of the same tenant, and `other` of another one, running.
     fn new(settings: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut process = CaProcess::new(program(), &folder.path().join("ca"));
@@ -50,6 +50,7 @@ impl Ca {
             std::fs::write(process.path("ca.toml"), settings).unwrap();
         }
         process.ok(&["authority", "add", "fleet"]);
+        process.ok(&["authority", "add", "lab"]);
         process.ok(&["authority", "add", "other", "--tenant", "acme"]);
         process.start();
         Self { folder, process }
@@ -511,8 +512,8 @@ fn a_certificate_is_evidence_only_for_whoever_holds_its_key() {
         );
     }
     assert_eq!(ca.count(), before + 1);
-    // A rotation: another authority of the same tenant takes the old one's certificates as evidence.
-    ca.ok(&["authority", "add", "next"]);
+    // A rotation: another authority takes the old one's certificates as evidence, for the operator says that it succeeds it.
+    ca.ok(&["authority", "add", "next", "--succeeds", "fleet"]);
     let moved = request(&key());
     let word = renewal_proof::create(&next, &renewed, &moved).unwrap();
     let rotate = issue(
@@ -527,6 +528,83 @@ fn a_certificate_is_evidence_only_for_whoever_holds_its_key() {
     ca.end(&renewed, "superseded");
     refused(renew(), "not-the-newest");
     assert_eq!(ca.count(), before + 2);
+}
+
+/// What a certificate of the tenant is worth elsewhere than where it was issued, and by other profiles: what the operator said.
+#[test]
+fn a_certificate_is_evidence_at_its_own_authority_and_for_what_follows_its_profile() {
+    let profiles = "[[profiles]]\nname = \"operational\"\n\
+                    [[profiles]]\nname = \"factory\"\nkind = \"factory\"\nlifetime_days = 0\n\
+                    [[profiles]]\nname = \"second\"\nkind = \"factory\"\nlifetime_days = 0\n\
+                    [[profiles]]\nname = \"long\"\nlifetime_days = 3650\nfollows = []\n\
+                    [[profiles]]\nname = \"field\"\nlifetime_days = 365\nfollows = [\"second\"]\n";
+    let ca = Ca::new(profiles);
+    ca.batch("b", "SN-*", 1, &[]);
+    ca.batch("f", "F-*", 1, &["--profile", "factory"]);
+    ca.batch("s", "S-*", 1, &["--profile", "second"]);
+    let (used, born, second) = (key(), key(), key());
+    let certificate = ca.issue(&used, "operational", by_batch("SN-1")).unwrap();
+    let factory = ca.issue(&born, "factory", by_batch("F-1")).unwrap();
+    let of_second = ca.issue(&second, "second", by_batch("S-1")).unwrap();
+    let ask = |authority: &str, key: &SoftwareKey, profile: &str, shown: &[u8]| {
+        let evidence = by_certificate(shown, None);
+        outcome(&ca.ask(&issue(authority, &request(key), profile, evidence)))
+    };
+    let every = ["operational", "factory", "second", "long", "field"];
+    // Another authority of the same tenant, for nobody said that it succeeds this one.
+    for profile in every {
+        refused(ask("lab", &used, profile, &certificate), "not-succeeded");
+        refused(ask("lab", &born, profile, &factory), "not-succeeded");
+    }
+    let csr = request(&key());
+    let proof = renewal_proof::create(&born, &factory, &csr).unwrap();
+    let proven = issue("lab", &csr, "operational", by_certificate(&factory, Some(&proof)));
+    refused(outcome(&ca.ask(&proven)), "not-succeeded");
+    // At its own: the longer profile follows nothing, another one the other factory's alone, and no certificate leads to a
+    // factory's, not even to its own for ever.
+    let steps = |authority: &str| {
+        for profile in ["factory", "second", "long", "field"] {
+            refused(ask(authority, &used, profile, &certificate), "profile-step");
+            refused(ask(authority, &born, profile, &factory), "profile-step");
+        }
+        refused(ask(authority, &second, "second", &of_second), "profile-step");
+        refused(ask(authority, &second, "long", &of_second), "profile-step");
+    };
+    steps("fleet");
+    assert_eq!(ca.count(), 3, "nothing was minted");
+    assert!(ask("fleet", &born, "operational", &factory).is_ok());
+    assert!(ask("fleet", &second, "field", &of_second).is_ok());
+
+    // The operator's word: what was evidence there is evidence here, and nothing else is; not the other way round, nor further.
+    ca.ok(&["authority", "succeeds", "lab", "fleet"]);
+    ca.ok(&["authority", "succeeds", "lab", "fleet"]);
+    ca.ok(&["authority", "add", "third", "--succeeds", "lab"]);
+    steps("lab");
+    assert_eq!(ca.count(), 5);
+    let moved = ask("lab", &used, "operational", &certificate).unwrap();
+    assert!(ask("lab", &born, "operational", &factory).is_ok());
+    refused(ask("fleet", &used, "operational", &moved), "not-succeeded");
+    refused(ask("third", &used, "operational", &certificate), "not-succeeded");
+    assert!(ask("third", &used, "operational", &moved).is_ok());
+    assert_eq!(ca.count(), 8);
+    for (wrong, code) in [
+        (["lab", "other"], "tenant acme"),
+        (["lab", "lab"], "cannot succeed"),
+        (["lab", "none"], "no authority none"),
+    ] {
+        let output = ca.operator(&[&["authority", "succeeds"], &wrong[..]].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(code), "{said}");
+    }
+    let db = rusqlite::Connection::open(ca.path("ca.db")).unwrap();
+    let logged: i64 = db
+        .query_row(
+            "SELECT count(*) FROM log WHERE action = 'authority.succeeds'",
+            [],
+            |r| r.get(0),
+        )
+        .unwrap();
+    assert_eq!(logged, 2);
 }
 
 #[test]

@@ -355,6 +355,35 @@ fn refusals_beyond_those_that_are_kept_are_a_gap() {
     }
 }
 
+/// That something is not there is known after a restart too.
+#[test]
+fn refusals_that_were_only_counted_are_a_gap_after_a_restart_too() {
+    const CONFIG: &str =
+        "[ledger]\nrefused_per_source_minute_max = 5\n[limits]\ndevice_connects_per_minute = 1000\n";
+    let mut world = World::new(CONFIG);
+    let before = now();
+    let suspend = ["device", "suspend", DEVICE, "--reason", "test"];
+    world.server.cli_ok(&suspend).unwrap();
+    for _ in 0..20 {
+        let seen = world.attempt(1_500).send(connect(5, DEVICE)).run();
+        assert_eq!(seen.connack(), Some(0x87), "{seen:?}");
+    }
+    let after = now();
+    let gaps = |world: &World| world.exposure(before, after)["gaps"].clone();
+    let told = gaps(&world);
+    let first = told[0].as_str().unwrap_or_default();
+    assert!(
+        first.contains("refusals between") && first.contains("only counted"),
+        "{told}"
+    );
+    // What was counted last is on its way for a tenth of a second.
+    std::thread::sleep(Duration::from_millis(500));
+    world.server.kill();
+    world.server = start(world.folder.path(), CONFIG);
+    assert_eq!(gaps(&world), told);
+    assert_eq!(world.exposure(0, before - 60_000)["gaps"], json!([]));
+}
+
 /// A hundredth of `cargo xtask ledger`, in the same proportions.
 #[test]
 fn a_flood_of_strangers_stays_within_the_disk_limit_and_a_known_device_keeps_its_history() {

@@ -1,11 +1,12 @@
 //! What grows has a limit, and reaching it harms nobody else.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
+use std::io::Read;
 use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use countersign_testkit::client::{Attempt, connect, connect_with, plain, publish, subscribe};
+use countersign_testkit::client::{Attempt, Link, connect, connect_with, plain, publish, subscribe};
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 use countersign_testkit::server::Server;
 use serde_json::json;
@@ -169,6 +170,32 @@ fn sessions_of_one_device_are_limited_and_a_client_id_is_taken_over() {
     assert_eq!(seen.packets()[1][2], 0x8e, "{seen:?}");
     sessions(2);
     drop((second, again));
+}
+
+/// Connections that were lost in silence, as behind a network address translation that forgot them, have a short time and places of
+/// their own.
+#[test]
+fn https_connections_that_say_nothing_keep_no_session_out_for_long() {
+    let world = world("[limits]\nhttp_idle_s = 3\nsessions_per_device_max = 2\n");
+    let request = "GET /.well-known/est/csrattrs HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let https = || Attempt {
+        alpn: vec![b"http/1.1".to_vec()],
+        ..world.attempt().send(request)
+    };
+    let answer = |link: &mut Link| {
+        let mut head = [0; 4096];
+        let n = link.read(&mut head).unwrap();
+        String::from_utf8_lossy(&head[..n.min(12)]).into_owned()
+    };
+    let mut silent = [(); 2].map(|()| https().ask().unwrap());
+    for link in &mut silent {
+        assert!(!answer(link).ends_with("429"));
+    }
+    assert_eq!(answer(&mut https().ask().unwrap()), "HTTP/1.1 429");
+    let seen = world.attempt().send(connect(5, "d1")).run();
+    assert_eq!(seen.connack(), Some(0), "{seen:?}");
+    std::thread::sleep(Duration::from_millis(4_500));
+    assert_ne!(answer(&mut https().ask().unwrap()), "HTTP/1.1 429");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -240,6 +241,52 @@ fn a_list_that_cannot_be_believed_changes_nothing() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("countersign credential revoke"));
 }
 
+/// A CA may divide what it revokes among lists of several distribution points: one part says nothing of the rest.
+#[test]
+fn each_certificate_is_asked_for_in_the_list_of_its_own_distribution_point() {
+    let place = Place::new();
+    let point = |n: usize| format!("http://field.example/{n}.crl");
+    let [one, two, none] = [Some(1), Some(2), None].map(|n| {
+        let id = n.map_or("none".to_owned(), |n| format!("d{n}"));
+        let leaf = Leaf {
+            crl_point: n.map(point),
+            ..Leaf::named(&id)
+        };
+        let identity = place.ca.issue(&leaf, &[]);
+        let body = json!({ "devices": [{ "id": id, "certificate": identity.pem }] });
+        let import = "/tenants/default/devices/import";
+        place.server.ask("POST", import, Some(&body)).unwrap();
+        identity
+    });
+    let list = |n: usize, revoked: &[&Identity], number: u64| {
+        let text = place
+            .ca
+            .revocation_list_at(Some(&point(n)), revoked, number, (-60, 3600));
+        place.write(&format!("{n}-{number}.pem"), &text)
+    };
+    let unknown = (Some(48), "chain.revocation-unknown".to_owned());
+    let revoked = (Some(44), "chain.revoked".to_owned());
+    place.crl(&[&list(1, &[&one], 1)]).unwrap();
+    assert_eq!(place.refusal(&one, "d1"), revoked);
+    assert_eq!(place.refusal(&two, "d2"), unknown);
+    // The list of the other point, whatever its number, takes nothing back.
+    place.crl(&[&list(2, &[], 7)]).unwrap();
+    assert_eq!(place.refusal(&one, "d1"), revoked);
+    assert!(place.connects(&two, "d2"));
+    // One that names no point is on none of them.
+    assert_eq!(place.refusal(&none, "none"), unknown);
+    // A later one of its own point does, and an older one of it is none.
+    place.crl(&[&list(1, &[], 3)]).unwrap();
+    assert!(place.connects(&one, "d1"));
+    let error = place.crl(&[&list(1, &[&one], 2)]).unwrap_err();
+    assert!(error.contains("older than the one that is here"), "{error}");
+    // One for all certificates is for these too.
+    let whole = place.write("all.pem", &place.ca.revocation_list(&[&two], 9, (-1, 60)));
+    place.crl(&[&whole]).unwrap();
+    assert_eq!(place.refusal(&two, "d2"), revoked);
+    assert!(place.connects(&none, "none"));
+}
+
 #[test]
 fn a_replaced_file_is_in_force_within_five_seconds() {
     let place = Place::new();
@@ -342,6 +389,69 @@ fn a_list_is_fetched_from_a_url() {
         assert!(error.contains(why), "{error}");
         assert_eq!(place.crl(&[]).unwrap()["source"], json!(url));
     }
+}
+
+/// A web server that answers the first request with `body`, and takes all others without a word. How many it has taken.
+fn falls_silent(body: Vec<u8>) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counted = taken.clone();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            if counted.fetch_add(1, Ordering::SeqCst) == 0 {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request);
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                let _ = stream.write_all(&[head.as_bytes(), &body].concat());
+            } else {
+                held.push(stream);
+            }
+        }
+    });
+    (format!("http://{address}/silent.crl"), taken)
+}
+
+#[test]
+fn a_replaced_file_is_in_force_within_five_seconds_beside_sources_that_hang() {
+    let place = Place::new();
+    let bad = place.device("bad");
+    // One before it and others behind it in every order.
+    let silent: Vec<_> = ["a-silent", "m-silent", "z-silent"]
+        .map(|id| {
+            let ca = Ca::root(id, None);
+            place
+                .server
+                .register(id, "default", &ca, &json!({ "mode": "registered-only" }))
+                .unwrap();
+            let (url, taken) = falls_silent(ca.revocation_list(&[], 1, (-1, 60)).into_bytes());
+            place
+                .server
+                .cli_ok(&["authority", "crl", id, "--source", &url, "--interval-s", "1"])
+                .unwrap();
+            taken
+        })
+        .into();
+    let file = place.write("crl.pem", &place.ca.revocation_list(&[], 1, (-1, 60)));
+    place.crl(&["--source", &file]).unwrap();
+    place.wait("each of them hangs", Duration::from_secs(20), || {
+        silent.iter().all(|taken| taken.load(Ordering::SeqCst) >= 2)
+    });
+    let mut number = 1;
+    // Longer than one of them may hang.
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(12) {
+        number += 1;
+        place.write("crl.pem", &place.ca.revocation_list(&[&bad], number, (-1, 60)));
+        let shown = json!(format!("{number:02x}"));
+        place.wait("the list is in force", IN_FORCE, || {
+            place.crl(&[]).unwrap()["number"] == shown
+        });
+    }
+    assert!(number > 3, "{number}");
+    assert_eq!(place.refusal(&bad, "bad"), (Some(44), "chain.revoked".into()));
 }
 
 #[test]

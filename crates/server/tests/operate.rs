@@ -249,6 +249,11 @@ fn explain_draws_the_sequence_in_three_forms() {
     server
         .cli_ok(&["device", "provision", "d1", "--out", &folder])
         .unwrap();
+    let refused = || {
+        let output = server.cli(&["explain", "--recent", "--refused"]).unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_eq!(refused(), "no exchanges yet\n");
     let attempt = Attempt {
         patience: Duration::from_millis(300),
         ..Attempt::new(server.devices)
@@ -262,6 +267,11 @@ fn explain_draws_the_sequence_in_three_forms() {
     }
     .run();
     assert_eq!(seen.packets().len(), 2, "{seen:?}");
+    assert!(
+        refused().starts_with("none of the exchanges was refused; hint: "),
+        "{}",
+        refused()
+    );
     let text = server.cli_ok(&["explain", "d1"]).unwrap();
     for stage in countersign_policy::Stage::ALL {
         assert!(text.contains(stage.name()), "{stage} is not in:\n{text}");
@@ -516,6 +526,78 @@ fn an_import_reads_csv_folders_and_bundles_and_says_what_is_wrong_with_a_line() 
     assert!(
         import("all.pem").contains("0 added, 5 unchanged, 0 certificates registered"),
         "bundle"
+    );
+    // What is taken and opens nothing is remarked, until it does: an expired one, and one of a CA that nobody registered.
+    let (old, stray) = (
+        countersign_testkit::pki::Leaf {
+            days: (-30, -1),
+            ..countersign_testkit::pki::Leaf::named("imp-old")
+        },
+        countersign_testkit::pki::Leaf::named("imp-stray"),
+    );
+    let other = countersign_testkit::pki::Ca::root("stray root", None);
+    std::fs::create_dir(place.path("odd")).unwrap();
+    std::fs::write(place.path("odd/1.pem"), ca.issue(&old, &[]).pem).unwrap();
+    std::fs::write(place.path("odd/2.pem"), other.issue(&stray, &[]).pem).unwrap();
+    let odd = || {
+        let output = server.cli(&["device", "import", &place.text("odd")]).unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        (
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr(&output),
+        )
+    };
+    let (told, remarks) = odd();
+    assert_eq!(
+        told.trim(),
+        "2 added, 0 unchanged, 2 certificates registered, 0 refused, 1 expired, 1 of an unknown issuer"
+    );
+    let lines: Vec<_> = remarks.lines().filter(|l| l.starts_with("remark: ")).collect();
+    assert_eq!(lines.len(), 2, "{remarks}");
+    assert!(
+        lines[0].starts_with("remark: imp-old: its certificate expired at ") && lines[0].contains("hint: ")
+    );
+    assert!(
+        lines[1].starts_with(
+            "remark: imp-stray: the issuer of its certificate, CN=stray root, leads to no authority"
+        ),
+        "{remarks}"
+    );
+    std::fs::write(place.path("stray.crt"), &other.pem).unwrap();
+    server
+        .cli_ok(&["authority", "register", "stray", &place.text("stray.crt")])
+        .unwrap();
+    let (told, _) = odd();
+    assert_eq!(
+        told.trim(),
+        "0 added, 2 unchanged, 0 certificates registered, 0 refused, 1 expired"
+    );
+    // A row of an authority that is not there is refused as it is; the others are taken.
+    std::fs::write(
+        place.path("bound.csv"),
+        "id,authority\nbound-1,default-devices\nbound-2,nobody\nimp-9,nobody\n",
+    )
+    .unwrap();
+    let bound = server
+        .cli(&["device", "import", &place.text("bound.csv")])
+        .unwrap();
+    assert_eq!(bound.status.code(), Some(4), "{}", stderr(&bound));
+    for refused in ["bound-2", "imp-9"] {
+        let line = format!("refused: {refused}: tenant default has no authority nobody, it has ");
+        assert!(stderr(&bound).contains(&line), "{}", stderr(&bound));
+    }
+    assert!(
+        stderr(&bound).contains("default-devices") && stderr(&bound).contains("hint: correct it"),
+        "{}",
+        stderr(&bound)
+    );
+    assert!(
+        String::from_utf8_lossy(&bound.stdout).contains("1 added, 0 unchanged"),
+        "{bound:?}"
+    );
+    assert_eq!(
+        server.cli(&["device", "show", "bound-2"]).unwrap().status.code(),
+        Some(3)
     );
     std::fs::write(place.path("bad.csv"), "id,model\ngood,m\nbad id,m\n").unwrap();
     let bad = server.cli(&["device", "import", &place.text("bad.csv")]).unwrap();

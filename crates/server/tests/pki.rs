@@ -137,7 +137,7 @@ fn said(output: &Output) -> String {
 #[test]
 fn connections_are_bounded_in_number_and_time() {
     use std::io::{Read, Write};
-    let place = Place::with("[pki]\nconnections_max = 2\n");
+    let place = Place::with("[pki]\nconnections_max = 2\nconnections_per_source_max = 2\n");
     let address: std::net::SocketAddr = place.url["http://".len()..].parse().unwrap();
     let connect = || {
         let stream = std::net::TcpStream::connect(address).unwrap();

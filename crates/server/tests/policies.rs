@@ -208,6 +208,7 @@ fn a_policy_against_resumption_alone_locks_nobody_out() {
     let exchanges = (1..=20).find(|_| {
         let seen = device.run();
         assert_eq!(seen.connack(), Some(0), "{seen:?}");
+        std::thread::sleep(Duration::from_millis(50));
         seen.resumed
     });
     let exchanges = exchanges.expect("a resumption");
@@ -663,6 +664,47 @@ fn a_misspelt_topic_space_is_told_by_check_simulate_and_set() {
     assert!(said_by(&["policy", "simulate", &good]).contains("\"telemetry\", which is not declared"));
 }
 
+/// As a reader does it: what the page shows is all that there is.
+#[test]
+fn the_cases_of_the_book_pass_with_the_files_that_the_book_gives() {
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/policies.md")).unwrap();
+    let section = page.split("\n## ").find(|s| s.starts_with("Cases\n")).unwrap();
+    let block = |language: &str| {
+        let opening = format!("\n```{language}\n");
+        let (_, rest) = section
+            .split_once(&opening)
+            .unwrap_or_else(|| panic!("no {language}"));
+        rest.split_once("```").unwrap().0.to_owned()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for (language, name) in [
+        ("cedar", "fleet.cedar"),
+        ("json", "spaces.json"),
+        ("toml", "cases.toml"),
+    ] {
+        assert!(
+            section.contains(&format!("`{name}`")),
+            "the page does not say what {name} is"
+        );
+        std::fs::write(folder.path().join(name), block(language)).unwrap();
+    }
+    let run = |arguments: &[&str]| {
+        let output = Command::new(program())
+            .current_dir(folder.path())
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    let said = run(&["policy", "test", "cases.toml"]);
+    let cases = block("toml").matches("[[case]]").count();
+    assert!(said.contains(&format!("{cases} case(s), 0 failed")), "{said}");
+    let said = run(&["policy", "check", "fleet.cedar", "--spaces", "spaces.json"]);
+    assert!(!said.contains("warning"), "{said}");
+}
+
 #[test]
 fn cases_are_tested_without_a_server() {
     let folder = tempfile::tempdir().unwrap();
@@ -698,6 +740,26 @@ name = "whoever is suspended is out, whatever policies say"
 device = { state = "suspended" }
 expect = "deny"
 [[case]]
+name = "QoS 2 is not offered"
+action = "publish"
+device = { id = "d2", groups = ["field"] }
+topic = "devices/d2/telemetry/t"
+qos = 2
+expect = "deny"
+[[case]]
+name = "nor are retained messages"
+action = "publish"
+device = { id = "d2", groups = ["field"] }
+topic = "devices/d2/telemetry/t"
+retain = true
+expect = "deny"
+[[case]]
+name = "nor shared subscriptions"
+action = "subscribe"
+device = { id = "d2", groups = ["field"] }
+topic = "$share/g/devices/d2/commands/#"
+expect = "deny"
+[[case]]
 name = "a copied lock is quarantined"
 action = "quarantine-clone"
 device = { groups = ["locks"] }
@@ -725,7 +787,7 @@ expect = "deny"
         said.contains("FAILED  the lab stays out: expected deny by no-labs, got deny by no-lab"),
         "{said}"
     );
-    assert!(said.contains("5 case(s), 1 failed"), "{said}");
+    assert!(said.contains("8 case(s), 1 failed"), "{said}");
     assert!(text(&run("[[case]]\nname = \"x\"\nexpect = \"permit\"\nmodle = 1\n")).contains("modle"));
     // What could never come about is no case, whatever is expected.
     for (odd, said_of_it) in [
@@ -769,6 +831,20 @@ fn why_asks_every_layer_of_who_is_not_connected() {
         .server
         .cli_ok(&["why", "d1", "--topic", "devices/d1/telemetry/t"])
         .unwrap();
+    let shared = [
+        "why",
+        "d1",
+        "--topic",
+        "$share/g/devices/d1/commands/#",
+        "--action",
+        "subscribe",
+    ];
+    let said_of_shared = place.server.cli(&shared).unwrap();
+    let said_of_shared = String::from_utf8_lossy(&said_of_shared.stdout).into_owned();
+    assert!(
+        said_of_shared.contains("topic.shared-subscription"),
+        "{said_of_shared}"
+    );
     for part in [
         "would be let in",
         "chain      passed",

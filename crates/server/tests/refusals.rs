@@ -135,6 +135,12 @@ fn world() -> &'static World {
             server.ask("POST", "/tenants/default/devices", Some(&body)).unwrap();
         }
         import(&server, "default", "has-key", "active", &first_contact.issue(&Leaf::named("has-key"), &[]));
+        let stolen = first_contact.issue(&Leaf::named("stolen"), &[]);
+        let device = json!({ "id": "stolen", "authority": "known", "certificate": stolen.pem });
+        server.ask("POST", "/tenants/default/devices/import", Some(&json!({ "devices": [device] }))).unwrap();
+        let reason = json!({ "code": "key-compromise" });
+        server.ask("POST", "/tenants/default/devices/stolen/revoke", Some(&reason)).unwrap();
+        known.insert("stolen", stolen);
         let just_in_time = Ca::root("refusals just-in-time", None);
         let template = json!({ "mode": "just-in-time", "id_pattern": "jit-*", "quota": 0 });
         server.register("jit", "default", &just_in_time, &template).unwrap();
@@ -277,6 +283,14 @@ fn drive(world: &World, case: &Case, level: u8) -> Seen {
                     .issue_again(&Leaf::named("shares"), &world.good),
             )
             .send(connect(level, "shares"))
+            .run(),
+        "first contact with a key of which a certificate was revoked" => attempt
+            .identity(
+                &world
+                    .first_contact
+                    .issue_again(&Leaf::named("stolen"), &world.known["stolen"]),
+            )
+            .send(connect(level, "stolen"))
             .run(),
         "just-in-time, id outside the pattern" => leaf(&world.just_in_time, "other", &[]).run(),
         "just-in-time, quota used up" => leaf(&world.just_in_time, "jit-1", &[]).run(),

@@ -310,7 +310,7 @@ fn openssl(arguments: &[&str]) {
 
 #[test]
 fn identities_of_an_offline_station_are_let_in_once_its_journal_is_reconciled() {
-    let place = Place::new();
+    let place = Place::with(&listener("enrol"));
     place.granted("line-1", 3, "SN-001..SN-009");
 
     // One key is made by the device, one by the station.
@@ -348,10 +348,63 @@ fn identities_of_an_offline_station_are_let_in_once_its_journal_is_reconciled() 
 
     // The chain is sound, and nobody knows the credential: refused, also where the device is listed.
     assert_eq!(place.connect(&first, "SN-001").connack(), Some(0x87));
-    assert!(place.ok(&["explain", "SN-001"]).contains("device.unknown"));
+    // Whether or not the device is listed: what is missing is the journal.
+    let is_told = |text: String| {
+        for part in [
+            "credential.not-reconciled",
+            "factory station line-1",
+            "countersign factory reconcile",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    };
+    let certificate = place.text(&folder("SN-001")) + "/device.crt";
+    let why = |arguments: &[&str]| {
+        let output = place.server.cli(&[&["why"], arguments].concat()).unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let by_name = |text: String| {
+        assert!(
+            text.contains("if factory station line-1 issued")
+                && text.contains("countersign factory reconcile"),
+            "{text}"
+        );
+    };
+    by_name(why(&["SN-001"]));
+    is_told(place.ok(&["explain", "SN-001"]));
     place.ok(&["device", "add", "SN-001"]);
     assert_eq!(place.connect(&first, "SN-001").connack(), Some(0x87));
-    assert!(place.ok(&["explain", "SN-001"]).contains("credential.unknown"));
+    is_told(place.ok(&["explain", "SN-001"]));
+    is_told(why(&[&certificate]));
+    by_name(why(&["SN-001"]));
+    assert!(
+        !why(&["SN-100"]).contains("reconcile"),
+        "no station may have issued that"
+    );
+    // Where it enrols it is told the same.
+    let (root, der) = (place.text("root.pem"), place.text("est.csr"));
+    std::fs::write(&root, place.ok(&["authority", "export", "platform"])).unwrap();
+    openssl(&["req", "-in", &csr, "-outform", "DER", "-out", &der]);
+    let port = place.server.listener("enrol").unwrap().port();
+    let output = Command::new("curl")
+        .args([
+            "-sS",
+            "--max-time",
+            "20",
+            "--cacert",
+            &root,
+            "--cert",
+            &certificate,
+            "--key",
+            &device_key,
+        ])
+        .args(["-H", "Content-Type: application/pkcs10", "--data-binary"])
+        .arg(STANDARD.encode(std::fs::read(&der).unwrap()))
+        .arg(format!("https://localhost:{port}/.well-known/est/simpleenroll"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("credential.not-reconciled"), "{text} {output:?}");
 
     // Confirmed: by the device's own signature, made with openssl, and by a folder.
     place.station("line-1", &["written", "SN-001"]);
@@ -550,6 +603,11 @@ fn a_stolen_station_is_one_revocation() {
     assert_eq!(list.matches("serial number:").count(), 1, "{list}");
     let second = place.identity("line-1/devices/SN-2");
     assert_eq!(place.connect(&second, "SN-2").connack(), Some(0x87));
+    let text = place.ok(&["explain", "SN-2"]);
+    assert!(
+        text.contains("credential.station-revoked") && text.contains("countersign device provision"),
+        "{text}"
+    );
     // Nor by any other way.
     place.ok(&["device", "add", "SN-2"]);
     let certificate = place.path("line-1/devices/SN-2/device.crt");
@@ -658,6 +716,7 @@ fn a_journal_that_is_not_as_the_station_wrote_it_counts_for_nothing() {
         assert!(audit.contains(code), "{code}");
     }
     // What is left of a station that cannot export any more.
+    place.ok(&["factory", "station", "revoke", "line-1", "--reason", "copied"]);
     place.granted("line-4", 2, "SN-4*");
     place.station("line-4", &["issue", "SN-41"]);
     let raw = place.text("line-4/journal");
@@ -678,8 +737,8 @@ fn whoever_has_the_stations_key_gets_no_further_than_its_terms() {
             .secret_pkcs8_der(),
     )
     .unwrap();
-    place.ok(&["device", "provision", "SN-07", "--out", &place.text("taken")]);
     place.granted("line-1", 7, "SN-00..SN-09");
+    place.ok(&["device", "provision", "SN-07", "--out", &place.text("taken")]);
     let mut thief = Thief::of(&place, "line-1");
     let key = || SoftwareKey::generate().unwrap();
     let at = now();
@@ -806,11 +865,71 @@ fn a_stations_device_is_never_learned_at_first_contact() {
     assert_eq!(seen.connack(), Some(0x87), "{seen:?}");
     let text = place.ok(&["explain", "SN-1"]);
     assert!(
-        text.contains("credential.unknown") && text.contains("factory station line-1"),
+        text.contains("credential.not-reconciled") && text.contains("factory station line-1"),
         "{text}"
     );
     let missing = place.server.cli(&["device", "show", "SN-1"]).unwrap();
     assert_eq!(missing.status.code(), Some(3), "nothing was learned");
+}
+
+#[test]
+fn ids_that_are_taken_are_granted_to_nobody_unless_that_is_said() {
+    let place = Place::new();
+    place.ok(&["device", "provision", "SN-07", "--out", &place.text("taken")]);
+    // One that waits for its certificate is not taken: a journal may bring it.
+    place.ok(&["device", "add", "SN-31"]);
+    let add = |id: &str, ids: &str, more: &[&str]| {
+        // The second time it has a key already.
+        place.try_station(id, &["init"]);
+        let (csr, grant) = (
+            place.text(&format!("{id}/station.csr")),
+            place.text(id) + ".grant",
+        );
+        let at = |m: i64| Timestamp::from_unix_ms(now().unix_ms() + m * 60_000).to_string();
+        let (from, to) = (at(-60), at(60));
+        let mut arguments = vec![
+            "factory", "station", "add", id, "--batch", "b1", "--csr", &csr, "--quota", "2",
+        ];
+        arguments.extend(["--from", &from, "--to", &to, "--ids", ids, "--out", &grant]);
+        arguments.extend(more);
+        place.server.cli(&arguments).unwrap()
+    };
+    let refused = |output: Output, parts: &[&str]| {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{text}");
+        for part in parts
+            .iter()
+            .chain(&["hint: grant other ids with --ids", "--allow-overlap"])
+        {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    };
+    refused(
+        add("line-1", "SN-0?", &[]),
+        &["1 of the ids SN-0?", "(SN-07)", "station.duplicate-id"],
+    );
+    assert!(add("line-2", "SN-30..SN-39", &[]).status.success());
+    refused(
+        add("line-3", "SN-3?", &[]),
+        &["SN-3?", "station line-2", "SN-30..SN-39"],
+    );
+    let list = place.ok(&["factory", "station", "list", "--json"]);
+    assert!(
+        !list.contains("line-1") && !list.contains("line-3"),
+        "nothing was granted: {list}"
+    );
+    assert!(
+        add("line-4", "SN-40..SN-49", &[]).status.success(),
+        "ids of its own"
+    );
+    assert!(add("line-5", "SN-*", &["--allow-overlap"]).status.success());
+    let audit = place.server.ask("GET", "/audit", None).unwrap().to_string();
+    assert!(audit.contains(r#"overlap\":\"allowed"#), "{audit}");
+    // Its ids are free once the other's grant is over.
+    for station in ["line-2", "line-5"] {
+        place.ok(&["factory", "station", "revoke", station, "--reason", "over"]);
+    }
+    assert!(add("line-3", "SN-3?", &[]).status.success());
 }
 
 #[test]

@@ -628,7 +628,7 @@ fn a_message_over_https_is_under_the_same_permit_as_over_mqtt() {
 
 #[test]
 fn who_is_no_service_keeps_no_place_and_a_service_has_some_time_for_its_form() {
-    let world = World::new("[tokens]\nservice_connections_max = 2\n");
+    let world = World::new("[tokens]\nservice_connections_max = 2\nservice_connections_per_source_max = 2\n");
     world.device("d1");
     let backend = pki::self_signed("backend");
     world.keep("backend", &backend);

@@ -71,6 +71,7 @@ pub fn measure(count: usize) -> Result<Cost> {
             kind: CredentialKind::Operational,
             state: CredentialState::Active,
             custody: Custody::Unknown,
+            opens_data_sessions: true,
             generation: Generation(1),
         })
         .collect();

@@ -1,9 +1,10 @@
 //! A throw-away PKI, and certificates with every fault that a gateway must see.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason,
-    RevokedCertParams, SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CrlDistributionPoint,
+    CrlIssuingDistributionPoint, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SerialNumber,
+    SubjectPublicKeyInfo,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -80,6 +81,8 @@ pub struct Leaf {
     pub usage: Option<Vec<ExtendedKeyUsagePurpose>>,
     /// Whether it is a CA itself.
     pub ca: bool,
+    /// The distribution point (URL) whose list would name it, if it says so.
+    pub crl_point: Option<String>,
 }
 
 impl Leaf {
@@ -90,6 +93,7 @@ impl Leaf {
             days: (-1, 30),
             usage: Some(vec![ExtendedKeyUsagePurpose::ClientAuth]),
             ca: false,
+            crl_point: None,
         }
     }
 }
@@ -239,6 +243,17 @@ impl Ca {
 
     /// The same with seconds from now to thisUpdate and nextUpdate.
     pub fn revocation_list_of(&self, revoked: &[&Identity], number: u64, seconds: (i64, i64)) -> String {
+        self.revocation_list_at(None, revoked, number, seconds)
+    }
+
+    /// The same, of one distribution point (URL) of several.
+    pub fn revocation_list_at(
+        &self,
+        point: Option<&str>,
+        revoked: &[&Identity],
+        number: u64,
+        seconds: (i64, i64),
+    ) -> String {
         let now = OffsetDateTime::now_utc();
         let revoked = revoked
             .iter()
@@ -253,7 +268,12 @@ impl Ca {
             this_update: now + Duration::seconds(seconds.0),
             next_update: now + Duration::seconds(seconds.1),
             crl_number: SerialNumber::from(number),
-            issuing_distribution_point: None,
+            issuing_distribution_point: point.map(|url| CrlIssuingDistributionPoint {
+                distribution_point: CrlDistributionPoint {
+                    uris: vec![url.to_owned()],
+                },
+                scope: None,
+            }),
             revoked_certs: revoked,
             key_identifier_method: KeyIdMethod::Sha256,
         };
@@ -290,6 +310,13 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = leaf.usage.clone().unwrap_or_default();
         params.use_authority_key_identifier_extension = true;
+        params.crl_distribution_points = leaf
+            .crl_point
+            .iter()
+            .map(|url| CrlDistributionPoint {
+                uris: vec![url.clone()],
+            })
+            .collect();
         if leaf.ca {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages.push(KeyUsagePurpose::KeyCertSign);

@@ -1,6 +1,7 @@
 //! Rules that every certificate is held against before it is signed, on the very bytes that will be signed.
 
-use countersign_factory::ProfileKind;
+use const_oid::AssociatedOid;
+use countersign_factory::{EnrolmentGrant, ExtraExtension, Profile, ProfileKind};
 use countersign_identity::certificate::{
     ATTRIBUTE_COMMON_NAME, CertificateView, EKU_CLIENT_AUTH, EKU_SERVER_AUTH,
 };
@@ -8,12 +9,14 @@ use der::Decode;
 use der::referenced::OwnedToRef;
 use spki::AlgorithmIdentifierOwned;
 use x509_cert::certificate::Version;
-use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::crl::dp::DistributionPoint;
+use x509_cert::ext::pkix::name::{DistributionPointName, GeneralName};
 use x509_cert::ext::pkix::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, NameConstraints,
-    SubjectAltName, SubjectKeyIdentifier,
+    AuthorityInfoAccessSyntax, AuthorityKeyIdentifier, BasicConstraints, CrlDistributionPoints,
+    ExtendedKeyUsage, KeyUsage, KeyUsages, NameConstraints, SubjectKeyIdentifier,
 };
 
+use super::Leaf;
 use crate::hierarchy::{Hierarchy, IssuingAuthority};
 use crate::profile;
 
@@ -23,7 +26,7 @@ fn rule(holds: bool, text: &str) -> Result<(), String> {
 
 fn extension<'a, E>(tbs: &CertificateView<'a>) -> Result<Option<(bool, E)>, String>
 where
-    E: Decode<'a, Error = der::Error> + const_oid::AssociatedOid,
+    E: Decode<'a, Error = der::Error> + AssociatedOid,
 {
     tbs.extension::<E>().map_err(|e| e.to_string())
 }
@@ -55,15 +58,6 @@ pub(super) fn lint_all(
     )?;
     let names = subject.iter().filter(|a| a.id == ATTRIBUTE_COMMON_NAME);
     rule(names.count() == 1, "the subject has one common name")
-}
-
-fn no_server_names(tbs: &CertificateView<'_>) -> Result<bool, String> {
-    let names = extension::<SubjectAltName>(tbs)?
-        .map(|(_, n)| n.0)
-        .unwrap_or_default();
-    Ok(names
-        .iter()
-        .all(|n| !matches!(n, GeneralName::DnsName(_) | GeneralName::IpAddress(_))))
 }
 
 pub(super) fn lint_ca(tbs: &CertificateView<'_>) -> Result<(), String> {
@@ -130,8 +124,12 @@ pub(super) fn lint_station(tbs: &CertificateView<'_>, issuer: &IssuingAuthority)
 pub(super) fn lint_leaf(
     tbs: &CertificateView<'_>,
     issuer: &IssuingAuthority,
-    kind: ProfileKind,
+    leaf: Leaf<'_>,
 ) -> Result<(), String> {
+    let kind = match leaf {
+        Leaf::Device(grant) => grant.profile().kind,
+        Leaf::Server => ProfileKind::Operational,
+    };
     rule(
         extension::<BasicConstraints>(tbs)?.is_none_or(|(_, c)| !c.ca),
         "a leaf is no CA",
@@ -151,13 +149,90 @@ pub(super) fn lint_leaf(
         purposes.as_deref() == expected,
         "below devices the only purpose is clientAuth (none is named in a factory certificate), below platform serverAuth",
     )?;
-    rule(
-        issuer.hierarchy != Hierarchy::Devices || no_server_names(tbs)?,
-        "below devices no certificate names a host",
-    )?;
     let key_id = extension::<AuthorityKeyIdentifier>(tbs)?.and_then(|(_, a)| a.key_identifier);
     rule(
         key_id.as_ref().map(|k| k.as_bytes()) == issuer.facts.subject_key_id.as_deref(),
         "the authorityKeyIdentifier is the issuer's subjectKeyIdentifier",
+    )?;
+    match (issuer.hierarchy, leaf) {
+        (Hierarchy::Devices, Leaf::Device(grant)) => lint_device(tbs, issuer, grant),
+        (Hierarchy::Platform, Leaf::Server) => Ok(()),
+        _ => Err("devices' certificates are below devices, servers' below platform".into()),
+    }
+}
+
+/// What a profile says of its certificates: names and extensions, these and no others. Hosts are named only as it has it.
+fn lint_device(
+    tbs: &CertificateView<'_>,
+    issuer: &IssuingAuthority,
+    grant: &EnrolmentGrant,
+) -> Result<(), String> {
+    grant.names().check(tbs).map_err(str::to_owned)?;
+    let profile = grant.profile();
+    // keyUsage and authorityKeyIdentifier are in every one, and were looked at.
+    let mut expected = 2 + usize::from(profile.kind == ProfileKind::Operational);
+    expected += usize::from(grant.names().has_alternative());
+    if profile.has_own_extensions() {
+        expected += lint_own(tbs, issuer, profile)?;
+    }
+    rule(
+        tbs.extensions.len() == expected,
+        "the extensions are the profile's, and no others",
+    )?;
+    let is_known = |critical: bool, id| !critical || id == KeyUsage::OID;
+    rule(
+        tbs.extensions.iter().all(|e| is_known(e.critical, e.id)),
+        "of a device's certificate only keyUsage is critical",
     )
+}
+
+/// How many extensions a profile has of its own, all of which are there as it has them.
+fn lint_own(
+    tbs: &CertificateView<'_>,
+    issuer: &IssuingAuthority,
+    profile: &Profile,
+) -> Result<usize, String> {
+    let name = issuer.id.as_ref().map_or("", |id| id.as_str());
+    let is_url = |name_of: &GeneralName, url: &String| {
+        matches!(name_of, GeneralName::UniformResourceIdentifier(found)
+            if found.as_str() == url.replace("{authority}", name))
+    };
+    let points = extension::<CrlDistributionPoints>(tbs)?
+        .map(|(_, points)| points.0)
+        .unwrap_or_default();
+    let is_point = |(point, url): (&DistributionPoint, &String)| {
+        point.reasons.is_none()
+            && point.crl_issuer.is_none()
+            && matches!(&point.distribution_point, Some(DistributionPointName::FullName(names))
+                if matches!(names.as_slice(), [one] if is_url(one, url)))
+    };
+    rule(
+        points.len() == profile.crl_urls.len() && points.iter().zip(&profile.crl_urls).all(is_point),
+        "cRLDistributionPoints has the crl_urls of the profile, one for each point",
+    )?;
+    let access = extension::<AuthorityInfoAccessSyntax>(tbs)?
+        .map(|(_, access)| access.0)
+        .unwrap_or_default();
+    let of_method = |method| access.iter().filter(move |a| a.access_method == method);
+    let are_at = |method, urls: &[String]| {
+        of_method(method).count() == urls.len()
+            && of_method(method)
+                .zip(urls)
+                .all(|(a, url)| is_url(&a.access_location, url))
+    };
+    rule(
+        access.len() == profile.ocsp_urls.len() + profile.ca_issuer_urls.len()
+            && are_at(profile::ACCESS_OCSP, &profile.ocsp_urls)
+            && are_at(profile::ACCESS_CA_ISSUERS, &profile.ca_issuer_urls),
+        "authorityInfoAccess has the ocsp_urls and ca_issuer_urls of the profile",
+    )?;
+    let is_there = |own: &ExtraExtension| {
+        let mut found = tbs.extensions.iter().filter(|e| e.id == own.oid);
+        matches!((found.next(), found.next()), (Some(e), None) if e.value == own.value && e.critical == own.critical)
+    };
+    rule(
+        profile.extensions.iter().all(is_there),
+        "each extension of the profile is there once, as it is configured",
+    )?;
+    Ok(usize::from(!points.is_empty()) + usize::from(!access.is_empty()) + profile.extensions.len())
 }

@@ -309,13 +309,22 @@ fn the_first_root_is_pinned_from_a_file_and_no_other_takes_its_place() {
     };
     let (root, other) = (file("root"), file("other"));
     fs::write(place.path().join("empty"), "").unwrap();
-    assert!(folder.pin_file(&place.path().join("empty")).is_err());
-    assert!(folder.pin_file(&place.path().join("missing")).is_err());
+    let roots_in = IdentityFolder::roots_in;
+    assert!(roots_in(&place.path().join("empty")).is_err());
+    assert!(roots_in(&place.path().join("missing")).is_err());
+    let given = roots_in(&root).unwrap();
+    // To be given is not to be pinned.
+    assert_eq!(folder.roots_or(&given).unwrap(), given);
+    assert!(folder.roots_or(&[]).is_err() && folder.roots().is_err());
     for _ in 0..2 {
-        folder.pin_file(&root).unwrap();
+        folder.pin_first(&given).unwrap();
     }
+    assert_eq!(folder.roots_or(&[]).unwrap(), given);
     let pinned = folder.roots().unwrap();
-    let fault = folder.pin_file(&other).unwrap_err().to_string();
+    let fault = folder
+        .pin_first(&roots_in(&other).unwrap())
+        .unwrap_err()
+        .to_string();
     assert!(
         fault.contains("another platform root") && fault.contains("hint: "),
         "{fault}"

@@ -7,12 +7,10 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use const_oid::ObjectIdentifier;
-use countersign_identity::certificate::{ATTRIBUTE_COMMON_NAME, ATTRIBUTE_SERIAL_NUMBER, EKU_CLIENT_AUTH};
+use countersign_identity::certificate::{CertificateView, EKU_CLIENT_AUTH};
 use countersign_identity::signed::{Signed, key_of};
 use countersign_identity::{CertificateFacts, DeviceId, Fingerprint, Timestamp};
-use der::Decode;
 use spki::SubjectPublicKeyInfoOwned;
-use x509_cert::Certificate;
 
 use super::journal::{Ending, Event, Head, JournalFault, verify};
 use super::terms::{StationFault, Terms};
@@ -295,7 +293,6 @@ impl Taking<'_> {
         const ALTERNATIVE_NAME: &str = "2.5.29.17";
         const AUTHORITY_KEY: &str = "2.5.29.35";
         const EXTENDED_KEY_USAGE: &str = "2.5.29.37";
-        const ORGANIZATION: &str = "2.5.4.10";
         let profile = &self.terms.profile;
         let need = |holds: bool, what: &'static str| if holds { Ok(()) } else { Err(what) };
         need(
@@ -307,15 +304,32 @@ impl Taking<'_> {
         let signed = Signed::parse(der).map_err(|_| "it is not signed")?;
         need(signed.verify(self.key).is_ok(), "the station did not sign it")?;
         need(facts.ca.is_none(), "it is a CA certificate")?;
-        let certificate = Certificate::from_der(der).map_err(|_| "it cannot be read")?;
-        let tbs = certificate.tbs_certificate();
+        let certificate = CertificateView::of_certificate(der).map_err(|_| "it cannot be read")?;
+        let names = profile
+            .names(&self.terms.tenant, device)
+            .map_err(|_| "the profile has no name for such a device")?;
+        let own = |id: &ObjectIdentifier| profile.extensions.iter().find(|e| e.oid == *id);
         let known = [KEY_USAGE, ALTERNATIVE_NAME, AUTHORITY_KEY, EXTENDED_KEY_USAGE];
-        let extensions = tbs.extensions().map(Vec::as_slice).unwrap_or_default();
+        let mut left = profile.extensions.len();
+        for found in &certificate.extensions {
+            match own(&found.id) {
+                Some(own) => {
+                    left = left.saturating_sub(1);
+                    need(
+                        found.value == own.value && found.critical == own.critical,
+                        "an extension of its profile has another value",
+                    )?;
+                }
+                None => need(
+                    known.contains(&found.id.to_string().as_str()),
+                    "it has an extension that the profile does not have",
+                )?,
+            }
+        }
+        // None is there twice: the path check refuses that.
         need(
-            extensions
-                .iter()
-                .all(|e| known.contains(&e.extn_id.to_string().as_str())),
-            "it has an extension that the profile does not have",
+            left == 0 && facts.path_fault().is_none(),
+            "it does not have the extensions of its profile, each once",
         )?;
         need(
             facts
@@ -331,27 +345,9 @@ impl Taking<'_> {
             facts.extended_key_usage == purposes,
             "its extKeyUsage is not the profile's",
         )?;
-        let uri = profile.uri(&self.terms.tenant, device);
-        let names = tbs
-            .get_extension::<x509_cert::ext::pkix::SubjectAltName>()
-            .map_err(|_| "its alternative names cannot be read")?
-            .map(|(_, names)| names.0.len())
-            .unwrap_or(0);
         need(
-            facts.san_uris.iter().eq(&uri) && names == usize::from(uri.is_some()),
-            "its alternative names are not the profile's",
-        )?;
-        need(
-            facts.subject_common_names == [device.as_str()]
-                && facts.subject_serial_numbers.iter().all(|s| s == device.as_str())
-                && facts.subject_serial_numbers.len() <= 1
-                && tbs.subject().iter().all(|a| {
-                    a.oid == ATTRIBUTE_COMMON_NAME
-                        || a.oid == ATTRIBUTE_SERIAL_NUMBER
-                        || (a.oid.to_string() == ORGANIZATION
-                            && a.value.value() == self.terms.tenant.as_str().as_bytes())
-                }),
-            "its subject does not name the device and its tenant alone",
+            names.check(&certificate).is_ok() && names.are_in(facts),
+            "its names are not the profile's for this device",
         )?;
         need(
             KeyKind::of(facts.key_algorithm).is_some_and(|kind| profile.keys.contains(&kind)),

@@ -1,5 +1,6 @@
 //! Which ids a station may give.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -37,6 +38,39 @@ impl IdRange {
                         .number(id)
                         .is_some_and(|n| self.bounds().is_some_and(|(from, to)| (from..=to).contains(&n)))
             }
+        }
+    }
+
+    /// Whether some id is in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Pattern(a), Self::Pattern(b)) => a.overlaps(b),
+            (Self::Pattern(pattern), Self::Run { first, last })
+            | (Self::Run { first, last }, Self::Pattern(pattern)) => run_meets(first, last, pattern),
+            // Ids of one length and form are ordered as their numbers are.
+            (
+                Self::Run { first, last },
+                Self::Run {
+                    first: from,
+                    last: to,
+                },
+            ) => {
+                let fixed =
+                    |run: &Self, id: &DeviceId| id.as_str()[..id.as_str().len() - run.digits()].to_owned();
+                first.as_str().len() == from.as_str().len()
+                    && fixed(self, first) == fixed(other, from)
+                    && first.as_str() <= to.as_str()
+                    && from.as_str() <= last.as_str()
+            }
+        }
+    }
+
+    /// Two texts between which all its ids lie, both included, byte by byte.
+    pub fn span(&self) -> (String, String) {
+        match self {
+            // No id has a byte above 0x7e.
+            Self::Pattern(pattern) => (pattern.prefix().into(), format!("{}\u{7f}", pattern.prefix())),
+            Self::Run { first, last } => (first.to_string(), last.to_string()),
         }
     }
 
@@ -91,6 +125,41 @@ impl IdRange {
             Self::Run { first, last } => Some((self.number(first)?, self.number(last)?)),
         }
     }
+}
+
+/// Whether some id of a run fits a pattern: where in the pattern one may stand after each character, and whether what was
+/// read so far is still the first id's, and the last one's.
+fn run_meets(first: &DeviceId, last: &DeviceId, pattern: &IdPattern) -> bool {
+    let pattern = pattern.to_string().into_bytes();
+    // A `*` may stand for nothing.
+    let skip = |standing: &mut BTreeSet<(usize, bool, bool)>| {
+        for (at, byte) in pattern.iter().enumerate() {
+            for (low, high) in [(true, true), (true, false), (false, true), (false, false)] {
+                if *byte == b'*' && standing.contains(&(at, low, high)) {
+                    standing.insert((at + 1, low, high));
+                }
+            }
+        }
+    };
+    let mut standing = BTreeSet::from([(0, true, true)]);
+    skip(&mut standing);
+    for (least, most) in first.as_str().bytes().zip(last.as_str().bytes()) {
+        let mut next = BTreeSet::new();
+        for (at, low, high) in standing {
+            let Some(wanted) = pattern.get(at) else { continue };
+            for byte in if low { least } else { b'0' }..=if high { most } else { b'9' } {
+                let (low, high) = (low && byte == least, high && byte == most);
+                match *wanted {
+                    b'*' => next.insert((at, low, high)),
+                    wanted if wanted == b'?' || wanted == byte => next.insert((at + 1, low, high)),
+                    _ => false,
+                };
+            }
+        }
+        skip(&mut next);
+        standing = next;
+    }
+    standing.iter().any(|(at, ..)| *at == pattern.len())
 }
 
 fn trailing_digits(id: &DeviceId) -> usize {
@@ -186,6 +255,36 @@ mod tests {
         }
         let pattern: IdRange = "SN-*".parse().unwrap();
         assert!(pattern.fits(&id("SN-x")) && !pattern.fits(&id("X")));
+    }
+
+    #[test]
+    fn ranges_overlap_if_some_id_is_in_both() {
+        for (a, b, overlap) in [
+            ("SN-0100..SN-0199", "SN-0199..SN-0250", true),
+            ("SN-0100..SN-0199", "SN-0200..SN-0250", false),
+            ("SN-0100..SN-0199", "SN-0000..SN-9999", true),
+            ("SN-0100..SN-0199", "SN-00100..SN-00199", false),
+            ("SN-0100..SN-0199", "SM-0100..SM-0199", false),
+            ("SN-0100..SN-0199", "SN-*", true),
+            ("SN-0100..SN-0199", "SN-02*", false),
+            ("SN-0100..SN-0199", "SN-??50", true),
+            ("SN-0110..SN-0130", "SN-??50", false),
+            ("SN-0110..SN-0130", "SN-??3?", true),
+            ("SN-0110..SN-0129", "SN-??3?", false),
+            ("SN-0100..SN-0199", "SN-*A", false),
+            ("SN-0100..SN-0199", "*9", true),
+            ("SN-0100..SN-0199", "SN-???", false),
+            ("SN-0100..SN-0199", "*-*-*", false),
+            ("SN-*", "S?-4*", true),
+        ] {
+            let (x, y): (IdRange, IdRange) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!(x.overlaps(&y), overlap, "{a} {b}");
+            assert_eq!(y.overlaps(&x), overlap, "{b} {a}");
+        }
+        for (range, inside) in [("SN-0100..SN-0199", "SN-0150"), ("SN-*", "SN-z"), ("*", "x")] {
+            let (from, to) = range.parse::<IdRange>().unwrap().span();
+            assert!(from.as_str() <= inside && inside <= to.as_str(), "{range}");
+        }
     }
 
     #[test]

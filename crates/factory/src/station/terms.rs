@@ -5,8 +5,8 @@ use countersign_identity::{BatchId, DeviceId, Fingerprint, IdPattern, StationId,
 use serde::{Deserialize, Serialize};
 
 use super::ids::IdRange;
-use crate::grant::{EnrolmentGrant, KeyMismatch};
-use crate::profile::{KeyKind, Profile};
+use crate::grant::{EnrolmentGrant, ProfileMismatch};
+use crate::profile::{KeyKind, Profile, SanTemplate};
 use crate::request::ProvenKey;
 
 /// The most certificates of one station: its journal is read whole when it is reconciled.
@@ -96,9 +96,9 @@ pub enum StationFault {
         /// The device that has it.
         other: String,
     },
-    /// A key that the profile does not accept.
+    /// A key that the profile does not accept, or an id that it cannot name.
     #[error(transparent)]
-    Key(#[from] KeyMismatch),
+    Profile(#[from] ProfileMismatch),
     /// What was issued is not what the profile asks for.
     #[error(
         "the certificate is not as the profile of the grant has it: {0}; hint: whoever holds the station's key issued it by other means: revoke the station"
@@ -145,7 +145,8 @@ impl StationFault {
             Self::ClockBehind { .. } => "station.clock-behind",
             Self::DuplicateId { .. } => "station.duplicate-id",
             Self::KeyOfOther { .. } => "station.key-of-other",
-            Self::Key(_) => "station.key",
+            Self::Profile(ProfileMismatch::Name(_)) => "station.name",
+            Self::Profile(_) => "station.key",
             Self::Certificate(_) => "station.certificate",
             Self::Lapsed { .. } => "station.lapsed",
             Self::RevokedBefore { .. } => "station.revoked-before",
@@ -184,6 +185,24 @@ impl Terms {
             return wrong(format!(
                 "{outside} does not fit the ids of the batch, {}; hint: choose ids of the batch",
                 self.batch_ids
+            ));
+        }
+        // Its CA may name no host, and is offline: it has no list, and nobody answers for it.
+        if self
+            .profile
+            .san
+            .iter()
+            .any(|san| matches!(san, SanTemplate::Dns(_)))
+        {
+            return wrong(format!(
+                "profile {} has dns: in san, and no certificate below a station names a host; hint: use a profile without it",
+                self.profile.name
+            ));
+        }
+        if self.profile.has_urls() {
+            return wrong(format!(
+                "profile {} has crl_urls, ocsp_urls or ca_issuer_urls, and a station's CA is offline: it has no revocation list, and nobody answers for it; hint: use a profile without them",
+                self.profile.name
             ));
         }
         self.profile.check().map_err(StationFault::Terms)

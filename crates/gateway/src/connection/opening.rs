@@ -201,11 +201,10 @@ impl Connection {
             return;
         };
         self.phase = match answer {
-            Ok(()) if learning.handshaken.is_listed(&self.slot.node) => {
-                let refused = learning.handshaken.refuse(DenialCode::ChainRevoked.into());
-                Phase::Greeting(Box::new(Err(Box::new(refused))))
-            }
-            Ok(()) => self.authorise(learning.handshaken.learned()),
+            Ok(()) => match learning.handshaken.path_fault(&self.slot.node) {
+                Some(denial) => Phase::Greeting(Box::new(Err(Box::new(learning.handshaken.refuse(denial))))),
+                None => self.authorise(learning.handshaken.learned()),
+            },
             Err(denial) => Phase::Greeting(Box::new(Err(Box::new(learning.handshaken.refuse(denial))))),
         };
         if let Some(spill) = &mut self.spill {

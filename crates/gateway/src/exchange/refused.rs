@@ -1,5 +1,7 @@
 //! The end of an exchange that was not granted: recorded, counted and logged once, in one line.
 
+use std::net::SocketAddr;
+
 use countersign_policy::denial::Wire;
 use countersign_policy::{Denial, Outcome, Stage};
 
@@ -18,6 +20,11 @@ impl Refused {
     /// Why.
     pub fn denial(&self) -> &Denial {
         &self.denial
+    }
+
+    /// Where it comes from.
+    pub(crate) fn source(&self) -> SocketAddr {
+        self.trace.source
     }
 
     /// The version that the device turned out to speak, for the record.
@@ -50,6 +57,23 @@ impl Refused {
         let base = self.denial.retry_after_s?;
         let spread = self.trace.id.as_u64() % (u64::from(base) + 1);
         Some(base.saturating_add(u32::try_from(spread).unwrap_or(0)))
+    }
+
+    /// Keeps the record of one that is refused a session, and came for something that needs none.
+    pub(crate) fn conclude_as_enrolment(mut self, request: &str, node: &Node) {
+        count(&node.metrics.enrolment_only);
+        self.trace.fact("request", request);
+        self.trace.passed(Stage::Greet);
+        let record = self.trace.into_record(Outcome::EnrolmentOnly, None);
+        tracing::info!(
+            exchange.id = %record.id,
+            exchange.outcome = Outcome::EnrolmentOnly.name(),
+            tenant.id = record.tenant.as_ref().map_or("", |t| t.as_str()),
+            device.id = record.device.as_ref().map_or("", |d| d.as_str()),
+            source = %record.source,
+            "no session: the certificate is for enrolment alone"
+        );
+        node.sink.record(record);
     }
 
     /// Keeps the record: ledger row, counter, and one line that can be counted.

@@ -2,10 +2,11 @@
 //! session and recorded once; every request after that is answered only while the session is live.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use countersign_identity::Timestamp;
 use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord};
@@ -20,7 +21,7 @@ use rustls::server::UnbufferedServerConnection;
 use tokio::net::TcpStream;
 
 use super::stream::TlsStream;
-use super::{AdmittedDevice, Answer, DeviceSession, refusal};
+use super::{AdmittedDevice, Answer, DeviceSession, EnrollingDevice, refusal};
 use crate::buffers::Spill;
 use crate::exchange::{Authorised, Refused};
 use crate::node::Node;
@@ -32,6 +33,8 @@ use crate::timer::Timer;
 const PROTOCOL: &str = "http/1.1";
 /// The largest request head, in bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// How long a connection without a session may last, whatever it asks: as long as one on an enrolment listener.
+const ENROLLING: Duration = Duration::from_secs(60);
 
 /// What was decided before the first request.
 pub(crate) type Decided = Result<Authorised, Box<Refused>>;
@@ -42,6 +45,8 @@ enum State {
     Decided(Box<Decided>),
     /// Granted.
     Live(Live),
+    /// Refused a session, for the certificate is for enrolment alone; and that is what it came for.
+    Enrolling(SocketAddr),
     /// Refused, or over.
     Over,
 }
@@ -53,6 +58,12 @@ struct Live {
     hard_end: Timestamp,
     hard_end_reason: EndReason,
     answered: bool,
+}
+
+/// How a request may be answered.
+enum Admitted {
+    Session(Box<DeviceSession>),
+    Enrolling(SocketAddr),
 }
 
 /// Shared by the connection and the service that hyper calls.
@@ -93,7 +104,7 @@ impl HttpConnection {
         let hyper = http1::Builder::new()
             .timer(TokioTimer::new())
             // The wheel watches the first request and the idle time; this bounds a head that trickles in.
-            .header_read_timeout(shared.node.options.limits.idle_max)
+            .header_read_timeout(shared.node.options.limits.http_idle)
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TlsStream::new(socket, tls, spill), Requests(shared.clone()));
         Self {
@@ -149,7 +160,7 @@ impl Shared {
                     }
                 })
             }),
-            State::Decided(_) | State::Over => expired.then_some(EndReason::KeepAlive),
+            State::Decided(_) | State::Enrolling(_) | State::Over => expired.then_some(EndReason::KeepAlive),
         }
     }
 
@@ -167,7 +178,7 @@ impl Shared {
     fn end(&self, reason: EndReason) {
         let state = std::mem::replace(&mut *self.state.lock(), State::Over);
         match state {
-            State::Over => {}
+            State::Enrolling(_) | State::Over => {}
             State::Decided(decided) => match (*decided, reason) {
                 (Ok(authorised), EndReason::KeepAlive) => authorised
                     .refuse(DenialCode::ConnectTimeout.into())
@@ -202,7 +213,7 @@ impl Shared {
     ///
     /// # Errors
     /// The denial: the exchange is refused, or the session has ended.
-    fn admit(&self, request: &Request<Incoming>) -> Result<DeviceSession, (DenialCode, Option<u32>)> {
+    fn admit(&self, request: &Request<Incoming>) -> Result<Admitted, (DenialCode, Option<u32>)> {
         let mut state = self.state.lock();
         let decided = match std::mem::replace(&mut *state, State::Over) {
             State::Live(live) => {
@@ -214,15 +225,37 @@ impl Shared {
                 }
                 // A later one of another version: the session ends with the answer.
                 return check_version(request)
-                    .map(|()| session.clone())
+                    .map(|()| Admitted::Session(Box::new(session.clone())))
                     .map_err(|denial| {
                         let code = denial.code;
                         session.refused(denial, None);
                         (code, None)
                     });
             }
+            State::Enrolling(source) if self.is_enrolment(request) => {
+                *state = State::Enrolling(source);
+                return Ok(Admitted::Enrolling(source));
+            }
+            // The answer is the last word.
+            State::Enrolling(_) => {
+                self.node.metrics.refused(DenialCode::EnrolOnly);
+                return Err((DenialCode::EnrolOnly, None));
+            }
             State::Over => return Err((DenialCode::GrantStale, None)),
             State::Decided(decided) => *decided,
+        };
+        let decided = match decided {
+            Err(refused) if refused.denial().code == DenialCode::EnrolOnly && self.is_enrolment(request) => {
+                let source = refused.source();
+                let what = format!("{} {}", request.method(), request.uri().path());
+                refused
+                    .in_protocol(PROTOCOL)
+                    .conclude_as_enrolment(&what, &self.node);
+                self.node.wheel.set(&self.timer, ENROLLING);
+                *state = State::Enrolling(source);
+                return Ok(Admitted::Enrolling(source));
+            }
+            decided => decided,
         };
         let granted = decided.and_then(|authorised| {
             if let Err(denial) = check_version(request) {
@@ -256,7 +289,7 @@ impl Shared {
                 let session = self.session(&live);
                 self.be_patient(&live);
                 *state = State::Live(live);
-                Ok(session)
+                Ok(Admitted::Session(Box::new(session)))
             }
             Err(refused) => {
                 let told = (refused.denial().code, refused.retry_after_s());
@@ -270,6 +303,11 @@ impl Shared {
         }
     }
 
+    /// Whether a request needs no session.
+    fn is_enrolment(&self, request: &Request<Incoming>) -> bool {
+        request.version() == Version::HTTP_11 && self.node.http.is_enrolment(request.uri().path())
+    }
+
     fn session(&self, live: &Live) -> DeviceSession {
         DeviceSession {
             node: self.node.clone(),
@@ -281,7 +319,7 @@ impl Shared {
 
     /// The next request must come before this.
     fn be_patient(&self, live: &Live) {
-        let idle = self.node.options.limits.idle_max;
+        let idle = self.node.options.limits.http_idle;
         let left = live.hard_end.since(self.node.now());
         self.node.wheel.set(&self.timer, idle.min(left));
     }
@@ -334,7 +372,12 @@ impl Service<Request<Incoming>> for Requests {
         let shared = self.0.clone();
         Box::pin(async move {
             let session = match shared.admit(&request) {
-                Ok(session) => session,
+                Ok(Admitted::Session(session)) => *session,
+                Ok(Admitted::Enrolling(source)) => {
+                    let chain = shared.chain.clone();
+                    let device = EnrollingDevice { chain, source };
+                    return Ok(shared.node.http.enrol(device, request).await);
+                }
                 Err((code, retry_after_s)) => return Ok(refusal(code, retry_after_s)),
             };
             let admission = session.entry.admission();

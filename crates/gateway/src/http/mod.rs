@@ -46,6 +46,15 @@ pub struct AdmittedDevice {
     pub session: DeviceSession,
 }
 
+/// Who asks without a session: a device with a certificate that is for enrolment alone.
+#[derive(Debug, Clone)]
+pub struct EnrollingDevice {
+    /// The certificates it showed, leaf first; the leaf's key is proven to be held.
+    pub chain: Arc<[CertificateDer<'static>]>,
+    /// Where it comes from.
+    pub source: SocketAddr,
+}
+
 /// Answers HTTP requests. Each request comes from a device whose session is live at that moment; an answer that takes
 /// longer than the session is not sent.
 pub trait DeviceHttp: Send + Sync {
@@ -55,7 +64,23 @@ pub trait DeviceHttp: Send + Sync {
         device: AdmittedDevice,
         request: Request<Incoming>,
     ) -> Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+    /// Whether a request is for enrolment, which needs no session: a device may make it whose certificate opens none.
+    fn is_enrolment(&self, _path: &str) -> bool {
+        false
+    }
+
+    /// Answers such a request. Whoever does judges the certificate by itself: what was decided before is some time ago.
+    fn enrol(
+        &self,
+        _device: EnrollingDevice,
+        _request: Request<Incoming>,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        Box::pin(async { problem(StatusCode::NOT_FOUND, None, NOTHING) })
+    }
 }
+
+const NOTHING: &str = "there is nothing here";
 
 /// There is nothing for devices to ask.
 #[derive(Debug, Clone, Copy, Default)]
@@ -67,7 +92,7 @@ impl DeviceHttp for NoHttp {
         _device: AdmittedDevice,
         _request: Request<Incoming>,
     ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
-        Box::pin(async { problem(StatusCode::NOT_FOUND, None, "there is nothing here") })
+        Box::pin(async { problem(StatusCode::NOT_FOUND, None, NOTHING) })
     }
 }
 

@@ -18,19 +18,19 @@ use crate::metrics::count;
 use crate::node::Node;
 
 /// How often it is looked which of several sessions of one credential are active.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What is spoken over a connection. One device may well use both by two networks at a time, and many an operator's network
 /// address translation gives each connection an address of its own: that is no sign of two holders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Language {
+pub(crate) enum Language {
     Mqtt,
     Http,
 }
 
 impl Language {
     /// Of a session; `None` of a token, which is no connection.
-    fn of(entry: &SessionEntry) -> Option<Self> {
+    pub(crate) fn of(entry: &SessionEntry) -> Option<Self> {
         match entry.protocol {
             _ if entry.token_facts().is_some() => None,
             protocol if protocol.starts_with("mqtt") => Some(Self::Mqtt),
@@ -92,6 +92,8 @@ impl Clones {
                 shared
                     .entry((device.tenant.clone(), device.id.clone()))
                     .or_default();
+            } else {
+                count(&node.metrics.clones_unwatched);
             }
         }
     }

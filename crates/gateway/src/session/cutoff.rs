@@ -17,7 +17,7 @@ pub enum Touched {
     Device(TenantId, DeviceId),
     /// One credential of one device.
     Credential(TenantId, DeviceId, Fingerprint),
-    /// An authority: all sessions whose chain ended in it.
+    /// An authority: all sessions whose chain ends in it, or leads through it.
     Authority(AuthorityId),
     /// A tenant's policies, or the tenant itself.
     Tenant(TenantId),
@@ -91,7 +91,17 @@ pub(crate) fn reconsider(node: &Arc<Node>, touched: &Touched) -> Cutoff {
             sessions.retain(|e| e.fingerprint() == *fingerprint);
             sessions
         }
-        Touched::Authority(authority) => node.sessions.filter(|e| e.authority == *authority),
+        Touched::Authority(authority) => {
+            let anchors = node.facts.anchors();
+            let anchor = anchors.of_authority(authority);
+            let leads_through = |e: &SessionEntry| {
+                let path = e.path.as_ref().filter(|path| path.has_intermediates());
+                path.zip(anchor)
+                    .is_some_and(|(path, anchor)| path.leads_through(anchor))
+            };
+            node.sessions
+                .filter(|e| e.authority == *authority || leads_through(e))
+        }
         Touched::Tenant(tenant) => node.sessions.filter(|e| e.admission().device.tenant == *tenant),
     };
     let (mut ended, mut ending) = (Vec::new(), Vec::new());
@@ -168,7 +178,8 @@ pub(super) fn reason_of(code: DenialCode) -> Option<EndReason> {
         | DenialCode::CredentialSuperseded
         | DenialCode::CredentialLapsed
         | DenialCode::CredentialOfOther
-        | DenialCode::UnknownCredential => EndReason::CredentialChanged,
+        | DenialCode::UnknownCredential
+        | DenialCode::EnrolOnly => EndReason::CredentialChanged,
         DenialCode::CertificateExpired => EndReason::CertificateExpired,
         DenialCode::AuthorityRevoked
         | DenialCode::AuthorityRetired

@@ -153,6 +153,12 @@ pub(super) fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
             .map_err(|e| Denial::new(DenialCode::RegistryUnavailable, e.to_string()))?;
         let admission = entry.admission();
         if current_generations(node, entry, &admission) == Some(admission.permit.generations()) {
+            // The generations are those of the authority that it ends in; a CA below may be another one.
+            if entry.path.as_ref().is_some_and(|path| path.has_intermediates())
+                && let Some(denial) = path_fault(node, entry)
+            {
+                return Err(denial);
+            }
             return match entry.ending() {
                 None => Ok(()),
                 Some(reason) => Err(Denial::new(
@@ -213,15 +219,16 @@ pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission
             now: node.now(),
         },
     )?;
-    if let Some(path) = &entry.path
-        && path.is_revoked(&facts.anchors(), node.now())
-    {
-        return Err(Denial::new(
-            DenialCode::ChainRevoked,
-            "a certificate between the device's and its authority was revoked",
-        ));
+    match path_fault(node, entry) {
+        Some(denial) => Err(denial),
+        None => Ok(admission),
     }
-    Ok(admission)
+}
+
+/// Why the path that vouches for a session's certificate does not hold any more.
+fn path_fault(node: &Node, entry: &SessionEntry) -> Option<Denial> {
+    let fault = entry.path.as_ref()?.fault(&node.facts.anchors())?;
+    Some(Denial::from(&fault))
 }
 
 #[cfg(test)]

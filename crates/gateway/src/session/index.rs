@@ -7,6 +7,7 @@ use std::sync::Arc;
 use countersign_identity::{DeviceId, TenantId};
 use parking_lot::Mutex;
 
+use super::clones::Language;
 use super::entry::{EndReason, SessionEntry};
 
 const SHARDS: usize = 16;
@@ -35,7 +36,7 @@ impl Default for SessionIndex {
 pub(crate) struct Indexed {
     /// The session whose client id it took over.
     pub(crate) replaced: Option<Arc<SessionEntry>>,
-    /// Whether others of the device go on, from other addresses.
+    /// Whether others of the device go on that speak the same, from other addresses.
     pub(crate) beside: bool,
 }
 
@@ -54,9 +55,10 @@ impl SessionIndex {
         let key = (admission.device.tenant.clone(), admission.device.id.clone());
         let mut shard = self.shard(&key).lock();
         let sessions = shard.entry(key).or_default();
-        // Connections and tokens are counted apart, and neither takes over the other.
-        let is_token = entry.token_facts().is_some();
-        let live = |e: &&Arc<SessionEntry>| e.ending().is_none() && e.token_facts().is_some() == is_token;
+        // MQTT, HTTP and tokens are counted apart, and none takes over another: HTTP connections that were lost in silence keep
+        // no MQTT session out.
+        let language = Language::of(entry);
+        let live = |e: &&Arc<SessionEntry>| e.ending().is_none() && Language::of(e) == language;
         let replaced = sessions
             .iter()
             .filter(live)

@@ -75,13 +75,21 @@ impl Layer {
                 Self::Chain
             }
             (_, C::CredentialRevoked) => Self::Revocation,
-            (Stage::Identify, _) | (_, C::CredentialOfOther | C::UnknownDevice | C::UnknownCredential) => {
-                Self::Identify
-            }
+            (Stage::Identify, _)
+            | (
+                _,
+                C::CredentialOfOther
+                | C::UnknownDevice
+                | C::UnknownCredential
+                | C::NotReconciled
+                | C::StationRevoked,
+            ) => Self::Identify,
             (_, C::DevicePending | C::DeviceSuspended | C::DeviceQuarantined | C::DeviceDecommissioned) => {
                 Self::Lifecycle
             }
-            (_, C::CredentialSuperseded | C::CredentialLapsed | C::CertificateExpired) => Self::Credential,
+            (_, C::CredentialSuperseded | C::CredentialLapsed | C::CertificateExpired | C::EnrolOnly) => {
+                Self::Credential
+            }
             (Stage::Greet, _) => Self::ClientId,
             (Stage::FirstData, _) => Self::Topic,
             _ => Self::Policy,

@@ -82,14 +82,24 @@ pub(super) fn candidates(
             }
         }
     }
-    match (found.first(), tenant) {
-        (Some(first), None) if found.iter().any(|a| a.tenant != first.tenant) => {
-            Err(ChainFault::AmbiguousTenant)
+    // Without a server name the anchor chooses the tenant, and one that admits nobody chooses none: whoever registered what he
+    // has not proven, or has closed it, must not keep another tenant's devices out.
+    if tenant.is_none() {
+        let chooses = found.iter().find(|a| a.state.admits()).or(found.first());
+        if let Some(tenant) = chooses.map(|a| a.tenant.clone()) {
+            let admits = |a: &Arc<Anchor>| a.state.admits();
+            let any = found.iter().any(admits);
+            if found.iter().any(|a| a.tenant != tenant && (admits(a) || !any)) {
+                return Err(ChainFault::AmbiguousTenant);
+            }
+            found.retain(|a| a.tenant == tenant);
         }
-        (Some(_), _) => Ok((found, truncated)),
-        (None, Some(asked)) if foreign => Err(ChainFault::ForeignTenant { asked: asked.clone() }),
-        (None, _) if leaf.is_self_issued() => Err(ChainFault::SelfSigned),
-        (None, _) => Err(ChainFault::UnknownCa {
+    }
+    match tenant {
+        _ if !found.is_empty() => Ok((found, truncated)),
+        Some(asked) if foreign => Err(ChainFault::ForeignTenant { asked: asked.clone() }),
+        _ if leaf.is_self_issued() => Err(ChainFault::SelfSigned),
+        _ => Err(ChainFault::UnknownCa {
             issuer: leaf.issuer_text.clone(),
         }),
     }

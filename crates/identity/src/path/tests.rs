@@ -71,7 +71,8 @@ fn search(
         .map(|(f, c)| Node::new(f, c.der()).unwrap())
         .collect();
     let demands = ChainDemands::default();
-    let mut search = Search::new(nodes, anchors, &demands, Terms::at(NOW));
+    let registered = AnchorIndex::new(anchors.iter().cloned());
+    let mut search = Search::new(nodes, anchors, &registered, &demands, Terms::at(NOW));
     let started = Instant::now();
     let result = search.run().map(|found| found.intermediates);
     assert!(started.elapsed() < WALL_MAX, "{:?}", started.elapsed());

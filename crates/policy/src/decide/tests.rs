@@ -26,6 +26,7 @@ pub(super) fn credential(device: &DeviceFacts) -> CredentialFacts {
         kind: CredentialKind::Operational,
         state: CredentialState::Active,
         custody: Custody::Unknown,
+        opens_data_sessions: true,
         generation: Generation(1),
     }
 }
@@ -457,4 +458,41 @@ fn the_spaces_a_device_may_publish_to_are_told_without_a_topic() {
     };
     let denial = policy.publishable(&permit, &later, now).unwrap_err();
     assert_eq!(denial.code, DenialCode::GrantStale);
+}
+
+#[test]
+fn what_is_for_enrolment_alone_opens_no_session_whatever_policies_permit() {
+    let policy = policy("permit (principal, action, resource);");
+    let mut device = device(&[]);
+    let closed = CredentialFacts {
+        kind: CredentialKind::Factory,
+        opens_data_sessions: false,
+        ..credential(&device)
+    };
+    let denied = |device: &DeviceFacts, credential: &CredentialFacts| {
+        connect(&policy, device, credential)
+            .map(|_| ())
+            .map_err(|d| d.code)
+    };
+    assert_eq!(denied(&device, &closed), Err(DenialCode::EnrolOnly));
+    let open = CredentialFacts {
+        opens_data_sessions: true,
+        ..closed.clone()
+    };
+    assert_eq!(denied(&device, &open), Ok(()));
+    // What is said first is what would be in the way of enrolling too.
+    let revoked = CredentialFacts {
+        state: CredentialState::Revoked,
+        ..closed.clone()
+    };
+    assert_eq!(denied(&device, &revoked), Err(DenialCode::CredentialRevoked));
+    for (state, code) in [
+        (LifecycleState::Pending, DenialCode::DevicePending),
+        (LifecycleState::Suspended, DenialCode::DeviceSuspended),
+        (LifecycleState::Quarantined, DenialCode::DeviceQuarantined),
+        (LifecycleState::Decommissioned, DenialCode::DeviceDecommissioned),
+    ] {
+        device.state = state;
+        assert_eq!(denied(&device, &closed), Err(code));
+    }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::change::{Actor, Change, damaged};
-use crate::credential::{IssueRequest, read_credential};
+use crate::credential::IssueRequest;
 use crate::error::RegistryError;
 use crate::store::Registry;
 use crate::table::Fact;
@@ -210,7 +210,7 @@ impl Scope<'_> {
     }
 
     fn set_custody(&mut self, fingerprint: &Fingerprint, custody: Custody) -> Result<(), RegistryError> {
-        let Some(facts) = read_credential(self.tx, fingerprint)? else {
+        let Some(facts) = self.read_credential(fingerprint)? else {
             return Err(RegistryError::NoCredential(*fingerprint));
         };
         if facts.custody == custody {

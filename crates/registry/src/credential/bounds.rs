@@ -39,7 +39,16 @@ impl Scope<'_> {
         device: &DeviceId,
         key: &Fingerprint,
     ) -> Result<(), RegistryError> {
-        let is_revoked: bool = self
+        if self.is_revoked_key(key)? {
+            return Err(RegistryError::Refused(format!(
+                "a certificate of device {device} for this key was revoked; hint: make a new key"
+            )));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_revoked_key(&self, key: &Fingerprint) -> Result<bool, RegistryError> {
+        Ok(self
             .tx
             .prepare_cached(
                 "SELECT EXISTS (SELECT 1 FROM credentials
@@ -49,13 +58,7 @@ impl Scope<'_> {
             .query_row(
                 params![key.as_bytes(), RevocationReason::Superseded.code()],
                 |r| r.get(0),
-            )?;
-        if is_revoked {
-            return Err(RegistryError::Refused(format!(
-                "a certificate of device {device} for this key was revoked; hint: make a new key"
-            )));
-        }
-        Ok(())
+            )?)
     }
 
     /// Whether what was shown leads to a certificate by this profile. A requester names its profile itself (EST has it in

@@ -12,9 +12,9 @@ use parking_lot::Mutex;
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
-use super::{IssuanceRules, IssueOutcome, IssueRequest, NewCredential, Requester, read_credential};
+use super::{IssuanceRules, IssueOutcome, IssueRequest, MissingDevice, NewCredential, Requester};
 use crate::attestation::Cited;
-use crate::change::{Actor, damaged};
+use crate::change::{Actor, NewDevice, damaged};
 use crate::error::RegistryError;
 use crate::minting::Minting;
 use crate::store::Registry;
@@ -88,6 +88,7 @@ impl Scope<'_> {
             certificate,
             authority: damaged(authority.parse())?,
             repeated: true,
+            added: false,
         };
         match damaged(state.parse())? {
             CredentialState::Revoked => Err(RegistryError::Refused(format!(
@@ -130,9 +131,23 @@ impl Registry {
         request: IssueRequest,
         mint: impl FnOnce(Timestamp) -> Result<NewCredential, String>,
     ) -> Result<Committed<IssueOutcome>, RegistryError> {
+        self.issue_for(actor, request, MissingDevice::Refused, mint)
+    }
+
+    /// The same, for a device that need not be there yet.
+    ///
+    /// # Errors
+    /// As [`Registry::issue`]; then no device was added.
+    pub fn issue_for(
+        &self,
+        actor: Actor,
+        request: IssueRequest,
+        missing: MissingDevice,
+        mint: impl FnOnce(Timestamp) -> Result<NewCredential, String>,
+    ) -> Result<Committed<IssueOutcome>, RegistryError> {
         let rules = self.issuance_rules();
         self.write_minting_one(mint, move |scope, minting| {
-            issue(scope, &actor, &request, rules, minting)
+            issue(scope, &actor, &request, missing, rules, minting)
         })
     }
 
@@ -146,11 +161,25 @@ impl Registry {
         actor: Actor,
         request: IssueRequest,
     ) -> Result<Option<IssueOutcome>, RegistryError> {
+        self.issue_check_for(actor, request, MissingDevice::Refused)
+    }
+
+    /// Whether [`Registry::issue_for`] would mint.
+    ///
+    /// # Errors
+    /// As [`Registry::issue`].
+    pub fn issue_check_for(
+        &self,
+        actor: Actor,
+        request: IssueRequest,
+        missing: MissingDevice,
+    ) -> Result<Option<IssueOutcome>, RegistryError> {
         let rules = self.issuance_rules();
         let shared = Arc::new(Mutex::new(Minting::new()));
         let minting = shared.clone();
         // Failing is what undoes the job.
-        let checked = self.write(move |scope| issue(scope, &actor, &request, rules, &mut minting.lock()));
+        let checked =
+            self.write(move |scope| issue(scope, &actor, &request, missing, rules, &mut minting.lock()));
         match checked {
             Ok(committed) => Ok(Some(committed.value)),
             Err(_) if shared.lock().lacks() => Ok(None),
@@ -249,7 +278,8 @@ fn check_requester(
             Ok(Standing::Whole)
         }
         Requester::Certificate(fingerprint) => {
-            let facts = read_credential(scope.tx, fingerprint)?
+            let facts = scope
+                .read_credential(fingerprint)?
                 .filter(|c| c.tenant == request.tenant && c.device == request.device);
             match facts {
                 Some(facts) if facts.state == CredentialState::Active => Ok(Standing::Whole),
@@ -274,6 +304,7 @@ fn issue(
     scope: &mut Scope<'_>,
     actor: &Actor,
     request: &IssueRequest,
+    missing: MissingDevice,
     rules: IssuanceRules,
     minting: &mut Minting<NewCredential>,
 ) -> Result<IssueOutcome, RegistryError> {
@@ -282,6 +313,18 @@ fn issue(
     let cited = scope.cited_attestation(request)?;
     let standing = check_requester(scope, actor, request, cited.as_ref(), rules)?;
     scope.check_profile(request)?;
+    let added = missing == MissingDevice::Added && scope.device(tenant, device)?.is_none();
+    if added {
+        scope.need_tenant(tenant)?;
+        let new = NewDevice {
+            id: device.clone(),
+            model: None,
+            groups: Vec::new(),
+            state: LifecycleState::Active,
+            authority: None,
+        };
+        scope.add_device(actor, tenant, &new)?;
+    }
     let Some((_, lifecycle, _)) = scope.device(tenant, device)? else {
         return Err(RegistryError::NoDevice {
             tenant: tenant.clone(),
@@ -368,6 +411,7 @@ fn issue(
         certificate: issued.certificate.clone(),
         authority: authority.clone(),
         repeated: false,
+        added,
     };
     scope.put_credential(tenant, device, &new)?;
     scope.keep_time()?;

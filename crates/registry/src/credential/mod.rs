@@ -20,7 +20,7 @@ mod registering;
 mod revoking;
 mod sweeping;
 
-pub(crate) use reading::{credential_facts, read_credential};
+pub(crate) use reading::{COLUMNS, credential_facts};
 
 use std::time::Duration;
 
@@ -164,6 +164,18 @@ pub struct IssueOutcome {
     pub authority: AuthorityId,
     /// Whether it had been issued before: nothing new was minted.
     pub repeated: bool,
+    /// Whether the device was added with it.
+    pub added: bool,
+}
+
+/// What is done if there is no device that a certificate is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MissingDevice {
+    /// The request is refused.
+    #[default]
+    Refused,
+    /// It is added, active, in the transaction that keeps its certificate: without one there is no device either.
+    Added,
 }
 
 /// A certificate that ended before its time.

@@ -9,7 +9,6 @@ use countersign_policy::{CredentialFacts, CredentialState};
 use rusqlite::params;
 use serde_json::json;
 
-use super::read_credential;
 use crate::change::{Actor, Change};
 use crate::error::RegistryError;
 use crate::store::Registry;
@@ -99,6 +98,23 @@ impl Scope<'_> {
                 facts.fingerprint.as_bytes(),
                 self.now.plus(overlap).unix_ms(),
             ])?;
+        // One that is used after a newer one is in use: an answer that was lost, perhaps in somebody else's hands. It has the
+        // overlap and no more, like all that are older than the newest.
+        self.tx
+            .prepare_cached(
+                "UPDATE credentials SET supersede_at = ?5
+                 WHERE fingerprint = ?4 AND certificate IS NOT NULL AND supersede_at IS NULL AND EXISTS (
+                    SELECT 1 FROM credentials newer
+                    WHERE newer.tenant = ?1 AND newer.device = ?2 AND newer.kind = ?3 AND newer.state = 'active'
+                    AND newer.certificate IS NOT NULL AND newer.rowid > credentials.rowid)",
+            )?
+            .execute(params![
+                facts.tenant.as_str(),
+                facts.device.as_str(),
+                facts.kind.name(),
+                facts.fingerprint.as_bytes(),
+                self.now.plus(overlap).unix_ms(),
+            ])?;
         self.facts.push(Fact::Credential(CredentialFacts {
             state: CredentialState::Active,
             ..facts
@@ -151,7 +167,7 @@ impl Registry {
     ) -> Result<Committed<()>, RegistryError> {
         let rules = self.issuance_rules();
         self.write(move |scope| {
-            let Some(facts) = read_credential(scope.tx, &fingerprint)? else {
+            let Some(facts) = scope.read_credential(&fingerprint)? else {
                 return Err(RegistryError::NoCredential(fingerprint));
             };
             match facts.state {
@@ -179,9 +195,8 @@ impl Registry {
     /// it alters no admission.
     pub(crate) fn credential_used(&self, fingerprint: Fingerprint, authority: AuthorityId) {
         let rules = self.issuance_rules();
-        self.write_behind(
-            "keep a credential's first use",
-            move |scope| match read_credential(scope.tx, &fingerprint)? {
+        self.write_behind("keep a credential's first use", move |scope| {
+            match scope.read_credential(&fingerprint)? {
                 Some(facts) if facts.state == CredentialState::Issued => {
                     scope.activate_credential(facts, Some(&authority), rules.overlap)
                 }
@@ -189,7 +204,7 @@ impl Registry {
                     scope.place_credential(&facts, &authority)
                 }
                 _ => Ok(()),
-            },
-        );
+            }
+        });
     }
 }

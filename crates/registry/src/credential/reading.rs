@@ -1,29 +1,49 @@
 //! Reading: the facts of one, and what an authority's revocation list and OCSP say.
 
+use std::collections::HashSet;
+
 use countersign_factory::{RevocationReason, Revoked};
 use countersign_identity::{AuthorityId, Fingerprint, Generation, Timestamp};
+use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialFacts, CredentialState};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{OptionalExtension, params};
 
 use super::{EndedCredential, EndedCursor};
 use crate::change::damaged;
 use crate::error::RegistryError;
 use crate::store::Registry;
+use crate::table::{Fact, FactTable};
 use crate::writer::Scope;
 
+/// The columns that [`credential_facts`] reads.
+pub(crate) const COLUMNS: &str = "fingerprint, tenant, device, kind, state, custody, revision, profile";
+
 impl Scope<'_> {
+    pub(crate) fn read_credential(
+        &self,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<CredentialFacts>, RegistryError> {
+        self.tx
+            .prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM credentials WHERE fingerprint = ?"
+            ))?
+            .query_row([fingerprint.as_bytes()], |r| Ok(credential_facts(r, self.table)))
+            .optional()?
+            .transpose()
+    }
+
     pub(crate) fn credentials_where(
         &self,
         clause: &str,
         values: impl rusqlite::Params,
     ) -> Result<Vec<CredentialFacts>, RegistryError> {
-        let mut statement = self.tx.prepare_cached(&format!(
-            "SELECT fingerprint, tenant, device, kind, state, custody, revision FROM credentials WHERE {clause}"
-        ))?;
+        let mut statement = self
+            .tx
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM credentials WHERE {clause}"))?;
         let mut rows = statement.query(values)?;
         let mut found = Vec::new();
         while let Some(r) = rows.next()? {
-            found.push(credential_facts(r)?);
+            found.push(credential_facts(r, self.table)?);
         }
         Ok(found)
     }
@@ -154,28 +174,43 @@ fn revoked_entry(r: &rusqlite::Row<'_>) -> Result<Revoked, RegistryError> {
     })
 }
 
-pub(crate) fn read_credential(
-    db: &Connection,
-    fingerprint: &Fingerprint,
-) -> Result<Option<CredentialFacts>, RegistryError> {
-    db.prepare_cached(
-        "SELECT fingerprint, tenant, device, kind, state, custody, revision FROM credentials WHERE fingerprint = ?",
-    )?
-    .query_row([fingerprint.as_bytes()], |r| Ok(credential_facts(r)))
-    .optional()?
-    .transpose()
-}
-
-/// Of a row `fingerprint, tenant, device, kind, state, custody, revision`.
-pub(crate) fn credential_facts(r: &rusqlite::Row<'_>) -> Result<CredentialFacts, RegistryError> {
+/// Of a row of [`COLUMNS`].
+pub(crate) fn credential_facts(
+    r: &rusqlite::Row<'_>,
+    table: &FactTable,
+) -> Result<CredentialFacts, RegistryError> {
     let text = |n: usize| -> Result<String, RegistryError> { Ok(r.get(n)?) };
+    let kind: CredentialKind = damaged(text(3)?.parse())?;
+    let profile = r.get_ref(7)?.as_str_or_null().map_err(rusqlite::Error::from)?;
     Ok(CredentialFacts {
         fingerprint: Fingerprint::from_bytes(r.get(0)?),
         tenant: damaged(text(1)?.parse())?,
         device: damaged(text(2)?.parse())?,
-        kind: damaged(text(3)?.parse())?,
+        kind,
         state: damaged(text(4)?.parse())?,
         custody: damaged(text(5)?.parse())?,
+        opens_data_sessions: table.opens_data_sessions(kind, profile),
         generation: Generation(r.get::<_, i64>(6)?.cast_unsigned()),
     })
+}
+
+impl Registry {
+    /// Sets which factory profiles are for enrolment alone, by name. Called before anybody is admitted: a session that is
+    /// live already is not asked again.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if their credentials cannot be read.
+    pub fn set_enrol_only_profiles(&self, profiles: HashSet<String>) -> Result<(), RegistryError> {
+        let before = self.facts().set_enrol_only(profiles.clone());
+        for profile in before.union(&profiles) {
+            let profile = profile.clone();
+            // By the writer, so that it falls between changes.
+            self.write(move |scope| {
+                let found = scope.credentials_where("profile = ?", [profile.as_str()])?;
+                scope.facts.extend(found.into_iter().map(Fact::Credential));
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
 }

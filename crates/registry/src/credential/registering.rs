@@ -8,7 +8,7 @@ use countersign_policy::{CredentialFacts, LifecycleState};
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
-use super::{NewCredential, read_credential};
+use super::NewCredential;
 use crate::change::{Actor, Change};
 use crate::error::RegistryError;
 use crate::store::Registry;
@@ -20,7 +20,8 @@ impl Scope<'_> {
     /// that is known. A key belongs to one device only, or a clone could not be told.
     ///
     /// # Errors
-    /// [`RegistryError::Refused`] if a station issued it; [`RegistryError::SharedKey`]; [`RegistryError::RevokedBefore`].
+    /// [`RegistryError::Refused`] if a station issued it, or a certificate for its key was revoked; [`RegistryError::SharedKey`];
+    /// [`RegistryError::RevokedBefore`].
     pub(crate) fn may_register(
         &self,
         tenant: &TenantId,
@@ -39,6 +40,8 @@ impl Scope<'_> {
                 "{other} of tenant {other_tenant}"
             )));
         }
+        // Another certificate for a stolen key is as good to the thief as the one that was revoked.
+        self.refuse_revoked_key(device, &c.public_key_sha256)?;
         let authority = match &new.authority {
             Some(authority) => Some(authority.clone()),
             None if new.kind == CredentialKind::Pinned => None,
@@ -139,6 +142,9 @@ impl Scope<'_> {
             kind: new.kind,
             state: new.state,
             custody: new.custody,
+            opens_data_sessions: self
+                .table
+                .opens_data_sessions(new.kind, new.issued.as_ref().map(|i| i.profile.as_str())),
             generation,
         }));
         Ok(())
@@ -220,7 +226,7 @@ impl Registry {
                 ));
             }
             let fingerprint = certificate.fingerprint;
-            if let Some(known) = read_credential(scope.tx, &fingerprint)? {
+            if let Some(known) = scope.read_credential(&fingerprint)? {
                 if known.kind == CredentialKind::Pinned && known.tenant == tenant && known.device == device {
                     return Ok(false);
                 }

@@ -4,7 +4,7 @@ use countersign_factory::RevocationReason;
 use countersign_policy::CredentialState;
 use serde_json::json;
 
-use super::{Revocation, read_credential};
+use super::Revocation;
 use crate::change::Actor;
 use crate::error::RegistryError;
 use crate::store::Registry;
@@ -35,7 +35,7 @@ impl Registry {
             };
             let found = match &whose {
                 Revocation::Credential(fingerprint) => {
-                    if read_credential(scope.tx, fingerprint)?.is_none() {
+                    if scope.read_credential(fingerprint)?.is_none() {
                         return Err(RegistryError::NoCredential(*fingerprint));
                     }
                     scope

@@ -262,6 +262,10 @@ impl Budgets {
                 self.evicted(*class, before - 1);
             }
         }
+        tx.execute(
+            "DELETE FROM gaps WHERE last < ?",
+            [oldest(limits.age_max.max(limits.sessions_age_max)).unix_ms()],
+        )?;
         let until = oldest(limits.sessions_age_max).unix_ms();
         let started = floor(limits.sessions_age_max);
         let (rows, bytes, exchange): (i64, i64, Option<i64>) = tx.query_row(

@@ -117,7 +117,7 @@ impl Ledger {
         let fingerprint = asked.fingerprint.map(|f| *f.as_bytes());
         let since = asked.since.map(|t| id(ExchangeId::new(t, 0)));
         let before = asked.before.map(id);
-        let mut terms = vec!["outcome <> 'admitted' AND outcome <> 'abandoned'".to_owned()];
+        let mut terms = vec!["outcome NOT IN ('admitted', 'abandoned', 'enrolment-only')".to_owned()];
         let mut values: Vec<&dyn ToSql> = Vec::new();
         macro_rules! given {
             ($condition:literal, $($value:expr),+) => {{

@@ -7,10 +7,12 @@ use std::sync::mpsc::Receiver;
 
 use countersign_identity::{DeviceId, TenantId};
 use countersign_policy::{ExchangeId, Outcome, Possession, SessionRecord, StageRecord};
+use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::budget::{Budgets, Class, cost};
 use super::cause::Causes;
+use super::gaps::{self, Gaps};
 use super::{Counters, Entry, GATHER, Kept, LedgerLimits, QUEUE_MAX, address, row};
 use crate::change::damaged;
 use crate::error::RegistryError;
@@ -24,6 +26,7 @@ pub(super) struct Loop {
     counters: Arc<Counters>,
     budgets: Budgets,
     causes: Causes,
+    gaps: Arc<Mutex<Gaps>>,
     failing: bool,
 }
 
@@ -32,6 +35,7 @@ impl Loop {
         db: Connection,
         limits: LedgerLimits,
         counters: Arc<Counters>,
+        gaps: Arc<Mutex<Gaps>>,
     ) -> Result<Self, RegistryError> {
         let budgets = Budgets::load(&db)?;
         let causes = Causes::load(&db)?;
@@ -42,6 +46,7 @@ impl Loop {
             counters,
             budgets,
             causes,
+            gaps,
             failing: false,
         })
     }
@@ -66,7 +71,8 @@ impl Loop {
                     }
                 }
             }
-            let size = batch.len() as u64;
+            let records = batch.iter().filter_map(Entry::at);
+            let (size, latest) = records.fold((0, None), |(n, latest), at| (n + 1, latest.max(Some(at))));
             batches = batches.wrapping_add(1);
             match self.write(&mut batch, batches.is_multiple_of(EXPIRE_EVERY)) {
                 Ok(exchanges) => {
@@ -75,6 +81,9 @@ impl Loop {
                 }
                 Err(e) => {
                     self.counters.dropped.fetch_add(size, Ordering::Relaxed);
+                    if let Some(latest) = latest {
+                        self.gaps.lock().lost(size, latest);
+                    }
                     if !std::mem::replace(&mut self.failing, true) {
                         tracing::error!(error = %e, "the ledger cannot be written; exchanges are lost and counted");
                     }
@@ -127,7 +136,7 @@ impl Loop {
                     let key = (record.exchange, record.kind.clone(), record.name.clone());
                     sessions.insert(key, record);
                 }
-                Entry::Flush(_) => {}
+                Entry::Gap | Entry::Flush(_) => {}
             }
         }
         let tx = self.db.transaction()?;
@@ -144,7 +153,11 @@ impl Loop {
             self.causes.prune(&tx, &self.limits)?;
         }
         self.budgets.save(&tx)?;
-        tx.commit()?;
+        let gaps = self.gaps.lock().unwritten();
+        if let Err(e) = gaps::save(&tx, &gaps).and_then(|()| Ok(tx.commit()?)) {
+            self.gaps.lock().still_unwritten(gaps);
+            return Err(e);
+        }
         self.counters.keep(&self.budgets);
         self.counters.evict(&gone);
         self.counters
@@ -159,7 +172,7 @@ fn class(kept: &Kept) -> Class {
     match (&kept.owner, kept.record.outcome) {
         (None, _) => Class::Stranger,
         (Some(_), Outcome::Refused | Outcome::RefusedByDevice) => Class::KnownRefused,
-        (Some(_), Outcome::Admitted | Outcome::Abandoned) => Class::Known,
+        (Some(_), Outcome::Admitted | Outcome::Abandoned | Outcome::EnrolmentOnly) => Class::Known,
     }
 }
 

@@ -8,8 +8,10 @@
 //! A station's certificates are admitted by one way only: its journal was reconciled. Whoever else brings one is
 //! refused, whatever an authority's admission mode says.
 
+mod overlap;
 mod reconcile;
 
+pub use overlap::Overlap;
 pub use reconcile::{Reconciled, RefusedEntry, Verdict};
 
 use countersign_factory::RevocationReason;
@@ -17,7 +19,8 @@ use countersign_factory::station::Terms;
 use countersign_identity::{
     AuthorityId, BatchId, CertificateFacts, Fingerprint, StationId, StoredIntermediate, TenantId, Timestamp,
 };
-use countersign_policy::CredentialState;
+use countersign_policy::station::Accounting;
+use countersign_policy::{CredentialState, StationFacts};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -151,6 +154,30 @@ fn view(db: &Connection, row: Row) -> Result<StationView, RegistryError> {
     })
 }
 
+/// What is known of a station where its devices come.
+fn facts_of(id: StationId, state: StationState) -> StationFacts {
+    StationFacts {
+        id,
+        accounting: match state {
+            StationState::Granted | StationState::Closed => Accounting::Open,
+            StationState::Revoked => Accounting::Over,
+        },
+    }
+}
+
+/// Reads all stations.
+pub(crate) fn load(db: &Connection, facts: &mut Vec<Fact>) -> Result<(), RegistryError> {
+    let mut statement = db.prepare("SELECT tenant, subject, id, state FROM stations")?;
+    let mut rows = statement.query([])?;
+    while let Some(r) = rows.next()? {
+        let id = damaged(r.get::<_, String>(2)?.parse())?;
+        let state = damaged(r.get::<_, String>(3)?.parse())?;
+        let tenant = damaged(r.get::<_, String>(0)?.parse())?;
+        facts.push(Fact::Station(tenant, r.get(1)?, facts_of(id, state)));
+    }
+    Ok(())
+}
+
 impl Scope<'_> {
     /// The station whose certificates bear this issuer, DER.
     pub(crate) fn station_by_subject(&self, issuer: &[u8]) -> Result<Option<StationId>, RegistryError> {
@@ -182,13 +209,15 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::Exists`] if there is one of that id or key with other terms; [`RegistryError::Refused`] if the
-    /// terms go beyond the batch, the authority is no factory CA, or nothing was minted.
+    /// terms go beyond the batch, the authority is no factory CA, its ids are taken and `overlap` does not allow it, or
+    /// nothing was minted.
     pub fn add_station(
         &self,
         actor: Actor,
         authority: AuthorityId,
         terms: Terms,
         key: Fingerprint,
+        overlap: Overlap,
         mint: impl FnOnce(Timestamp) -> Result<MintedStation, String>,
     ) -> Result<Committed<Vec<u8>>, RegistryError> {
         terms.check().map_err(|e| RegistryError::Refused(e.to_string()))?;
@@ -253,12 +282,15 @@ impl Registry {
             if terms.batch_ids != batch.id_pattern || terms.profile.name != batch.profile {
                 return refused("the terms are not those of the batch".into());
             }
+            if overlap == Overlap::Refused {
+                overlap::need_none(scope, &terms)?;
+            }
             let minted = minting.one(scope.minting_time()?)?;
             put_station(scope, &authority, &terms, &minted)?;
             scope.keep_time()?;
             let detail = json!({
                 "batch": terms.batch, "ids": terms.ids, "quota": terms.quota, "from": terms.from.to_string(),
-                "to": terms.to.to_string(), "authority": authority,
+                "to": terms.to.to_string(), "authority": authority, "overlap": overlap,
                 "certificate": Fingerprint::of(&minted.certificate),
                 "grant": Fingerprint::of(&minted.grant_file),
             });
@@ -294,6 +326,9 @@ impl Registry {
                         generation.0.cast_signed()
                     ],
                 )?;
+                let subject = damaged(CertificateFacts::parse(&station.certificate))?.subject_der;
+                let facts = facts_of(id.clone(), StationState::Revoked);
+                scope.facts.push(Fact::Station(tenant.clone(), subject, facts));
                 // The factory CA's revocation list has one more.
                 scope.changes.push(Change::Authority(station.authority.clone()));
             }
@@ -446,5 +481,10 @@ fn put_station(
         ],
     )?;
     scope.facts.push(Fact::Intermediate(std::sync::Arc::new(stored)));
+    scope.facts.push(Fact::Station(
+        terms.tenant.clone(),
+        facts.subject_der,
+        facts_of(terms.station.clone(), StationState::Granted),
+    ));
     Ok(())
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{Row, StationState, read_station};
 use crate::change::{Actor, NewDevice};
-use crate::credential::{IssuanceRules, IssuedHere, NewCredential, read_credential};
+use crate::credential::{IssuanceRules, IssuedHere, NewCredential};
 use crate::error::RegistryError;
 use crate::store::Registry;
 use crate::writer::Scope;
@@ -299,7 +299,7 @@ fn begin(scope: &Scope<'_>, id: &StationId, account: &Account) -> Result<Result<
     }
     // An old copy has nothing that is not known. Once is enough: nothing that is known here is ever forgotten.
     for entry in &account.entries {
-        if read_credential(scope.tx, &entry.facts.fingerprint)?.is_none() {
+        if scope.read_credential(&entry.facts.fingerprint)?.is_none() {
             let is_refused: bool = scope
                 .tx
                 .prepare_cached(
@@ -338,7 +338,7 @@ struct Merge<'a> {
 
 impl Merge<'_> {
     fn one(&mut self, scope: &mut Scope<'_>, entry: &Entry) -> Result<(), RegistryError> {
-        if let Some(facts) = read_credential(scope.tx, &entry.facts.fingerprint)? {
+        if let Some(facts) = scope.read_credential(&entry.facts.fingerprint)? {
             self.known += 1;
             match (entry.confirmed, facts.state) {
                 (Some(_), CredentialState::Issued) => {

@@ -228,6 +228,9 @@ pub(super) struct ProvisionBody {
     pub profile: Option<String>,
     #[serde(default)]
     pub authority: Option<AuthorityId>,
+    /// Whether the device is added if it is not there.
+    #[serde(default)]
+    pub add_device: bool,
 }
 
 #[derive(Debug, Deserialize)]

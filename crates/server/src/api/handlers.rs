@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use countersign_factory::CertificateRequest;
 use countersign_identity::{DeviceId, Fingerprint, TenantId};
 use countersign_policy::{ClientIdMode, FactSource, LifecycleState};
-use countersign_registry::{Actor, NewDevice, RegistryError, Revocation};
+use countersign_registry::{Actor, MissingDevice, NewDevice, RegistryError, Revocation};
 use serde_json::{Value, json};
 
 use super::body::{
@@ -426,6 +426,11 @@ async fn provision(
         profile: body.profile,
         authority: body.authority,
         idempotency_key: idempotency_key(&headers)?,
+        missing: if body.add_device {
+            MissingDevice::Added
+        } else {
+            MissingDevice::Refused
+        },
         ..Wanted::new(tenant, device, request)
     };
     encode(service.provision(actor(&headers), wanted).await?)

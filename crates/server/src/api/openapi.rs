@@ -92,7 +92,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         , query [("tenant", "only of this tenant"), ("limit", "1 to 1000, default 100")]),
     endpoint!("get" "/receipts/{receipt}" "a receipt: what a change did to live sessions, on each node"),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/certificates" "issues a certificate, or answers with the one that was issued for this key before; header Idempotency-Key: the same key with other content is refused (409)"
-        body [("request", "PKCS#10, PEM"), ("profile?", "default: the first of the configuration"), ("authority?", "default: the tenant's newest active one")]),
+        body [("request", "PKCS#10, PEM"), ("profile?", "default: the first of the configuration"), ("authority?", "default: the tenant's newest active one"), ("add_device?", "true: a device that is not there is added, active, in the same transaction; the answer says so in added")]),
     endpoint!("put" "/tenants/{tenant}/devices/{device}/authority" "binds a device to the authority whose certificates may be learned for it"
         body [("authority", "authority id, or null")]),
     endpoint!("post" "/tenants/{tenant}/devices/{device}/pins" "registers a self-signed certificate for a device by its fingerprint; safe to repeat"
@@ -132,7 +132,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         body [("devices", "list of {id, request}; request is PKCS#10, PEM"), ("replace?", "true: a certificate for another key that nobody used or confirmed is revoked in favour of the new one")]),
     endpoint!("get" "/tenants/{tenant}/stations" "lists a tenant's offline factory stations, newest first"),
     endpoint!("post" "/tenants/{tenant}/stations" "grants a station so many identities of a batch; the answer has the grant file; the same again is answered with the same"
-        body [("id", "station id"), ("batch", "batch id"), ("request", "station.csr, PEM"), ("quota", "how many certificates it may issue"), ("from", "start of its signing window, milliseconds since 1970"), ("to", "end of its signing window"), ("ids?", "PATTERN or FIRST..LAST; default: the batch's"), ("authority?", "default: the tenant's newest factory CA")]),
+        body [("id", "station id"), ("batch", "batch id"), ("request", "station.csr, PEM"), ("quota", "how many certificates it may issue"), ("from", "start of its signing window, milliseconds since 1970"), ("to", "end of its signing window"), ("ids?", "PATTERN or FIRST..LAST; default: the batch's"), ("authority?", "default: the tenant's newest factory CA"), ("overlap?", "refused (default): no id may be granted that is taken or that another open grant has; or allowed")]),
     endpoint!("get" "/tenants/{tenant}/stations/{station}" "a station: its terms, and how far it has come"),
     endpoint!("get" "/tenants/{tenant}/stations/{station}/grant" "the station's grant file, as it was given"),
     endpoint!("post" "/tenants/{tenant}/stations/{station}/revoke" "refuses for good what the station has not accounted for yet; answers when the sessions that this ends are closed"

@@ -10,6 +10,7 @@ use countersign_factory::station::IdRange;
 use countersign_factory::station::journal::Ending;
 use countersign_factory::{CertificateRequest, RevocationReason};
 use countersign_identity::{AuthorityId, BatchId, Fingerprint, StationId, TenantId, Timestamp};
+use countersign_registry::Overlap;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -33,6 +34,8 @@ struct StationBody {
     ids: Option<IdRange>,
     #[serde(default)]
     authority: Option<AuthorityId>,
+    #[serde(default)]
+    overlap: Overlap,
 }
 
 #[derive(Debug, Deserialize)]
@@ -97,6 +100,7 @@ async fn add_station(
         from: body.from,
         to: body.to,
         authority: body.authority,
+        overlap: body.overlap,
     };
     let file = service.add_station(actor(&headers), draft).await?;
     answer_grant(&body.id, &file)

@@ -237,7 +237,12 @@ fn perform(ca: &Ca, actor: &str, request: Request) -> Result<Answer, CaError> {
     match request {
         Request::Describe => Ok(Answer::Described {
             authorities: authorities(ca)?,
-            profiles: ca.settings.profiles.iter().map(|p| p.name.clone()).collect(),
+            profiles: ca
+                .settings
+                .profiles
+                .iter()
+                .map(|p| p.profile.name.clone())
+                .collect(),
         }),
         Request::Issue(call) => {
             let asked = Asked::read(&ca.settings, call)?;

@@ -1,7 +1,7 @@
 //! Every refusal of the CA, with a stable code, an HTTP status and its cure.
 
 use countersign_factory::RequestFault;
-use countersign_factory::grant::KeyMismatch;
+use countersign_factory::grant::ProfileMismatch;
 use countersign_identity::{AuthorityId, DeviceId, Timestamp};
 
 /// Why the CA did nothing.
@@ -25,9 +25,9 @@ pub enum CaError {
     /// The certificate request does not hold.
     #[error("{0}")]
     Request(RequestFault),
-    /// The key does not fit the profile.
+    /// The key does not fit the profile, or the device cannot be named as it has it.
     #[error("{0}")]
-    Key(KeyMismatch),
+    Profile(ProfileMismatch),
     /// No open batch fits.
     #[error(
         "no open batch of the CA covers device {device} of authority {authority} with profile {profile}; hint: countersign ca batch add, on the CA"
@@ -72,6 +72,16 @@ pub enum CaError {
         "the certificate shown as evidence was not issued by this CA for this tenant; hint: enrol with a one-time secret (countersign ca secret, on the CA)"
     )]
     NotIssuedHere,
+    /// It is of another authority, and nobody said that this one takes its place.
+    #[error(
+        "the certificate shown as evidence is of authority {of}, and {by} does not succeed it; hint: countersign ca authority succeeds {by} {of}, on the CA, or ask {of}"
+    )]
+    NotSucceeded {
+        /// The authority of the evidence.
+        of: AuthorityId,
+        /// The authority that is asked.
+        by: AuthorityId,
+    },
     /// It has ended.
     #[error(
         "the certificate shown as evidence is {0}; hint: enrol with a one-time secret (countersign ca secret, on the CA)"
@@ -192,12 +202,14 @@ impl CaError {
             Self::AuthorityClosed(_) => "authority-closed",
             Self::NoProfile(_) => "no-profile",
             Self::Request(_) => "request",
-            Self::Key(_) => "key-kind",
+            Self::Profile(ProfileMismatch::Name(_)) => "name",
+            Self::Profile(_) => "key-kind",
             Self::NoBatch { .. } => "no-batch",
             Self::Pattern { .. } => "pattern",
             Self::Quota { .. } => "quota",
             Self::Secret(_) => "secret",
             Self::NotIssuedHere => "not-issued-here",
+            Self::NotSucceeded { .. } => "not-succeeded",
             Self::EvidenceEnded(_) => "evidence-ended",
             Self::EvidenceExpired(_) => "evidence-expired",
             Self::NotProven => "not-proven",
@@ -229,6 +241,7 @@ impl CaError {
             Self::Malformed(_) | Self::Version(_) => 400,
             Self::Secret(_) => 401,
             Self::NotIssuedHere
+            | Self::NotSucceeded { .. }
             | Self::EvidenceEnded(_)
             | Self::EvidenceExpired(_)
             | Self::NotProven
@@ -247,7 +260,7 @@ impl CaError {
             Self::DiskFull => 507,
             Self::AuthorityClosed(_)
             | Self::Request(_)
-            | Self::Key(_)
+            | Self::Profile(_)
             | Self::Revoked(_)
             | Self::NewKeyDemanded(_)
             | Self::TooMany { .. }

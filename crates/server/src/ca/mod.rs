@@ -154,7 +154,8 @@ impl Keys {
         }
         let path = self.folder.join(id.as_str());
         let authority = IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)
-            .map_err(|e| CaError::Keys(e.to_string()))?;
+            .map_err(|e| CaError::Keys(e.to_string()))?
+            .named(id.clone());
         Ok(open.insert(Arc::new(authority)).clone())
     }
 }

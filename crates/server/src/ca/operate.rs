@@ -77,6 +77,7 @@ fn enter(
     id: &AuthorityId,
     tenant: &TenantId,
     made: &IssuingAuthority,
+    succeeds: &[AuthorityId],
 ) -> Result<(), CaError> {
     scope.db.execute(
         "INSERT INTO authorities (id, tenant, state, certificate, root, list_number, created)
@@ -95,7 +96,47 @@ fn enter(
         &json!({
             "tenant": tenant, "fingerprint": made.facts().fingerprint, "key_store": made.key_store().name(),
         }),
-    )
+    )?;
+    succeeds.iter().try_for_each(|of| succeed(scope, id, of))
+}
+
+/// From now on certificates of `of` are evidence at `id`.
+fn succeed(scope: &Scope<'_>, id: &AuthorityId, of: &AuthorityId) -> Result<(), CaError> {
+    let tenant = |id: &AuthorityId| {
+        let found: Option<String> = scope
+            .db
+            .query_row(
+                "SELECT tenant FROM authorities WHERE id = ?",
+                [id.as_str()],
+                |r| r.get(0),
+            )
+            .optional()?;
+        found.ok_or_else(|| CaError::NoAuthority(id.clone()))
+    };
+    let (own, other) = (tenant(id)?, tenant(of)?);
+    if id == of || own != other {
+        return Err(CaError::Invalid(format!(
+            "authority {id} of tenant {own} cannot succeed {of} of tenant {other}; hint: name an older authority of the same tenant"
+        )));
+    }
+    let made = scope.db.execute(
+        "INSERT OR IGNORE INTO successions (authority, succeeds, created) VALUES (?, ?, ?)",
+        params![id.as_str(), of.as_str(), scope.now.unix_ms()],
+    )?;
+    if made == 0 {
+        return Ok(());
+    }
+    scope.log("authority.succeeds", id.as_str(), &json!({ "succeeds": of }))
+}
+
+/// Says that an authority takes the place of another one of its tenant: certificates of that one are evidence for its own.
+/// Safe to repeat.
+///
+/// # Errors
+/// [`CaError`] if one of them is not here, or they are of two tenants.
+pub fn authority_succeeds(folder: &Path, id: &AuthorityId, of: &AuthorityId) -> Result<(), CaError> {
+    let mut db = store::open_beside(folder)?;
+    store::write_beside(&mut db, &actor(), |scope| succeed(scope, id, of))
 }
 
 /// Makes an authority, root and all. Safe to repeat after a cut.
@@ -107,6 +148,7 @@ pub fn authority_add(
     id: &AuthorityId,
     tenant: &TenantId,
     keys: &KeyStore,
+    succeeds: &[AuthorityId],
 ) -> Result<(), CaError> {
     let mut db = store::open_beside(folder)?;
     let path = need_free(folder, &db, id)?;
@@ -116,7 +158,9 @@ pub fn authority_add(
         let label = tenant.as_str();
         IssuingAuthority::create_in(&path, Hierarchy::Devices, label, store::now(), keys, &Pkcs11Keys)?
     };
-    store::write_beside(&mut db, &actor(), |scope| enter(scope, id, tenant, &made))
+    store::write_beside(&mut db, &actor(), |scope| {
+        enter(scope, id, tenant, &made, succeeds)
+    })
 }
 
 /// Makes the key of an authority whose certificate an external root is to issue: the request, PEM.
@@ -145,6 +189,7 @@ pub fn authority_install(
     id: &AuthorityId,
     tenant: &TenantId,
     chain: &str,
+    succeeds: &[AuthorityId],
 ) -> Result<(), CaError> {
     let mut db = store::open_beside(folder)?;
     let path = need_free(folder, &db, id)?;
@@ -164,7 +209,9 @@ pub fn authority_install(
     countersign_registry::check_authority(checked.certificate())
         .map_err(|e| CaError::Invalid(e.to_string()))?;
     let made = checked.write(&Pkcs11Keys)?;
-    store::write_beside(&mut db, &actor(), |scope| enter(scope, id, tenant, &made))
+    store::write_beside(&mut db, &actor(), |scope| {
+        enter(scope, id, tenant, &made, succeeds)
+    })
 }
 
 /// Writes the key of an authority's root to a file, as it is kept, and deletes it here. Nothing here needs it.
@@ -230,7 +277,7 @@ pub struct NewBatch {
 fn profile_name(settings: &Settings, named: Option<&str>) -> Result<String, CaError> {
     match (named, settings.profiles.first()) {
         (Some(name), _) => Ok(settings.profile(name)?.name.clone()),
-        (None, Some(first)) => Ok(first.name.clone()),
+        (None, Some(first)) => Ok(first.profile.name.clone()),
         (None, None) => Err(CaError::NoProfile(String::new())),
     }
 }

@@ -160,6 +160,13 @@ fn open_authority(db: &Connection, id: &AuthorityId) -> Result<TenantId, CaError
     }
 }
 
+/// Whether the CA's operator said that certificates of `older` are evidence at `newer`.
+fn succeeds(db: &Connection, newer: &AuthorityId, older: &AuthorityId) -> Result<bool, CaError> {
+    Ok(db
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM successions WHERE authority = ? AND succeeds = ?)")?
+        .query_row([newer.as_str(), older.as_str()], |r| r.get(0))?)
+}
+
 /// How many certificates a device may have. By renewal, those that have ended count until their time is over: nothing
 /// else would bound a control process that says "it lapsed, another one". A batch has its quota, a secret is for one.
 fn need_room(
@@ -326,12 +333,25 @@ impl Asked {
         if scope.now > shown.not_after.plus(lane) {
             return Err(CaError::EvidenceExpired(shown.not_after));
         }
-        // The factory's certificate leads to operational ones, never the other way round, nor sideways.
+        // An authority of the same tenant may be for something else: only the CA's operator says that one succeeds another.
+        if shown.authority != self.authority && !succeeds(scope.db, &self.authority, &shown.authority)? {
+            return Err(CaError::NotSucceeded {
+                of: shown.authority,
+                by: self.authority.clone(),
+            });
+        }
+        // The factory's certificate leads to the operational ones that follow it, never the other way round, nor sideways. And
+        // none leads to a factory's, which may have no end: not even its own, or it would go on outside its batch.
         let step = ProfileStep::between(
             (&shown.profile, shown.kind),
             (&self.profile.name, self.profile.kind),
         );
-        if !matches!(step, ProfileStep::Same | ProfileStep::Down) {
+        let leads = match step {
+            ProfileStep::Same => self.profile.kind == ProfileKind::Operational,
+            ProfileStep::Down => settings.may_follow(&self.profile.name, &shown.profile),
+            ProfileStep::Sideways | ProfileStep::Up => false,
+        };
+        if !leads {
             return Err(CaError::ProfileStep {
                 from: shown.profile,
                 to: self.profile.name.clone(),
@@ -475,7 +495,7 @@ impl Asked {
             self.request.key().clone(),
             self.profile.clone(),
         )
-        .map_err(CaError::Key)?;
+        .map_err(CaError::Profile)?;
         let issued = minting.take(grant, scope.now)?;
         let facts: &CertificateFacts = issued.facts();
         scope

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use countersign_factory::{CERTIFICATES_PER_DEVICE_MAX, Profile};
+use countersign_factory::{CERTIFICATES_PER_DEVICE_MAX, Profile, ProfileKind};
 use serde::{Deserialize, Serialize};
 
 use super::error::CaError;
@@ -36,7 +36,36 @@ pub struct Settings {
     /// The log.
     pub log: LogConfig,
     /// What certificates hold.
-    pub profiles: Vec<Profile>,
+    pub profiles: Vec<CaProfile>,
+}
+
+/// A profile, and what leads to it besides a batch and a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "toml::Table")]
+pub struct CaProfile {
+    /// What its certificates hold.
+    #[serde(flatten)]
+    pub profile: Profile,
+    /// The factory profiles whose certificates are evidence for one of this profile; `None`: any of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub follows: Option<Vec<String>>,
+}
+
+/// By hand, for `flatten` and the refusal of unknown keys exclude each other.
+impl TryFrom<toml::Table> for CaProfile {
+    type Error = toml::de::Error;
+    fn try_from(mut table: toml::Table) -> Result<Self, Self::Error> {
+        let follows = table.remove("follows").map(toml::Value::try_into).transpose()?;
+        let profile = toml::Value::Table(table).try_into()?;
+        Ok(Self { profile, follows })
+    }
+}
+
+impl From<Profile> for CaProfile {
+    fn from(profile: Profile) -> Self {
+        let follows = None;
+        Self { profile, follows }
+    }
 }
 
 impl Default for Settings {
@@ -51,7 +80,7 @@ impl Default for Settings {
             certificates_per_device_max: CERTIFICATES_PER_DEVICE_MAX,
             next_update_hours_max: 168,
             log: LogConfig::default(),
-            profiles: Profile::built_in(),
+            profiles: Profile::built_in().into_iter().map(CaProfile::from).collect(),
         }
     }
 }
@@ -77,10 +106,14 @@ impl Settings {
             ))
         };
         let settings: Self = toml::from_str(&text).map_err(|e| wrong(&e.to_string().trim_end()))?;
-        if let Some(what) = settings.profiles.iter().find_map(|p| p.check().err()) {
+        if let Some(what) = settings
+            .profiles
+            .iter()
+            .find_map(|p| p.profile.check().and_then(|()| settings.check_follows(p)).err())
+        {
             return Err(wrong(&what));
         }
-        let names: std::collections::HashSet<_> = settings.profiles.iter().map(|p| &p.name).collect();
+        let names: std::collections::HashSet<_> = settings.profiles.iter().map(|p| &p.profile.name).collect();
         if names.len() != settings.profiles.len() || names.is_empty() {
             return Err(wrong(&"there is no profile, or two have one name"));
         }
@@ -116,7 +149,69 @@ impl Settings {
     pub fn profile(&self, name: &str) -> Result<&Profile, CaError> {
         self.profiles
             .iter()
+            .map(|p| &p.profile)
             .find(|p| p.name == name)
             .ok_or_else(|| CaError::NoProfile(name.chars().take(64).collect()))
+    }
+
+    /// Whether a certificate of the factory profile `from` is evidence for one of the operational profile `to`.
+    pub fn may_follow(&self, to: &str, from: &str) -> bool {
+        let wanted = self.profiles.iter().find(|p| p.profile.name == to);
+        wanted.is_some_and(|p| match &p.follows {
+            Some(follows) => follows.iter().any(|name| name == from),
+            None => true,
+        })
+    }
+
+    fn check_follows(&self, of: &CaProfile) -> Result<(), String> {
+        let (Some(follows), name) = (&of.follows, &of.profile.name) else {
+            return Ok(());
+        };
+        if of.profile.kind == ProfileKind::Factory {
+            return Err(format!(
+                "profile {name}: a factory certificate follows from a batch or a secret alone; leave out follows"
+            ));
+        }
+        let is_factory = |name: &String| self.profile(name).is_ok_and(|p| p.kind == ProfileKind::Factory);
+        match follows.iter().find(|name| !is_factory(name)) {
+            Some(other) => Err(format!(
+                "profile {name}: follows names {other:?}, which is no factory profile here"
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_names_factory_profiles_that_it_follows_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let load = |text: &str| {
+            std::fs::write(folder.path().join(FILE), text).unwrap();
+            Settings::load(folder.path()).map_err(|e| e.to_string())
+        };
+        let born = "[[profiles]]\nname = \"born\"\nkind = \"factory\"\n";
+        let follows = |follows: &str| format!("{born}[[profiles]]\nname = \"used\"\nfollows = {follows}\n");
+        let settings = load(&follows("[\"born\"]")).unwrap();
+        assert!(settings.may_follow("used", "born") && !settings.may_follow("used", "other"));
+        assert!(!load(&follows("[]")).unwrap().may_follow("used", "born"));
+        let absent = load(&format!("{born}[[profiles]]\nname = \"used\"\n")).unwrap();
+        assert!(absent.may_follow("used", "born"));
+        for (text, why) in [
+            (follows("[\"used\"]"), "no factory profile"),
+            (follows("[\"none\"]"), "no factory profile"),
+            (follows("\"born\""), "expected a sequence"),
+            (follows("[]\nmore = 1"), "unknown field"),
+            (format!("{born}follows = []\n"), "from a batch or a secret alone"),
+        ] {
+            let refused = load(&text).unwrap_err();
+            assert!(refused.contains(why), "{refused}");
+        }
+        // What init writes is read back as it was meant.
+        let text = toml::to_string(&Settings::default()).unwrap();
+        assert_eq!(load(&text).unwrap(), Settings::default());
     }
 }

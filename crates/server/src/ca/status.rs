@@ -69,6 +69,7 @@ impl Ca {
         let seq = self.store.read(newest_change)?;
         if let Some(list) = self.lists.lists.lock().get(id)
             && list.seq == seq
+            && list.made <= now().plus(CLOCK_SLACK)
             && now().since(list.made)
                 < if list.hours == hours {
                     LIST_AGE

@@ -87,6 +87,9 @@ pub enum CaAuthorityCommand {
         id: AuthorityId,
         #[command(flatten)]
         tenant: OfTenant,
+        /// An older authority that it takes the place of: certificates of that one are evidence here; may be given several times
+        #[arg(long, conflicts_with = "csr")]
+        succeeds: Vec<AuthorityId>,
         /// Make only its key, and write the request for an external root here
         #[arg(long)]
         csr: Option<PathBuf>,
@@ -101,6 +104,16 @@ pub enum CaAuthorityCommand {
         chain: PathBuf,
         #[command(flatten)]
         tenant: OfTenant,
+        /// An older authority that it takes the place of: certificates of that one are evidence here; may be given several times
+        #[arg(long)]
+        succeeds: Vec<AuthorityId>,
+    },
+    /// Let an authority take the place of an older one of its tenant: certificates of that one are evidence here from now on
+    Succeeds {
+        /// The newer authority
+        id: AuthorityId,
+        /// The older one
+        of: AuthorityId,
     },
     /// Issue nothing from it any more
     Close {
@@ -271,12 +284,13 @@ fn authority(command: CaAuthorityCommand, folder: &Path, out: Output) -> Result<
         CaAuthorityCommand::Add {
             id,
             tenant,
+            succeeds,
             csr,
             keys,
         } => {
             let keys = key_store(keys)?;
             let Some(path) = csr else {
-                operate::authority_add(folder, &id, &tenant.tenant, &keys)?;
+                operate::authority_add(folder, &id, &tenant.tenant, &keys, &succeeds)?;
                 return added(&id, &tenant.tenant);
             };
             let request = operate::authority_request(folder, &id, &keys)?;
@@ -288,9 +302,20 @@ fn authority(command: CaAuthorityCommand, folder: &Path, out: Output) -> Result<
                 )
             })
         }
-        CaAuthorityCommand::Install { id, chain, tenant } => {
-            operate::authority_install(folder, &id, &tenant.tenant, &read(&chain)?)?;
+        CaAuthorityCommand::Install {
+            id,
+            chain,
+            tenant,
+            succeeds,
+        } => {
+            operate::authority_install(folder, &id, &tenant.tenant, &read(&chain)?, &succeeds)?;
             added(&id, &tenant.tenant)
+        }
+        CaAuthorityCommand::Succeeds { id, of } => {
+            operate::authority_succeeds(folder, &id, &of)?;
+            out.say(&json!({ "id": id, "succeeds": of }), |_| {
+                format!("authority {id} succeeds {of}: certificates of {of} are evidence for those of {id}")
+            })
         }
         CaAuthorityCommand::TakeRootOffline { id, out: path } => {
             operate::take_root_offline(folder, &id, &path)?;

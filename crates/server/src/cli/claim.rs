@@ -174,11 +174,16 @@ pub async fn run(command: ClaimCommand, client: &Client, out: Output) -> Result<
             let answer = client.call("POST", &path, Some(body)).await?;
             out.say(&answer, |a| {
                 format!(
-                    "claim {} enrols nobody any more; {} of the {} certificate(s) that it minted revoked{}{}",
+                    "claim {} enrols nobody any more; {} of the {} certificate(s) that it minted revoked{}{}{}",
                     claim.name,
                     a["revoked"],
                     a["minted"].as_array().map_or(0, Vec::len),
                     sessions(&a["sessions"]),
+                    if with_minted && code.is_compromise() {
+                        "\nno claim enrols those devices any more; hint: countersign device secret ID"
+                    } else {
+                        ""
+                    },
                     minted(&a["minted"])
                 )
             })

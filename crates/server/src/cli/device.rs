@@ -143,10 +143,18 @@ pub(super) async fn run(command: DeviceCommand, client: &Client, out: Output) ->
                 .await?;
             out.say(&answer, |a| {
                 format!(
-                    "device {}: {} certificate(s) revoked{}",
+                    "device {}: {} certificate(s) revoked{}{}",
                     device.id,
                     a["revoked"],
-                    sessions(&a["sessions"])
+                    sessions(&a["sessions"]),
+                    if why.code.is_compromise() {
+                        format!(
+                            "\nno claim enrols it any more; hint: countersign device secret {}",
+                            device.id
+                        )
+                    } else {
+                        String::new()
+                    }
                 )
             })
         }
@@ -237,6 +245,8 @@ async fn provision(
     out: Output,
 ) -> Result<(), Failure> {
     let folder = folder.unwrap_or_else(|| PathBuf::from(one.id.as_str()));
+    // What can be seen to be wrong here is seen before anything is changed there.
+    identity_folder::prepare(&folder, &one.id)?;
     // The key is made here and stays here. It is in the folder before anything is asked for: whoever repeats a command
     // whose answer was lost asks for the same key, and gets the same certificate.
     let request = match &csr {
@@ -244,20 +254,22 @@ async fn provision(
         None => identity_folder::request(&folder, &one.id)?,
     };
     body["request"] = json!(request);
-    let add = json!({ "id": one.id });
-    match client
-        .call("POST", &format!("/tenants/{}/devices", one.tenant), Some(add))
-        .await
-    {
-        Ok(_) => eprintln!("device {} added, active", one.id),
-        Err(e) if e.status == 409 => {}
-        Err(e) => return Err(e),
-    }
+    body["add_device"] = json!(true);
     let path = format!("{}/certificates", path_of(&one));
     let mut answer = client.call("POST", &path, Some(body)).await?;
     let provisioned: Provisioned = serde_json::from_value(answer.clone())
         .map_err(|e| Failure::internal(format!("unexpected answer: {e}")))?;
-    identity_folder::write(&folder, &provisioned)?;
+    if provisioned.added {
+        eprintln!("device {} added, active", one.id);
+    }
+    // The certificate is registered: repeated, the command gets the same one.
+    identity_folder::write(&folder, &provisioned).map_err(|e| Failure {
+        hint: Some("see to it and repeat the command: the certificate is answered again".into()),
+        ..e
+    })?;
+    if let Some(warning) = identity_folder::no_renewal(&provisioned) {
+        eprintln!("{warning}");
+    }
     if let Value::Object(fields) = &mut answer {
         fields.insert("folder".into(), json!(folder));
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use countersign_identity::TenantId;
 use countersign_policy::ExchangeRecord;
+use serde_json::json;
 
 use super::arguments::Format;
 use super::output::{Output, cell};
@@ -43,7 +44,15 @@ pub(super) async fn explain(
     let records: Vec<ExchangeRecord> =
         serde_json::from_value(answer).map_err(|e| Failure::internal(format!("unexpected answer: {e}")))?;
     if records.is_empty() {
-        eprintln!("no exchanges yet");
+        let any = refused && client.call("GET", "/exchanges?limit=1", None).await? != json!([]);
+        eprintln!(
+            "{}",
+            if any {
+                "none of the exchanges was refused; hint: without --refused they are all shown"
+            } else {
+                "no exchanges yet"
+            }
+        );
     }
     for record in &records {
         match format {

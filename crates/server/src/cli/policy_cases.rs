@@ -352,6 +352,7 @@ fn decide(case: &Case, policy: &Arc<TenantPolicy>) -> Result<Result<Vec<String>,
         kind: case.credential.kind.unwrap_or(CredentialKind::Operational),
         state: case.credential.state.unwrap_or(CredentialState::Active),
         custody: case.credential.custody.unwrap_or(Custody::Unknown),
+        opens_data_sessions: true,
         generation: Generation(1),
     };
     let authority = match &case.authority {

@@ -75,6 +75,8 @@ limits! {
     packet_bytes_max: usize => packet_bytes_max, same, same;
     /// The longest keep-alive that is granted, in seconds.
     idle_max_s: u64 => idle_max, Duration::from_secs, seconds;
+    /// How long an HTTP connection is kept open without a request, in seconds.
+    http_idle_s: u64 => http_idle, Duration::from_secs, seconds;
     /// The longest session before the device must prove itself again, in seconds.
     session_age_max_s: u64 => session_age_max, Duration::from_secs, seconds;
     /// Chains whose signatures are known to hold, so that a device that comes back does not have them verified again.

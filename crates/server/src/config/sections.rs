@@ -11,6 +11,7 @@ use countersign_policy::clones::CloneRules;
 use countersign_registry::{ClockRules, IssuanceRules, LedgerLimits};
 use serde::{Deserialize, Serialize};
 
+use crate::places::PlacesMax;
 use crate::tokens::keys::LIFETIME_MAX;
 
 /// `[issuance]`
@@ -319,6 +320,9 @@ impl Default for ReceiptsConfig {
 pub struct EnrolConfig {
     /// Connections at once, of each listener.
     pub connections_max: usize,
+    /// Those of one source (IPv4 address, IPv6 /64); a quarter of them if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections_per_source_max: Option<usize>,
     /// How long a one-time secret is good, in hours.
     pub secret_hours: u64,
     /// When a device that waits for approval is to ask again, in seconds.
@@ -339,6 +343,7 @@ impl Default for EnrolConfig {
     fn default() -> Self {
         Self {
             connections_max: 256,
+            connections_per_source_max: None,
             secret_hours: 72,
             retry_after_s: 60,
             base64_lines: false,
@@ -346,6 +351,22 @@ impl Default for EnrolConfig {
             challenge_secrets: false,
             platform_roots: vec![],
         }
+    }
+}
+
+impl EnrolConfig {
+    /// The places of a listener.
+    pub(crate) fn places(&self) -> PlacesMax {
+        places("enrol.", self.connections_max, self.connections_per_source_max, 4)
+    }
+}
+
+/// One source has one part of `parts` if nothing is said.
+fn places(prefix: &'static str, all: usize, per_source: Option<usize>, parts: usize) -> PlacesMax {
+    PlacesMax {
+        all,
+        per_source: per_source.unwrap_or(all.div_ceil(parts)),
+        prefix,
     }
 }
 
@@ -357,6 +378,9 @@ pub struct PkiConfig {
     pub next_update_hours: u64,
     /// Connections at once of each listener of purpose `pki`.
     pub connections_max: usize,
+    /// Those of one source (IPv4 address, IPv6 /64); a quarter of them if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections_per_source_max: Option<usize>,
 }
 
 impl Default for PkiConfig {
@@ -364,7 +388,15 @@ impl Default for PkiConfig {
         Self {
             next_update_hours: 24,
             connections_max: 256,
+            connections_per_source_max: None,
         }
+    }
+}
+
+impl PkiConfig {
+    /// The places of a listener.
+    pub(crate) fn places(&self) -> PlacesMax {
+        places("pki.", self.connections_max, self.connections_per_source_max, 4)
     }
 }
 
@@ -407,6 +439,9 @@ pub struct TokensConfig {
     pub key_days: u64,
     /// Connections at once, of each listener of purpose services.
     pub service_connections_max: usize,
+    /// Those of one source (IPv4 address, IPv6 /64); half of them if not given: services are few.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_connections_per_source_max: Option<usize>,
 }
 
 impl Default for TokensConfig {
@@ -417,11 +452,18 @@ impl Default for TokensConfig {
             resources: vec![],
             key_days: 30,
             service_connections_max: 256,
+            service_connections_per_source_max: None,
         }
     }
 }
 
 impl TokensConfig {
+    /// The places of a listener of purpose `services`.
+    pub(crate) fn places(&self) -> PlacesMax {
+        let of_source = self.service_connections_per_source_max;
+        places("tokens.service_", self.service_connections_max, of_source, 2)
+    }
+
     pub(super) fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
         let lifetime_max = LIFETIME_MAX.as_secs();
         if !(60..=lifetime_max).contains(&self.lifetime_s) {

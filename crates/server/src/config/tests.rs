@@ -18,6 +18,65 @@ fn the_file_that_init_writes_is_read_back_as_it_was_meant() {
 }
 
 #[test]
+fn two_that_ask_for_one_address_and_port_are_both_named() {
+    let check = |admin: &str, a: &str, b: &str| {
+        let table = |name: &str, purpose: &str, listen: &str| {
+            format!("[[listeners]]\nname = \"{name}\"\npurpose = \"{purpose}\"\nlisten = \"{listen}\"\n")
+        };
+        let text = table("first", "devices", a) + &table("second", "enrol", b);
+        let text = format!("{text}[admin]\nlisten = \"{admin}\"\n");
+        toml::from_str::<Config>(&text).unwrap().check()
+    };
+    let admin = "127.0.0.1:9080";
+    for (a, b, clash) in [
+        ("10.0.0.1:1", "10.0.0.1:1", true),
+        ("0.0.0.0:1", "10.0.0.1:1", true),
+        ("10.0.0.1:1", "0.0.0.0:1", true),
+        ("[::]:1", "[2001:db8::1]:1", true),
+        ("[::]:1", "10.0.0.1:1", true),
+        ("[::]:1", "0.0.0.0:1", true),
+        ("[::ffff:10.0.0.1]:1", "10.0.0.1:1", true),
+        ("0.0.0.0:1", "[::1]:1", false),
+        ("0.0.0.0:1", "10.0.0.1:2", false),
+        ("10.0.0.1:1", "10.0.0.2:1", false),
+        ("10.0.0.1:0", "10.0.0.1:0", false),
+        ("[::]:0", "0.0.0.0:0", false),
+    ] {
+        let result = check(admin, a, b);
+        assert_eq!(result.is_err(), clash, "{a} {b}");
+        if let Err(e) = result {
+            let text = e.to_string();
+            assert!(
+                ["first", "second", a, b].iter().all(|part| text.contains(part)),
+                "{text}"
+            );
+        }
+    }
+    for (listen, clash) in [
+        ("127.0.0.1:9080", true),
+        ("0.0.0.0:9080", true),
+        ("[::]:9080", true),
+        ("[::1]:9080", false),
+        ("10.0.0.1:9080", false),
+    ] {
+        for (a, b, name) in [(listen, "10.0.0.1:1", "first"), ("10.0.0.1:1", listen, "second")] {
+            let result = check(admin, a, b);
+            assert_eq!(result.is_err(), clash, "{listen}");
+            if let Err(e) = result {
+                let text = e.to_string();
+                assert!(
+                    ["admin.listen", admin, name, listen, "hint: "]
+                        .iter()
+                        .all(|part| text.contains(part)),
+                    "{text}"
+                );
+            }
+        }
+    }
+    assert!(check("127.0.0.1:0", "127.0.0.1:0", "0.0.0.0:0").is_ok());
+}
+
+#[test]
 fn unknown_keys_and_impossible_values_are_refused() {
     assert!(toml::from_str::<Config>("[server]\nlisten_on = 1").is_err());
     for (text, key) in [
@@ -58,6 +117,10 @@ fn unknown_keys_and_impossible_values_are_refused() {
         ("[pki]\nnext_update_hours = 0", "pki.next_update_hours"),
         ("[pki]\nnext_update_hours = 721", "pki.next_update_hours"),
         ("[pki]\nconnections_max = 0", "pki.connections_max"),
+        (
+            "[pki]\nconnections_per_source_max = 0",
+            "pki.connections_per_source_max",
+        ),
         (
             "[issuance]\ncertificates_per_device_max = 1",
             "issuance.certificates_per_device_max",

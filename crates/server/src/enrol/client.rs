@@ -142,7 +142,11 @@ impl Peer {
             .credential(&fingerprint)
             .filter(|c| c.tenant == anchor.tenant)
         {
-            None => Err(DenialCode::UnknownCredential.into()),
+            None => Err(table
+                .station(&anchor.tenant, &certificate.issuer_der)
+                .map_or(DenialCode::UnknownCredential.into(), |station| {
+                    station.denial(&device)
+                })),
             Some(c) if c.device != device => Err(DenialCode::CredentialOfOther.into()),
             Some(_) => Ok(KnownPeer { device, certificate }),
         }

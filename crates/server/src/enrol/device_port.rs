@@ -1,11 +1,13 @@
 //! HTTP on the device listeners: an admitted device renews its certificate, fetches the CA certificates, takes tokens and
-//! publishes over the connection that it has a session on. When the session ends, so does this.
+//! publishes over the connection that it has a session on. When the session ends, so does this. A device whose certificate is
+//! for enrolment alone has no session, and enrols over such a connection all the same.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use countersign_gateway::{AdmittedDevice, DeviceHttp};
+use countersign_factory::est::{BASE, Extra};
+use countersign_gateway::{AdmittedDevice, DeviceHttp, EnrollingDevice};
 use hyper::Request;
 use hyper::body::Incoming;
 
@@ -47,6 +49,27 @@ impl DeviceHttp for DevicePort {
             let peer = Peer {
                 source: device.source,
                 // The session is bound to the certificate already.
+                binding: None,
+                chain: Some(device.chain.to_vec()),
+            };
+            est::answer(&service, &peer, request).await
+        })
+    }
+
+    fn is_enrolment(&self, path: &str) -> bool {
+        path.starts_with(BASE) || path.starts_with(Extra::BASE)
+    }
+
+    /// As on an enrolment listener: [`Peer::identify`] judges the certificate anew at each request.
+    fn enrol(
+        &self,
+        device: EnrollingDevice,
+        request: Request<Incoming>,
+    ) -> Pin<Box<dyn Future<Output = countersign_gateway::http::Answer> + Send>> {
+        let service = self.0.clone();
+        Box::pin(async move {
+            let peer = Peer {
+                source: device.source,
                 binding: None,
                 chain: Some(device.chain.to_vec()),
             };

@@ -42,6 +42,7 @@ use tokio_rustls::server::TlsStream;
 use crate::failure::Failure;
 use crate::https;
 use crate::listeners::Listener;
+use crate::places::PlacesMax;
 use crate::service::Service;
 pub(crate) use client::AnyCertificate;
 use client::Peer;
@@ -58,28 +59,21 @@ const HEAD: Duration = Duration::from_secs(10);
 /// [`Failure`] if the address cannot be used.
 pub async fn start(
     listener: &Listener,
-    connections_max: usize,
+    places: PlacesMax,
     identity: Arc<ServerIdentity>,
     service: Arc<Service>,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
     let kind = https::Kind {
         who: "enrolment",
-        limit: "enrol.connections_max",
         certificate: listener.client_certificate(),
         require_ems: false,
     };
-    https::start(
-        listener,
-        kind,
-        connections_max,
-        identity,
-        move |stream, source| {
-            let service = service.clone();
-            async move {
-                let _ = timeout(CONNECTION, serve(stream, source, service)).await;
-            }
-        },
-    )
+    https::start(listener, kind, places, identity, move |stream, source| {
+        let service = service.clone();
+        async move {
+            let _ = timeout(CONNECTION, serve(stream, source, service)).await;
+        }
+    })
     .await
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use countersign_authority::KeyStore;
 use countersign_factory::{ProfileKind, RevocationReason};
-use countersign_identity::{AuthorityId, CertificateFacts, signed};
+use countersign_identity::{AuthorityId, CertificateFacts, TenantId, signed};
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{Admission, CredentialState, Custody, FactSource};
 use countersign_registry::{
@@ -136,7 +136,7 @@ impl Service {
     }
 
     /// What the CA is to judge by.
-    fn evidence(&self, wanted: &Wanted) -> Result<Evidence, Failure> {
+    fn evidence(&self, wanted: &Wanted, kind: ProfileKind) -> Result<Evidence, Failure> {
         let device = wanted.device.clone();
         match (&wanted.requester, &wanted.shown) {
             (Requester::Operator, _) => Ok(Evidence::Batch { device, batch: None }),
@@ -144,9 +144,10 @@ impl Service {
                 device,
                 secret: SecretText::new(text.to_string()),
             }),
-            // A manufacturer's certificate is ours to judge, and says nothing to the CA: there a batch must cover the id.
+            // A manufacturer's certificate is ours to judge, and says nothing to the CA: there a batch must cover the id. So it must
+            // for a factory certificate, to which none leads.
             (Requester::Certificate(_) | Requester::Expired(_), Shown::Certificate { certificate, .. })
-                if !self.is_issued_by_ca(certificate)? =>
+                if kind == ProfileKind::Factory || !self.is_issued_by_ca(&wanted.tenant, certificate)? =>
             {
                 Ok(Evidence::Batch { device, batch: None })
             }
@@ -164,24 +165,14 @@ impl Service {
         }
     }
 
-    /// Whether a certificate names an authority of the CA as its issuer.
-    fn is_issued_by_ca(&self, certificate: &[u8]) -> Result<bool, Failure> {
+    /// Whether a certificate names an authority of the CA that is the tenant's as its issuer.
+    fn is_issued_by_ca(&self, tenant: &TenantId, certificate: &[u8]) -> Result<bool, Failure> {
         let issuer = CertificateFacts::parse(certificate)
             .map_err(|e| Failure::invalid(e.to_string()))?
             .issuer_der;
-        for view in self.registry.authorities()? {
-            let held = self.is_held_by_ca(&view.id);
-            if held && self.authority_subject(&view.id)? == issuer {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn authority_subject(&self, id: &AuthorityId) -> Result<Vec<u8>, Failure> {
-        let certificate = self.registry.authority_certificate(id)?;
-        let facts = CertificateFacts::parse(&certificate).map_err(|e| Failure::internal(e.to_string()))?;
-        Ok(facts.subject_der)
+        let own = self.own_authorities(tenant)?;
+        let mut named = own.subjects.iter().filter(|(_, subject)| *subject == issuer);
+        Ok(named.any(|(id, _)| self.is_held_by_ca(id)))
     }
 
     /// Issues by the CA.
@@ -198,6 +189,7 @@ impl Service {
         if wanted.dated.is_some() {
             return Err(Failure::invalid("the CA dates what it issues"));
         }
+        let missing = wanted.missing;
         let profile = self.profile(wanted.profile.as_deref())?;
         let key = wanted
             .request
@@ -208,7 +200,7 @@ impl Service {
             authority: id,
             profile: profile.name.clone(),
             request: Base64(wanted.request.der().to_vec()),
-            evidence: self.evidence(&wanted)?,
+            evidence: self.evidence(&wanted, profile.kind)?,
         };
         let request = IssueRequest {
             tenant: wanted.tenant,
@@ -233,7 +225,7 @@ impl Service {
             off_thread(move || asked.check(call)).await?;
         }
         let (registry, by, asked) = (self.registry.clone(), actor.clone(), request.clone());
-        let before = off_thread(move || Ok(registry.issue_check(by, asked)?)).await?;
+        let before = off_thread(move || Ok(registry.issue_check_for(by, asked, missing)?)).await?;
         if let Some(same) = before {
             return Ok(same);
         }
@@ -246,7 +238,7 @@ impl Service {
         .await?;
         let new = self.accept(answer, &request)?;
         let (outcome, _) = self
-            .change(move |r| r.issue(actor, request, move |_| Ok(new)))
+            .change(move |r| r.issue_for(actor, request, missing, move |_| Ok(new)))
             .await?;
         Ok(outcome)
     }
@@ -286,9 +278,9 @@ impl Service {
     /// [`Failure`] if the CA cannot be reached; the next time tells it all the same.
     pub fn tell_ca(&self) -> Result<(), Failure> {
         let Some(ca) = &self.ca else { return Ok(()) };
-        for view in self.registry.authorities()? {
-            if self.is_held_by_ca(&view.id) {
-                self.ended_told.tell(&self.registry, ca, &view.id)?;
+        for ours in self.registry.own_authorities(None)? {
+            if self.is_held_by_ca(&ours.id) {
+                self.ended_told.tell(&self.registry, ca, &ours.id)?;
             }
         }
         Ok(())

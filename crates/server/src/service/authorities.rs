@@ -16,6 +16,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
+use super::missing_key::open_issuing;
 use super::{Deed, Service, Told};
 use crate::failure::Failure;
 use crate::token_keys::Pkcs11Keys;
@@ -94,9 +95,14 @@ impl Service {
             admission: Admission::RegisteredOnly,
             key_store: KeyStore::File,
         };
-        match self.make_authority(actor, draft) {
-            Err(e) if e.status == 409 => Ok(()),
-            other => other,
+        let state = self.registry.facts().authority(&draft.id).map(|(state, _)| state);
+        match state {
+            // Its key may be lost: that is one reason to revoke it.
+            Some(AnchorState::Revoked) => Ok(()),
+            _ => match self.make_authority(actor, draft) {
+                Err(e) if e.status == 409 => Ok(()),
+                other => other,
+            },
         }
     }
 
@@ -105,7 +111,7 @@ impl Service {
     fn make_authority(&self, actor: &Actor, draft: AuthorityDraft) -> Result<(), Failure> {
         let path = self.authority_folder(&draft.id);
         let authority = if path.join("issuing.crt").exists() {
-            IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?
+            open_issuing(&path, Hierarchy::Devices, &Pkcs11Keys)?
         } else {
             let label = draft.tenant.as_str();
             let (now, store) = (self.minting_time()?, &draft.key_store);
@@ -132,7 +138,7 @@ impl Service {
         }
         let path = self.authority_folder(&draft.id);
         let authority = if path.join("issuing.crt").exists() {
-            IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?
+            open_issuing(&path, Hierarchy::Devices, &Pkcs11Keys)?
         } else {
             let label = draft.tenant.as_str();
             let (now, store) = (self.minting_time()?, &draft.key_store);
@@ -151,7 +157,9 @@ impl Service {
         let id = draft.id.clone();
         let new = new_authority(draft, origin, authority.certificate());
         let registered = self.registry.register_authority(actor.clone(), new);
-        self.issuing.lock().insert(id, Arc::new(authority));
+        self.issuing
+            .lock()
+            .insert(id.clone(), Arc::new(authority.named(id)));
         registered?;
         Ok(())
     }
@@ -346,7 +354,8 @@ impl Service {
                 "its holder issues its certificates and lists",
             ));
         }
-        let authority = Arc::new(IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?);
+        let authority = open_issuing(&path, Hierarchy::Devices, &Pkcs11Keys)?.named(id.clone());
+        let authority = Arc::new(authority);
         self.issuing.lock().insert(id.clone(), authority.clone());
         Ok(authority)
     }
@@ -375,7 +384,7 @@ impl Service {
             }
             (None, false) => {}
         }
-        let authority = IssuingAuthority::open_in(&path, Hierarchy::Devices, &Pkcs11Keys)?;
+        let authority = open_issuing(&path, Hierarchy::Devices, &Pkcs11Keys)?;
         authority.check_key()?;
         Ok(format!("it signs, store {}", authority.key_store().name()))
     }
@@ -541,14 +550,7 @@ impl Service {
         if self.registry.facts().policy(tenant).is_none() {
             return Err(RegistryError::NoTenant(tenant.clone()).into());
         }
-        let mut found = Vec::new();
-        for view in self.registry.authorities()? {
-            if view.tenant == *tenant && view.origin == "managed" && view.state.admits() {
-                found.push(self.registry.authority_certificate(&view.id)?);
-                found.extend(self.above(&view.id)?);
-            }
-        }
-        Ok(found)
+        Ok(self.own_authorities(tenant)?.chains.clone())
     }
 
     /// What a device of the tenant is to have of CA certificates, DER: the platform roots that it pins, and the chains of
@@ -583,14 +585,15 @@ impl Service {
                 "the nonce must be at most {NONCE_BYTES_MAX} of A-Z a-z 0-9 - _"
             )));
         }
-        let now = self.minting_time()?;
+        let minted = self.registry.minted_at()?;
+        let now = minted.at;
         let mut signer = self.time_signer.lock();
-        let good = signer
-            .take()
-            .filter(|s| now.plus(TIME_LIFETIME / 2) < s.not_after());
-        let signer = match good {
+        let good = signer.take().filter(|(made, signer)| {
+            self.registry.still_holds(*made) && now.plus(TIME_LIFETIME / 2) < signer.not_after()
+        });
+        let (_, signer) = match good {
             Some(good) => signer.insert(good),
-            None => signer.insert(self.platform.time_signer(now)?),
+            None => signer.insert((minted, self.platform.time_signer(now)?)),
         };
         signer
             .sign(now, TIME_ACCURACY, nonce)
@@ -598,7 +601,7 @@ impl Service {
     }
 
     /// What an authority of ours is under, DER: what stands between it and its root, from below, and the root.
-    fn above(&self, id: &AuthorityId) -> Result<Vec<Vec<u8>>, Failure> {
+    pub(super) fn above(&self, id: &AuthorityId) -> Result<Vec<Vec<u8>>, Failure> {
         let path = self.authority_folder(id);
         let mut found: Vec<_> = install::intermediates(&path, Hierarchy::Devices)?
             .iter()

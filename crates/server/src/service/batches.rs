@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use countersign_factory::grant::KeyMismatch;
+use countersign_factory::grant::ProfileMismatch;
 use countersign_factory::request::pem;
 use countersign_factory::{Batch, CertificateRequest, EnrolmentGrant, ProfileKind, RequestFault};
 use countersign_identity::{
@@ -90,11 +90,12 @@ impl From<&RequestFault> for ItemRefusal {
     }
 }
 
-impl From<&KeyMismatch> for ItemRefusal {
-    fn from(e: &KeyMismatch) -> Self {
+impl From<&ProfileMismatch> for ItemRefusal {
+    fn from(e: &ProfileMismatch) -> Self {
         let code = match e {
-            KeyMismatch::Weak => "key.weak",
-            KeyMismatch::Kind { .. } => "key.kind",
+            ProfileMismatch::Weak => "key.weak",
+            ProfileMismatch::Kind { .. } => "key.kind",
+            ProfileMismatch::Name(_) => "name.invalid",
         };
         Self::new(code, &e.to_string())
     }

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use countersign_factory::{CertificateRequest, SoftwareKey};
-use countersign_identity::{AuthorityId, Clock, DeviceId, TenantId, Timestamp};
+use countersign_identity::revocation::RevocationList;
+use countersign_identity::{AuthorityId, CertificateFacts, Clock, DeviceId, TenantId, Timestamp};
 use countersign_policy::{ClientIdMode, LifecycleState};
 use countersign_registry::{Actor, ClockRules, NewDevice, SystemClock};
 use http_body_util::BodyExt;
@@ -42,7 +46,7 @@ impl Place {
         let clock = Arc::new(Moved::default());
         let service = Service::create_with_clock(folder.path(), Config::default(), clock.clone()).unwrap();
         let service = Arc::new(service);
-        let pki = pki::router(service.clone(), std::time::Duration::from_secs(3600));
+        let pki = pki::router(service.clone(), Duration::from_secs(3600));
         Self {
             folder,
             clock,
@@ -238,4 +242,80 @@ async fn a_clock_that_is_not_known_to_be_right_turns_no_key_that_signs_tokens() 
     rules(false);
     place.service.open_tokens().unwrap();
     assert_ne!(keys(), first);
+}
+
+/// The first certificate within some DER.
+fn certificate_in(der: &[u8]) -> CertificateFacts {
+    let found = (0..der.len() - 4).find_map(|at| {
+        let [0x30, 0x82, high, low] = der[at..at + 4] else {
+            return None;
+        };
+        let end = at + 4 + usize::from(u16::from_be_bytes([high, low]));
+        CertificateFacts::parse(der.get(at..end)?).ok()
+    });
+    found.unwrap()
+}
+
+/// What is signed and kept is of the time that it is handed out in: a list, the certificates of the keys that sign OCSP answers
+/// and the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_clock_that_was_ahead_has_signed_is_signed_anew_once_it_is_right() {
+    let place = Place::new();
+    let service = &place.service;
+    let new = NewDevice {
+        id: DeviceId::new("d1").unwrap(),
+        model: None,
+        groups: vec![],
+        state: LifecycleState::Active,
+        authority: None,
+    };
+    let tenant = TenantId::default_tenant();
+    service.add_device(actor(), tenant, new).await.unwrap();
+    let issued = service.provision(actor(), wanted("d1")).await.unwrap();
+    let request = question(service, &issued.serial);
+    // Since when each of the three is valid.
+    let begins = async || {
+        let (status, list) = place.get("/crl/default-devices.crl").await;
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&list));
+        let list = RevocationList::parse(&list).unwrap();
+        let responder = certificate_in(&place.ocsp(request.clone()).await);
+        let signed = service.signed_time("n").unwrap();
+        let header = URL_SAFE_NO_PAD.decode(signed.split('.').next().unwrap()).unwrap();
+        let header: serde_json::Value = serde_json::from_slice(&header).unwrap();
+        let key = STANDARD.decode(header["x5c"][0].as_str().unwrap()).unwrap();
+        let key = CertificateFacts::parse(&key).unwrap();
+        [list.this_update, responder.not_before, key.not_before]
+    };
+    place.set(3 * DAY);
+    let ahead = begins().await;
+    let wrong = SystemClock.now().plus(Duration::from_secs(2 * 86_400));
+    assert!(ahead.iter().all(|begin| *begin > wrong), "{ahead:?}");
+
+    // Set right: what is of a time to come is not handed out any more, and nothing is minted yet.
+    place.set(0);
+    service.keep_time().await.unwrap();
+    assert_eq!(place.get("/crl/default-devices.crl").await.0, 503);
+    assert_eq!(place.ocsp(request.clone()).await, [0x30, 3, 0x0a, 1, 3]);
+    assert_eq!(service.signed_time("n").unwrap_err().status, 503);
+    let why = || "the battery was flat".to_owned();
+    service.reset_clock(actor(), why()).await.unwrap();
+    let right = begins().await;
+    let now = SystemClock.now();
+    assert!(right.iter().all(|begin| *begin <= now), "{right:?} after {now}");
+
+    // A reset lets go also of what is ahead by less than the tolerance.
+    place.set(50_000);
+    let revoked = countersign_registry::Revocation::Device(issued.tenant.clone(), issued.device.clone());
+    let kept = begins().await;
+    assert_eq!(kept[1..], right[1..]);
+    service
+        .revoke(actor(), revoked, Default::default(), String::new())
+        .await
+        .unwrap();
+    let ahead = begins().await;
+    assert!(ahead[0] > SystemClock.now(), "{ahead:?}");
+    place.set(0);
+    service.reset_clock(actor(), why()).await.unwrap();
+    let right = begins().await;
+    assert!(right[0] <= SystemClock.now(), "{right:?}");
 }

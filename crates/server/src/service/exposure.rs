@@ -116,7 +116,7 @@ impl Service {
             ));
         }
         let limited = ledger.limited_of(tenant, device);
-        if let Some(limited) = limited.filter(|l| l.first <= to && l.last >= from) {
+        if let Some(limited) = limited.filter(|l| l.reaches_into(from, to)) {
             gaps.push(format!(
                 "{} refusals between {} and {} were only counted, and are not listed: more in a minute than are kept (ledger.refused_per_source_minute_max)",
                 limited.count, limited.first, limited.last
@@ -135,10 +135,10 @@ impl Service {
         };
         gaps.extend(lost("exchanges", kept.exchanges_whole_since));
         gaps.extend(lost("sessions", kept.sessions_whole_since));
-        if ledger.dropped() > 0 {
+        if let Some(lost) = ledger.lost().filter(|l| l.reaches_into(from, to)) {
             gaps.push(format!(
-                "{} records could not be kept since the server started: of whom is not known",
-                ledger.dropped()
+                "{} records between {} and {} could not be kept: of whom is not known",
+                lost.count, lost.first, lost.last
             ));
         }
         let interval = self.config().limits.session_report_interval_s;

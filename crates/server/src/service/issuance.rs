@@ -9,7 +9,8 @@ use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint,
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Custody, FactSource};
 use countersign_registry::{
-    Actor, IssueOutcome, IssueRequest, IssuedHere, NewCredential, ProfileChoice, Requester, Revocation,
+    Actor, IssueOutcome, IssueRequest, IssuedHere, MissingDevice, NewCredential, ProfileChoice, Requester,
+    Revocation,
 };
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,8 @@ pub struct Wanted {
     pub attestation: Option<Fingerprint>,
     /// What the requester showed, for a CA that judges it anew.
     pub shown: Shown,
+    /// Whether the device is added with it, if it is not there.
+    pub missing: MissingDevice,
     /// When it is dated, if not now: for demonstrations of what has expired.
     pub dated: Option<Timestamp>,
 }
@@ -54,6 +57,7 @@ impl Wanted {
             requester: Requester::Operator,
             attestation: None,
             shown: Shown::Nothing,
+            missing: MissingDevice::Refused,
             dated: None,
         }
     }
@@ -80,6 +84,8 @@ pub struct Provisioned {
     pub authority: AuthorityId,
     /// Whether it had been issued before for this key: nothing new was minted.
     pub repeated: bool,
+    /// Whether the device was added with it.
+    pub added: bool,
     /// Where the device connects.
     pub host: String,
     /// The port.
@@ -145,12 +151,12 @@ impl Service {
             ProfileKind::Factory => CredentialKind::Factory,
             ProfileKind::Operational => CredentialKind::Operational,
         };
-        let (name, dated) = (profile.name.clone(), wanted.dated);
+        let (name, dated, missing) = (profile.name.clone(), wanted.dated, wanted.missing);
         let grant = EnrolmentGrant::new(wanted.tenant, wanted.device, key.clone(), profile)
             .map_err(|e| Failure::invalid(e.to_string()))?;
         let (outcome, _) = self
             .change(move |r| {
-                r.issue(actor, request, move |now| {
+                r.issue_for(actor, request, missing, move |now| {
                     let issued = authority
                         .issue_device(&grant, dated.unwrap_or(now))
                         .map_err(|e| e.to_string())?;
@@ -193,6 +199,7 @@ impl Service {
             not_after: facts.not_after,
             authority: outcome.authority,
             repeated: outcome.repeated,
+            added: outcome.added,
             host,
             port,
             enrol_port: self.enrol_port(),

@@ -1,6 +1,6 @@
 //! Revocation lists of registered authorities: taken from uploads, files and URLs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,8 @@ use hyper::body::Bytes;
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio::task::{self, JoinSet};
 
 use super::{Service, SessionsReport};
 use crate::failure::Failure;
@@ -115,13 +117,33 @@ impl Service {
     }
 
     /// Looks at the sources of all lists, each in its interval, for ever. A source that fails leaves the list that is here
-    /// in force, and what happens when that one is stale is the authority's setting.
+    /// in force, and what happens when that one is stale is the authority's setting. No source waits for another one, but for
+    /// a place ([`Places`]).
     pub async fn watch_lists(self: Arc<Self>) {
+        let places = Arc::new(Places::default());
         let mut seen: HashMap<AuthorityId, (Instant, Looked)> = HashMap::new();
+        let mut looking = JoinSet::new();
+        // Whose source each task looks at: also that of one that panics is looked at again.
+        let mut tasks: HashMap<task::Id, AuthorityId> = HashMap::new();
         let mut tick = tokio::time::interval(TICK);
         loop {
-            tick.tick().await;
-            let all = match tokio::task::block_in_place(|| self.registry.list_sources()) {
+            tokio::select! {
+                _ = tick.tick() => {}
+                Some(done) = looking.join_next_with_id() => {
+                    let (task, looked) = match done {
+                        Ok((task, looked)) => (task, looked),
+                        Err(e) => {
+                            tracing::error!(error = %e, "the source of a revocation list cannot be looked at");
+                            (e.id(), Looked::default())
+                        }
+                    };
+                    if let Some(id) = tasks.remove(&task) {
+                        seen.insert(id, (Instant::now(), looked));
+                    }
+                    continue;
+                }
+            }
+            let all = match task::block_in_place(|| self.registry.list_sources()) {
                 Ok(all) => all,
                 Err(e) => {
                     tracing::error!(error = %e, "the sources of revocation lists cannot be read");
@@ -129,15 +151,24 @@ impl Service {
                 }
             };
             seen.retain(|id, _| all.iter().any(|(of, _)| of == id));
+            let running: HashSet<AuthorityId> = tasks.values().cloned().collect();
             for (id, settings) in all {
                 let Some(source) = settings.source else { continue };
                 let interval = Duration::from_secs(settings.interval_s.into());
-                if seen.get(&id).is_some_and(|(at, _)| at.elapsed() < interval) {
+                let (at, before) = match seen.get(&id) {
+                    Some((at, looked)) => (Some(*at), *looked),
+                    None => (None, Looked::default()),
+                };
+                if running.contains(&id) || at.is_some_and(|at| at.elapsed() < interval) {
                     continue;
                 }
-                let before = seen.get(&id).map_or_else(Looked::default, |(_, looked)| *looked);
-                let looked = self.look(&id, &source, before).await;
-                seen.insert(id, (Instant::now(), looked));
+                let (service, places, of) = (self.clone(), places.clone(), id.clone());
+                let started = looking.spawn(async move {
+                    // Never closed.
+                    let _place = places.of(&source).acquire().await;
+                    service.look(&of, &source, before).await
+                });
+                tasks.insert(started.id(), id);
             }
         }
     }
@@ -171,13 +202,41 @@ impl Service {
         if before.told != told {
             tracing::error!(authority.id = %id, source, error = %fault, "no revocation list is taken from its source");
             let (of, registry) = (id.clone(), self.registry.clone());
-            let written = tokio::task::block_in_place(|| registry.list_checked(of, Some(fault)));
+            let written = task::block_in_place(|| registry.list_checked(of, Some(fault)));
             if let Err(e) = written {
                 tracing::error!(error = %e, "the fault of a revocation list's source cannot be kept");
             }
         }
         Looked { taken: None, told }
     }
+}
+
+/// How many sources are looked at at once. Whoever has none waits in turn: beside more silent URLs than there are places, another
+/// one waits for [`FETCH_TIMEOUT`]. A file never waits for a URL.
+#[derive(Debug)]
+struct Places {
+    files: Semaphore,
+    urls: Semaphore,
+}
+
+impl Default for Places {
+    /// A place may hold [`LIST_BYTES_MAX`].
+    fn default() -> Self {
+        Self {
+            files: Semaphore::new(4),
+            urls: Semaphore::new(16),
+        }
+    }
+}
+
+impl Places {
+    fn of(&self, source: &str) -> &Semaphore {
+        if is_url(source) { &self.urls } else { &self.files }
+    }
+}
+
+fn is_url(source: &str) -> bool {
+    source.starts_with("http://")
 }
 
 /// What the last look at a source found.
@@ -191,13 +250,13 @@ struct Looked {
 
 /// Reads a source.
 async fn fetch(source: &str) -> Result<Vec<u8>, String> {
-    if !source.starts_with('/') && !source.starts_with("http://") {
+    if !source.starts_with('/') && !is_url(source) {
         return Err(
             "the source is neither an absolute path nor an http:// URL; a list is signed, it needs no https"
                 .into(),
         );
     }
-    if !source.starts_with("http://") {
+    if !is_url(source) {
         let about = tokio::fs::metadata(source)
             .await
             .map_err(|e| format!("{source}: {e}"))?;

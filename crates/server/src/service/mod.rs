@@ -20,6 +20,8 @@ mod forecast;
 mod issuance;
 mod lists;
 mod manifest;
+mod missing_key;
+mod own_authorities;
 mod policies;
 mod receipts;
 mod rotation;
@@ -54,7 +56,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use countersign_authority::time::TimeSigner;
-use countersign_authority::{Hierarchy, IssuingAuthority, folder};
+use countersign_authority::{Hierarchy, IssuingAuthority, NoTokens, folder};
 use countersign_gateway::Gateway;
 use countersign_identity::{
     AuthorityId, CertificateFacts, ChainFault, Clock, DeviceId, Fingerprint, TenantId, Timestamp,
@@ -64,7 +66,8 @@ use countersign_policy::{
     ClientIdMode, ExchangeRecord, FactSource, LifecycleMove, LifecycleState, Possession,
 };
 use countersign_registry::{
-    Actor, Committed, ImportReport, Move, NewCredential, NewDevice, Registry, RegistryError, SystemClock,
+    Actor, Committed, ImportReport, MintedAt, Move, NewCredential, NewDevice, Registry, RegistryError,
+    SystemClock,
 };
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
@@ -101,10 +104,11 @@ pub struct Service {
     registry: Arc<Registry>,
     platform: IssuingAuthority,
     issuing: Mutex<HashMap<AuthorityId, Arc<IssuingAuthority>>>,
-    time_signer: Mutex<Option<TimeSigner>>,
+    time_signer: Mutex<Option<(MintedAt, TimeSigner)>>,
     /// The CA, if it is a process of its own.
     ca: Option<CaLink>,
     ended_told: Arc<apart::EndedTold>,
+    own_kept: own_authorities::OwnAuthoritiesKept,
     challenge_key: attestation::ChallengeKey,
     gateway: OnceLock<Arc<Gateway>>,
     tokens: OnceLock<Tokens>,
@@ -169,13 +173,15 @@ impl Service {
     }
 
     fn with(data: &Path, config: Config, registry: Registry) -> Result<Self, Failure> {
-        let platform = IssuingAuthority::open(&data.join("authorities/platform"), Hierarchy::Platform)?;
+        let platform =
+            missing_key::open_issuing(&data.join("authorities/platform"), Hierarchy::Platform, &NoTokens)?;
         let mut rules = config.issuance.to_rules();
         if config.ca.socket.is_some() {
             // It counts by itself, up to what its ca.toml says.
             rules.certificates_per_device_max = None;
         }
         registry.set_issuance_rules(rules);
+        registry.set_enrol_only_profiles(config.enrol_only_profiles())?;
         registry.set_clock_rules(config.issuance.to_clock_rules());
         registry.set_receipts_max(config.receipts.keep_max);
         registry.conclude_receipts()?;
@@ -185,6 +191,7 @@ impl Service {
             .socket
             .clone()
             .map(|socket| CaLink::new(socket, timeout, config.ca.status_requests_max));
+        let own_kept = own_authorities::OwnAuthoritiesKept::of(&registry);
         Ok(Self {
             data: data.to_owned(),
             config,
@@ -194,6 +201,7 @@ impl Service {
             time_signer: Mutex::default(),
             ca,
             ended_told: Arc::default(),
+            own_kept,
             challenge_key: attestation::ChallengeKey::new()?,
             gateway: OnceLock::new(),
             tokens: OnceLock::new(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use countersign_identity::{AuthorityId, DeviceId, TenantId, Timestamp};
-use countersign_policy::{ExchangeRecord, LifecycleState, Outcome};
+use countersign_policy::{ExchangeRecord, LifecycleState, Outcome, Stage};
 use countersign_registry::{LeftBehind, RegistryError};
 use serde::Serialize;
 
@@ -102,6 +102,14 @@ fn straggler(left: LeftBehind, last: Option<&ExchangeRecord>, now: Timestamp) ->
                 "no exchange of it is known: it is offline, or it ends the handshake before it says who it is".into(),
             ),
             Some(exchange) => match (&exchange.denial, exchange.outcome) {
+                // What was refused is a message, not the device: it was let in, and may renew.
+                (Some(denial), _) if denial.code.stage() == Stage::FirstData => (
+                    "not-renewed",
+                    format!(
+                        "it is let in, with this certificate (at {} only a message or subscription was refused, {}, which does not keep it from renewing): let it renew",
+                        exchange.started, denial.code
+                    ),
+                ),
                 (Some(denial), _) => (
                     "refused",
                     format!("last refused at {}: {}; {}", exchange.started, denial.code, denial.code.cure()),

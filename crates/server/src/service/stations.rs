@@ -5,7 +5,7 @@ use countersign_factory::station::journal::{Ending, Event, Record};
 use countersign_factory::station::{Account, GrantFile, IdRange, StationCaGrant, Terms};
 use countersign_factory::{CertificateRequest, RevocationReason};
 use countersign_identity::{AuthorityId, BatchId, StationId, TenantId, Timestamp};
-use countersign_registry::{Actor, MintedStation, Reconciled, RegistryError};
+use countersign_registry::{Actor, MintedStation, Overlap, Reconciled, RegistryError};
 
 use super::{Deed, Service, Told};
 use crate::failure::Failure;
@@ -31,6 +31,8 @@ pub struct StationDraft {
     pub to: Timestamp,
     /// The factory CA; the tenant's newest if none is named.
     pub authority: Option<AuthorityId>,
+    /// Whether ids may be granted that are taken.
+    pub overlap: Overlap,
 }
 
 impl Service {
@@ -73,10 +75,10 @@ impl Service {
         let factory = self.authority_with_key(&authority)?;
         let platform_root = self.platform_root();
         let (host, port) = self.address();
-        let kept = terms.clone();
+        let (kept, overlap) = (terms.clone(), draft.overlap);
         let (file, _) = self
             .change(move |r| {
-                r.add_station(actor, authority, kept, fingerprint, move |now| {
+                r.add_station(actor, authority, kept, fingerprint, overlap, move |now| {
                     let issued = factory.issue_station(&grant, now).map_err(|e| e.to_string())?;
                     let file = GrantFile {
                         format: GrantFile::FORMAT.into(),

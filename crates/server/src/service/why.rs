@@ -8,8 +8,8 @@ use countersign_identity::{AuthorityId, CertificateFacts, DeviceId, Fingerprint,
 use countersign_policy::decide::Action;
 use countersign_policy::facts::CredentialKind;
 use countersign_policy::{CredentialState, Denial, DenialCode, FactSource, LifecycleState};
-use countersign_registry::RegistryError;
 use countersign_registry::query::CredentialView;
+use countersign_registry::{RegistryError, StationState};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,15 @@ pub struct WhyAnswer {
     pub why: Why,
 }
 
+/// A failure with another cure beside its own.
+fn or_else(failure: Failure, cure: Option<String>) -> Failure {
+    let hint = match (failure.hint, cure) {
+        (Some(hint), Some(cure)) => Some(format!("{hint}; {cure}")),
+        (hint, cure) => hint.or(cure),
+    };
+    Failure { hint, ..failure }
+}
+
 impl Service {
     /// Asks every layer about a certificate, or about each credential of a device: the one that it would come with
     /// first.
@@ -101,14 +110,17 @@ impl Service {
     fn why_device(&self, asked: &WhyAsked, device: &DeviceId) -> Result<Vec<WhyAnswer>, Failure> {
         let tenant = asked.tenant.clone().unwrap_or_else(TenantId::default_tenant);
         if self.registry.device(&tenant, device)?.is_none() {
+            let cure = self.journal_of(&tenant, device)?;
             let device = device.clone();
-            return Err(RegistryError::NoDevice { tenant, device }.into());
+            let failure = Failure::from(RegistryError::NoDevice { tenant, device });
+            return Err(or_else(failure, cure));
         }
         let mut credentials = self.registry.credentials(&tenant, device)?;
         if credentials.is_empty() {
-            return Err(Failure::refused(format!(
+            let failure = Failure::refused(format!(
                 "device {device} has no certificate: it cannot come in; hint: countersign device provision {device}"
-            )));
+            ));
+            return Err(or_else(failure, self.journal_of(&tenant, device)?));
         }
         // They come newest first; those that may be admitted go before those that are not.
         credentials.sort_by_key(|c| match c.state {
@@ -126,6 +138,18 @@ impl Service {
                 _ => self.why_registered(asked, &tenant, device, c),
             })
             .collect()
+    }
+
+    /// What to do if a station has issued a device's certificate: that of a device which is not registered may be on the way.
+    fn journal_of(&self, tenant: &TenantId, device: &DeviceId) -> Result<Option<String>, Failure> {
+        let stations = self.registry.stations(tenant)?.into_iter();
+        let mut may_have = stations.filter(|s| s.state == StationState::Granted && s.terms.ids.fits(device));
+        Ok(may_have.next().map(|s| {
+            format!(
+                "if factory station {} issued its certificate, hand in the station's journal: countersign factory reconcile JOURNAL",
+                s.terms.station
+            )
+        }))
     }
 
     fn why_certificates(

@@ -26,6 +26,7 @@ use super::{Answer, discovery, introspect};
 use crate::failure::Failure;
 use crate::https;
 use crate::listeners::{ClientCertificate, Listener};
+use crate::places::PlacesMax;
 use crate::service::Service;
 
 /// From one request to the head of the next.
@@ -39,23 +40,18 @@ const STRANGER: Duration = Duration::from_secs(2);
 /// [`Failure`] if the address cannot be used.
 pub async fn start(
     listener: &Listener,
-    connections_max: usize,
+    places: PlacesMax,
     identity: Arc<ServerIdentity>,
     service: Arc<Service>,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
     let kind = https::Kind {
         who: "service",
-        limit: "tokens.service_connections_max",
         certificate: ClientCertificate::Required,
         require_ems: true,
     };
-    https::start(
-        listener,
-        kind,
-        connections_max,
-        identity,
-        move |stream, source| serve(stream, source, service.clone()),
-    )
+    https::start(listener, kind, places, identity, move |stream, source| {
+        serve(stream, source, service.clone())
+    })
     .await
 }
 

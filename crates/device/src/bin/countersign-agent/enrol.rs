@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use countersign_device::renewal;
 use countersign_device::{
-    DeviceKey, EnrolFault, Enrolment, EstServer, IdentityFault, KeyReuse, KeyStore, Proof, Secret,
+    DeviceKey, EnrolFault, Enrolment, EstServer, IdentityFault, IdentityFolder, KeyReuse, KeyStore, Proof,
+    Secret,
 };
 use countersign_identity::{DeviceId, TenantId};
 use rustls::pki_types::CertificateDer;
@@ -65,15 +66,17 @@ pub(crate) struct EnrolArguments {
 
 pub(crate) async fn enrol(agent: &Agent, arguments: EnrolArguments) -> Result<(), EnrolFault> {
     let folder = &agent.folder;
-    if let Some(path) = &arguments.platform_root {
-        folder.pin_file(path)?;
-    }
+    let platform_roots = match &arguments.platform_root {
+        Some(path) => IdentityFolder::roots_in(path)?,
+        None => Vec::new(),
+    };
     let enrolment = Enrolment {
         server: EstServer {
             tenant: arguments.tenant.clone(),
             profile: arguments.profile.clone(),
             ..arguments.server.parse()?
         },
+        platform_roots,
         proof: proof(&arguments)?,
         device: arguments.id,
         again: arguments.again,

@@ -89,11 +89,10 @@ impl Handshaken {
         self
     }
 
-    /// Whether a revocation list names a certificate of its path. A list that came after the path was checked finds no
-    /// credential to revoke of whoever was not known yet.
-    pub(crate) fn is_listed(&self, node: &Node) -> bool {
-        let held = self.chain.held();
-        held.is_some_and(|held| held.is_revoked(&node.facts.anchors(), node.now()))
+    /// Why its path does not hold any more. What ended after the path was checked finds no credential of whoever was not known yet.
+    pub(crate) fn path_fault(&self, node: &Node) -> Option<Denial> {
+        let fault = self.chain.held()?.fault(&node.facts.anchors())?;
+        Some(Denial::from(&fault))
     }
 
     /// The device went away.

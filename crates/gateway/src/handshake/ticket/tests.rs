@@ -65,6 +65,7 @@ impl FactSource for World {
             kind: CredentialKind::Operational,
             state,
             custody: Custody::Unknown,
+            opens_data_sessions: true,
             generation: Generation(generation),
         })
     }

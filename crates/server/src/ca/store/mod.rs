@@ -23,7 +23,7 @@ pub use writer::{CLOCK_SLACK, Scope};
 const FILE: &str = "ca.db";
 /// Marks our file among all SQLite files ("CSCA").
 const APPLICATION_ID: i64 = 0x4353_4341;
-const MIGRATIONS: &[&str] = &[include_str!("ca_001.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("ca_001.sql"), include_str!("ca_002.sql")];
 /// How long a writer waits for another one.
 const BUSY: Duration = Duration::from_secs(10);
 

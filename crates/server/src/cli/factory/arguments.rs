@@ -75,6 +75,10 @@ pub enum StationCommand {
         /// The ids it may give: a pattern, or FIRST..LAST [default: the batch's pattern]
         #[arg(long)]
         ids: Option<IdRange>,
+        /// Grant ids although devices have them already, or another open grant has them: whoever is registered first keeps
+        /// the id, and the other certificate is refused when its journal is reconciled
+        #[arg(long)]
+        allow_overlap: bool,
         /// The factory CA that vouches for it [default: the tenant's newest]
         #[arg(long)]
         authority: Option<AuthorityId>,

@@ -25,6 +25,7 @@ use crate::api::BulkBody;
 use crate::cli::output::Output;
 use crate::client::Client;
 use crate::failure::Failure;
+use crate::identity_folder;
 use crate::service::{BulkAnswer, BulkCertificate, BulkOutcome, BulkWanted, ItemRefusal, Provisioned};
 
 /// Below the output folder: keys whose certificates are not on disk yet, and an archive that is not complete.
@@ -39,6 +40,8 @@ struct Summary {
     /// On disk already.
     there: u64,
     refused: Vec<(DeviceId, ItemRefusal)>,
+    /// What all identities lack, told once.
+    warning: Option<String>,
 }
 
 struct Run<'a> {
@@ -253,6 +256,9 @@ impl<'a> Run<'a> {
                 }
             };
             let provisioned = provisioned(&item.id, issued, answer)?;
+            if layout != Layout::Pkcs12 && self.summary.warning.is_none() {
+                self.summary.warning = identity_folder::no_renewal(&provisioned);
+            }
             let password = self.password.as_ref().map(|p| p.as_str());
             let files = layout::files(layout, &provisioned, keys.get(&item.id), password)?;
             match &mut self.archive {
@@ -295,6 +301,9 @@ impl<'a> Run<'a> {
             if let Some(hint) = &refusal.hint {
                 eprintln!("hint: {hint}");
             }
+        }
+        if let Some(warning) = &summary.warning {
+            eprintln!("{warning}");
         }
         let done = summary.issued + summary.repeated + summary.there;
         let answer: Value = json!({
@@ -346,6 +355,8 @@ fn provisioned(id: &DeviceId, issued: &BulkCertificate, answer: &BulkAnswer) -> 
         not_after: issued.not_after,
         authority: issued.authority.clone(),
         repeated: issued.repeated,
+        // By the batch, which says nothing of it.
+        added: false,
         tenant: answer.tenant.clone(),
         host: answer.host.clone(),
         port: answer.port,

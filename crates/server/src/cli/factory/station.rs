@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use countersign_registry::Overlap;
 use serde_json::{Value, json};
 
 use super::arguments::{OneStation, StationCommand};
@@ -28,12 +29,18 @@ pub(super) async fn run(command: StationCommand, client: &Client, out: Output) -
             from,
             to,
             ids,
+            allow_overlap,
             authority,
             out: file,
         } => {
+            let overlap = if allow_overlap {
+                Overlap::Allowed
+            } else {
+                Overlap::Refused
+            };
             let body = json!({
                 "id": id, "batch": batch, "request": read(&csr)?, "quota": quota, "from": from, "to": to,
-                "ids": ids, "authority": authority,
+                "ids": ids, "overlap": overlap, "authority": authority,
             });
             let answer = client
                 .call("POST", &format!("/tenants/{tenant}/stations"), Some(body))
