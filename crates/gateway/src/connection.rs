@@ -231,14 +231,10 @@ impl Connection {
     /// Deadlines, and ends that others asked for.
     fn watch(&mut self, b: &mut Buffers) {
         let node = self.slot.node.clone();
-        if let Phase::Session(session) = &mut self.phase {
-            let end = match session.entry().ending() {
-                Some(reason) => Some(End::from(reason)),
-                None => session.recheck(&node).err(),
-            };
-            if let Some(end) = end {
-                return self.end_session(&end, b);
-            }
+        if let Phase::Session(session) = &self.phase
+            && let Some(reason) = session.entry().ending()
+        {
+            return self.end_session(&End::from(reason), b);
         }
         if !node.wheel.expired(&self.timer) {
             return;

@@ -10,6 +10,7 @@ use countersign_policy::clones::Suspect;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{ExchangeId, FactSource, SessionRecord};
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::handshake::chains::VerifiedChains;
@@ -92,6 +93,8 @@ pub struct Foundation {
 /// The open device listeners and all that is connected to them.
 pub struct Gateway {
     node: Arc<Node>,
+    /// Where a commit is followed that the registry's thread told of.
+    runtime: Handle,
     identity: Arc<ServerIdentity>,
     addresses: Vec<(String, SocketAddr)>,
     accepting: Vec<JoinHandle<()>>,
@@ -166,6 +169,7 @@ impl Gateway {
             .collect();
         Ok(Self {
             node,
+            runtime: Handle::current(),
             identity,
             addresses,
             accepting,
@@ -255,9 +259,10 @@ impl Gateway {
         views
     }
 
-    /// A change was committed, and the facts show it: sessions it touches are decided anew.
-    pub fn reconsider(&self, touched: &Touched) -> Cutoff {
-        cutoff::reconsider(&self.node, touched)
+    /// Changes were committed, and the facts show all of them: the sessions they touch are decided anew. What came of each
+    /// change, in their order. It waits for nothing: what sessions may keep is asked, and closed, afterwards.
+    pub fn reconsider(&self, touched: &[Touched]) -> Vec<Cutoff> {
+        cutoff::reconsider(&self.node, &self.runtime, touched)
     }
 
     /// Looks at a token: decided anew over the facts as they are now. `None` if it is not known here, has ended, or is no
@@ -270,6 +275,7 @@ impl Gateway {
     pub fn disconnect(&self, tenant: &TenantId, device: &DeviceId) -> Cutoff {
         cutoff::end(
             &self.node,
+            &self.runtime,
             self.node.sessions.of_device(tenant, device),
             EndReason::Operator,
         )
@@ -285,7 +291,7 @@ impl Gateway {
         self.node.draining.store(true, Ordering::Release);
         self.stop_accepting();
         let all = self.node.sessions.filter(|_| true);
-        cutoff::end(&self.node, all, EndReason::ServerShutdown)
+        cutoff::end(&self.node, &self.runtime, all, EndReason::ServerShutdown)
             .wait(patience)
             .await
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use countersign_identity::{AuthorityId, Fingerprint, HeldPath, Timestamp};
 use countersign_mqtt::QoS;
@@ -143,6 +143,19 @@ impl Admission {
         self.policy.subscribe(&self.permit, &self.device, text, facts)
     }
 
+    /// Whether the device may subscribe to a filter that lies in these spaces.
+    pub(super) fn may_subscribe(&self, spaces: SpaceSet, qos: QoS, now: Timestamp) -> bool {
+        let facts = DataFacts {
+            spaces,
+            qos: qos as u8,
+            retain: false,
+            now,
+        };
+        self.policy
+            .subscribe(&self.permit, &self.device, "", facts)
+            .is_ok()
+    }
+
     /// The names of the topic spaces that hold `topic`.
     pub fn spaces_of_topic(&self, topic: TopicName<'_>) -> Vec<&str> {
         self.names(self.spaces.of_topic(&self.device.id, topic))
@@ -190,10 +203,13 @@ pub struct SessionEntry {
     admission: Mutex<Arc<Admission>>,
     ending: AtomicU8,
     closed: AtomicBool,
+    /// How many changes have yet to ask whether it may keep what it has.
+    awaited: AtomicU32,
     /// What is published if it ends without its client's word.
     pub(crate) will: Mutex<Option<Box<Will>>>,
     pub(crate) outbox: Mutex<Outbox>,
-    /// What it subscribed to. Its connection alone changes it; whoever decides anew looks whether all is still permitted.
+    /// What it subscribed to. Its connection alone changes it, and looks after each change whether it was admitted anew
+    /// meanwhile; whoever admits it anew looks afterwards whether all that is listed is permitted. One of the two sees the other.
     pub(crate) subscriptions: Mutex<Vec<Subscription>>,
     pub(crate) traffic: Traffic,
     pub(crate) timer: Arc<Timer>,
@@ -233,6 +249,7 @@ impl SessionEntry {
             admission: Mutex::new(Arc::new(admission)),
             ending: AtomicU8::new(LIVE),
             closed: AtomicBool::new(false),
+            awaited: AtomicU32::new(0),
             will: Mutex::default(),
             outbox: Mutex::default(),
             subscriptions: Mutex::default(),
@@ -295,12 +312,53 @@ impl SessionEntry {
         }
     }
 
-    /// Whether it holds a subscription that `admission` does not permit.
-    pub(crate) fn has_lost_a_subscription(&self, admission: &Admission, now: Timestamp) -> bool {
+    /// The QoS that it subscribed to a filter with, if it did, and how many subscriptions it holds.
+    pub(super) fn subscription(&self, filter: &str) -> (Option<QoS>, usize) {
         let subscriptions = self.subscriptions.lock();
-        subscriptions.iter().any(|(text, qos)| {
-            TopicFilter::new(text).is_ok_and(|filter| admission.subscribe(text, filter, *qos, now).is_err())
-        })
+        let found = subscriptions.iter().find(|(f, _)| **f == *filter);
+        (found.map(|(_, qos)| *qos), subscriptions.len())
+    }
+
+    /// Lists a filter with the QoS that is asked for; `None` takes it out. Whether it was listed before.
+    pub(super) fn list_subscription(&self, filter: &str, qos: Option<QoS>) -> bool {
+        let mut subscriptions = self.subscriptions.lock();
+        let known = subscriptions.iter().position(|(f, _)| **f == *filter);
+        match (known, qos) {
+            (Some(n), Some(qos)) => subscriptions[n].1 = qos,
+            (Some(n), None) => drop(subscriptions.remove(n)),
+            (None, Some(qos)) => subscriptions.push((filter.into(), qos)),
+            (None, None) => {}
+        }
+        known.is_some()
+    }
+
+    /// What policies see of its subscriptions, each once: the spaces of the filter, and the QoS that was asked for.
+    pub(super) fn subscriptions_seen(&self, admission: &Admission) -> Vec<(SpaceSet, QoS)> {
+        let mut seen = Vec::new();
+        for (text, qos) in self.subscriptions.lock().iter() {
+            if let Ok(filter) = TopicFilter::new(text) {
+                let one = (admission.spaces.of_filter(&admission.device.id, filter), *qos);
+                if !seen.contains(&one) {
+                    seen.push(one);
+                }
+            }
+        }
+        seen
+    }
+
+    /// A change has yet to ask whether it may keep what it has.
+    pub(super) fn await_review(&self) {
+        self.awaited.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// It was asked.
+    pub(super) fn reviewed(&self) {
+        self.awaited.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether a change has yet to ask.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Acquire) > 0
     }
 
     /// The client id it goes by.

@@ -16,7 +16,7 @@ use countersign_mqtt::server::{self, OutgoingPublish};
 use countersign_mqtt::{DecodeError, PacketId, QoS, ReasonCode, Version};
 use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord};
 
-use super::entry::{Admission, EndReason, SessionEntry};
+use super::entry::{EndReason, SessionEntry};
 use super::grant::Granted;
 use super::will;
 use crate::data::embedded::{Delivery, Message, SubscriptionOptions};
@@ -62,8 +62,6 @@ impl End {
 #[derive(Debug)]
 pub(crate) struct Session {
     entry: Arc<SessionEntry>,
-    /// The admission that the subscriptions were decided under.
-    admission: Arc<Admission>,
     accepted: Instant,
     version: Version,
     quiet_max: Duration,
@@ -90,7 +88,6 @@ impl Session {
         let properties = &connect.properties;
         let packet_bytes_max = properties.maximum_packet_size.map_or(usize::MAX, |n| n as usize);
         let session = Self {
-            admission: granted.entry.admission(),
             accepted: granted.accepted,
             version: connect.version,
             // MQTT-3.1.2-22: one and a half times the keep-alive.
@@ -118,7 +115,7 @@ impl Session {
                 p.u8(0x24, 1).u8(0x25, 0);
                 p.u32(0x27, u32::try_from(limits.packet_bytes_max).unwrap_or(u32::MAX));
                 if granted.assigned {
-                    p.text(0x12, session.entry.client_id(&session.admission));
+                    p.text(0x12, session.entry.client_id(&session.entry.admission()));
                 }
                 p.u8(0x2a, 0);
                 if keep_alive != asked {
@@ -328,43 +325,37 @@ impl Session {
             self.refuse_subscription(node, DenialCode::SharedSubscription.into(), asked.text);
             return Err(ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
         }
-        let (known, held) = {
-            let subscriptions = self.entry.subscriptions.lock();
-            let known = subscriptions.iter().position(|(f, _)| **f == *asked.text);
-            (known, subscriptions.len())
-        };
         let max = node.options.limits.subscriptions_max;
-        if known.is_none() && held >= max {
+        let (before, held) = self.entry.subscription(asked.text);
+        if before.is_none() && held >= max {
             let what = format!("the session holds {max} subscriptions already");
             let denial = Denial::new(DenialCode::SubscriptionLimit, what);
             self.refuse_subscription(node, denial, asked.text);
             return Err(ReasonCode::QUOTA_EXCEEDED);
         }
-        let admission = self.entry.admission();
-        let permit = admission
-            .subscribe(asked.text, asked.filter, asked.qos, node.now())
-            .map_err(|denial| {
-                self.refuse_subscription(node, denial, asked.text);
-                ReasonCode::NOT_AUTHORIZED
-            })?;
         let qos = asked.qos.min(QoS::AtLeastOnce);
-        {
-            let mut subscriptions = self.entry.subscriptions.lock();
-            match known.and_then(|n| subscriptions.get_mut(n)) {
-                Some((_, asked_before)) => *asked_before = asked.qos,
-                None => subscriptions.push((asked.text.into(), asked.qos)),
+        let options = SubscriptionOptions {
+            qos,
+            no_local: asked.no_local,
+            id,
+        };
+        loop {
+            let admission = self.entry.admission();
+            let permit = match admission.subscribe(asked.text, asked.filter, asked.qos, node.now()) {
+                Ok(permit) => permit,
+                Err(denial) => {
+                    self.entry.list_subscription(asked.text, before);
+                    self.refuse_subscription(node, denial, asked.text);
+                    return Err(ReasonCode::NOT_AUTHORIZED);
+                }
+            };
+            // Listed, then checked: a change that came meanwhile sees it in the list, or is seen here.
+            self.entry.list_subscription(asked.text, Some(asked.qos));
+            if Arc::ptr_eq(&self.entry.admission(), &admission) {
+                node.router.subscribe(&permit, &self.entry, options);
+                return Ok(qos);
             }
         }
-        node.router.subscribe(
-            &permit,
-            &self.entry,
-            SubscriptionOptions {
-                qos,
-                no_local: asked.no_local,
-                id,
-            },
-        );
-        Ok(qos)
     }
 
     fn refuse_subscription(&mut self, node: &Node, denial: Denial, filter: &str) {
@@ -401,20 +392,6 @@ impl Session {
             self.entry.will.lock().take();
         }
         EndReason::ClientDisconnect.into()
-    }
-
-    /// After a change that it survived: every subscription must still be permitted, or the session ends. Whoever made the
-    /// change has looked already; what was subscribed to meanwhile is found here.
-    pub(crate) fn recheck(&mut self, node: &Node) -> Result<(), End> {
-        let admission = self.entry.admission();
-        if Arc::ptr_eq(&admission, &self.admission) {
-            return Ok(());
-        }
-        if self.entry.has_lost_a_subscription(&admission, node.now()) {
-            return Err(EndReason::PolicyChanged.into());
-        }
-        self.admission = admission;
-        Ok(())
     }
 
     /// Appends what waits for it, as much as fits a turn and as its client takes.

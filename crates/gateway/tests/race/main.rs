@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use countersign_factory::RevocationReason;
-use countersign_gateway::{Limits, TokenId};
+use countersign_gateway::{Limits, TokenId, Touched};
 use countersign_identity::{Clock, Fingerprint};
 use countersign_registry::{Revocation, SystemClock};
 use countersign_testkit::client::{Attempt, anyone, connect};
@@ -212,4 +212,33 @@ fn a_token_outlives_its_connection_and_ends_when_it_said() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(world.gateway.metrics().ends().get("token-expired"), Some(&1));
+}
+
+/// Who revoked one credential waits for no fleet, and has it on the receipt whatever else fell in the same commit.
+#[test]
+fn of_the_changes_of_one_commit_the_narrowest_is_looked_at_first_and_lets_go_of_what_it_ended() {
+    let world = world();
+    let mut session = Held::open(world.gateway.local_addr(), &world.identity, "d1").unwrap();
+    let fingerprint = Fingerprint::of(&world.identity.chain[0]);
+    let revoked = Revocation::Credential(fingerprint);
+    // Nobody is told of it in this world.
+    world
+        .registry
+        .revoke(actor(), revoked, RevocationReason::KeyCompromise, String::new())
+        .unwrap();
+    let cutoffs = world.gateway.reconsider(&[
+        Touched::Tenant(tenant()),
+        Touched::Device(tenant(), device()),
+        Touched::Credential(tenant(), device(), fingerprint),
+    ]);
+    session.closed().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    for (cutoff, ended) in cutoffs.iter().zip([0, 0, 1]) {
+        let report = runtime.block_on(cutoff.wait(Duration::from_secs(5)));
+        assert_eq!((report.ended, report.open, report.kept), (ended, 0, 0));
+        assert_eq!(cutoff.held(), 0, "it is over, and still in memory");
+    }
 }

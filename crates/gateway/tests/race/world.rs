@@ -271,7 +271,7 @@ pub(crate) fn world_with(limits: Limits) -> World {
                 Change::Credential(..) => continue,
             };
             if let Some(gateway) = cut.get() {
-                let _ = gateway.reconsider(&touched);
+                let _ = gateway.reconsider(&[touched]);
             }
         }
     });

@@ -58,13 +58,14 @@ pub(super) fn observer(
         cutoffs
             .lock()
             .retain(|_, cutoff| cutoff.started().elapsed() < CUTOFFS_KEPT);
-        let mut looked_at = HashSet::new();
-        for change in changes.iter().filter(|c| looked_at.insert(*c)) {
-            let cutoff = gateway.reconsider(&touched(change));
+        let mut seen = HashSet::new();
+        let changes: Vec<&Change> = changes.iter().filter(|c| seen.insert(*c)).collect();
+        let touched: Vec<Touched> = changes.iter().map(|change| touched(change)).collect();
+        let done = gateway.reconsider(&touched);
+        let mut kept = cutoffs.lock();
+        for (change, cutoff) in changes.into_iter().zip(done) {
             if !cutoff.is_idle() {
-                cutoffs
-                    .lock()
-                    .insert((revision, change.clone()), Arc::new(cutoff));
+                kept.insert((revision, change.clone()), Arc::new(cutoff));
             }
         }
     }
