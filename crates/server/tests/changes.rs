@@ -1,6 +1,9 @@
 //! What committed changes do to the sessions that are live: how soon, and what their receipts say of it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod token_world;
+
+use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,6 +12,8 @@ use countersign_testkit::hold::Held;
 use countersign_testkit::pki::{Ca, Identity, Leaf};
 use countersign_testkit::server::{Server, http};
 use serde_json::{Value, json};
+
+use token_world::World;
 
 struct Place {
     _folder: tempfile::TempDir,
@@ -160,4 +165,66 @@ fn a_change_in_one_tenant_holds_up_no_suspension_in_another() {
     }
     assert!(place.metric("countersign_session_sweeps_total") > 1);
     assert_eq!(place.metric("countersign_session_sweep_found_total"), 0);
+}
+
+fn mqtt(world: &World, identity: &Identity, client_id: &str) -> Link {
+    let attempt = Attempt::new(world.server.devices).identity(identity);
+    attempt.send(connect(5, client_id)).open().unwrap()
+}
+
+/// A connection over HTTPS that is kept open after its first answer.
+fn https(world: &World, identity: &Identity) -> Link {
+    let attempt = Attempt {
+        alpn: vec![b"http/1.1".to_vec()],
+        ..Attempt::new(world.server.devices).identity(identity)
+    };
+    let request = "GET /.well-known/jwks.json HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut link = attempt.send(request).ask().unwrap();
+    let mut answer = [0; 16];
+    link.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK\r");
+    link
+}
+
+#[test]
+fn another_identity_rule_ends_every_session_whose_certificate_names_its_device_no_more() {
+    let world = World::new("");
+    let identity = world.device("x-1");
+    // Whose id the certificate of x-1 names by the other rule.
+    world.device("1");
+    let session_ends = |rule: &str| {
+        let body = json!({ "identity_rule": rule });
+        node(
+            &world
+                .server
+                .ask("PATCH", "/authorities/tokens", Some(&body))
+                .unwrap(),
+        )
+    };
+    for (rule, disconnect_text) in [("common-name=x-{id}", "credential"), ("san-uri", "authority")] {
+        session_ends("common-name");
+        let mut links = [mqtt(&world, &identity, "x-1"), https(&world, &identity)];
+        let token = world.token("x-1");
+        assert_eq!(world.tokens().len(), 1);
+        // Another rule that reads the same: all stay.
+        let told = session_ends("common-name={id}");
+        assert_eq!((&told["ended"], &told["open"]), (&json!(0), &json!(0)), "{told}");
+        assert!(told["kept"].as_u64() >= Some(3), "{told}");
+        links[0].send(&[0xc0, 0]).unwrap();
+        assert_eq!(links[0].packet().unwrap(), [0xd0, 0]);
+
+        let told = session_ends(rule);
+        // Beside these three, curl's own connection may not be closed yet.
+        assert!(told["ended"].as_u64() >= Some(3), "{told}");
+        assert_eq!((&told["kept"], &told["open"]), (&json!(0), &json!(0)), "{told}");
+        let disconnect = links[0].packet().unwrap();
+        assert_eq!((disconnect[0], disconnect[2]), (0xe0, 0x98), "{disconnect:x?}");
+        let text = String::from_utf8_lossy(&disconnect).into_owned();
+        assert!(text.contains(disconnect_text), "{text}");
+        let _ = links[1].read_to_end(&mut Vec::new());
+        assert_eq!(world.tokens(), Vec::<Value>::new());
+        session_ends("common-name");
+        let reply = world.publish("x-1", "devices/x-1/telemetry/t", Some(&token), &[]);
+        assert_eq!(reply.status, 401, "{}", reply.body);
+    }
 }

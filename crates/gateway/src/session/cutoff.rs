@@ -298,6 +298,8 @@ pub(super) fn reason_of(code: DenialCode) -> Option<EndReason> {
         DenialCode::AuthorityRevoked
         | DenialCode::AuthorityRetired
         | DenialCode::ChainRevoked
+        | DenialCode::IdentityMissing
+        | DenialCode::IdentityMalformed
         | DenialCode::UnknownCa => EndReason::AuthorityChanged,
         DenialCode::PolicyForbids | DenialCode::PolicyNoPermit | DenialCode::PolicyError => {
             EndReason::PolicyChanged

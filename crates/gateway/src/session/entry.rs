@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
-use countersign_identity::{AuthorityId, Fingerprint, HeldPath, Timestamp};
+use countersign_identity::{AuthorityId, Fingerprint, HeldPath, IdentityFields, Timestamp};
 use countersign_mqtt::QoS;
 use countersign_mqtt::topic::{TopicFilter, TopicName};
 use countersign_policy::decide::{AdmissionPermit, DataFacts, SpaceSet};
@@ -57,7 +57,8 @@ end_reasons! {
     DeviceChanged = "device-changed", Some(0x98);
     /// The credential was revoked.
     CredentialChanged = "credential-changed", Some(0x98);
-    /// The authority was retired or revoked, or revoked a certificate between it and the device's.
+    /// The authority was retired or revoked, revoked a certificate between it and the device's, or has another identity rule, by
+    /// which the certificate names no device.
     AuthorityChanged = "authority-changed", Some(0x98);
     /// The policies no longer permit it.
     PolicyChanged = "policy-changed", Some(0x87);
@@ -197,6 +198,8 @@ pub struct SessionEntry {
     pub(crate) authority: AuthorityId,
     /// What lies between certificate and authority, if anything does.
     pub(crate) path: Option<Arc<HeldPath>>,
+    /// What identity rules read of its certificate; `None` if that vouches for itself.
+    pub(crate) named: Option<Arc<IdentityFields>>,
     pub(crate) tls: TlsFacts,
     /// A token, and so without a connection.
     token: Option<Box<TokenFacts>>,
@@ -230,6 +233,7 @@ impl SessionEntry {
         protocol: &'static str,
         authority: AuthorityId,
         path: Option<Arc<HeldPath>>,
+        named: Option<Arc<IdentityFields>>,
         tls: TlsFacts,
         admission: Admission,
         timer: Arc<Timer>,
@@ -244,6 +248,7 @@ impl SessionEntry {
             protocol,
             authority,
             path,
+            named,
             tls,
             token: None,
             admission: Mutex::new(Arc::new(admission)),
@@ -282,6 +287,7 @@ impl SessionEntry {
                 protocol,
                 of.authority.clone(),
                 of.path.clone(),
+                of.named.clone(),
                 of.tls,
                 admission,
                 timer,

@@ -69,6 +69,7 @@ pub(crate) fn grant(
         protocol,
         connected.anchor.authority.clone(),
         connected.path,
+        connected.named,
         connected.tls,
         Admission {
             permit,
@@ -213,6 +214,7 @@ pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission
             now: node.now(),
         },
     )?;
+    judge::names_still(facts, &entry.authority, entry.named.as_deref(), id)?;
     if let Some(path) = &entry.path
         && path.is_revoked(&facts.anchors(), node.now())
     {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use countersign_factory::RevocationReason;
 use countersign_gateway::{Limits, TokenId, Touched};
 use countersign_identity::{Clock, Fingerprint};
-use countersign_registry::{Revocation, SystemClock};
+use countersign_registry::{Registry, Revocation, SystemClock};
 use countersign_testkit::client::{Attempt, anyone, connect};
 use countersign_testkit::hold::Held;
 
@@ -241,4 +241,48 @@ fn of_the_changes_of_one_commit_the_narrowest_is_looked_at_first_and_lets_go_of_
         assert_eq!((report.ended, report.open, report.kept), (ended, 0, 0));
         assert_eq!(cutoff.held(), 0, "it is over, and still in memory");
     }
+}
+
+/// What is done at one lookup after another while a device connects with this client id, and leaves it no session.
+fn at_every_lookup(client_id: &str, deed: fn(&Registry), undo: fn(&Registry)) {
+    let world = world();
+    undo(&world.registry);
+    *world.facts.deed.lock().unwrap() = Arc::new(deed);
+    let (mut refused, mut ended) = (0, 0);
+    for n in 0..100 {
+        world.facts.countdown.store(n % 20, Ordering::Release);
+        world.facts.armed.store(true, Ordering::Release);
+        let seen = world
+            .attempt_of(&world.identity)
+            .send(connect(5, client_id))
+            .run();
+        if world.facts.armed.swap(false, Ordering::AcqRel) {
+            assert_eq!(seen.connack(), Some(0), "{n}: {seen:?}");
+            continue;
+        }
+        match seen.connack() {
+            Some(0) => ended += 1,
+            Some(code) => {
+                assert!([0x85, 0x87, 0x88].contains(&code), "{n}: {seen:?}");
+                refused += 1;
+            }
+            None => panic!("{n}: no CONNACK: {seen:?}"),
+        }
+        world.nothing_lives(&format!("attempt {n}"));
+        undo(&world.registry);
+    }
+    assert!(refused > 50, "{refused} refused, {ended} granted and ended");
+    assert_eq!(world.gateway.metrics().panics.load(Ordering::Relaxed), 0);
+}
+
+fn set_rule(registry: &Registry, rule: &str) {
+    let rule = Some(rule.parse().unwrap());
+    registry
+        .configure_authority(actor(), "race".parse().unwrap(), rule, None)
+        .unwrap();
+}
+
+#[test]
+fn another_identity_rule_at_every_lookup_of_a_connect() {
+    at_every_lookup("d1", |r| set_rule(r, "san-uri"), |r| set_rule(r, "common-name"));
 }

@@ -9,8 +9,8 @@ use countersign_gateway::{
     TicketKeys, TicketSettings, TlsMinimum, Touched,
 };
 use countersign_identity::{
-    AnchorIndex, AnchorState, AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint, Generation,
-    IdentityRule, TenantId,
+    Anchor, AnchorIndex, AnchorState, AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint,
+    Generation, IdentityRule, TenantId,
 };
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::exchange::ExchangeSink;
@@ -148,6 +148,11 @@ impl FactSource for Meddling {
     }
     fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)> {
         let found = self.registry.facts().authority(authority);
+        self.lookup();
+        found
+    }
+    fn anchor(&self, authority: &AuthorityId) -> Option<Arc<Anchor>> {
+        let found = self.registry.facts().anchor(authority);
         self.lookup();
         found
     }

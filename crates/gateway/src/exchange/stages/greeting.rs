@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use countersign_identity::{Anchor, HeldPath, TenantId, Timestamp};
+use countersign_identity::{Anchor, HeldPath, IdentityFields, TenantId, Timestamp};
 use countersign_policy::decide::AdmissionPermit;
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::{
@@ -25,6 +25,8 @@ pub(crate) struct Connected {
     /// The last second at which all of the path is within its dates.
     pub(crate) not_after: Timestamp,
     pub(crate) path: Option<Arc<HeldPath>>,
+    /// What identity rules read of the certificate; `None` if it vouches for itself.
+    pub(crate) named: Option<Arc<IdentityFields>>,
     pub(crate) tls: TlsFacts,
 }
 
