@@ -228,3 +228,47 @@ fn another_identity_rule_ends_every_session_whose_certificate_names_its_device_n
         assert_eq!(reply.status, 401, "{}", reply.body);
     }
 }
+
+#[test]
+fn a_stricter_client_id_mode_ends_the_sessions_of_ids_that_it_does_not_allow_and_no_others() {
+    let world = World::new("[limits]\nsessions_per_device_max = 20\n");
+    let identity = world.device("d1");
+    let set = |mode: &str| {
+        let body = json!({ "client_id_mode": mode });
+        let answer = world
+            .server
+            .ask("PATCH", "/tenants/default", Some(&body))
+            .unwrap();
+        node(&answer)
+    };
+    set("free");
+    let mut links: Vec<(&str, Link)> = ["somebody-else", "d1:gps", "d1", "https:of-its-own"]
+        .map(|id| (id, mqtt(&world, &identity, id)))
+        .into();
+    // Their names are ours, and no client ids.
+    let _https = https(&world, &identity);
+    world.token("d1");
+    for (mode, gone, ended) in [
+        ("prefix", &["somebody-else", "https:of-its-own"][..], 2),
+        ("strict", &["d1:gps"], 1),
+        ("assigned", &[], 0),
+    ] {
+        let told = set(mode);
+        assert_eq!(
+            (&told["ended"], &told["open"]),
+            (&json!(ended), &json!(0)),
+            "{mode}: {told}"
+        );
+        assert!(told["kept"].as_u64() >= Some(3), "{mode}: {told}");
+        links.retain_mut(|(id, link)| {
+            let _ = link.send(&[0xc0, 0]);
+            let answer = link.packet().unwrap();
+            let is_gone = gone.contains(id);
+            let expected = if is_gone { (0xe0, 0x87) } else { (0xd0, 0) };
+            let said = (answer[0], answer.get(2).copied().unwrap_or_default());
+            assert_eq!(said, expected, "{mode}, {id}: {answer:x?}");
+            !is_gone
+        });
+    }
+    assert_eq!((links.len(), world.tokens().len()), (1, 1));
+}

@@ -301,9 +301,10 @@ pub(super) fn reason_of(code: DenialCode) -> Option<EndReason> {
         | DenialCode::IdentityMissing
         | DenialCode::IdentityMalformed
         | DenialCode::UnknownCa => EndReason::AuthorityChanged,
-        DenialCode::PolicyForbids | DenialCode::PolicyNoPermit | DenialCode::PolicyError => {
-            EndReason::PolicyChanged
-        }
+        DenialCode::PolicyForbids
+        | DenialCode::PolicyNoPermit
+        | DenialCode::PolicyError
+        | DenialCode::ClientIdMismatch => EndReason::PolicyChanged,
         _ => EndReason::DeviceChanged,
     })
 }

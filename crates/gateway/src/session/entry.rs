@@ -60,7 +60,7 @@ end_reasons! {
     /// The authority was retired or revoked, revoked a certificate between it and the device's, or has another identity rule, by
     /// which the certificate names no device.
     AuthorityChanged = "authority-changed", Some(0x98);
-    /// The policies no longer permit it.
+    /// The policies no longer permit it, or the tenant's client-id mode does not allow its client id.
     PolicyChanged = "policy-changed", Some(0x87);
     /// An operator ended it.
     Operator = "operator", Some(0x98);
@@ -182,6 +182,17 @@ pub(crate) struct Outbox {
     pub(crate) bytes: usize,
 }
 
+/// What a session goes by among those of its device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SessionName {
+    /// The device's id, as client id.
+    Device,
+    /// Another client id that the device chose, as long as the tenant's mode allows it.
+    Chosen(Box<str>),
+    /// No client id: the name that an HTTP connection or a token is given, so that it takes over no other.
+    Given(Box<str>),
+}
+
 /// A topic filter that a session subscribed to, with the QoS that was asked for, which policies decide on.
 pub(crate) type Subscription = (Box<str>, QoS);
 
@@ -190,7 +201,7 @@ pub(crate) type Subscription = (Box<str>, QoS);
 pub struct SessionEntry {
     pub(crate) id: u64,
     pub(crate) exchange: ExchangeId,
-    pub(crate) client_id: Option<Box<str>>,
+    pub(crate) name: SessionName,
     pub(crate) source: SocketAddr,
     pub(crate) listener: Arc<str>,
     pub(crate) started: Timestamp,
@@ -226,7 +237,7 @@ impl SessionEntry {
     pub(crate) fn new(
         id: u64,
         exchange: ExchangeId,
-        client_id: Option<Box<str>>,
+        name: SessionName,
         source: SocketAddr,
         listener: Arc<str>,
         started: Timestamp,
@@ -241,7 +252,7 @@ impl SessionEntry {
         Self {
             id,
             exchange,
-            client_id,
+            name,
             source,
             listener,
             started,
@@ -273,14 +284,13 @@ impl SessionEntry {
         facts: TokenFacts,
         timer: Arc<Timer>,
     ) -> Self {
-        // A name of its own, so that it takes over no other.
-        let client_id = format!("token:{}", facts.id).into();
+        let name = SessionName::Given(format!("token:{}", facts.id).into());
         Self {
             token: Some(Box::new(facts)),
             ..Self::new(
                 id,
                 of.exchange,
-                Some(client_id),
+                name,
                 of.source,
                 of.listener.clone(),
                 started,
@@ -369,7 +379,10 @@ impl SessionEntry {
 
     /// The client id it goes by.
     pub(crate) fn client_id<'a>(&'a self, admission: &'a Admission) -> &'a str {
-        self.client_id.as_deref().unwrap_or(admission.device.id.as_str())
+        match &self.name {
+            SessionName::Device => admission.device.id.as_str(),
+            SessionName::Chosen(name) | SessionName::Given(name) => name,
+        }
     }
 
     /// The credential it was opened with.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::cutoff::reason_of;
 use super::entry::{Admission, EndReason, SessionEntry};
-use super::grant::{check, current_generations, decide_anew};
+use super::grant::{check, current_generations, decide_anew, may_go_by};
 use super::review::{Turn, review};
 use crate::metrics::count;
 use crate::node::Node;
@@ -99,7 +99,8 @@ fn look(node: &Node, sessions: &[Arc<SessionEntry>], round: &mut Round) {
 
 fn is_stale(node: &Node, entry: &SessionEntry, admission: &Admission) -> bool {
     entry.ending().is_none()
-        && current_generations(node, entry, admission) != Some(admission.permit.generations())
+        && (current_generations(node, entry, admission) != Some(admission.permit.generations())
+            || may_go_by(node, entry, &admission.device).is_err())
 }
 
 /// Decides for a session that nobody has decided for since it was `seen` to be behind; how many decisions that took.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use countersign_factory::RevocationReason;
 use countersign_gateway::{Limits, TokenId, Touched};
 use countersign_identity::{Clock, Fingerprint};
+use countersign_policy::ClientIdMode;
 use countersign_registry::{Registry, Revocation, SystemClock};
 use countersign_testkit::client::{Attempt, anyone, connect};
 use countersign_testkit::hold::Held;
@@ -285,4 +286,19 @@ fn set_rule(registry: &Registry, rule: &str) {
 #[test]
 fn another_identity_rule_at_every_lookup_of_a_connect() {
     at_every_lookup("d1", |r| set_rule(r, "san-uri"), |r| set_rule(r, "common-name"));
+}
+
+fn set_mode(registry: &Registry, mode: ClientIdMode) {
+    registry
+        .configure_tenant(actor(), tenant(), Some(mode), None)
+        .unwrap();
+}
+
+#[test]
+fn a_stricter_client_id_mode_at_every_lookup_of_a_connect() {
+    at_every_lookup(
+        "somebody-else",
+        |r| set_mode(r, ClientIdMode::Strict),
+        |r| set_mode(r, ClientIdMode::Free),
+    );
 }

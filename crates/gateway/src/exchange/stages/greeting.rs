@@ -14,6 +14,7 @@ use crate::exchange::refused::{Abandoned, Refused};
 use crate::exchange::trace::Trace;
 use crate::judge;
 use crate::node::Node;
+use crate::session::entry::SessionName;
 use crate::session::will::Will;
 
 /// What outlives the handshake.
@@ -85,14 +86,16 @@ impl Authorised {
         }
         // Empty in mode `free`: the server assigns, and the device id is what it assigns (MQTT 5 section 3.1.3.1).
         let assigned = asked.is_empty();
-        let client_id = if assigned { device } else { asked };
-        let client_id = (client_id != device).then(|| client_id.into());
+        let name = match assigned || asked == device {
+            true => SessionName::Device,
+            false => SessionName::Chosen(asked.into()),
+        };
         self.trace.passed(Stage::Greet);
         Ok(Greeted {
             trace: self.trace,
             connected: self.connected,
             permit: self.permit,
-            client_id,
+            name,
             assigned,
             will,
         })
@@ -104,12 +107,12 @@ impl Authorised {
         self.trace.fact("protocol", protocol);
         self.trace.fact("request", request);
         self.trace.passed(Stage::Greet);
-        let client_id = format!("{protocol}:{}", self.trace.id);
+        let name = format!("{protocol}:{}", self.trace.id);
         Greeted {
             trace: self.trace,
             connected: self.connected,
             permit: self.permit,
-            client_id: Some(client_id.into()),
+            name: SessionName::Given(name.into()),
             assigned: false,
             will: None,
         }
@@ -145,8 +148,7 @@ pub struct Greeted {
     pub(super) trace: Trace,
     pub(crate) connected: Connected,
     pub(crate) permit: AdmissionPermit,
-    /// `None`: the device id.
-    pub(crate) client_id: Option<Box<str>>,
+    pub(crate) name: SessionName,
     /// The client sent none, so it must be told.
     pub(crate) assigned: bool,
     pub(crate) will: Option<Will>,
