@@ -149,11 +149,15 @@ impl Connection {
                 if self.turn(b, cx).is_pending() {
                     return Some(Poll::Pending);
                 }
+                if matches!(&self.phase, Phase::Session(session) if session.has_had_its_turn()) {
+                    break;
+                }
             }
             if !b.records.is_empty() && !matches!(self.phase, Phase::Over) {
                 self.spill.get_or_insert_default().output.append(&mut b.records);
             }
-            cx.waker().wake_by_ref();
+            // Not woken by itself: a thread with tasks to run looks only after sixty of them whether other sockets have something.
+            let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
             Some(Poll::Pending)
         });
         // HTTP lends the thread's buffers itself, for as long as it reads.
@@ -197,6 +201,13 @@ impl Connection {
             }
             Phase::Session(ref mut session) if session.has_deliveries() => {
                 session.deliver(&self.slot.node, &mut b.replies);
+                self.seal(b);
+                return Poll::Ready(());
+            }
+            // Whole packets may be left of what was read.
+            Phase::Session(ref mut session) if session.has_had_its_turn() => {
+                session.begin_turn();
+                self.act(b);
                 self.seal(b);
                 return Poll::Ready(());
             }
@@ -387,11 +398,11 @@ impl Connection {
             PassEnd::Handshaking => {}
             PassEnd::Open => self.packets(b),
             PassEnd::PeerClosed => {
-                self.packets(b);
+                self.last_packets(b);
                 self.lost();
             }
             PassEnd::Failed(error) => {
-                self.packets(b);
+                self.last_packets(b);
                 self.tls_failed(&error);
                 // Nothing more is said over a connection that failed: the alert was the last word.
                 b.replies.clear();

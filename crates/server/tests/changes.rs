@@ -163,7 +163,11 @@ fn a_change_in_one_tenant_holds_up_no_suspension_in_another() {
         let expected = if n < LOSE { 0xe0 } else { 0xd0 };
         assert_eq!(answer[0], expected, "{n}: {answer:x?}");
     }
-    assert!(place.metric("countersign_session_sweeps_total") > 1);
+    let began = Instant::now();
+    while place.metric("countersign_session_sweeps_total") < 2 {
+        assert!(began.elapsed() < Duration::from_secs(20), "nothing sweeps");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert_eq!(place.metric("countersign_session_sweep_found_total"), 0);
 }
 
@@ -271,4 +275,76 @@ fn a_stricter_client_id_mode_ends_the_sessions_of_ids_that_it_does_not_allow_and
         });
     }
     assert_eq!((links.len(), world.tokens().len()), (1, 1));
+}
+
+/// Filters are decided on in turns, and no more of one packet than a session may hold.
+#[test]
+fn a_flood_of_filters_holds_up_no_other_session() {
+    const FLOOD: usize = 64_000;
+    let world = World::new("");
+    let policies = "permit (principal, action, resource) when { principal.state == \"active\" };\n\
+         forbid (principal, action == Action::\"subscribe\", resource) when { context.source.isInRange(ip(\"192.0.2.0/24\")) };";
+    let body = json!({ "policies": policies, "reason": "test" });
+    world
+        .server
+        .ask("PATCH", "/tenants/default", Some(&body))
+        .unwrap();
+    let (flooding, other) = (world.device("d1"), world.device("d2"));
+    let mut other = mqtt(&world, &other, "d2");
+    let mut ping = || {
+        let began = Instant::now();
+        other.send(&[0xc0, 0]).unwrap();
+        assert_eq!(other.packet().unwrap(), [0xd0, 0]);
+        began.elapsed()
+    };
+
+    // One packet: half a minute of decisions, were they made.
+    for (level, beyond) in [(5, 0x97), (4, 0x80)] {
+        let attempt = Attempt::new(world.server.devices).identity(&flooding);
+        let mut link = attempt.send(connect(level, "d1")).open().unwrap();
+        link.send(&subscribe_all(level, (0..FLOOD).map(|_| ("a", 0))))
+            .unwrap();
+        let mut codes = vec![0; 4 + 2 + usize::from(level == 5) + FLOOD];
+        link.read_exact(&mut codes).unwrap();
+        let codes = codes.split_off(codes.len() - FLOOD);
+        assert!(codes[..64].iter().all(|code| *code == 0), "{:x?}", &codes[..64]);
+        assert!(
+            codes[64..].iter().all(|code| *code == beyond),
+            "{:x?}",
+            &codes[64..70]
+        );
+        link.send(&[0xc0, 0]).unwrap();
+        assert_eq!(link.packet().unwrap(), [0xd0, 0]);
+    }
+    assert_eq!(
+        world.metric("countersign_subscriptions_denied_total"),
+        2 * (FLOOD as u64 - 64)
+    );
+
+    // Many packets at once, on more sessions than there are threads: the same filters again and again.
+    let sessions = 2 * std::thread::available_parallelism().unwrap().get();
+    let packet = subscribe_all(5, (0..64).map(|_| ("a", 0)));
+    let all = packet.repeat(60_000 / packet.len());
+    let packets = all.len() / packet.len();
+    std::thread::scope(|scope| {
+        let floods: Vec<_> = (0..sessions)
+            .map(|n| {
+                let mut link = mqtt(&world, &world.device(&format!("f{n}")), &format!("f{n}"));
+                let all = &all;
+                scope.spawn(move || {
+                    link.send(all).unwrap();
+                    for _ in 0..packets {
+                        let answer = link.packet().unwrap();
+                        assert!(answer[0] == 0x90 && answer[5..].iter().all(|code| *code == 0));
+                    }
+                })
+            })
+            .collect();
+        let mut slowest = Duration::ZERO;
+        while floods.iter().any(|flood| !flood.is_finished()) {
+            slowest = slowest.max(ping());
+        }
+        // Each flood at one go is many seconds of this build.
+        assert!(slowest < Duration::from_millis(1500), "{slowest:?}");
+    });
 }

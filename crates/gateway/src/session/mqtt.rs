@@ -4,6 +4,7 @@
 //! the permit of that decision.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use countersign_identity::Timestamp;
@@ -25,6 +26,8 @@ use crate::node::Node;
 
 /// Replies of one turn are not grown beyond this by waiting messages; the rest follows when they are written.
 const TURN_BYTES: usize = 64 * 1024;
+/// Filters that are decided on before others get a turn of the thread: some milliseconds at the worst.
+const TURN_FILTERS: usize = 256;
 /// A client that takes less than this in one packet is sent no reason strings (MQTT-3.1.2-24).
 const REASON_STRING_ROOM: usize = 256;
 
@@ -73,6 +76,8 @@ pub(crate) struct Session {
     inflight: Vec<PacketId>,
     reason_strings: bool,
     published: bool,
+    /// Filters that were decided on in this turn.
+    filters_decided: usize,
 }
 
 impl Session {
@@ -103,6 +108,7 @@ impl Session {
             inflight: Vec::new(),
             reason_strings: properties.request_problem != Some(0) && packet_bytes_max >= REASON_STRING_ROOM,
             published: false,
+            filters_decided: 0,
             entry: granted.entry,
         };
         match connect.version {
@@ -143,6 +149,16 @@ impl Session {
         } else {
             EndReason::KeepAlive.into()
         }
+    }
+
+    /// Whether others must have a turn before its next packet is taken.
+    pub(crate) fn has_had_its_turn(&self) -> bool {
+        self.filters_decided >= TURN_FILTERS
+    }
+
+    /// Others had theirs.
+    pub(crate) fn begin_turn(&mut self) {
+        self.filters_decided = 0;
     }
 
     /// Takes one packet. `Err` ends the session.
@@ -299,17 +315,35 @@ impl Session {
     }
 
     fn subscribe(&mut self, subscribe: &Subscribe<'_>, node: &Node, replies: &mut Vec<u8>) {
-        let codes: Vec<u8> = subscribe
-            .filters()
-            .map(
-                |asked| match self.subscribe_one(&asked, subscribe.properties.subscription_id, node) {
-                    Ok(granted) => granted as u8,
-                    // MQTT 3.1.1 has one code for all failures (section 3.9.3).
-                    Err(reason) if self.version == Version::V5 => reason.0,
-                    Err(_) => 0x80,
-                },
-            )
-            .collect();
+        let max = node.options.limits.subscriptions_max;
+        let version = self.version;
+        let code = |answer: Result<QoS, ReasonCode>| match answer {
+            Ok(granted) => granted as u8,
+            // MQTT 3.1.1 has one code for all failures (section 3.9.3).
+            Err(reason) if version == Version::V5 => reason.0,
+            Err(_) => 0x80,
+        };
+        let beyond = code(Err(ReasonCode::QUOTA_EXCEEDED));
+        let mut codes = Vec::new();
+        let mut filters = subscribe.filters();
+        for asked in filters.by_ref().take(max) {
+            let answer = self.subscribe_one(&asked, subscribe.properties.subscription_id, node);
+            codes.push(code(answer));
+        }
+        self.filters_decided += codes.len();
+        // No session may hold that many, and so nothing is decided on the rest: a packet has room for some 60,000.
+        if let Some(asked) = filters.next() {
+            let more = filters.count();
+            let what = format!(
+                "one packet asks for more than {max} filters; {} are not looked at",
+                more + 1
+            );
+            node.metrics
+                .subscriptions_denied
+                .fetch_add(more as u64, Ordering::Relaxed);
+            self.refuse_subscription(node, Denial::new(DenialCode::SubscriptionLimit, what), asked.text);
+            codes.resize(codes.len() + 1 + more, beyond);
+        }
         server::encode_suback(0x90, subscribe.packet_id, &codes, self.version, replies);
     }
 
@@ -368,10 +402,11 @@ impl Session {
         let codes: Vec<u8> = unsubscribe
             .filters()
             .map(|filter| {
-                self.entry.subscriptions.lock().retain(|(f, _)| **f != *filter);
-                let removed = node
-                    .router
-                    .unsubscribe(&admission.device.tenant, filter, self.entry.id);
+                // The router knows of none that is not listed, and is not asked about it.
+                let removed = self.entry.list_subscription(filter, None)
+                    && node
+                        .router
+                        .unsubscribe(&admission.device.tenant, filter, self.entry.id);
                 if removed {
                     ReasonCode::SUCCESS.0
                 } else {
