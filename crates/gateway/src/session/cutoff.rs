@@ -117,11 +117,6 @@ impl Cutoff {
         self.work.progress.lock().is_idle()
     }
 
-    /// When it began.
-    pub fn started(&self) -> Instant {
-        self.work.started
-    }
-
     /// How many sessions it still holds in memory: none once it is over.
     pub fn held(&self) -> usize {
         let progress = self.work.progress.lock();
