@@ -1,11 +1,12 @@
 //! What the process sees of the gateway.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use countersign_identity::{Clock, DeviceId, TenantId, Timestamp};
+use countersign_identity::{AuthorityId, Clock, DeviceId, IdentityRule, TenantId, Timestamp};
 use countersign_policy::clones::Suspect;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{ExchangeId, FactSource, SessionRecord};
@@ -20,6 +21,7 @@ use crate::http::DeviceHttp;
 use crate::listen;
 use crate::metrics::Metrics;
 use crate::node::{DeviceListener, GatewayOptions, Node, Port};
+use crate::session::SessionEntry;
 use crate::session::clones::Clones;
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
@@ -257,6 +259,19 @@ impl Gateway {
             .collect();
         views.sort_by(|a, b| (&a.tenant, &a.device, &a.client_id).cmp(&(&b.tenant, &b.device, &b.client_id)));
         views
+    }
+
+    /// The devices with live sessions that came by an authority and whose certificates would not name them by this rule.
+    pub fn unnamed_by(&self, authority: &AuthorityId, rule: &IdentityRule) -> BTreeSet<DeviceId> {
+        let unnamed = |e: &SessionEntry| {
+            let named = e.named.as_ref().map(|fields| rule.read_kept(fields));
+            named.is_some_and(|named| named != Ok(e.admission().device.id.clone()))
+        };
+        let found = self
+            .node
+            .sessions
+            .filter(|e| e.authority == *authority && unnamed(e));
+        found.iter().map(|e| e.admission().device.id.clone()).collect()
     }
 
     /// Changes were committed, and the facts show all of them: the sessions they touch are decided anew. What came of each

@@ -197,7 +197,7 @@ fn another_identity_rule_ends_every_session_whose_certificate_names_its_device_n
     // Whose id the certificate of x-1 names by the other rule.
     world.device("1");
     let session_ends = |rule: &str| {
-        let body = json!({ "identity_rule": rule });
+        let body = json!({ "identity_rule": rule, "leave_out": 1 });
         node(
             &world
                 .server
@@ -217,6 +217,16 @@ fn another_identity_rule_ends_every_session_whose_certificate_names_its_device_n
         links[0].send(&[0xc0, 0]).unwrap();
         assert_eq!(links[0].packet().unwrap(), [0xd0, 0]);
 
+        let body = json!({ "identity_rule": rule });
+        let refused = world
+            .server
+            .ask("PATCH", "/authorities/tokens", Some(&body))
+            .unwrap_err();
+        let refused = refused.to_string();
+        assert!(
+            refused.contains("1 known device") && refused.contains("x-1"),
+            "{refused}"
+        );
         let told = session_ends(rule);
         // Beside these three, curl's own connection may not be closed yet.
         assert!(told["ended"].as_u64() >= Some(3), "{told}");
@@ -347,4 +357,38 @@ fn a_flood_of_filters_holds_up_no_other_session() {
         // Each flood at one go is many seconds of this build.
         assert!(slowest < Duration::from_millis(1500), "{slowest:?}");
     });
+}
+
+/// Of what was issued here the certificates are kept, and are looked at though nobody is connected.
+#[test]
+fn an_identity_rule_that_locks_known_devices_out_is_refused_unless_that_is_accepted() {
+    let world = World::new("");
+    let folder = world.text("issued");
+    let server = &world.server;
+    server.cli_ok(&["device", "add", "made-here"]).unwrap();
+    server
+        .cli_ok(&["device", "provision", "made-here", "--out", &folder])
+        .unwrap();
+    let set = |more: &[&str]| {
+        let rule = [
+            "authority",
+            "set",
+            "default-devices",
+            "--identity-rule",
+            "san-uri",
+        ];
+        server.cli(&[&rule, more].concat()).unwrap()
+    };
+    let refused = set(&[]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success());
+    assert!(
+        said.contains("made-here") && said.contains("--leave-out 1"),
+        "{said}"
+    );
+    let shown = server.ask("GET", "/authorities", None).unwrap().to_string();
+    assert!(!shown.contains("san-uri"), "{shown}");
+    assert!(set(&["--leave-out", "1"]).status.success());
+    let shown = server.ask("GET", "/authorities", None).unwrap().to_string();
+    assert!(shown.contains("san-uri"), "{shown}");
 }

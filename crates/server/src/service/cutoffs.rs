@@ -51,7 +51,10 @@ const CUTOFFS_KEPT: Duration = Duration::from_secs(60);
 
 /// What came of changes, by the revision of their commit. What ended sessions lets go of them by itself.
 #[derive(Debug)]
-pub(super) struct Kept<T>(Mutex<HashMap<(u64, Change), (Instant, Arc<T>)>>);
+pub(super) struct Kept<T>(Mutex<HashMap<(u64, Change), Entry<T>>>);
+
+/// Since when, and what.
+type Entry<T> = (Instant, Arc<T>);
 
 impl<T> Default for Kept<T> {
     fn default() -> Self {
