@@ -149,11 +149,15 @@ impl Connection {
                 if self.turn(b, cx).is_pending() {
                     return Some(Poll::Pending);
                 }
+                if matches!(&self.phase, Phase::Session(session) if session.has_had_its_turn()) {
+                    break;
+                }
             }
             if !b.records.is_empty() && !matches!(self.phase, Phase::Over) {
                 self.spill.get_or_insert_default().output.append(&mut b.records);
             }
-            cx.waker().wake_by_ref();
+            // Not woken by itself: a thread with tasks to run looks only after sixty of them whether other sockets have something.
+            let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
             Some(Poll::Pending)
         });
         // HTTP lends the thread's buffers itself, for as long as it reads.
@@ -200,6 +204,13 @@ impl Connection {
                 self.seal(b);
                 return Poll::Ready(());
             }
+            // Whole packets may be left of what was read.
+            Phase::Session(ref mut session) if session.has_had_its_turn() => {
+                session.begin_turn();
+                self.act(b);
+                self.seal(b);
+                return Poll::Ready(());
+            }
             _ => {}
         }
         let kept = self.take_input(b);
@@ -231,14 +242,10 @@ impl Connection {
     /// Deadlines, and ends that others asked for.
     fn watch(&mut self, b: &mut Buffers) {
         let node = self.slot.node.clone();
-        if let Phase::Session(session) = &mut self.phase {
-            let end = match session.entry().ending() {
-                Some(reason) => Some(End::from(reason)),
-                None => session.recheck(&node).err(),
-            };
-            if let Some(end) = end {
-                return self.end_session(&end, b);
-            }
+        if let Phase::Session(session) = &self.phase
+            && let Some(reason) = session.entry().ending()
+        {
+            return self.end_session(&End::from(reason), b);
         }
         if !node.wheel.expired(&self.timer) {
             return;
@@ -391,11 +398,11 @@ impl Connection {
             PassEnd::Handshaking => {}
             PassEnd::Open => self.packets(b),
             PassEnd::PeerClosed => {
-                self.packets(b);
+                self.last_packets(b);
                 self.lost();
             }
             PassEnd::Failed(error) => {
-                self.packets(b);
+                self.last_packets(b);
                 self.tls_failed(&error);
                 // Nothing more is said over a connection that failed: the alert was the last word.
                 b.replies.clear();

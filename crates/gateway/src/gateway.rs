@@ -1,15 +1,17 @@
 //! What the process sees of the gateway.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use countersign_identity::{Clock, DeviceId, TenantId, Timestamp};
+use countersign_identity::{AuthorityId, Clock, DeviceId, IdentityRule, TenantId, Timestamp};
 use countersign_policy::clones::Suspect;
 use countersign_policy::exchange::ExchangeSink;
 use countersign_policy::{ExchangeId, FactSource, SessionRecord};
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::handshake::chains::VerifiedChains;
@@ -19,6 +21,7 @@ use crate::http::DeviceHttp;
 use crate::listen;
 use crate::metrics::Metrics;
 use crate::node::{DeviceListener, GatewayOptions, Node, Port};
+use crate::session::SessionEntry;
 use crate::session::clones::Clones;
 use crate::session::cutoff::{self, Cutoff, CutoffReport, Touched};
 use crate::session::entry::EndReason;
@@ -92,6 +95,8 @@ pub struct Foundation {
 /// The open device listeners and all that is connected to them.
 pub struct Gateway {
     node: Arc<Node>,
+    /// Where a commit is followed that the registry's thread told of.
+    runtime: Handle,
     identity: Arc<ServerIdentity>,
     addresses: Vec<(String, SocketAddr)>,
     accepting: Vec<JoinHandle<()>>,
@@ -166,6 +171,7 @@ impl Gateway {
             .collect();
         Ok(Self {
             node,
+            runtime: Handle::current(),
             identity,
             addresses,
             accepting,
@@ -255,9 +261,23 @@ impl Gateway {
         views
     }
 
-    /// A change was committed, and the facts show it: sessions it touches are decided anew.
-    pub fn reconsider(&self, touched: &Touched) -> Cutoff {
-        cutoff::reconsider(&self.node, touched)
+    /// The devices with live sessions that came by an authority and whose certificates would not name them by this rule.
+    pub fn unnamed_by(&self, authority: &AuthorityId, rule: &IdentityRule) -> BTreeSet<DeviceId> {
+        let unnamed = |e: &SessionEntry| {
+            let named = e.named.as_ref().map(|fields| rule.read_kept(fields));
+            named.is_some_and(|named| named != Ok(e.admission().device.id.clone()))
+        };
+        let found = self
+            .node
+            .sessions
+            .filter(|e| e.authority == *authority && unnamed(e));
+        found.iter().map(|e| e.admission().device.id.clone()).collect()
+    }
+
+    /// Changes were committed, and the facts show all of them: the sessions they touch are decided anew. What came of each
+    /// change, in their order. It waits for nothing: what sessions may keep is asked, and closed, afterwards.
+    pub fn reconsider(&self, touched: &[Touched]) -> Vec<Cutoff> {
+        cutoff::reconsider(&self.node, &self.runtime, touched)
     }
 
     /// Looks at a token: decided anew over the facts as they are now. `None` if it is not known here, has ended, or is no
@@ -270,6 +290,7 @@ impl Gateway {
     pub fn disconnect(&self, tenant: &TenantId, device: &DeviceId) -> Cutoff {
         cutoff::end(
             &self.node,
+            &self.runtime,
             self.node.sessions.of_device(tenant, device),
             EndReason::Operator,
         )
@@ -285,7 +306,7 @@ impl Gateway {
         self.node.draining.store(true, Ordering::Release);
         self.stop_accepting();
         let all = self.node.sessions.filter(|_| true);
-        cutoff::end(&self.node, all, EndReason::ServerShutdown)
+        cutoff::end(&self.node, &self.runtime, all, EndReason::ServerShutdown)
             .wait(patience)
             .await
     }

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use countersign_identity::{
-    AnchorIndex, AnchorState, AuthorityId, CertificateFacts, ChainFault, DeviceId, Fingerprint, Generation,
-    TenantId, Timestamp, VerifiedChain,
+    Anchor, AnchorIndex, AnchorState, AuthorityId, CertificateFacts, ChainFault, DeviceId, Fingerprint,
+    Generation, IdentityFields, TenantId, Timestamp, VerifiedChain,
 };
 use countersign_policy::decide::{AdmissionPermit, TenantPolicy};
 use countersign_policy::exchange::ShownCertificate;
@@ -118,6 +118,34 @@ pub fn device_id(chain: &VerifiedChain) -> Result<DeviceId, Denial> {
             .read(chain.leaf())
             .map_err(|fault| Denial::from(&fault)),
     }
+}
+
+/// Whether a certificate names the device still, by the identity rule that its authority has now. What is kept of a certificate
+/// that vouches for itself is nothing.
+///
+/// # Errors
+/// The [`Denial`] if it names none, or another.
+pub fn names_still(
+    facts: &dyn FactSource,
+    authority: &AuthorityId,
+    certificate: Option<&IdentityFields>,
+    device: &DeviceId,
+) -> Result<(), Denial> {
+    let Some(certificate) = certificate else {
+        return Ok(());
+    };
+    let anchor = facts.anchor(authority).ok_or(DenialCode::UnknownCa)?;
+    let rule = &anchor.identity_rule;
+    let named = rule
+        .read_kept(certificate)
+        .map_err(|fault| Denial::from(&fault))?;
+    if named == *device {
+        return Ok(());
+    }
+    Err(Denial::new(
+        DenialCode::CredentialOfOther,
+        format!("by {rule} the certificate names {named}, and its session is of {device}"),
+    ))
 }
 
 /// Looks up device and credential. `None`: the credential is not known, and may be learned, which is asked for once
@@ -381,6 +409,10 @@ impl FactSource for Proposed<'_> {
 
     fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)> {
         self.facts.authority(authority)
+    }
+
+    fn anchor(&self, authority: &AuthorityId) -> Option<Arc<Anchor>> {
+        self.facts.anchor(authority)
     }
 
     fn admission(&self, authority: &AuthorityId) -> FirstContacts {

@@ -24,6 +24,7 @@ use crate::limits::Limits;
 use crate::metrics::{Metrics, count};
 use crate::network::Network;
 use crate::session::clones::Clones;
+use crate::session::cutoff::Reconsiderations;
 use crate::session::entry::SessionEntry;
 use crate::session::index::SessionIndex;
 use crate::session::token::TokenCounts;
@@ -97,6 +98,7 @@ pub(crate) struct Node {
     pub(crate) metrics: Metrics,
     pub(crate) chains: Arc<VerifiedChains>,
     pub(crate) sessions: SessionIndex,
+    pub(crate) reconsiderations: Reconsiderations,
     pub(crate) token_counts: TokenCounts,
     pub(crate) clones: Clones,
     pub(crate) router: Router,
@@ -136,6 +138,7 @@ impl Node {
             wheel: Arc::new(Wheel::new()),
             metrics: Metrics::default(),
             sessions: SessionIndex::default(),
+            reconsiderations: Reconsiderations::default(),
             token_counts: TokenCounts::default(),
             clones: Clones::new(options.clones),
             options,

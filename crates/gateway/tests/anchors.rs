@@ -58,6 +58,9 @@ impl FactSource for Facts {
     fn authority(&self, _: &AuthorityId) -> Option<(AnchorState, Generation)> {
         Some((AnchorState::Active, Generation(1)))
     }
+    fn anchor(&self, _: &AuthorityId) -> Option<Arc<Anchor>> {
+        None
+    }
     fn admission(&self, _: &AuthorityId) -> Admission {
         Admission::RegisteredOnly
     }

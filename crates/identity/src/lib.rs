@@ -38,5 +38,5 @@ pub use id::{
 pub use path::{HeldPath, PathDigest};
 pub use pattern::IdPattern;
 pub use revocation::{KeptLists, ListFault, RevocationList, WhenStale};
-pub use rule::{IdentityFault, IdentityField, IdentityRule};
+pub use rule::{IdentityFault, IdentityField, IdentityFields, IdentityRule};
 pub use timestamp::Timestamp;

@@ -46,6 +46,34 @@ impl IdentityField {
     }
 }
 
+impl IdentityField {
+    fn values(self, certificate: &CertificateFacts) -> &[String] {
+        match self {
+            Self::CommonName => &certificate.subject_common_names,
+            Self::SubjectSerialNumber => &certificate.subject_serial_numbers,
+            Self::SanUri => &certificate.san_uris,
+            Self::SanDns => &certificate.san_dns_names,
+            Self::HardwareModuleName => &certificate.hardware_serials,
+        }
+    }
+}
+
+/// All that any rule may read of a certificate: what is kept of it for as long as a session lives, whose authority may be given
+/// another rule.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IdentityFields(Box<[(IdentityField, Box<str>)]>);
+
+impl IdentityFields {
+    /// Those of a certificate. Two of a kind say that it is ambiguous; more say no more.
+    pub fn of(certificate: &CertificateFacts) -> Self {
+        let values = |field: IdentityField| {
+            let kept = field.values(certificate).iter().take(2);
+            kept.map(move |text| (field, text.as_str().into()))
+        };
+        Self(IdentityField::ALL.into_iter().flat_map(values).collect())
+    }
+}
+
 impl fmt::Display for IdentityField {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -102,17 +130,23 @@ impl IdentityRule {
     /// # Errors
     /// [`IdentityFault`] if the field is absent, repeated, of another form, or no device id.
     pub fn read(&self, certificate: &CertificateFacts) -> Result<DeviceId, IdentityFault> {
-        let values = match self.field {
-            IdentityField::CommonName => &certificate.subject_common_names,
-            IdentityField::SubjectSerialNumber => &certificate.subject_serial_numbers,
-            IdentityField::SanUri => &certificate.san_uris,
-            IdentityField::SanDns => &certificate.san_dns_names,
-            IdentityField::HardwareModuleName => &certificate.hardware_serials,
-        };
-        let text = match values.as_slice() {
-            [] => return Err(IdentityFault::Missing(self.field)),
-            [one] => one.as_str(),
-            _ => return Err(IdentityFault::Ambiguous(self.field)),
+        self.read_from(self.field.values(certificate).iter().map(String::as_str))
+    }
+
+    /// The same from what is kept of a certificate.
+    ///
+    /// # Errors
+    /// As for [`IdentityRule::read`].
+    pub fn read_kept(&self, kept: &IdentityFields) -> Result<DeviceId, IdentityFault> {
+        let of_field = kept.0.iter().filter(|(field, _)| *field == self.field);
+        self.read_from(of_field.map(|(_, text)| &**text))
+    }
+
+    fn read_from<'a>(&self, mut values: impl Iterator<Item = &'a str>) -> Result<DeviceId, IdentityFault> {
+        let text = match (values.next(), values.next()) {
+            (None, _) => return Err(IdentityFault::Missing(self.field)),
+            (Some(one), None) => one,
+            (Some(_), Some(_)) => return Err(IdentityFault::Ambiguous(self.field)),
         };
         let id = match (&self.pattern, self.field) {
             (Some(p), _) => text
@@ -197,9 +231,9 @@ mod tests {
     fn read(rule: &str, facts: &CertificateFacts) -> Result<String, String> {
         let rule: IdentityRule = rule.parse()?;
         assert_eq!(rule.to_string().parse(), Ok(rule.clone()));
-        rule.read(facts)
-            .map(|id| id.to_string())
-            .map_err(|e| e.to_string())
+        let read = rule.read(facts);
+        assert_eq!(rule.read_kept(&IdentityFields::of(facts)), read);
+        read.map(|id| id.to_string()).map_err(|e| e.to_string())
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use countersign_identity::{
-    AnchorIndex, AnchorState, AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
+    Anchor, AnchorIndex, AnchorState, AuthorityId, DeviceId, Fingerprint, Generation, TenantId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -314,6 +314,10 @@ pub trait FactSource: Send + Sync {
 
     /// State and generation of an authority now; `None` if it is not known.
     fn authority(&self, authority: &AuthorityId) -> Option<(AnchorState, Generation)>;
+
+    /// An authority's certificate with its identity rule as it is now; `None` if it is not known, or has none of its own because
+    /// its certificates vouch for themselves.
+    fn anchor(&self, authority: &AuthorityId) -> Option<Arc<Anchor>>;
 
     /// What first contacts of an authority's devices may bring about; nothing if the authority is not known.
     fn admission(&self, authority: &AuthorityId) -> Admission;

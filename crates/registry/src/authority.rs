@@ -5,13 +5,14 @@
 //!                                    └──────────────┴──────────── its key is lost ────▶ revoked
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use countersign_factory::RevocationReason;
 use countersign_identity::proof::{self, CODE_LIFETIME};
 use countersign_identity::{
-    Anchor, AnchorState, AuthorityId, CertificateFacts, Generation, IdentityRule, StoredIntermediate,
-    TenantId, Timestamp,
+    Anchor, AnchorState, AuthorityId, CertificateFacts, DeviceId, Generation, IdentityRule,
+    StoredIntermediate, TenantId, Timestamp,
 };
 use countersign_policy::{Admission, LifecycleState};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -631,6 +632,37 @@ impl Registry {
             scope.audit(&actor, "authority.intermediate", tenant.as_str(), "", &detail)?;
             scope.facts.push(Fact::Intermediate(Arc::new(stored)));
             Ok(())
+        })
+    }
+
+    /// The devices that hold certificates in force of this authority which would not name them by `rule`. Those that were issued
+    /// here are looked at: of others only the fingerprint is kept.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the database cannot be read.
+    pub fn unnamed_by(
+        &self,
+        id: &AuthorityId,
+        rule: &IdentityRule,
+        now: Timestamp,
+    ) -> Result<BTreeSet<DeviceId>, RegistryError> {
+        self.read(|db| {
+            let mut unnamed = BTreeSet::new();
+            let mut statement = db.prepare_cached(
+                "SELECT device, certificate FROM credentials WHERE authority = ?1 AND certificate IS NOT NULL
+                 AND state IN ('issued', 'active') AND not_after >= ?2",
+            )?;
+            let mut rows = statement.query(params![id.as_str(), now.unix_ms()])?;
+            while let Some(row) = rows.next()? {
+                let device: String = row.get(0)?;
+                let device = damaged(DeviceId::new(&device))?;
+                let certificate: Vec<u8> = row.get(1)?;
+                let facts = damaged(CertificateFacts::parse(&certificate))?;
+                if rule.read(&facts) != Ok(device.clone()) {
+                    unnamed.insert(device);
+                }
+            }
+            Ok(unnamed)
         })
     }
 

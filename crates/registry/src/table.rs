@@ -298,6 +298,10 @@ impl FactSource for FactTable {
             .map(|(a, _)| (a.state, a.generation))
     }
 
+    fn anchor(&self, authority: &AuthorityId) -> Option<Arc<Anchor>> {
+        self.authorities.read().get(authority).map(|(a, _)| a.clone())
+    }
+
     fn admission(&self, authority: &AuthorityId) -> Admission {
         self.authorities
             .read()

@@ -153,6 +153,7 @@ impl Running {
                 if let Err(e) = swept.end_time_boxes().await {
                     tracing::error!(error = %e, "time boxes cannot be ended");
                 }
+                swept.forget_cutoffs();
             }
         });
         let mut tasks = vec![

@@ -575,11 +575,18 @@ pub fn publish(level: u8, topic: &str, qos: u8, first_flags: u8) -> Vec<u8> {
 
 /// A SUBSCRIBE with packet identifier 2.
 pub fn subscribe(level: u8, filter: &str) -> Vec<u8> {
+    subscribe_all(level, [(filter, 0)])
+}
+
+/// The same to many filters, each with its QoS.
+pub fn subscribe_all<F: AsRef<str>>(level: u8, filters: impl IntoIterator<Item = (F, u8)>) -> Vec<u8> {
     let mut body = vec![0, 2];
     if level >= 5 {
         body.push(0);
     }
-    text(&mut body, filter);
-    body.push(0);
+    for (filter, qos) in filters {
+        text(&mut body, filter.as_ref());
+        body.push(qos);
+    }
     packet(0x82, &body)
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
 
-use crate::client::{Attempt, connect};
+use crate::client::{Attempt, connect, subscribe_all};
 use crate::pki::Identity;
 
 /// How long the other side may take for anything.
@@ -26,15 +26,32 @@ impl Held {
     /// # Errors
     /// If it is not admitted.
     pub fn open(server: SocketAddr, identity: &Identity, client_id: &str) -> Result<Self> {
+        Self::open_with(server, identity, client_id, &[])
+    }
+
+    /// The same, and subscribes: to filters with their QoS. Waits for SUBACK, too.
+    ///
+    /// # Errors
+    /// If it is not admitted, or one is refused.
+    pub fn open_with(
+        server: SocketAddr,
+        identity: &Identity,
+        client_id: &str,
+        filters: &[(String, u8)],
+    ) -> Result<Self> {
         let attempt = Attempt::new(server).identity(identity);
         let mut socket = TcpStream::connect(server)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         let name = ServerName::try_from(attempt.name.clone())?;
         let mut tls = ClientConnection::new(Arc::new(attempt.config()), name)?;
-        tls.writer().write_all(&without_keep_alive(client_id))?;
-        let mut answer = Vec::new();
-        while answer.len() < 4 {
+        let mut asked = without_keep_alive(client_id);
+        if !filters.is_empty() {
+            asked.extend(subscribe_all(5, filters.iter().map(|(f, qos)| (f, *qos))));
+        }
+        tls.writer().write_all(&asked)?;
+        let (mut answer, mut codes) = (Vec::new(), None);
+        while codes.is_none() {
             while tls.wants_write() {
                 tls.write_tls(&mut socket)?;
             }
@@ -49,10 +66,13 @@ impl Held {
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(e) => return Err(e.into()),
             }
+            codes = granted(&answer, filters.len());
         }
         ensure!(
-            answer[0] == 0x20 && answer[3] == 0,
-            "{client_id}: not admitted: {answer:?}"
+            codes
+                .flatten()
+                .is_some_and(|codes| codes.iter().all(|code| *code < 0x80)),
+            "{client_id}: not admitted, or not subscribed: {answer:?}"
         );
         Ok(Self(socket))
     }
@@ -74,6 +94,19 @@ impl Held {
     }
 }
 
+/// The reason codes of CONNACK and then of a SUBACK to so many filters, once all have come; `Some(None)`: something else came.
+fn granted(answer: &[u8], filters: usize) -> Option<Option<Vec<u8>>> {
+    let (connack, rest) = answer.split_at_checked(2 + usize::from(*answer.get(1)?))?;
+    if connack[0] != 0x20 || connack[3] != 0 {
+        return Some(None);
+    }
+    if filters == 0 {
+        return Some(Some(Vec::new()));
+    }
+    let suback = rest.get(..2 + usize::from(*rest.get(1)?))?;
+    Some((suback[0] == 0x90 && suback.len() == 5 + filters).then(|| suback[5..].to_vec()))
+}
+
 /// A CONNECT of MQTT 5 that asks for no keep-alive: who is held says nothing for as long as the server bears it.
 fn without_keep_alive(client_id: &str) -> Vec<u8> {
     let mut packet = connect(5, client_id);
@@ -83,7 +116,7 @@ fn without_keep_alive(client_id: &str) -> Vec<u8> {
     packet
 }
 
-/// Opens a session for each identity, on some threads; `done` is told how many there are.
+/// Opens a session for each identity, on some threads, with the filters that `filters` names for it; `done` is told how many there are.
 ///
 /// # Errors
 /// If one is not admitted.
@@ -91,6 +124,7 @@ pub fn open_all(
     server: SocketAddr,
     devices: &[(String, Identity)],
     threads: usize,
+    filters: impl Fn(&str) -> Vec<(String, u8)> + Sync,
     done: impl Fn(usize) + Sync,
 ) -> Result<Vec<Held>> {
     let count = AtomicUsize::new(0);
@@ -99,11 +133,11 @@ pub fn open_all(
         let parts: Vec<_> = devices
             .chunks(share)
             .map(|part| {
-                let (count, done) = (&count, &done);
+                let (count, filters, done) = (&count, &filters, &done);
                 scope.spawn(move || -> Result<Vec<Held>> {
                     part.iter()
                         .map(|(id, identity)| {
-                            let held = Held::open(server, identity, id)?;
+                            let held = Held::open_with(server, identity, id, &filters(id))?;
                             done(count.fetch_add(1, Ordering::Relaxed) + 1);
                             Ok(held)
                         })

@@ -42,9 +42,24 @@ impl Connection {
 
     /// Acts on the whole packets of the plaintext.
     pub(super) fn packets(&mut self, b: &mut Buffers) {
-        if b.plaintext.is_empty() {
-            return;
+        if !b.plaintext.is_empty() {
+            self.act(b);
         }
+    }
+
+    /// The same of all that will ever come, to the end.
+    pub(super) fn last_packets(&mut self, b: &mut Buffers) {
+        self.packets(b);
+        while let Phase::Session(session) = &mut self.phase
+            && session.has_had_its_turn()
+        {
+            session.begin_turn();
+            self.act(b);
+        }
+    }
+
+    /// The same of what was kept and what is new, as far as a turn goes.
+    pub(super) fn act(&mut self, b: &mut Buffers) {
         let plaintext = match &mut self.spill {
             Some(spill) if !spill.plaintext.is_empty() => {
                 let mut all = std::mem::take(&mut spill.plaintext);
@@ -58,7 +73,9 @@ impl Connection {
         if let Phase::Greeting(_) = self.phase {
             used = self.greet(&plaintext, b);
         }
-        while let Phase::Session(session) = &mut self.phase {
+        while let Phase::Session(session) = &mut self.phase
+            && !session.has_had_its_turn()
+        {
             let node = &self.slot.node;
             let limit = node.options.limits.packet_bytes_max;
             let acted = match frame::next(&plaintext[used..], limit) {

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
-use countersign_identity::{AuthorityId, Fingerprint, HeldPath, Timestamp};
+use countersign_identity::{AuthorityId, Fingerprint, HeldPath, IdentityFields, Timestamp};
 use countersign_mqtt::QoS;
 use countersign_mqtt::topic::{TopicFilter, TopicName};
 use countersign_policy::decide::{AdmissionPermit, DataFacts, SpaceSet};
@@ -57,9 +57,10 @@ end_reasons! {
     DeviceChanged = "device-changed", Some(0x98);
     /// The credential was revoked.
     CredentialChanged = "credential-changed", Some(0x98);
-    /// The authority was retired or revoked, or revoked a certificate between it and the device's.
+    /// The authority was retired or revoked, revoked a certificate between it and the device's, or has another identity rule, by
+    /// which the certificate names no device.
     AuthorityChanged = "authority-changed", Some(0x98);
-    /// The policies no longer permit it.
+    /// The policies no longer permit it, or the tenant's client-id mode does not allow its client id.
     PolicyChanged = "policy-changed", Some(0x87);
     /// An operator ended it.
     Operator = "operator", Some(0x98);
@@ -143,6 +144,19 @@ impl Admission {
         self.policy.subscribe(&self.permit, &self.device, text, facts)
     }
 
+    /// Whether the device may subscribe to a filter that lies in these spaces.
+    pub(super) fn may_subscribe(&self, spaces: SpaceSet, qos: QoS, now: Timestamp) -> bool {
+        let facts = DataFacts {
+            spaces,
+            qos: qos as u8,
+            retain: false,
+            now,
+        };
+        self.policy
+            .subscribe(&self.permit, &self.device, "", facts)
+            .is_ok()
+    }
+
     /// The names of the topic spaces that hold `topic`.
     pub fn spaces_of_topic(&self, topic: TopicName<'_>) -> Vec<&str> {
         self.names(self.spaces.of_topic(&self.device.id, topic))
@@ -168,6 +182,17 @@ pub(crate) struct Outbox {
     pub(crate) bytes: usize,
 }
 
+/// What a session goes by among those of its device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SessionName {
+    /// The device's id, as client id.
+    Device,
+    /// Another client id that the device chose, as long as the tenant's mode allows it.
+    Chosen(Box<str>),
+    /// No client id: the name that an HTTP connection or a token is given, so that it takes over no other.
+    Given(Box<str>),
+}
+
 /// A topic filter that a session subscribed to, with the QoS that was asked for, which policies decide on.
 pub(crate) type Subscription = (Box<str>, QoS);
 
@@ -176,7 +201,7 @@ pub(crate) type Subscription = (Box<str>, QoS);
 pub struct SessionEntry {
     pub(crate) id: u64,
     pub(crate) exchange: ExchangeId,
-    pub(crate) client_id: Option<Box<str>>,
+    pub(crate) name: SessionName,
     pub(crate) source: SocketAddr,
     pub(crate) listener: Arc<str>,
     pub(crate) started: Timestamp,
@@ -184,16 +209,21 @@ pub struct SessionEntry {
     pub(crate) authority: AuthorityId,
     /// What lies between certificate and authority, if anything does.
     pub(crate) path: Option<Arc<HeldPath>>,
+    /// What identity rules read of its certificate; `None` if that vouches for itself.
+    pub(crate) named: Option<Arc<IdentityFields>>,
     pub(crate) tls: TlsFacts,
     /// A token, and so without a connection.
     token: Option<Box<TokenFacts>>,
     admission: Mutex<Arc<Admission>>,
     ending: AtomicU8,
     closed: AtomicBool,
+    /// How many changes have yet to ask whether it may keep what it has.
+    awaited: AtomicU32,
     /// What is published if it ends without its client's word.
     pub(crate) will: Mutex<Option<Box<Will>>>,
     pub(crate) outbox: Mutex<Outbox>,
-    /// What it subscribed to. Its connection alone changes it; whoever decides anew looks whether all is still permitted.
+    /// What it subscribed to. Its connection alone changes it, and looks after each change whether it was admitted anew
+    /// meanwhile; whoever admits it anew looks afterwards whether all that is listed is permitted. One of the two sees the other.
     pub(crate) subscriptions: Mutex<Vec<Subscription>>,
     pub(crate) traffic: Traffic,
     pub(crate) timer: Arc<Timer>,
@@ -207,13 +237,14 @@ impl SessionEntry {
     pub(crate) fn new(
         id: u64,
         exchange: ExchangeId,
-        client_id: Option<Box<str>>,
+        name: SessionName,
         source: SocketAddr,
         listener: Arc<str>,
         started: Timestamp,
         protocol: &'static str,
         authority: AuthorityId,
         path: Option<Arc<HeldPath>>,
+        named: Option<Arc<IdentityFields>>,
         tls: TlsFacts,
         admission: Admission,
         timer: Arc<Timer>,
@@ -221,18 +252,20 @@ impl SessionEntry {
         Self {
             id,
             exchange,
-            client_id,
+            name,
             source,
             listener,
             started,
             protocol,
             authority,
             path,
+            named,
             tls,
             token: None,
             admission: Mutex::new(Arc::new(admission)),
             ending: AtomicU8::new(LIVE),
             closed: AtomicBool::new(false),
+            awaited: AtomicU32::new(0),
             will: Mutex::default(),
             outbox: Mutex::default(),
             subscriptions: Mutex::default(),
@@ -251,20 +284,20 @@ impl SessionEntry {
         facts: TokenFacts,
         timer: Arc<Timer>,
     ) -> Self {
-        // A name of its own, so that it takes over no other.
-        let client_id = format!("token:{}", facts.id).into();
+        let name = SessionName::Given(format!("token:{}", facts.id).into());
         Self {
             token: Some(Box::new(facts)),
             ..Self::new(
                 id,
                 of.exchange,
-                Some(client_id),
+                name,
                 of.source,
                 of.listener.clone(),
                 started,
                 protocol,
                 of.authority.clone(),
                 of.path.clone(),
+                of.named.clone(),
                 of.tls,
                 admission,
                 timer,
@@ -295,17 +328,61 @@ impl SessionEntry {
         }
     }
 
-    /// Whether it holds a subscription that `admission` does not permit.
-    pub(crate) fn has_lost_a_subscription(&self, admission: &Admission, now: Timestamp) -> bool {
+    /// The QoS that it subscribed to a filter with, if it did, and how many subscriptions it holds.
+    pub(super) fn subscription(&self, filter: &str) -> (Option<QoS>, usize) {
         let subscriptions = self.subscriptions.lock();
-        subscriptions.iter().any(|(text, qos)| {
-            TopicFilter::new(text).is_ok_and(|filter| admission.subscribe(text, filter, *qos, now).is_err())
-        })
+        let found = subscriptions.iter().find(|(f, _)| **f == *filter);
+        (found.map(|(_, qos)| *qos), subscriptions.len())
+    }
+
+    /// Lists a filter with the QoS that is asked for; `None` takes it out. Whether it was listed before.
+    pub(super) fn list_subscription(&self, filter: &str, qos: Option<QoS>) -> bool {
+        let mut subscriptions = self.subscriptions.lock();
+        let known = subscriptions.iter().position(|(f, _)| **f == *filter);
+        match (known, qos) {
+            (Some(n), Some(qos)) => subscriptions[n].1 = qos,
+            (Some(n), None) => drop(subscriptions.remove(n)),
+            (None, Some(qos)) => subscriptions.push((filter.into(), qos)),
+            (None, None) => {}
+        }
+        known.is_some()
+    }
+
+    /// What policies see of its subscriptions, each once: the spaces of the filter, and the QoS that was asked for.
+    pub(super) fn subscriptions_seen(&self, admission: &Admission) -> Vec<(SpaceSet, QoS)> {
+        let mut seen = Vec::new();
+        for (text, qos) in self.subscriptions.lock().iter() {
+            if let Ok(filter) = TopicFilter::new(text) {
+                let one = (admission.spaces.of_filter(&admission.device.id, filter), *qos);
+                if !seen.contains(&one) {
+                    seen.push(one);
+                }
+            }
+        }
+        seen
+    }
+
+    /// A change has yet to ask whether it may keep what it has.
+    pub(super) fn await_review(&self) {
+        self.awaited.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// It was asked.
+    pub(super) fn reviewed(&self) {
+        self.awaited.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether a change has yet to ask.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Acquire) > 0
     }
 
     /// The client id it goes by.
     pub(crate) fn client_id<'a>(&'a self, admission: &'a Admission) -> &'a str {
-        self.client_id.as_deref().unwrap_or(admission.device.id.as_str())
+        match &self.name {
+            SessionName::Device => admission.device.id.as_str(),
+            SessionName::Chosen(name) | SessionName::Given(name) => name,
+        }
     }
 
     /// The credential it was opened with.

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use countersign_identity::Timestamp;
-use countersign_policy::{CredentialState, Denial, DenialCode, ExchangeId, Generations, LifecycleState};
+use countersign_policy::{
+    CredentialState, Denial, DenialCode, DeviceFacts, ExchangeId, Generations, LifecycleState,
+};
 
-use super::entry::{Admission, EndReason, SessionEntry};
+use super::entry::{Admission, EndReason, SessionEntry, SessionName};
 use super::spaces;
 use super::will;
 use crate::exchange::{Greeted, Refused};
@@ -51,7 +53,7 @@ pub(crate) fn grant(
         Ok(spaces) => spaces,
         Err(denial) => return Err(Box::new(greeted.refuse(denial))),
     };
-    let client_id = greeted.client_id.take();
+    let name = greeted.name.clone();
     let (assigned, will) = (greeted.assigned, greeted.will.take());
     let (source, listener) = (greeted.trace().source(), greeted.trace().listener().clone());
     let (trace, connected, permit) = greeted.into_parts();
@@ -62,13 +64,14 @@ pub(crate) fn grant(
     let entry = Arc::new(SessionEntry::new(
         node.next_session(),
         trace.id(),
-        client_id,
+        name,
         source,
         listener,
         node.now(),
         protocol,
         connected.anchor.authority.clone(),
         connected.path,
+        connected.named,
         connected.tls,
         Admission {
             permit,
@@ -159,6 +162,8 @@ pub(super) fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
             {
                 return Err(denial);
             }
+            // The tenant's mode has no generation.
+            may_go_by(node, entry, &admission.device)?;
             return match entry.ending() {
                 None => Ok(()),
                 Some(reason) => Err(Denial::new(
@@ -170,6 +175,14 @@ pub(super) fn check(node: &Node, entry: &SessionEntry) -> Result<(), Denial> {
         entry.readmit(decide_anew(node, entry)?);
     }
     Err(DenialCode::GrantStale.into())
+}
+
+/// Whether the tenant's mode allows the client id that the device chose.
+pub(super) fn may_go_by(node: &Node, entry: &SessionEntry, device: &DeviceFacts) -> Result<(), Denial> {
+    let SessionName::Chosen(name) = &entry.name else {
+        return Ok(());
+    };
+    judge::client_id(node.facts.client_id_mode(&device.tenant), &device.id, name)
 }
 
 pub(crate) fn current_generations(
@@ -219,6 +232,8 @@ pub(crate) fn decide_anew(node: &Node, entry: &SessionEntry) -> Result<Admission
             now: node.now(),
         },
     )?;
+    may_go_by(node, entry, &admission.device)?;
+    judge::names_still(facts, &entry.authority, entry.named.as_deref(), id)?;
     match path_fault(node, entry) {
         Some(denial) => Err(denial),
         None => Ok(admission),

@@ -62,7 +62,7 @@ impl SessionIndex {
         let replaced = sessions
             .iter()
             .filter(live)
-            .find(|e| e.client_id == entry.client_id)
+            .find(|e| e.name == entry.name)
             .filter(|old| old.end(EndReason::TakenOver))
             .cloned();
         if sessions.iter().filter(live).count() >= sessions_max {

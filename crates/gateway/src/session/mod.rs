@@ -5,6 +5,7 @@
 //! * `grant`: from a greeted device to an indexed session: register, then check
 //! * `clones`: what tells two holders of one key from one that roams
 //! * `mqtt`: what a session's packets do
+//! * `review`: whether a session may keep what it has
 //! * `sweep`: the safety net under it
 //! * [`token`]: sessions without a connection
 //! * `traffic`: what a session sent and received, by topic, for the ledger
@@ -16,6 +17,7 @@ pub mod entry;
 pub(crate) mod grant;
 pub(crate) mod index;
 pub(crate) mod mqtt;
+mod review;
 pub(crate) mod spaces;
 pub(crate) mod sweep;
 pub mod token;

@@ -4,6 +4,7 @@
 //! the permit of that decision.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use countersign_identity::Timestamp;
@@ -16,7 +17,7 @@ use countersign_mqtt::server::{self, OutgoingPublish};
 use countersign_mqtt::{DecodeError, PacketId, QoS, ReasonCode, Version};
 use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord};
 
-use super::entry::{Admission, EndReason, SessionEntry};
+use super::entry::{EndReason, SessionEntry};
 use super::grant::Granted;
 use super::will;
 use crate::data::embedded::{Delivery, Message, SubscriptionOptions};
@@ -25,6 +26,8 @@ use crate::node::Node;
 
 /// Replies of one turn are not grown beyond this by waiting messages; the rest follows when they are written.
 const TURN_BYTES: usize = 64 * 1024;
+/// Filters that are decided on before others get a turn of the thread: some milliseconds at the worst.
+const TURN_FILTERS: usize = 256;
 /// A client that takes less than this in one packet is sent no reason strings (MQTT-3.1.2-24).
 const REASON_STRING_ROOM: usize = 256;
 
@@ -62,8 +65,6 @@ impl End {
 #[derive(Debug)]
 pub(crate) struct Session {
     entry: Arc<SessionEntry>,
-    /// The admission that the subscriptions were decided under.
-    admission: Arc<Admission>,
     accepted: Instant,
     version: Version,
     quiet_max: Duration,
@@ -75,6 +76,8 @@ pub(crate) struct Session {
     inflight: Vec<PacketId>,
     reason_strings: bool,
     published: bool,
+    /// Filters that were decided on in this turn.
+    filters_decided: usize,
 }
 
 impl Session {
@@ -90,7 +93,6 @@ impl Session {
         let properties = &connect.properties;
         let packet_bytes_max = properties.maximum_packet_size.map_or(usize::MAX, |n| n as usize);
         let session = Self {
-            admission: granted.entry.admission(),
             accepted: granted.accepted,
             version: connect.version,
             // MQTT-3.1.2-22: one and a half times the keep-alive.
@@ -106,6 +108,7 @@ impl Session {
             inflight: Vec::new(),
             reason_strings: properties.request_problem != Some(0) && packet_bytes_max >= REASON_STRING_ROOM,
             published: false,
+            filters_decided: 0,
             entry: granted.entry,
         };
         match connect.version {
@@ -118,7 +121,7 @@ impl Session {
                 p.u8(0x24, 1).u8(0x25, 0);
                 p.u32(0x27, u32::try_from(limits.packet_bytes_max).unwrap_or(u32::MAX));
                 if granted.assigned {
-                    p.text(0x12, session.entry.client_id(&session.admission));
+                    p.text(0x12, session.entry.client_id(&session.entry.admission()));
                 }
                 p.u8(0x2a, 0);
                 if keep_alive != asked {
@@ -146,6 +149,16 @@ impl Session {
         } else {
             EndReason::KeepAlive.into()
         }
+    }
+
+    /// Whether others must have a turn before its next packet is taken.
+    pub(crate) fn has_had_its_turn(&self) -> bool {
+        self.filters_decided >= TURN_FILTERS
+    }
+
+    /// Others had theirs.
+    pub(crate) fn begin_turn(&mut self) {
+        self.filters_decided = 0;
     }
 
     /// Takes one packet. `Err` ends the session.
@@ -302,17 +315,35 @@ impl Session {
     }
 
     fn subscribe(&mut self, subscribe: &Subscribe<'_>, node: &Node, replies: &mut Vec<u8>) {
-        let codes: Vec<u8> = subscribe
-            .filters()
-            .map(
-                |asked| match self.subscribe_one(&asked, subscribe.properties.subscription_id, node) {
-                    Ok(granted) => granted as u8,
-                    // MQTT 3.1.1 has one code for all failures (section 3.9.3).
-                    Err(reason) if self.version == Version::V5 => reason.0,
-                    Err(_) => 0x80,
-                },
-            )
-            .collect();
+        let max = node.options.limits.subscriptions_max;
+        let version = self.version;
+        let code = |answer: Result<QoS, ReasonCode>| match answer {
+            Ok(granted) => granted as u8,
+            // MQTT 3.1.1 has one code for all failures (section 3.9.3).
+            Err(reason) if version == Version::V5 => reason.0,
+            Err(_) => 0x80,
+        };
+        let beyond = code(Err(ReasonCode::QUOTA_EXCEEDED));
+        let mut codes = Vec::new();
+        let mut filters = subscribe.filters();
+        for asked in filters.by_ref().take(max) {
+            let answer = self.subscribe_one(&asked, subscribe.properties.subscription_id, node);
+            codes.push(code(answer));
+        }
+        self.filters_decided += codes.len();
+        // No session may hold that many, and so nothing is decided on the rest: a packet has room for some 60,000.
+        if let Some(asked) = filters.next() {
+            let more = filters.count();
+            let what = format!(
+                "one packet asks for more than {max} filters; {} are not looked at",
+                more + 1
+            );
+            node.metrics
+                .subscriptions_denied
+                .fetch_add(more as u64, Ordering::Relaxed);
+            self.refuse_subscription(node, Denial::new(DenialCode::SubscriptionLimit, what), asked.text);
+            codes.resize(codes.len() + 1 + more, beyond);
+        }
         server::encode_suback(0x90, subscribe.packet_id, &codes, self.version, replies);
     }
 
@@ -328,43 +359,37 @@ impl Session {
             self.refuse_subscription(node, DenialCode::SharedSubscription.into(), asked.text);
             return Err(ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
         }
-        let (known, held) = {
-            let subscriptions = self.entry.subscriptions.lock();
-            let known = subscriptions.iter().position(|(f, _)| **f == *asked.text);
-            (known, subscriptions.len())
-        };
         let max = node.options.limits.subscriptions_max;
-        if known.is_none() && held >= max {
+        let (before, held) = self.entry.subscription(asked.text);
+        if before.is_none() && held >= max {
             let what = format!("the session holds {max} subscriptions already");
             let denial = Denial::new(DenialCode::SubscriptionLimit, what);
             self.refuse_subscription(node, denial, asked.text);
             return Err(ReasonCode::QUOTA_EXCEEDED);
         }
-        let admission = self.entry.admission();
-        let permit = admission
-            .subscribe(asked.text, asked.filter, asked.qos, node.now())
-            .map_err(|denial| {
-                self.refuse_subscription(node, denial, asked.text);
-                ReasonCode::NOT_AUTHORIZED
-            })?;
         let qos = asked.qos.min(QoS::AtLeastOnce);
-        {
-            let mut subscriptions = self.entry.subscriptions.lock();
-            match known.and_then(|n| subscriptions.get_mut(n)) {
-                Some((_, asked_before)) => *asked_before = asked.qos,
-                None => subscriptions.push((asked.text.into(), asked.qos)),
+        let options = SubscriptionOptions {
+            qos,
+            no_local: asked.no_local,
+            id,
+        };
+        loop {
+            let admission = self.entry.admission();
+            let permit = match admission.subscribe(asked.text, asked.filter, asked.qos, node.now()) {
+                Ok(permit) => permit,
+                Err(denial) => {
+                    self.entry.list_subscription(asked.text, before);
+                    self.refuse_subscription(node, denial, asked.text);
+                    return Err(ReasonCode::NOT_AUTHORIZED);
+                }
+            };
+            // Listed, then checked: a change that came meanwhile sees it in the list, or is seen here.
+            self.entry.list_subscription(asked.text, Some(asked.qos));
+            if Arc::ptr_eq(&self.entry.admission(), &admission) {
+                node.router.subscribe(&permit, &self.entry, options);
+                return Ok(qos);
             }
         }
-        node.router.subscribe(
-            &permit,
-            &self.entry,
-            SubscriptionOptions {
-                qos,
-                no_local: asked.no_local,
-                id,
-            },
-        );
-        Ok(qos)
     }
 
     fn refuse_subscription(&mut self, node: &Node, denial: Denial, filter: &str) {
@@ -377,10 +402,11 @@ impl Session {
         let codes: Vec<u8> = unsubscribe
             .filters()
             .map(|filter| {
-                self.entry.subscriptions.lock().retain(|(f, _)| **f != *filter);
-                let removed = node
-                    .router
-                    .unsubscribe(&admission.device.tenant, filter, self.entry.id);
+                // The router knows of none that is not listed, and is not asked about it.
+                let removed = self.entry.list_subscription(filter, None)
+                    && node
+                        .router
+                        .unsubscribe(&admission.device.tenant, filter, self.entry.id);
                 if removed {
                     ReasonCode::SUCCESS.0
                 } else {
@@ -401,20 +427,6 @@ impl Session {
             self.entry.will.lock().take();
         }
         EndReason::ClientDisconnect.into()
-    }
-
-    /// After a change that it survived: every subscription must still be permitted, or the session ends. Whoever made the
-    /// change has looked already; what was subscribed to meanwhile is found here.
-    pub(crate) fn recheck(&mut self, node: &Node) -> Result<(), End> {
-        let admission = self.entry.admission();
-        if Arc::ptr_eq(&admission, &self.admission) {
-            return Ok(());
-        }
-        if self.entry.has_lost_a_subscription(&admission, node.now()) {
-            return Err(EndReason::PolicyChanged.into());
-        }
-        self.admission = admission;
-        Ok(())
     }
 
     /// Appends what waits for it, as much as fits a turn and as its client takes.

@@ -142,6 +142,11 @@ impl TokenFacts {
         found
     }
 
+    /// The most decisions that asking for it takes: each space of its scope by either quality of service.
+    pub(super) fn decisions(&self) -> usize {
+        self.scope.len() * 2
+    }
+
     /// Whether it had a scope, and nothing of it is permitted any more.
     pub(crate) fn is_void(&self, admission: &Admission, now: Timestamp) -> bool {
         let wanted = self.spaces(admission);

@@ -187,7 +187,7 @@ impl Platform {
                     Change::Authority(authority) => Touched::Authority(authority),
                     Change::Tenant(tenant) => Touched::Tenant(tenant),
                 };
-                let _ = gateway.reconsider(&touched);
+                let _ = gateway.reconsider(&[touched]);
             }
         });
         self.running = Some((runtime, registry, gateway));

@@ -13,9 +13,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use countersign_factory::RevocationReason;
-use countersign_gateway::{Limits, TokenId};
+use countersign_gateway::{Limits, TokenId, Touched};
 use countersign_identity::{Clock, Fingerprint};
-use countersign_registry::{Revocation, SystemClock};
+use countersign_policy::ClientIdMode;
+use countersign_registry::{Registry, Revocation, SystemClock};
 use countersign_testkit::client::{Attempt, anyone, connect};
 use countersign_testkit::hold::Held;
 
@@ -212,4 +213,92 @@ fn a_token_outlives_its_connection_and_ends_when_it_said() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(world.gateway.metrics().ends().get("token-expired"), Some(&1));
+}
+
+/// Who revoked one credential waits for no fleet, and has it on the receipt whatever else fell in the same commit.
+#[test]
+fn of_the_changes_of_one_commit_the_narrowest_is_looked_at_first_and_lets_go_of_what_it_ended() {
+    let world = world();
+    let mut session = Held::open(world.gateway.local_addr(), &world.identity, "d1").unwrap();
+    let fingerprint = Fingerprint::of(&world.identity.chain[0]);
+    let revoked = Revocation::Credential(fingerprint);
+    // Nobody is told of it in this world.
+    world
+        .registry
+        .revoke(actor(), revoked, RevocationReason::KeyCompromise, String::new())
+        .unwrap();
+    let cutoffs = world.gateway.reconsider(&[
+        Touched::Tenant(tenant()),
+        Touched::Device(tenant(), device()),
+        Touched::Credential(tenant(), device(), fingerprint),
+    ]);
+    session.closed().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    for (cutoff, ended) in cutoffs.iter().zip([0, 0, 1]) {
+        let report = runtime.block_on(cutoff.wait(Duration::from_secs(5)));
+        assert_eq!((report.ended, report.open, report.kept), (ended, 0, 0));
+        assert_eq!(cutoff.held(), 0, "it is over, and still in memory");
+    }
+}
+
+/// What is done at one lookup after another while a device connects with this client id, and leaves it no session.
+fn at_every_lookup(client_id: &str, deed: fn(&Registry), undo: fn(&Registry)) {
+    let world = world();
+    undo(&world.registry);
+    *world.facts.deed.lock().unwrap() = Arc::new(deed);
+    let (mut refused, mut ended) = (0, 0);
+    for n in 0..100 {
+        world.facts.countdown.store(n % 20, Ordering::Release);
+        world.facts.armed.store(true, Ordering::Release);
+        let seen = world
+            .attempt_of(&world.identity)
+            .send(connect(5, client_id))
+            .run();
+        if world.facts.armed.swap(false, Ordering::AcqRel) {
+            assert_eq!(seen.connack(), Some(0), "{n}: {seen:?}");
+            continue;
+        }
+        match seen.connack() {
+            Some(0) => ended += 1,
+            Some(code) => {
+                assert!([0x85, 0x87, 0x88].contains(&code), "{n}: {seen:?}");
+                refused += 1;
+            }
+            None => panic!("{n}: no CONNACK: {seen:?}"),
+        }
+        world.nothing_lives(&format!("attempt {n}"));
+        undo(&world.registry);
+    }
+    assert!(refused > 50, "{refused} refused, {ended} granted and ended");
+    assert_eq!(world.gateway.metrics().panics.load(Ordering::Relaxed), 0);
+}
+
+fn set_rule(registry: &Registry, rule: &str) {
+    let rule = Some(rule.parse().unwrap());
+    registry
+        .configure_authority(actor(), "race".parse().unwrap(), rule, None)
+        .unwrap();
+}
+
+#[test]
+fn another_identity_rule_at_every_lookup_of_a_connect() {
+    at_every_lookup("d1", |r| set_rule(r, "san-uri"), |r| set_rule(r, "common-name"));
+}
+
+fn set_mode(registry: &Registry, mode: ClientIdMode) {
+    registry
+        .configure_tenant(actor(), tenant(), Some(mode), None)
+        .unwrap();
+}
+
+#[test]
+fn a_stricter_client_id_mode_at_every_lookup_of_a_connect() {
+    at_every_lookup(
+        "somebody-else",
+        |r| set_mode(r, ClientIdMode::Strict),
+        |r| set_mode(r, ClientIdMode::Free),
+    );
 }

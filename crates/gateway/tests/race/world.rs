@@ -9,8 +9,8 @@ use countersign_gateway::{
     TicketKeys, TicketSettings, TlsMinimum, Touched,
 };
 use countersign_identity::{
-    AnchorIndex, AnchorState, AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint, Generation,
-    IdentityRule, TenantId,
+    Anchor, AnchorIndex, AnchorState, AuthorityId, CertificateFacts, Clock, DeviceId, Fingerprint,
+    Generation, IdentityRule, TenantId,
 };
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::exchange::ExchangeSink;
@@ -151,6 +151,11 @@ impl FactSource for Meddling {
         self.lookup();
         found
     }
+    fn anchor(&self, authority: &AuthorityId) -> Option<Arc<Anchor>> {
+        let found = self.registry.facts().anchor(authority);
+        self.lookup();
+        found
+    }
     fn admission(&self, authority: &AuthorityId) -> Admission {
         self.registry.facts().admission(authority)
     }
@@ -271,7 +276,7 @@ pub(crate) fn world_with(limits: Limits) -> World {
                 Change::Credential(..) => continue,
             };
             if let Some(gateway) = cut.get() {
-                let _ = gateway.reconsider(&touched);
+                let _ = gateway.reconsider(&[touched]);
             }
         }
     });

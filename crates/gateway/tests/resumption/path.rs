@@ -65,8 +65,8 @@ fn an_intermediate_that_its_authority_revokes_ends_the_sessions_below_it_alone()
         .take_lists(actor(), authority.clone(), vec![der.to_vec()])
         .unwrap();
     assert!(committed.changes.contains(&Change::Authority(authority.clone())));
-    let cutoff = world.gateway().reconsider(&Touched::Authority(authority));
-    assert_eq!(cutoff.count(), 1);
+    let cutoffs = world.gateway().reconsider(&[Touched::Authority(authority)]);
+    assert_eq!((cutoffs.len(), cutoffs[0].is_idle()), (1, false));
     let disconnect = links[0].packet().unwrap();
     assert_eq!((disconnect[0], disconnect[2]), (0xe0, 0x98), "{disconnect:x?}");
     assert!(links[0].packet().is_err());

@@ -84,7 +84,13 @@ pub(super) async fn configure_authority(
     Body(body): Body<AuthoritySettings>,
 ) -> Answer {
     let told = service
-        .configure_authority(actor(&headers), id.clone(), body.identity_rule, body.admission)
+        .configure_authority(
+            actor(&headers),
+            id.clone(),
+            body.identity_rule,
+            body.admission,
+            body.leave_out,
+        )
         .await?;
     encode(told.into(json!({ "id": id })))
 }

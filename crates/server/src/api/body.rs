@@ -79,6 +79,8 @@ pub(super) struct AuthoritySettings {
     pub identity_rule: Option<IdentityRule>,
     #[serde(default)]
     pub admission: Option<Admission>,
+    #[serde(default)]
+    pub leave_out: u64,
 }
 
 #[derive(Debug, Deserialize)]

@@ -56,8 +56,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint!("get" "/authorities" "lists the authorities that may vouch for devices"),
     endpoint!("post" "/authorities" "adds an authority; one that was brought along is unproven, and the answer has the code that the proof must name"
         body [("id", "authority id"), ("tenant", "tenant id"), ("identity_rule?", "FIELD or FIELD=PATTERN with {id}: common-name, subject-serial-number, san-uri, san-dns or hardware-module-name; default common-name"), ("admission?", "what first contacts may bring about: {mode: registered-only | known-device | just-in-time, and for the last one model?, groups?, state?, id_pattern, quota}"), ("origin?", "registered (default), managed, factory (it issues stations only), requested (the answer has a PKCS#10 for an external root) or installed"), ("certificate?", "registered: CA certificate, PEM; installed: what the external root issued, issuing CA first, root last"), ("key_store?", "managed, factory and requested: where the key is held: {store: file} (default), {store: encrypted, passphrase: /PATH or credential:NAME} or {store: pkcs11, uri}")]),
-    endpoint!("patch" "/authorities/{authority}" "replaces what is given of an authority's settings; live sessions are decided anew"
-        body [("identity_rule?", "as above"), ("admission?", "as above")]),
+    endpoint!("patch" "/authorities/{authority}" "replaces what is given of an authority's settings; live sessions are decided anew; refused (409) if by the new rule the certificates of more known devices than may be left out do not name them"
+        body [("identity_rule?", "as above"), ("admission?", "as above"), ("leave_out?", "how many known devices the rule may lock out; default 0")]),
     endpoint!("post" "/authorities/{authority}/proof" "proves possession of the authority's key"
         body [("certificate", "a certificate that the CA issued with the code as common name, PEM")]),
     endpoint!("post" "/authorities/{authority}/code" "gives an unproven authority a new code"),

@@ -116,12 +116,14 @@ pub(super) async fn run(command: AuthorityCommand, client: &Client, out: Output)
             identity_rule,
             admission,
             template,
+            leave_out,
         } => {
             let admission = match admission {
                 Some(mode) => Some(admission_body(mode, template.as_deref())?),
                 None => None,
             };
-            let body = json!({ "identity_rule": identity_rule, "admission": admission });
+            let body =
+                json!({ "identity_rule": identity_rule, "admission": admission, "leave_out": leave_out });
             let answer = client
                 .call("PATCH", &format!("/authorities/{id}"), Some(body))
                 .await?;

@@ -17,7 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
 use super::missing_key::open_issuing;
-use super::{Deed, Service, Told};
+use super::{Deed, Service, Told, blocking};
 use crate::failure::Failure;
 use crate::token_keys::Pkcs11Keys;
 
@@ -454,19 +454,45 @@ impl Service {
     /// Replaces what is given of an authority's identity rule and admission.
     ///
     /// # Errors
-    /// [`Failure`].
+    /// [`Failure`] if by the rule the certificates of more than `leave_out` known devices do not name them.
     pub async fn configure_authority(
         &self,
         actor: Actor,
         id: AuthorityId,
         rule: Option<IdentityRule>,
         admission: Option<Admission>,
+        leave_out: u64,
     ) -> Result<Told, Failure> {
+        if let Some(rule) = &rule {
+            self.check_rule(&id, rule, leave_out).await?;
+        }
         let deed = self.authority_deed(&actor, "configure", &id, String::new())?;
         Ok(self
             .deed(deed, move |r| r.configure_authority(actor, id, rule, admission))
             .await?
             .1)
+    }
+
+    /// Looks at what is known of certificates: those issued here, and those of live sessions.
+    async fn check_rule(&self, id: &AuthorityId, rule: &IdentityRule, leave_out: u64) -> Result<(), Failure> {
+        let (registry, by, of) = (self.registry.clone(), rule.clone(), id.clone());
+        let mut unnamed = blocking(move || registry.unnamed_by(&of, &by, registry.now())).await?;
+        if let Some(gateway) = self.gateway() {
+            unnamed.extend(gateway.unnamed_by(id, rule));
+        }
+        let count = unnamed.len() as u64;
+        if count <= leave_out {
+            return Ok(());
+        }
+        let examples: Vec<&str> = unnamed.iter().take(5).map(|device| device.as_str()).collect();
+        let more = if count > 5 { ", …" } else { "" };
+        Err(Failure::told(
+            409,
+            &format!(
+                "by {rule} the certificates of {count} known device(s) of authority {id} would not name them, and they would be locked out: {}{more}; hint: replace their certificates first, or accept the loss with --leave-out {count}",
+                examples.join(", ")
+            ),
+        ))
     }
 
     /// Moves an authority, and waits for the sessions that this ends.

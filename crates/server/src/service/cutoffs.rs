@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use countersign_gateway::{Cutoff, CutoffReport, Gateway, Touched};
 use countersign_registry::Change;
@@ -45,9 +45,44 @@ impl From<CutoffReport> for SessionsReport {
 
 /// What each change of a commit did to sessions, for whoever made it and waits to tell: one device may be changed by several
 /// in one commit, and each of them tells.
-pub(super) type Cutoffs = Mutex<HashMap<(u64, Change), Arc<Cutoff>>>;
+pub(super) type Cutoffs = Kept<Cutoff>;
 /// How long they are kept. Whoever waits looks at once; nobody does for what the registry changes by itself.
 const CUTOFFS_KEPT: Duration = Duration::from_secs(60);
+
+/// What came of changes, by the revision of their commit. What ended sessions lets go of them by itself.
+#[derive(Debug)]
+pub(super) struct Kept<T>(Mutex<HashMap<(u64, Change), Entry<T>>>);
+
+/// Since when, and what.
+type Entry<T> = (Instant, Arc<T>);
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> Kept<T> {
+    fn keep(&self, revision: u64, change: &Change, what: T) {
+        let what = (Instant::now(), Arc::new(what));
+        self.0.lock().insert((revision, change.clone()), what);
+    }
+
+    fn find(&self, revision: u64, change: &Change) -> Option<Arc<T>> {
+        let kept = self.0.lock();
+        kept.get(&(revision, change.clone()))
+            .map(|(_, what)| what.clone())
+    }
+
+    /// Forgets what nobody asks for any more, as of `now`. Whoever waits for one by then has it.
+    pub(super) fn forget(&self, now: Instant) {
+        let mut kept = self.0.lock();
+        kept.retain(|_, (since, _)| now.saturating_duration_since(*since) < CUTOFFS_KEPT);
+        if kept.is_empty() {
+            kept.shrink_to_fit();
+        }
+    }
+}
 
 /// Applies every committed change to the sessions of a gateway.
 pub(super) fn observer(
@@ -55,16 +90,13 @@ pub(super) fn observer(
     gateway: Arc<Gateway>,
 ) -> impl Fn(u64, &[Change]) + Send + Sync + 'static {
     move |revision, changes| {
-        cutoffs
-            .lock()
-            .retain(|_, cutoff| cutoff.started().elapsed() < CUTOFFS_KEPT);
-        let mut looked_at = HashSet::new();
-        for change in changes.iter().filter(|c| looked_at.insert(*c)) {
-            let cutoff = gateway.reconsider(&touched(change));
+        let mut seen = HashSet::new();
+        let changes: Vec<&Change> = changes.iter().filter(|c| seen.insert(*c)).collect();
+        let touched: Vec<Touched> = changes.iter().map(|change| touched(change)).collect();
+        let done = gateway.reconsider(&touched);
+        for (change, cutoff) in changes.into_iter().zip(done) {
             if !cutoff.is_idle() {
-                cutoffs
-                    .lock()
-                    .insert((revision, change.clone()), Arc::new(cutoff));
+                cutoffs.keep(revision, change, cutoff);
             }
         }
     }
@@ -80,12 +112,10 @@ pub(super) async fn sessions_of(
     let until = tokio::time::Instant::now() + patience;
     let mut report = SessionsReport::default();
     let mine: HashSet<&Change> = changes.iter().collect();
-    let mine: Vec<Arc<Cutoff>> = {
-        let kept = cutoffs.lock();
-        mine.into_iter()
-            .filter_map(|change| kept.get(&(revision, change.clone())).cloned())
-            .collect()
-    };
+    let mine: Vec<Arc<Cutoff>> = mine
+        .into_iter()
+        .filter_map(|change| cutoffs.find(revision, change))
+        .collect();
     for cutoff in mine {
         let left = until.saturating_duration_since(tokio::time::Instant::now());
         report.add(SessionsReport::from(cutoff.wait(left).await));
@@ -99,5 +129,26 @@ fn touched(change: &Change) -> Touched {
         Change::Authority(authority) => Touched::Authority(authority),
         Change::Device(tenant, device) => Touched::Device(tenant, device),
         Change::Credential(tenant, device, fingerprint) => Touched::Credential(tenant, device, fingerprint),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_of_a_change_is_forgotten_with_time_and_not_with_the_next_change_alone() {
+        let kept = Kept::default();
+        let change = Change::Tenant("default".parse().unwrap());
+        kept.keep(7, &change, "ended");
+        assert_eq!(kept.find(7, &change).as_deref(), Some(&"ended"));
+        assert_eq!(kept.find(8, &change), None);
+        let weak = Arc::downgrade(&kept.find(7, &change).unwrap());
+        let now = Instant::now();
+        kept.forget(now);
+        assert!(weak.upgrade().is_some(), "who made the change may still ask");
+        kept.forget(now + CUTOFFS_KEPT);
+        assert_eq!((weak.upgrade(), kept.0.lock().capacity()), (None, 0));
     }
 }

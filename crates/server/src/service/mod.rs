@@ -279,6 +279,11 @@ impl Service {
         let _ = self.gateway.set(gateway);
     }
 
+    /// Forgets what changes did to sessions, once nobody asks for it any more.
+    pub(crate) fn forget_cutoffs(&self) {
+        self.cutoffs.forget(std::time::Instant::now());
+    }
+
     /// Runs a change off the async threads: it waits for the disk.
     pub(crate) async fn change<T: Send + 'static>(
         &self,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use countersign_identity::{Anchor, HeldPath, TenantId, Timestamp};
+use countersign_identity::{Anchor, HeldPath, IdentityFields, TenantId, Timestamp};
 use countersign_policy::decide::AdmissionPermit;
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::{
@@ -14,6 +14,7 @@ use crate::exchange::refused::{Abandoned, Refused};
 use crate::exchange::trace::Trace;
 use crate::judge;
 use crate::node::Node;
+use crate::session::entry::SessionName;
 use crate::session::will::Will;
 
 /// What outlives the handshake.
@@ -25,6 +26,8 @@ pub(crate) struct Connected {
     /// The last second at which all of the path is within its dates.
     pub(crate) not_after: Timestamp,
     pub(crate) path: Option<Arc<HeldPath>>,
+    /// What identity rules read of the certificate; `None` if it vouches for itself.
+    pub(crate) named: Option<Arc<IdentityFields>>,
     pub(crate) tls: TlsFacts,
 }
 
@@ -83,14 +86,16 @@ impl Authorised {
         }
         // Empty in mode `free`: the server assigns, and the device id is what it assigns (MQTT 5 section 3.1.3.1).
         let assigned = asked.is_empty();
-        let client_id = if assigned { device } else { asked };
-        let client_id = (client_id != device).then(|| client_id.into());
+        let name = match assigned || asked == device {
+            true => SessionName::Device,
+            false => SessionName::Chosen(asked.into()),
+        };
         self.trace.passed(Stage::Greet);
         Ok(Greeted {
             trace: self.trace,
             connected: self.connected,
             permit: self.permit,
-            client_id,
+            name,
             assigned,
             will,
         })
@@ -102,12 +107,12 @@ impl Authorised {
         self.trace.fact("protocol", protocol);
         self.trace.fact("request", request);
         self.trace.passed(Stage::Greet);
-        let client_id = format!("{protocol}:{}", self.trace.id);
+        let name = format!("{protocol}:{}", self.trace.id);
         Greeted {
             trace: self.trace,
             connected: self.connected,
             permit: self.permit,
-            client_id: Some(client_id.into()),
+            name: SessionName::Given(name.into()),
             assigned: false,
             will: None,
         }
@@ -143,8 +148,7 @@ pub struct Greeted {
     pub(super) trace: Trace,
     pub(crate) connected: Connected,
     pub(crate) permit: AdmissionPermit,
-    /// `None`: the device id.
-    pub(crate) client_id: Option<Box<str>>,
+    pub(crate) name: SessionName,
     /// The client sent none, so it must be told.
     pub(crate) assigned: bool,
     pub(crate) will: Option<Will>,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use countersign_identity::{Anchor, HeldPath, Timestamp, VerifiedChain};
+use countersign_identity::{Anchor, HeldPath, IdentityFields, Timestamp, VerifiedChain};
 use countersign_policy::facts::TlsFacts;
 use countersign_policy::first_contact::Contact;
 use countersign_policy::{CredentialFacts, Denial, DenialCode, DeviceFacts, FactSource, Stage};
@@ -48,12 +48,17 @@ impl Handshaken {
                 // A leaf that its authority issued itself is known by its credential.
                 let path = self.chain.held().filter(|_| self.chain.intermediates() > 0);
                 let (not_after, path) = (self.chain.not_after(), path.cloned());
+                let named = match self.chain.pinned_device() {
+                    Some(_) => None,
+                    None => Some(Arc::new(IdentityFields::of(self.chain.leaf()))),
+                };
                 let (_, anchor) = self.chain.into_parts();
                 Ok(Identification::Known(Box::new(Identified {
                     trace: self.trace,
                     anchor,
                     not_after,
                     path,
+                    named,
                     device,
                     credential,
                     tls: self.tls,
@@ -116,6 +121,7 @@ pub struct Identified {
     pub(super) anchor: Arc<Anchor>,
     pub(super) not_after: Timestamp,
     pub(super) path: Option<Arc<HeldPath>>,
+    pub(super) named: Option<Arc<IdentityFields>>,
     pub(super) device: Arc<DeviceFacts>,
     pub(super) credential: CredentialFacts,
     pub(super) tls: TlsFacts,
@@ -152,6 +158,7 @@ impl Identified {
                     anchor: self.anchor,
                     not_after: self.not_after,
                     path: self.path,
+                    named: self.named,
                     tls: self.tls,
                 };
                 Ok(Authorised {

@@ -1,5 +1,5 @@
 use countersign_identity::{
-    AnchorIndex, AnchorState, AuthorityId, DeviceId, Fingerprint, Generation, TenantId,
+    Anchor, AnchorIndex, AnchorState, AuthorityId, DeviceId, Fingerprint, Generation, TenantId,
 };
 use countersign_policy::decide::TenantPolicy;
 use countersign_policy::facts::RegistryUnavailable;
@@ -35,6 +35,9 @@ impl FactSource for Nobody {
         None
     }
     fn authority(&self, _: &AuthorityId) -> Option<(AnchorState, Generation)> {
+        None
+    }
+    fn anchor(&self, _: &AuthorityId) -> Option<Arc<Anchor>> {
         None
     }
     fn admission(&self, _: &AuthorityId) -> Admission {

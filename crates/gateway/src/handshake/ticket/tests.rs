@@ -76,6 +76,9 @@ impl FactSource for World {
         let state = self.state.lock();
         Some((state.anchor, Generation(state.authority)))
     }
+    fn anchor(&self, _: &AuthorityId) -> Option<Arc<Anchor>> {
+        None
+    }
     fn admission(&self, _: &AuthorityId) -> Admission {
         Admission::RegisteredOnly
     }

@@ -115,6 +115,9 @@ pub enum AuthorityCommand {
         /// With just-in-time: a TOML file with id_pattern, quota, and as you like model, groups, state
         #[arg(long, requires = "admission")]
         template: Option<PathBuf>,
+        /// How many known devices may be locked out by the rule, because it reads no id of theirs from their certificates
+        #[arg(long, default_value_t = 0, requires = "identity_rule")]
+        leave_out: u64,
     },
     /// The revocation list of a registered CA: give it, say where it comes from, or look at what is known of it
     Crl {
