@@ -143,12 +143,12 @@ fn a_change_in_one_tenant_holds_up_no_suspension_in_another() {
             assert!(took < SUSPENDED_WITHIN, "{id}: {took:?}");
             assert_eq!((&told["ended"], &told["open"]), (&json!(1), &json!(0)), "{told}");
             during += usize::from(!changing.is_finished());
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(20));
         }
         (changing.join().unwrap(), during)
     });
     assert!(
-        during > OTHERS / 2,
+        during >= 3,
         "the policies were set in the time of {during} suspension(s)"
     );
     let kept = SESSIONS - LOSE;
