@@ -864,7 +864,7 @@ fn a_stations_device_is_never_learned_at_first_contact() {
     // A CA that ended does not come back through its parent.
     let seen = place.connect(&through_root, "SN-1");
     assert_eq!((seen.connack(), seen.alert), (None, Some(44)), "{seen:?}");
-    let text = place.ok(&["explain", "SN-1"]);
+    let text = place.ok(&["explain", "--recent", "--refused"]);
     assert!(text.contains("authority.revoked"), "{text}");
     let missing = place.server.cli(&["device", "show", "SN-1"]).unwrap();
     assert_eq!(missing.status.code(), Some(3), "nothing was learned");
