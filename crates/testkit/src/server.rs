@@ -20,7 +20,11 @@ impl Guard {
     fn of(child: &Child) -> Result<Self> {
         // Its input ends with us. In a group of its own: a key that interrupts us must not end it before it has done its work.
         let watch = Command::new("sh")
-            .args(["-c", "read -r _; kill -9 -- \"-$0\"", &child.id().to_string()])
+            .args([
+                "-c",
+                "read -r _; kill -s KILL -- \"-$0\"",
+                &child.id().to_string(),
+            ])
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
