@@ -1,5 +1,5 @@
-//! What of MQTT is offered at all, whatever policies say: asked of a publish, a will, a subscription, a case of `policy test` and
-//! by `why` alike.
+//! What of MQTT is offered at all, whatever policies say: asked of a publish over MQTT and HTTPS, of a subscription, of a case of
+//! `policy test` and by `why` alike. A will has codes of its own, for its CONNECT is refused.
 
 use crate::denial::{Denial, DenialCode};
 

@@ -8,7 +8,7 @@ use countersign_identity::Timestamp;
 use countersign_mqtt::QoS;
 use countersign_mqtt::topic::TopicName;
 use countersign_policy::decide::DataFacts;
-use countersign_policy::{Denial, DenialCode};
+use countersign_policy::{Denial, DenialCode, offered};
 
 use crate::data::embedded::Message;
 use crate::metrics::count;
@@ -73,12 +73,7 @@ impl DeviceSession {
         if self.entry.ending().is_some() {
             return Err(DenialCode::GrantStale.into());
         }
-        if publish.qos == QoS::ExactlyOnce {
-            return Err(DenialCode::QosNotSupported.into());
-        }
-        if publish.retain {
-            return Err(DenialCode::RetainNotSupported.into());
-        }
+        offered::publish(publish.qos as u8, publish.retain)?;
         if publish.topic.len() + publish.payload.len() > self.message_bytes_max() {
             return Err(DenialCode::PacketTooLarge.into());
         }

@@ -15,7 +15,7 @@ use countersign_mqtt::frame::Frame;
 use countersign_mqtt::properties::PropertyWriter;
 use countersign_mqtt::server::{self, OutgoingPublish};
 use countersign_mqtt::{DecodeError, PacketId, QoS, ReasonCode, Version};
-use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord};
+use countersign_policy::{Denial, DenialCode, Stage, StageOutcome, StageRecord, offered};
 
 use super::entry::{EndReason, SessionEntry};
 use super::grant::Granted;
@@ -229,15 +229,13 @@ impl Session {
     }
 
     fn publish(&mut self, publish: &Publish<'_>, node: &Node, replies: &mut Vec<u8>) -> Result<(), End> {
-        let unsupported = if publish.qos == QoS::ExactlyOnce {
-            Some((DenialCode::QosNotSupported, ReasonCode::QOS_NOT_SUPPORTED))
-        } else if publish.retain {
-            Some((DenialCode::RetainNotSupported, ReasonCode::RETAIN_NOT_SUPPORTED))
-        } else {
-            None
-        };
-        if let Some((code, reason)) = unsupported {
-            self.refuse(node, code.into(), publish.topic.map(|t| t.as_str()));
+        if let Err(denial) = offered::publish(publish.qos as u8, publish.retain) {
+            let code = denial.code;
+            let reason = match code {
+                DenialCode::RetainNotSupported => ReasonCode::RETAIN_NOT_SUPPORTED,
+                _ => ReasonCode::QOS_NOT_SUPPORTED,
+            };
+            self.refuse(node, denial, publish.topic.map(|t| t.as_str()));
             return Err(End {
                 reason: EndReason::Protocol,
                 code: Some(reason),
